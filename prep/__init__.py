@@ -1,0 +1,1 @@
+"""Raw files of Amazon Reviews 2023 to a nested, stratified, leak-free sample: tables only, no torch."""

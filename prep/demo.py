@@ -1,0 +1,266 @@
+"""The embedded demo catalogue: made products in the dataset's exact raw layout, with images beside them.
+
+In: category names, a count of items and a seed. Out: a folder with ``raw/meta_categories``,
+``raw/review_categories`` and ``images/I``. Guaranteed: the same arguments give the same bytes. Nothing in it is a
+real product, and no result on it says anything about one.
+
+A product has a quality that its words show and a quality that its picture shows; its stars follow both, and their
+average is noisier the fewer ratings it has. Around that it has what real data has: long-tailed counts, missing
+fields, null hi_res, "None" prices, arbitrary details, duplicate reviews, one product under two ids, a shared
+placeholder image, malformed lines, a rating of 0, dead and broken images.
+"""
+
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+FORMAT = 1  # raise it when the bytes of a catalogue change
+SIDE = 96  # px of an image
+
+_GOOD = [
+    "sturdy",
+    "reliable",
+    "premium",
+    "durable",
+    "precise",
+    "elegant",
+    "smooth",
+    "trusted",
+    "refined",
+    "generous",
+    "solid",
+    "comfortable",
+    "handcrafted",
+    "leakproof",
+    "seamless",
+    "certified",
+]
+_POOR = [
+    "flimsy",
+    "basic",
+    "generic",
+    "thin",
+    "disposable",
+    "rough",
+    "wobbly",
+    "assorted",
+    "unbranded",
+    "scented",
+    "plain",
+    "loud",
+    "stiff",
+    "narrow",
+    "brittle",
+    "leftover",
+]
+_PLAIN = [
+    "with",
+    "for",
+    "daily",
+    "use",
+    "in",
+    "the",
+    "home",
+    "and",
+    "kitchen",
+    "set",
+    "pack",
+    "gift",
+    "size",
+    "color",
+    "design",
+    "easy",
+    "clean",
+    "portable",
+    "compact",
+    "large",
+    "small",
+    "family",
+    "travel",
+    "classic",
+    "modern",
+    "soft",
+    "bright",
+]
+_NOUNS = [
+    "kettle",
+    "pan",
+    "brush",
+    "mug",
+    "lamp",
+    "puzzle",
+    "robot",
+    "blocks",
+    "doll",
+    "kite",
+    "serum",
+    "lotion",
+    "comb",
+    "mirror",
+    "soap",
+    "towel",
+    "tray",
+    "bottle",
+    "basket",
+    "timer",
+    "scale",
+    "whisk",
+    "racket",
+    "drum",
+]
+_BRANDS = [
+    "Alder",
+    "Brook",
+    "Cedar",
+    "Dune",
+    "Ember",
+    "Fjord",
+    "Grove",
+    "Harbor",
+    "Iris",
+    "Juniper",
+    "Kestrel",
+    "Linden",
+]
+_PLACEHOLDER = "DEMO-PLACEHOLDER"
+_HOST = "https://m.media-amazon.com/images/I"
+
+
+def write_catalogue(folder: Path, categories: Sequence[str], items: int, seed: int) -> None:
+    """Write the raw files and images of `categories`, about `items` products each, below `folder`."""
+    for name in ("raw/meta_categories", "raw/review_categories", "images/I"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / "images/I" / f"{_PLACEHOLDER}.jpg").write_bytes(_picture(Random(seed), -1.0))
+    for category in categories:
+        _write_category(folder, category, items, Random(f"{seed}/{category}"))
+
+
+def _write_category(folder: Path, category: str, items: int, random: Random) -> None:
+    prefix = "D" + "".join(random.choices("ABCDEFGHJKLMNPQRSTUVWXYZ", k=3))
+    metadata: list[dict[str, Any]] = []
+    reviews: list[dict[str, Any]] = []
+    for number in range(items):
+        product = _product(random, f"{prefix}{number:06d}", category)
+        if metadata and random.random() < 0.03:  # the product before it, listed again under another id
+            product |= {"title": metadata[-1]["title"].upper(), "store": metadata[-1]["store"]}
+        stars = product.pop("stars")
+        written = [_review(random, product["parent_asin"], stars) for _ in range(min(product["rating_number"], 30))]
+        reviews += written + [review for review in written if random.random() < 0.01]
+        picture, quality = product.pop("picture"), product.pop("look")
+        _write_image(folder / "images/I" / f"{picture}.jpg", random, quality)
+        metadata.append(product)
+    reviews[0]["rating"] = 0.0
+    random.shuffle(reviews)
+    lines = [json.dumps(product) for product in metadata]
+    for broken in range(2, len(lines), 211):
+        lines.insert(broken, lines[broken][: len(lines[broken]) // 2])
+    lines.insert(5, json.dumps(metadata[0] | {"average_rating": "four"}))
+    _write_lines(folder / f"raw/meta_categories/meta_{category}.jsonl", lines)
+    _write_lines(
+        folder / f"raw/review_categories/{category}.jsonl",
+        [*map(json.dumps, reviews), '{"rating": 5.0, "tit'],
+    )
+
+
+def _write_lines(path: Path, lines: list[str]) -> None:
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _product(random: Random, asin: str, category: str) -> dict[str, Any]:
+    """Make one product; `stars`, `picture` and `look` are taken out before it is written."""
+    words, look = random.gauss(0, 1), random.gauss(0, 1)
+    truth = min(5.0, max(1.0, 3.7 + 0.55 * words + 0.45 * look))
+    count = 1 + int(math.exp(random.gauss(2.6, 1.3)))
+    average = min(5.0, max(1.0, random.gauss(truth, 1.1 / math.sqrt(count))))
+    picture = _PLACEHOLDER if random.random() < 0.02 else f"{asin}-1"
+    large = f"{_HOST}/{picture}.jpg"
+    title = f"{random.choice(_BRANDS)} {_phrase(random, words, 4)} {random.choice(_NOUNS)} {asin[-4:]}"
+    return {
+        "main_category": category.replace("_", " ") if random.random() > 0.02 else None,
+        "title": title,
+        "average_rating": round(average, 1),
+        "rating_number": count,
+        "features": [_phrase(random, words, 5) for _ in range(random.choice([0, 2, 3]))],
+        "description": [f"<p>{_phrase(random, words, 12)} &amp; more</p>"] if random.random() > 0.4 else [],
+        "price": random.choice([None, "None", 9.99, "from 12.50", 120]),
+        "images": [
+            {
+                "thumb": f"{_HOST}/{picture}._SS40_.jpg",
+                "large": large,
+                "variant": "MAIN",
+                "hi_res": None if random.random() < 0.3 else large,
+            }
+        ]
+        if random.random() > 0.03
+        else [],
+        "videos": [],
+        "store": random.choice([*_BRANDS, None]),
+        "categories": random.choice([[], ["Demo", category]]),
+        "details": random.choice(
+            [{}, {"Brand": "Demo", "Item Weight": 0.4}, {"Rank": {"Demo": 12}, "New": ["a", None]}]
+        ),
+        "parent_asin": asin,
+        "bought_together": None,
+        "stars": truth,
+        "picture": picture,
+        "look": look,
+    }
+
+
+def _phrase(random: Random, quality: float, length: int) -> str:
+    """Return `length` words, more of them good the higher the quality."""
+    share = 1 / (1 + math.exp(-2.5 * quality))
+    return " ".join(
+        random.choice(_PLAIN) if random.random() < 0.4 else random.choice(_GOOD if random.random() < share else _POOR)
+        for _ in range(length)
+    )
+
+
+def _review(random: Random, asin: str, stars: float) -> dict[str, Any]:
+    return {
+        "rating": float(min(5, max(1, round(random.gauss(stars, 1.1))))),
+        "title": "",
+        "text": "A made review of a made product.",
+        "images": [],
+        "asin": asin,
+        "parent_asin": asin,
+        "user_id": f"DEMO{random.randrange(5000):05d}",
+        "timestamp": 1_400_000_000_000 + random.randrange(280_000_000) * 1000,
+        "helpful_vote": 0,
+        "verified_purchase": random.random() < 0.9,
+    }
+
+
+def _write_image(path: Path, random: Random, quality: float) -> None:
+    fate = random.random()
+    if path.exists() or fate < 0.02:  # the placeholder stands already; 2 % of the links are dead
+        return
+    content = _picture(random, quality)
+    if fate < 0.03:
+        content = content[: len(content) // 2]
+    elif fate < 0.035:
+        content = b"<html><body>Not an image</body></html>"
+    path.write_bytes(content)
+
+
+def _picture(random: Random, quality: float) -> bytes:
+    """Draw a product on a backdrop: the better it looks, the lighter the backdrop and the fuller its colour."""
+    level = 1 / (1 + math.exp(-1.5 * quality))
+    backdrop = tuple(int(60 + 190 * level + random.gauss(0, 6)) for _ in range(3))
+    image = Image.new("RGB", (SIDE, SIDE), tuple(min(255, max(0, value)) for value in backdrop))
+    draw = ImageDraw.Draw(image)
+    hue = random.randrange(360)
+    color = f"hsl({hue}, {int(15 + 80 * level)}%, 45%)"
+    for _ in range(1 + int(5 * (1 - level))):  # a poor picture is cluttered
+        x, y, side = random.randrange(8, 50), random.randrange(8, 50), random.randrange(20, 40)
+        shape = random.choice([draw.ellipse, draw.rectangle])
+        shape((x, y, x + side, y + side), fill=color)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()

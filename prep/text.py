@@ -1,0 +1,82 @@
+"""A product's text: cleaned once, assembled once, for training and prediction alike.
+
+In: the raw fields of an item. Out: clean strings, and the text the model reads. Both are pure functions, so the
+text seen in training and the one seen in prediction cannot differ.
+"""
+
+import html
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+# The fields of an item that can enter its text, and how each is announced there (reference: the paper's
+# code announces the first four; `store` and `details` are ours).
+LABELS = {
+    "main_category": "Main category",
+    "title": "Title",
+    "features": "Features",
+    "description": "Description",
+    "store": "Store",
+    "details": "Details",
+}
+
+_TAG = re.compile(r"<(?:[a-zA-Z/!][^<>]{0,1000})>")
+_SCRIPT = re.compile(r"<(script|style)\b.*?</\1\s*>", re.IGNORECASE | re.DOTALL)
+_URL = re.compile(r"(?:https?://|www\.)\S+", re.IGNORECASE)
+_SPACE = re.compile(r"\s+")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\ufeff\ufffd]")
+
+
+def clean(text: str | None) -> str:
+    """Return `text` without markup, entities, URLs and control characters, in NFC, with single spaces."""
+    if not text:
+        return ""
+    # Entities are resolved before tags, because descriptions hold escaped markup (&lt;br&gt;); twice,
+    # because some are escaped twice (&amp;amp;).
+    text = html.unescape(html.unescape(text))
+    text = _TAG.sub(" ", _SCRIPT.sub(" ", text))
+    text = _CONTROL.sub(" ", _URL.sub(" ", text))
+    return _SPACE.sub(" ", unicodedata.normalize("NFC", text)).strip()
+
+
+def clean_list(parts: Iterable[str | None] | None, separator: str) -> str:
+    """Return the cleaned parts that are not empty, joined by `separator`."""
+    return separator.join(filter(None, map(clean, parts or ())))
+
+
+def clean_details(details: str) -> str:
+    """Return an item's `details`, a JSON object, as ``key: value; key: value`` in its own order.
+
+    Nested values are flattened. Text that is no JSON object is cleaned as it is: at prediction time a team may write
+    the details by hand.
+    """
+    try:
+        content = json.loads(details)
+    except ValueError:
+        return clean(details)
+    if not isinstance(content, dict):
+        return clean(details)
+    pairs = ((clean(key), clean(_flat(value))) for key, value in content.items())
+    return "; ".join(f"{key}: {value}" for key, value in pairs if key and value)
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_flat(inner)}" for key, inner in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_flat, value))
+    return "" if value is None else str(value)
+
+
+def assemble(fields: Mapping[str, str], order: Sequence[str]) -> str:
+    """Return the text the model reads: one ``Label: value`` line a field that is not empty, in `order`.
+
+    Args:
+        fields: clean strings by field name (the columns of the sample, the keys of a shard's JSON).
+        order: names of `LABELS`, as in the parameter ``text.fields``.
+
+    Source: reference, the paper's text (Main category, Title, Features, Description).
+    """
+    return "\n".join(f"{LABELS[name]}: {value}" for name in order if (value := fields.get(name, "")))

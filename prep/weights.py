@@ -1,0 +1,54 @@
+"""Weights: the constant that turns a rating count into the weight of a sample.
+
+In: the training parts of ``data/sample/``. Out: ``data/weights.json``. Guaranteed: the mean is over the training
+split of this fraction, before the clip, and does not depend on the order of the rows.
+"""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from prep import files
+from prep.faults import UserError
+from prep.params import Params
+from prep.sample import part_files
+from prep.strata import TRAIN
+
+
+def weigh(params: Params, data: Path = Path("data")) -> None:
+    """Write ``data/weights.json``: which count weighs, the mean of its log1p, the clip and the number of samples.
+
+    The weight of a sample is min(log1p(count) / mean, clip). With ``weights.count: none`` every sample weighs 1.
+
+    Raises:
+        UserError: no training sample has a rating, so that the mean is 0.
+
+    Source: reference, section 1 (weight).
+    """
+    column = params.weights.count
+    parts = [
+        part
+        for c in params.source.categories
+        for part in part_files(data / "sample" / c)
+        if part.stem.startswith(TRAIN)
+    ]
+    name = "rating_number" if column == "none" else column
+    counts = np.concatenate([pq.read_table(part, columns=[name])[name].to_numpy() for part in parts])
+    # an exact sum over the distinct counts: the same on every machine and in every order
+    values, times = np.unique(counts, return_counts=True)
+    mean = math.fsum(math.log1p(int(v)) * int(n) for v, n in zip(values, times, strict=True)) / len(counts)
+    if column == "none":
+        mean = 1.0
+    if mean == 0:
+        raise UserError(
+            f"weights.count is {column}, and it is 0 for all {len(counts)} training samples; set weights.count: none"
+        )
+    weights = {
+        "count": column,
+        "mean": float(f"{mean:.12g}"),
+        "clip": params.weights.clip,
+        "samples": len(counts),
+    }
+    files.write_json(data / "weights.json", weights)

@@ -1,0 +1,184 @@
+import json
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import tenacity
+
+from prep import download, source
+from prep.faults import UserError
+from prep.params import Params
+
+ITEM = {
+    "parent_asin": "B01",
+    "title": "A pan",
+    "average_rating": 4.5,
+    "rating_number": 3,
+    "features": ["x"],
+    "description": [],
+    "images": [{"hi_res": None, "large": "https://m.media-amazon.com/images/I/1.jpg"}],
+    "details": {"any": {"thing": [1]}},
+    "main_category": None,
+    "store": None,
+    "price": "None",
+}
+REVIEW = {
+    "parent_asin": "B01",
+    "user_id": "U",
+    "rating": 5.0,
+    "timestamp": 1,
+    "verified_purchase": True,
+    "text": "secret",
+}
+
+
+def mirror(folder: Path, items: bytes, reviews: bytes = b"") -> Path:
+    for name, content in {"meta_categories/meta_Toys": items, "review_categories/Toys": reviews}.items():
+        path = folder / "raw" / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return folder
+
+
+def line(**changes: object) -> bytes:
+    return json.dumps(ITEM | changes).encode() + b"\n"
+
+
+@pytest.fixture
+def settings(make_params: Callable[..., Params]) -> Callable[..., Params]:
+    def of(location: Path | str, **changes: object) -> Params:
+        where = {"source.kind": "mirror", "source.location": str(location), "source.categories": ["Toys"]}
+        return make_params(**(where | {"download.bad_share": 0.9} | changes))
+
+    return of
+
+
+def rows(data: Path, table: str) -> list[dict]:
+    files = sorted((data / "raw/Toys").glob(f"{table}*.parquet"))
+    return [row for file in files for row in pq.read_table(file).to_pylist()]
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (b"<html>503</html>\n", "not_json"),
+        (line()[:40] + b"\n", "not_json"),
+        (line(title="\xff\xfe").replace(b"\\u00ff", b"\xff"), "bad_utf8"),
+        (line(average_rating="four"), "wrong_type"),
+        (line(features="not a list"), "wrong_type"),
+        (line(rating_number=-1), "wrong_type"),
+        (b'{"title": "no id"}\n', "missing_key"),
+        (line(parent_asin=""), "bad_parent_asin"),
+        (line(parent_asin="../../etc/passwd"), "bad_parent_asin"),
+        (line(parent_asin="a.b"), "bad_parent_asin"),
+        (line()[:-30], "truncated"),
+    ],
+)
+def test_a_bad_line_is_set_aside_with_its_reason(
+    tmp_path: Path, settings: Callable[..., Params], bad: bytes, reason: str
+) -> None:
+    content = line() + line(parent_asin="B02") + bad
+    download.download("Toys", settings(mirror(tmp_path / "m", content)), tmp_path)
+    assert {row["parent_asin"] for row in rows(tmp_path, "items")} == {"B01", "B02"}
+    assert rows(tmp_path, "rejects") == [{"file": "meta_Toys.jsonl", "line": 3, "reason": reason}]
+    report = json.loads((tmp_path / "raw/Toys/report.json").read_text())
+    assert report["tables"]["items"] == {"rows_in": 3, "rows_out": 2, "dropped": {reason: 1}}
+
+
+def test_only_the_columns_used_are_kept_and_no_review_text_or_user(
+    tmp_path: Path, settings: Callable[..., Params]
+) -> None:
+    reviews = json.dumps(REVIEW).encode() + b"\n"
+    download.download("Toys", settings(mirror(tmp_path / "m", line(), reviews)), tmp_path)
+    item = rows(tmp_path, "items")[0]
+    assert item["images"] == ITEM["images"]
+    assert json.loads(item["details"]) == ITEM["details"]
+    assert "price" not in item
+    assert all(b"secret" not in file.read_bytes() for file in (tmp_path / "raw/Toys").iterdir())
+    assert set(rows(tmp_path, "reviews")[0]) == {
+        "parent_asin", "line_hash", "user_hash", "rating", "timestamp", "verified_purchase"
+    }  # fmt: skip
+
+
+def test_items_and_reviews_of_a_product_stand_in_one_bucket(tmp_path: Path, make_params: Callable[..., Params]) -> None:
+    params = make_params(**{"download.buckets": 7})
+    download.download("Demo_Toys", params, tmp_path)
+    folder = tmp_path / "raw/Demo_Toys"
+    for bucket in range(7):
+        items = set(pq.read_table(folder / f"items-{bucket:03d}.parquet")["parent_asin"].to_pylist())
+        reviews = set(pq.read_table(folder / f"reviews-{bucket:03d}.parquet")["parent_asin"].to_pylist())
+        assert items
+        assert reviews <= items
+
+
+def test_too_many_bad_lines_stop_the_stage_and_leave_nothing(tmp_path: Path, settings: Callable[..., Params]) -> None:
+    params = settings(mirror(tmp_path / "m", line() + b"<html>\n" * 3), **{"download.bad_share": 0.5})
+    with pytest.raises(UserError, match=r"3 of 4 lines of meta_Toys.jsonl are unusable \(not_json 3\).*bad_share"):
+        download.download("Toys", params, tmp_path)
+    assert not (tmp_path / "raw/Toys").exists()
+
+
+def test_an_empty_file_and_a_missing_one_are_sentences(tmp_path: Path, settings: Callable[..., Params]) -> None:
+    with pytest.raises(UserError, match="meta_Toys.jsonl of the source is empty"):
+        download.download("Toys", settings(mirror(tmp_path / "m", b"")), tmp_path)
+    with pytest.raises(UserError, match="has no file raw/meta_categories/meta_Toys.jsonl"):
+        download.download("Toys", settings(tmp_path / "nowhere"), tmp_path)
+
+
+def test_a_source_without_reviews_is_said_to_have_none(tmp_path: Path, settings: Callable[..., Params]) -> None:
+    folder = mirror(tmp_path / "m", line())
+    (folder / "raw/review_categories/Toys.jsonl").unlink()
+    with pytest.raises(UserError, match="review_categories/Toys.jsonl"):
+        download.download("Toys", settings(folder), tmp_path)
+    download.download("Toys", settings(folder, **{"source.reviews": False}), tmp_path)
+    assert rows(tmp_path, "reviews") == []
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """Serve tmp_path/m over real HTTP; the first two requests of each file break off in the body."""
+    seen: dict[str, int] = {}
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen[self.path] = seen.get(self.path, 0) + 1
+            if seen[self.path] <= 2:
+                self.send_response(200)
+                self.send_header("Content-Length", "1000")
+                self.end_headers()
+                self.wfile.write(b"half")
+            else:
+                super().do_GET()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    handler = partial(Handler, directory=str(tmp_path / "m"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_port}"
+        httpd.shutdown()
+
+
+def test_a_mirror_over_http_gives_the_same_bytes_although_its_answers_break_off(
+    tmp_path: Path, settings: Callable[..., Params], server: str, digests: Callable[[Path], dict[str, str]]
+) -> None:
+    folder = mirror(tmp_path / "m", line(), json.dumps(REVIEW).encode() + b"\n")
+    download.download("Toys", settings(folder), tmp_path / "local")
+    download.download("Toys", settings(server), tmp_path / "remote")
+    assert digests(tmp_path / "local") == digests(tmp_path / "remote")
+
+
+def test_a_mirror_that_does_not_answer_is_a_sentence(
+    tmp_path: Path, settings: Callable[..., Params], server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirror(tmp_path / "m", line())
+    with pytest.raises(UserError, match=r"Gone\.jsonl answered 404; check"):
+        download.download("Gone", settings(server, **{"source.categories": ["Gone"]}), tmp_path)
+    monkeypatch.setattr(source._stream.retry, "wait", tenacity.wait_none())  # the waits themselves are tenacity's
+    with pytest.raises(UserError, match=r"127.0.0.1:9/.*cannot be read.*check source.location"):
+        download.download("Toys", settings("http://127.0.0.1:9"), tmp_path)

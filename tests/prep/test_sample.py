@@ -1,0 +1,169 @@
+"""Promises 1 to 4 on the sample stage, over made categories and pairs of fractions."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from prep.faults import UserError
+from prep.files import write_table
+from prep.groups import group
+from prep.params import Params
+from prep.sample import candidates, sample
+from prep.tables import JOINED
+
+ITEM = st.tuples(
+    st.integers(0, 30),  # the title: equal ones are the same product
+    st.sampled_from([1.0, 2.5, 3.0, 4.0, 4.5, 5.0]),
+    st.sampled_from([0, 1, 3, 30, 5000]),
+)
+
+
+def write_items(data: Path, items: list[tuple[int, float, int]], buckets: int, category: str = "Toys") -> None:
+    rows = [
+        {
+            "parent_asin": f"I{number:03d}", "title": f"product {title} with a long name", "main_category": "Toys",
+            "store": "S", "features": [], "description": ["a description that is long enough"], "details": "{}",
+            "images": [], "review_count": 0, "average_rating": stars, "rating_number": count,
+        }
+        for number, (title, stars, count) in enumerate(items)
+    ]  # fmt: skip
+    folder = data / "items" / category
+    for old in folder.glob("*.parquet"):
+        old.unlink()
+    for bucket in range(buckets):
+        table = pa.Table.from_pylist(rows[bucket::buckets][::-1], JOINED)
+        write_table(folder / f"items-{bucket:03d}.parquet", table)
+
+
+def drawn(data: Path, params: Params, digests: Callable[[Path], dict[str, str]]) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Run groups and sample; return the rows and the digest of each part."""
+    group(params, data)
+    sample("Toys", params, data)
+    folder = data / "sample/Toys"
+    parts = [pd.read_parquet(file).assign(part=file.stem) for file in sorted(folder.glob("*.parquet"))]
+    hashes = {name: digest for name, digest in digests(folder).items() if name != "report.json"}
+    return pd.concat(parts), hashes
+
+
+BASE = {"source.categories": ["Toys"], "groups.max_link": 200, "sample.min_chars": 0}
+
+
+@settings(
+    max_examples=12,
+    deadline=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    items=st.lists(ITEM, min_size=30, max_size=120),
+    buckets=st.integers(1, 5),
+    fractions=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    minimum=st.sampled_from([0, 5, 40]),
+    eval_fraction=st.sampled_from([0.05, 0.5, 1.0]),
+)
+def test_fractions_nest_splits_stay_and_the_bytes_know_nothing_of_fraction_or_partitioning(
+    tmp_path: Path,
+    make_params: Callable[..., Params],
+    digests: Callable[[Path], dict[str, str]],
+    items: list[tuple[int, float, int]],
+    buckets: int,
+    fractions: tuple[int, int],
+    minimum: int,
+    eval_fraction: float,
+) -> None:
+    small, large = sorted(fractions)
+    common = BASE | {"sample.min_per_category": minimum, "sample.eval_fraction": eval_fraction}
+    try:
+        write_items(tmp_path, items, 1)
+        few, few_parts = drawn(tmp_path, make_params(**common, **{"sample.fraction": small / 20}), digests)
+        write_items(tmp_path, items, buckets)
+        many, many_parts = drawn(tmp_path, make_params(**common, **{"sample.fraction": large / 20}), digests)
+    except UserError as error:  # a handful of groups may all fall outside train
+        assert "no item is left to train on" in str(error)
+        return
+    assert few_parts.items() <= many_parts.items()
+    split = dict(zip(many["parent_asin"], many["split"], strict=True))
+    assert all(split[asin] == before for asin, before in zip(few["parent_asin"], few["split"], strict=True))
+    assert (many.groupby("group")["split"].nunique() == 1).all()
+    assert many.groupby("title")["split"].nunique().max() == 1  # the same product stands in one split
+    train = many[many["split"] == "train"]
+    assert (train["part"] == train["band"].map(lambda b: f"train-{b:02d}")).all()
+    held = [rows[rows["split"] != "train"]["parent_asin"].tolist() for rows in (few, many)]
+    assert held[0] == held[1]  # measured on the same items whatever the fraction
+    report = json.loads((tmp_path / "sample/Toys/report.json").read_text())["tables"]["items"]
+    assert report["rows_in"] == len(items)
+    assert report["rows_out"] == len(many)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"title": "<br>"}, "no_title"),
+        ({"features": ["", " "]}, "no_features"),
+        ({"description": []}, "no_description"),
+        ({"average_rating": None}, "no_average_rating"),
+        ({"average_rating": 0.0}, "rating_out_of_range"),
+        ({"rating_number": None}, "no_rating_number"),
+        ({"images": []}, "no_image"),
+        ({"images": [{"hi_res": None, "large": None}]}, "no_image"),
+        ({"title": "a", "features": ["b"], "description": ["<b>" + " " * 40 + "</b>c"]}, "short_text"),
+    ],
+)
+def test_an_item_without_what_is_required_is_dropped_with_its_reason(
+    tmp_path: Path, make_params: Callable[..., Params], change: dict, reason: str
+) -> None:
+    whole = {
+        "main_category": "Toys", "title": "a title of some length", "store": "S", "features": ["feature"],
+        "description": ["and words"], "details": "{}", "images": [{"hi_res": None, "large": "https://x/1.jpg"}],
+        "review_count": 0, "average_rating": 4.0, "rating_number": 3,
+    }  # fmt: skip
+    rows = [whole | {"parent_asin": f"I{i}", "title": f"a title of some length {i}"} for i in range(30)]
+    rows.append(whole | {"parent_asin": "BAD"} | change)
+    write_table(tmp_path / "items/Toys/items-000.parquet", pa.Table.from_pylist(rows, JOINED))
+    require = ["main_category", "title", "features", "description", "average_rating", "rating_number", "image"]
+    params = make_params(**{"source.categories": ["Toys"], "sample.require": require, "sample.fraction": 1.0})
+    group(params, tmp_path)
+    sample("Toys", params, tmp_path)
+    report = json.loads((tmp_path / "sample/Toys/report.json").read_text())["tables"]["items"]
+    assert report == {"rows_in": 31, "rows_out": 30, "dropped": {reason: 1}}
+
+
+def test_a_category_with_nothing_to_train_on_is_a_sentence(tmp_path: Path, make_params: Callable[..., Params]) -> None:
+    write_items(tmp_path, [(1, 4.0, 3)], 1)
+    params = make_params(**BASE, **{"sample.require": ["image"]})
+    group(params, tmp_path)
+    with pytest.raises(UserError, match=r"Toys: no item is left to train on \(no_image 1\).*sample.require"):
+        sample("Toys", params, tmp_path)
+
+
+def test_the_first_image_of_the_preferred_kind_is_asked_first() -> None:
+    images = [{"hi_res": None, "large": "l1"}, {"hi_res": "h2", "large": "l2"}]
+    assert candidates(images, "hi_res") == ["h2", "l1"]
+    assert candidates(images, "large") == ["l1", "h2"]
+    assert candidates([{"hi_res": "same", "large": "same"}], "large") == ["same"]
+
+
+def test_the_papers_filter_accounts_for_every_real_row(
+    tmp_path: Path, make_params: Callable[..., Params], corpus: Path, run_to: Callable[..., None]
+) -> None:
+    category = "Health_and_Personal_Care"
+    require = ["main_category", "title", "features", "description", "average_rating", "rating_number", "image"]
+    params = make_params(
+        **{
+            "source.kind": "mirror", "source.location": str(corpus / "amazon"), "source.reviews": False,
+            "source.categories": [category], "sample.require": require, "sample.fraction": 1.0,
+        }
+    )  # fmt: skip
+    run_to(params, tmp_path, "sample")
+    report = json.loads((tmp_path / "sample" / category / "report.json").read_text())["tables"]["items"]
+    lines = (corpus / f"amazon/raw/meta_categories/meta_{category}.jsonl").read_bytes().count(b"\n")
+    raw = json.loads((tmp_path / "raw" / category / "report.json").read_text())["tables"]["items"]
+    assert raw["rows_in"] == lines
+    assert report["rows_out"] + sum(report["dropped"].values()) + sum(raw["dropped"].values()) == lines
+    assert 0.05 * lines < report["rows_out"] < 0.3 * lines

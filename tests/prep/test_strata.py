@@ -1,0 +1,90 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prep import strata
+
+ITEMS = st.lists(
+    st.tuples(st.integers(0, 40), st.integers(10, 50), st.integers(0, 3000)),  # group, tenths of a star, count
+    min_size=1,
+    max_size=150,
+)
+
+
+def place(items: list[tuple[int, int, int]], salt: str = "s") -> dict[str, float]:
+    """Return u by id; ids count through the items as given."""
+    ids = [f"I{i}" for i in range(len(items))]
+    groups = [f"G{group}" for group, _, _ in items]
+    stars = np.array([tenths / 10 for _, tenths, _ in items])
+    u = strata.positions(groups, ids, stars, np.array([count for *_, count in items]), salt)
+    return dict(zip(ids, u.tolist(), strict=True))
+
+
+@given(ITEMS, st.randoms())
+def test_positions_do_not_depend_on_the_row_order(items: list, random) -> None:
+    ids = [f"I{i}" for i in range(len(items))]
+    rows = list(zip(ids, items, strict=True))
+    random.shuffle(rows)
+    u = strata.positions(
+        [f"G{group}" for _, (group, _, _) in rows],
+        [name for name, _ in rows],
+        np.array([tenths / 10 for _, (_, tenths, _) in rows]),
+        np.array([count for _, (*_, count) in rows]),
+        "s",
+    )
+    assert dict(zip([name for name, _ in rows], u.tolist(), strict=True)) == place(items)
+
+
+@given(ITEMS, st.integers(1, 20))
+def test_a_fraction_takes_its_share_of_every_stratum_to_within_one_item(items: list, twentieths: int) -> None:
+    u = place(items)
+    strata_of: dict[tuple[int, int], list[float]] = {}
+    for name, (_, tenths, count) in zip(u, items, strict=True):
+        bucket = int(strata.count_bucket(np.array([count]))[0])
+        strata_of.setdefault((tenths, bucket), []).append(u[name])
+    for members in strata_of.values():
+        taken = sum(value < twentieths / 20 for value in members)
+        assert abs(taken - len(members) * twentieths / 20) < 1
+        assert all(0 <= value < 1 for value in members)
+
+
+@given(
+    st.lists(st.integers(0, 19), min_size=1, max_size=200),
+    st.integers(1, 20),
+    st.integers(1, 20),
+    st.integers(0, 300),
+)
+def test_limits_nest_and_reach_the_minimum(bands: list[int], one: int, other: int, minimum: int) -> None:
+    small, large = sorted((one, other))
+    array = np.array(bands)
+    limits = [strata.limit(array, f / 20, 20, minimum) for f in (small, large)]
+    assert limits[0] <= limits[1] <= 20
+    assert limits[0] >= small
+    assert (array < limits[0]).sum() >= min(minimum, len(bands))
+
+
+def test_the_minimum_takes_no_band_more_than_it_needs() -> None:
+    bands = np.repeat(np.arange(20), 10)
+    assert strata.limit(bands, 0.05, 20, 0) == 1
+    assert strata.limit(bands, 0.05, 20, 30) == 3
+    assert strata.limit(bands, 0.05, 20, 31) == 4
+    assert strata.limit(bands, 0.5, 20, 31) == 10
+    assert strata.limit(bands, 0.05, 20, 10**6) == 20
+
+
+def test_splits_have_their_shares_and_follow_the_group_alone() -> None:
+    splits = [strata.split_of(f"G{i}", "s", 0.1, 0.2) for i in range(20_000)]
+    assert abs(splits.count("validation") / 20_000 - 0.1) < 0.01  # over three standard deviations
+    assert abs(splits.count("test") / 20_000 - 0.2) < 0.01  # over three standard deviations
+    assert splits[:100] == [strata.split_of(f"G{i}", "s", 0.1, 0.2) for i in range(100)]
+    assert splits != [strata.split_of(f"G{i}", "pepper", 0.1, 0.2) for i in range(20_000)]
+
+
+def test_hashes_do_not_run_their_parts_together() -> None:
+    assert strata.hash64("s", "ab", "c") != strata.hash64("s", "a", "bc")
+    assert strata.hash64("s", "a") != strata.hash64("t", "a")
+
+
+def test_counts_fall_into_their_buckets() -> None:
+    counts = np.array([0, 1, 2, 4, 5, 99, 100, 1000, 10**7])
+    assert strata.count_bucket(counts).tolist() == [0, 0, 1, 1, 2, 5, 6, 7, 7]

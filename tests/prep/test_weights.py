@@ -1,0 +1,36 @@
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from prep.faults import UserError
+from prep.params import Params
+from prep.weights import weigh
+
+
+def test_the_mean_is_that_of_log1p_over_the_training_split(
+    tmp_path: Path, make_params: Callable[..., Params], run_to: Callable[..., None]
+) -> None:
+    params = make_params()
+    run_to(params, tmp_path, "sample")
+    weigh(params, tmp_path)
+    weights = json.loads((tmp_path / "weights.json").read_text())
+    train = pd.concat(pd.read_parquet(f) for f in sorted((tmp_path / "sample").rglob("train-*.parquet")))
+    expected = sum(math.log1p(count) for count in train["rating_number"]) / len(train)
+    assert weights == {"count": "rating_number", "mean": pytest.approx(expected), "clip": 5.0, "samples": len(train)}
+    weigh(make_params(**{"weights.count": "none"}), tmp_path)
+    assert json.loads((tmp_path / "weights.json").read_text())["mean"] == 1.0
+
+
+def test_counts_that_are_all_zero_are_a_sentence(
+    tmp_path: Path, make_params: Callable[..., Params], run_to: Callable[..., None]
+) -> None:
+    params = make_params()
+    run_to(params, tmp_path, "sample")
+    for file in (tmp_path / "sample").rglob("train-*.parquet"):
+        pd.read_parquet(file).assign(review_count=0).to_parquet(file)
+    with pytest.raises(UserError, match="weights.count is review_count, and it is 0 for all"):
+        weigh(make_params(**{"weights.count": "review_count"}), tmp_path)
