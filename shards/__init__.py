@@ -1,0 +1,1 @@
+"""Sample to images to tar shards, and shards to batches of samples."""

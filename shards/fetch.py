@@ -1,0 +1,264 @@
+"""Stage fetch: the images of a category's sample, at training size, with an outcome for every item.
+
+In: ``data/sample/<category>/*.parquet``. Out: ``data/images/<category>/``, a part for each part of the sample with its
+rows in the same order, and ``report.json``. Guaranteed: what was had stays in the image store, so an interrupt loses only
+what was in flight and a second run asks only for what is missing; the tables depend on what the store holds, never on
+the order it came in; and a share of missing images over the budget ends the stage with a sentence. Links die, so the
+store is the data: this is the one stage whose result another machine may not be able to make again.
+"""
+
+import asyncio
+import hashlib
+import logging
+import signal
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from msgspec.structs import replace
+from rich.console import Console
+from rich.progress import Progress, TaskID, TextColumn
+
+from prep import files
+from prep.faults import Funnel, UserError, check_budget
+from prep.params import Params
+from prep.source import locate
+from prep.tables import IMAGES
+from shards import pixels, urls
+from shards.client import Answer, Client
+from shards.journal import Journal, Record
+
+PASSING = frozenset({"timeout", "refused", "server_error", "unreachable"})  # asked again by the next run
+# The next candidate is asked where this one can never be had. Where it may pass the next run asks again, so that
+# which picture an item has does not depend on a bad moment of the host.
+LAST = PASSING | {"ok"}
+ROWS = 1_000  # a row group: some 10 MB of images
+
+_log = logging.getLogger(__name__)
+
+
+def fetch(category: str, params: Params, data: Path = Path("data")) -> None:
+    """Fetch what is missing of a category's images, then write its images table.
+
+    Args:
+        category: a name of ``source.categories``.
+        params: ``images`` and ``fetch`` are used, ``source`` to know where images are, ``dask.workers`` to decode.
+        data: the folder of the stages' tables.
+
+    Raises:
+        UserError: the sample or the mirror is not there, the host refuses everything, or ``images.bad_share`` is exceeded.
+    """
+    parts = sorted((data / "sample" / category).glob("*.parquet"))
+    if not parts:
+        raise UserError(f"{data}/sample/{category} holds no part; run `dvc repro sample` first")
+    base = params.fetch.mirror or locate(params.source).base
+    if not (urls.is_remote(base) or Path(base).is_dir()):
+        raise UserError(f"the images' mirror {base} is no folder; check fetch.mirror and source.location")
+    with Journal(_store(category, params, base), _terms(params, base)) as journal:
+        with _terminated_like_interrupted(), ThreadPoolExecutor(params.dask.workers, "decode") as pool:
+            asyncio.run(_Fetch(params, base, journal, pool).run(parts))
+        _write(category, parts, params, journal, data / "images" / category)
+
+
+def _store(category: str, params: Params, base: str) -> Path:
+    """Return the journal's path: its name holds what the stored bytes depend on."""
+    # An http(s) URL names one picture whichever mirror serves it; a directory's files are its own.
+    directory = "" if urls.is_remote(base) else base
+    images = params.images
+    depends_on = files.fingerprint(pixels.FORMAT, images.size, images.fit, images.quality, directory)
+    return files.store() / "images" / depends_on[:16] / f"{category}.journal"
+
+
+def _terms(params: Params, base: str) -> str:
+    """Return a fingerprint of who is asked and within which limits: a fault holds under these alone."""
+    return files.fingerprint(base, params.fetch.max_bytes, params.fetch.max_pixels)[:16]
+
+
+class _Fetch:
+    """One run of the stage: asks for the candidates that the journal does not know, each URL once."""
+
+    def __init__(self, params: Params, base: str, journal: Journal, pool: ThreadPoolExecutor) -> None:
+        self._params = params
+        self._base = base
+        self._remote = urls.is_remote(base)
+        self._terms = _terms(params, base)
+        self._journal = journal
+        self._pool = pool
+        self._client = Client(params.fetch, base if self._remote else "")
+        self._flights: dict[str, asyncio.Task[None]] = {}
+        self._tried: set[str] = set()  # in this run, with a fault that may pass
+        self._outcomes: Counter[str] = Counter()
+        self._errors: Counter[str] = Counter()
+
+    async def run(self, parts: list[Path]) -> None:
+        """Ask for everything that is missing.
+
+        Raises:
+            UserError: the host refuses everything.
+        """
+        items = (image_urls for part in parts for batch in _batches(part) for _, image_urls in batch)
+        total = sum(pq.read_metadata(part).num_rows for part in parts)
+        with _bar() as progress:
+            task = progress.add_task("fetch", total=total, outcomes="")
+            try:
+                async with self._client, asyncio.TaskGroup() as group:
+                    for _ in range(self._params.fetch.connections * 2):  # some decode while others ask
+                        group.create_task(self._work(items, progress, task))
+            except ExceptionGroup as group_of:
+                mistakes = group_of.subgroup(UserError)
+                raise mistakes.exceptions[0] if mistakes else group_of from None
+            finally:
+                for error, count in self._errors.most_common(5):
+                    _log.warning("%d URLs: %s", count, error)
+
+    async def _work(self, items: Iterator[list[str]], progress: Progress, task: TaskID) -> None:
+        for image_urls in items:
+            for url in urls.candidates(image_urls, self._params.images.request):
+                if await self._outcome(url) in LAST:
+                    break
+            outcomes = ", ".join(f"{outcome} {count}" for outcome, count in self._outcomes.most_common(4))
+            progress.update(task, advance=1, outcomes=outcomes)
+            await asyncio.sleep(0)  # items that need nothing must not hold up those under way
+
+    async def _outcome(self, url: str) -> str | None:
+        """Return the outcome of a URL, asking for it unless the journal knows it or this run has tried."""
+        known = self._journal.outcome(url)
+        if url not in self._flights and (known is None or (known in PASSING and url not in self._tried)):
+            self._flights[url] = asyncio.create_task(self._ask(url))
+        if flight := self._flights.get(url):
+            await flight
+            self._flights.pop(url, None)
+        return self._journal.outcome(url)
+
+    async def _ask(self, url: str) -> None:
+        in_pool = asyncio.get_running_loop().run_in_executor
+        if self._remote:
+            place = urls.on_mirror(url, self._base)
+            answer = await self._client.get(place) if place else Answer("bad_url")
+        else:
+            path = urls.in_directory(url, self._base)
+            limit = self._params.fetch.max_bytes
+            answer = await in_pool(self._pool, _read, path, limit) if path else Answer("bad_url")
+        record = await in_pool(self._pool, _record, url, self._terms, answer, self._params)
+        self._journal.append(record)
+        self._outcomes[record.outcome] += 1
+        if record.outcome in PASSING:
+            self._tried.add(url)
+        if record.outcome != "ok":
+            self._errors[answer.error or record.outcome] += 1
+
+
+def _read(path: Path, most: int) -> Answer:
+    """Read a file of a directory that stands for the host."""
+    try:
+        if path.stat().st_size > most:
+            return Answer("too_large", tries=1, error=f"more than {most} bytes")
+        return Answer("ok", tries=1, body=path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return Answer("gone", tries=1, error="no such file")
+    except OSError as error:
+        return Answer("unreachable", tries=1, error=error.strerror or type(error).__name__)
+
+
+def _record(url: str, terms: str, answer: Answer, params: Params) -> Record:
+    """Make the record of an answer, decoding the body if there is one."""
+    record = Record(url, terms, answer.outcome, answer.status, answer.tries)
+    if answer.outcome != "ok":
+        return record
+    record = replace(record, source_bytes=len(answer.body), source_sha256=hashlib.sha256(answer.body).hexdigest())
+    images = params.images
+    try:
+        made = pixels.to_training(answer.body, images.size, images.fit, images.quality, params.fetch.max_pixels)
+    except pixels.Unusable as fault:
+        return replace(record, outcome=fault.outcome)
+    return replace(
+        record,
+        source_width=made.width,
+        source_height=made.height,
+        perceptual_hash=made.perceptual_hash,
+        image=made.image,
+    )
+
+
+def _batches(part: Path) -> Iterator[list[tuple[str, list[str]]]]:
+    """Yield the parent_asin and the image URLs of the rows of a sample part, `ROWS` at a time."""
+    for batch in pq.ParquetFile(part).iter_batches(ROWS, columns=["parent_asin", "image_urls"]):
+        yield list(zip(batch["parent_asin"].to_pylist(), batch["image_urls"].to_pylist(), strict=True))
+
+
+def _write(category: str, parts: list[Path], params: Params, journal: Journal, target: Path) -> None:
+    """Cut the images table from the journal, part by part."""
+    outcomes: Counter[str] = Counter()
+    with files.folder(target) as partial:
+        for part in parts:
+            outcomes.update(_write_part(part, params.images.request, journal, partial / part.name))
+        rows = outcomes.total()
+        faults = Counter({outcome: n for outcome, n in outcomes.items() if outcome not in {"ok", "no_url"}})
+        for outcome, count in outcomes.most_common():
+            _log.info("%s: %s %d (%.1f %%)", category, outcome, count, 100 * count / rows)
+        check_budget(
+            faults,
+            rows - outcomes["no_url"],
+            params.images.bad_share,
+            f"images of {category}",
+            "run `dvc repro` again to ask for those that may pass "
+            f"({', '.join(sorted(PASSING))}), or raise images.bad_share",
+        )
+        funnel = Funnel.of(rows, {outcome: n for outcome, n in outcomes.items() if outcome != "ok"})
+        report = {"stage": "fetch", "category": category, "tables": {"images": funnel}}
+        files.write_json(partial / "report.json", report)
+
+
+def _write_part(part: Path, side: int, journal: Journal, target: Path) -> Counter[str]:
+    """Write one part of the images table, a row group at a time, and return the count of each outcome."""
+    outcomes: Counter[str] = Counter()
+    small = [name for name in IMAGES.names if name != "image"]
+    # JPEG does not compress further, and no two are equal often enough for a dictionary.
+    with pq.ParquetWriter(
+        target, IMAGES, compression="zstd", use_dictionary=["outcome"], write_statistics=small
+    ) as writer:
+        for batch in _batches(part):
+            rows = [_row(parent_asin, image_urls, side, journal) for parent_asin, image_urls in batch]
+            outcomes.update(row["outcome"] for row in rows)
+            writer.write_table(pa.Table.from_pylist(rows, IMAGES))
+    return outcomes
+
+
+def _row(parent_asin: str, image_urls: list[str], side: int, journal: Journal) -> dict[str, Any]:
+    """Return the row of an item: of its first candidate that is ok or may still be, else of its last."""
+    record = Record("", "", "bad_url" if image_urls else "no_url")
+    for url in urls.candidates(image_urls, side):
+        record = journal.get(url)
+        if record.outcome in LAST:
+            break
+    return {"parent_asin": parent_asin} | {name: getattr(record, name) for name in IMAGES.names[1:]}
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Let SIGTERM end the stage as SIGINT does, so that connections and the journal are closed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _bar() -> Progress:
+    return Progress(
+        *Progress.get_default_columns(),
+        TextColumn("{task.fields[outcomes]}"),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )

@@ -1,0 +1,76 @@
+"""A tar of samples: plain WebDataset, the same bytes for the same samples, and an index that makes it random access.
+
+In: samples as facts and JPEG bytes, in order. Out: a tar with ``<key>.jpg`` and ``<key>.json`` a sample, and its
+Arrow index. Guaranteed: the JSON of every sample has the same keys and types and no null, because `datasets` infers
+the schema from the first samples; no byte depends on the fraction, the tokenizer or the clock.
+"""
+
+import json
+import tarfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import pyarrow as pa
+import webdataset
+from tokenizers import Tokenizer
+
+from prep.tables import INDEX, TEXTS
+from prep.text import assemble
+from shards import tokens
+
+FACTS = ("parent_asin", "category", *TEXTS, "average_rating", "rating_number", "review_count", "has_image")
+
+
+class Tokens(NamedTuple):
+    """What turns a sample's facts into token ids."""
+
+    name: str  # of the tokenizer: model.text.name
+    fields: tuple[str, ...]  # text.fields
+    max_tokens: int
+
+
+def write_tar(path: Path, samples: Iterable[tuple[Mapping[str, Any], bytes]]) -> None:
+    """Write samples, as (the `FACTS` by name, JPEG bytes), to a tar at `path`."""
+    with path.open("wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0) as tar:
+        for facts, jpeg in samples:
+            ordered = {name: facts[name] for name in FACTS}
+            tar.write({"__key__": facts["parent_asin"], "jpg": jpeg, "json": msgspec.json.encode(ordered)})
+
+
+def index_tar(tar: Path, path: Path, how: Tokens, tokenizer: Tokenizer) -> None:
+    """Write the Arrow IPC index of `tar` to `path`: where each member is, the facts a loader needs, the token ids.
+
+    The schema's metadata names the tokenizer by its fingerprint, the fields and their length, and the padding id.
+    """
+    rows: list[dict[str, Any]] = []
+    texts = []
+    with tarfile.open(tar) as archive:
+        members = list(archive)
+        for image, facts_member in zip(members[::2], members[1::2], strict=True):
+            extracted = archive.extractfile(facts_member)
+            assert extracted is not None
+            facts = json.load(extracted)
+            texts.append(assemble(facts, how.fields))
+            rows.append(
+                {
+                    "key": facts["parent_asin"],
+                    "jpg_offset": image.offset_data,
+                    "jpg_length": image.size,
+                    "json_offset": facts_member.offset_data,
+                    "json_length": facts_member.size,
+                    **{name: facts[name] for name in ("average_rating", "rating_number", "review_count", "has_image")},
+                }
+            )
+    for row, ids in zip(rows, tokens.encode(tokenizer, texts, how.max_tokens), strict=True):
+        row["tokens"] = ids
+    about = {
+        "tokenizer": tokens.fingerprint(tokenizer),
+        "fields": " ".join(how.fields),
+        "max_tokens": str(how.max_tokens),
+        "pad_id": str(tokens.pad_id(tokenizer)),
+    }
+    schema = INDEX.with_metadata(about)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+        writer.write_table(pa.Table.from_pylist(rows, schema))

@@ -1,0 +1,114 @@
+"""Text to token ids, with the tokenizer that belongs to the text encoder.
+
+In: the name of a text encoder: a local folder, or a hub name (downloaded once into the hub's cache). Out:
+token ids, truncated, with the tokenizer's own first and last token. Guaranteed: a tokenizer that cannot be
+had is an error, and equal fingerprints mean equal ids. No torch is imported.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from tokenizers.implementations import BertWordPieceTokenizer  # type: ignore[attr-defined]  # its module has no __all__
+
+from prep.faults import UserError
+
+_PADS = ("[PAD]", "<pad>")
+
+
+def load(name: str) -> Tokenizer:
+    """Load the tokenizer `name`, without truncation or padding.
+
+    Args:
+        name: a folder with tokenizer.json, or with vocab.txt and tokenizer_config.json (older BERT); or a
+            hub name.
+
+    Raises:
+        UserError: the folder holds no tokenizer, or it is no folder and the hub does not give it.
+    """
+    for file in ("tokenizer.json", "vocab.txt"):
+        path = _file(name, file)
+        if path is None:
+            continue
+        try:
+            tokenizer = Tokenizer.from_file(str(path)) if file == "tokenizer.json" else _word_piece(name, path)
+        except Exception as error:  # tokenizers raises bare Exception on any malformed file
+            raise UserError(f"{path} is no tokenizer ({_line(error)}); model.text.name is {name}") from error
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+    raise UserError(
+        f"{name} holds neither tokenizer.json nor vocab.txt; set model.text.name to an encoder with a tokenizer"
+    )
+
+
+def encode(tokenizer: Tokenizer, texts: list[str], max_tokens: int) -> list[list[int]]:
+    """Return the ids of each text, at most `max_tokens` of them, first and last token included, not padded."""
+    tokenizer.enable_truncation(max_tokens)
+    try:
+        return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+    finally:
+        tokenizer.no_truncation()
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """Return the hex sha256 of the tokenizer's serialised form: its vocabulary, normaliser and post-processor."""
+    return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
+
+
+def pad_id(tokenizer: Tokenizer) -> int:
+    """Return the id of the padding token.
+
+    Raises:
+        UserError: the vocabulary has none.
+    """
+    for pad in _PADS:
+        if (found := tokenizer.token_to_id(pad)) is not None:
+            return int(found)
+    raise UserError(
+        f"the tokenizer of model.text.name has none of the padding tokens {', '.join(_PADS)}; take another encoder"
+    )
+
+
+def _file(name: str, file: str) -> Path | None:
+    """Return the path of a tokenizer's file, None if the folder or the hub's repository does not hold it."""
+    if Path(name).is_dir():
+        path = Path(name) / file
+        return path if path.exists() else None
+    import httpx  # noqa: PLC0415 -- a local folder needs no network client
+    from huggingface_hub import hf_hub_download  # noqa: PLC0415
+    from huggingface_hub.errors import (  # noqa: PLC0415
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RemoteEntryNotFoundError,
+    )
+
+    try:
+        return Path(hf_hub_download(name, file))
+    except RemoteEntryNotFoundError:
+        return None
+    except (LocalEntryNotFoundError, HFValidationError, OSError, httpx.HTTPError) as error:
+        raise UserError(
+            f"model.text.name {name} is no folder here and the hub does not give its {file} ({_line(error)}); "
+            "correct the name, connect to the network, or name a folder with the encoder"
+        ) from error
+
+
+def _word_piece(name: str, vocabulary: Path) -> Tokenizer:
+    """Build BERT's tokenizer from vocab.txt; lower-casing as tokenizer_config.json says, which BERT's default is."""
+    settings_file = _file(name, "tokenizer_config.json")
+    settings = json.loads(settings_file.read_text(encoding="utf-8")) if settings_file else {}
+    lines = vocabulary.read_text(encoding="utf-8").splitlines()
+    wrapped = BertWordPieceTokenizer(
+        {piece: number for number, piece in enumerate(lines)},
+        lowercase=settings.get("do_lower_case", True),
+        strip_accents=settings.get("strip_accents"),
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+    )
+    return Tokenizer.from_str(wrapped.to_str())
+
+
+def _line(error: Exception) -> str:
+    """Return the first sentence of an error."""
+    return " ".join(str(error).split()).split(". ")[0]

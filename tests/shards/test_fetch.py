@@ -1,0 +1,428 @@
+import io
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from prep import files, params
+from prep.faults import UserError
+from prep.tables import IMAGES, SAMPLE
+from shards import pixels
+from shards.fetch import fetch
+from shards.journal import MAGIC
+from tests.shards.host import Host
+
+CORPUS = Path(os.environ.get("EFFIMINI_CORPUS", "../shared/corpus")).resolve()
+REAL = "https://m.media-amazon.com/images/I/"
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EFFIMINI_STORE", str(tmp_path / "store"))
+
+
+@pytest.fixture
+def host():
+    with Host() as running:
+        yield running
+
+
+def parameters(mirror, images=None, **fetching):
+    """Return the demo's parameters with another mirror and other limits."""
+    base = params.load(ROOT / "params.yaml")
+    asked = {"mirror": mirror, "connections": 4, "tries": 2, "timeout": 2.0, "refusals": 1000} | fetching
+    return msgspec.structs.replace(
+        base,
+        images=msgspec.structs.replace(base.images, **{"size": 32, "bad_share": 1.0} | (images or {})),
+        fetch=msgspec.structs.replace(base.fetch, **asked),
+    )
+
+
+def picture(seed):
+    pixels_ = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels_).resize((80, 60)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def write_sample(parts):
+    """Write the sample: part name -> lists of image URLs, one an item."""
+    number = 0
+    for name, items in parts.items():
+        rows = []
+        for image_urls in items:
+            empty = {field.name: "" if field.type == pa.string() else 0 for field in SAMPLE}
+            rows.append(empty | {"parent_asin": f"A{number:04d}", "category": "C", "image_urls": image_urls})
+            number += 1
+        files.write_table(Path("data/sample/C") / f"{name}.parquet", pa.Table.from_pylist(rows, SAMPLE))
+
+
+def had():
+    """Return the rows of the images table, all parts in order."""
+    return [row for path in sorted(Path("data/images/C").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
+def outcomes():
+    return [row["outcome"] for row in had()]
+
+
+def hashes():
+    return {path.name: files.sha256(path) for path in sorted(Path("data/images/C").iterdir())}
+
+
+def serve(host, count):
+    for n in range(count):
+        host.files[f"/images/I/{n}.jpg"] = picture(n)
+
+
+def test_every_item_has_its_image_in_its_place(host):
+    serve(host, 7)
+    write_sample({"train-00": [[f"{REAL}{n}.jpg"] for n in (3, 1, 4)], "train-01": [], "test": [[f"{REAL}6.jpg"]]})
+    fetch("C", parameters(host.url))
+    table = pq.read_table("data/images/C/train-00.parquet")
+    assert table.schema.equals(IMAGES)
+    assert sorted(path.name for path in Path("data/images/C").iterdir()) == [
+        "report.json",
+        "test.parquet",
+        "train-00.parquet",
+        "train-01.parquet",
+    ]
+    assert [row["parent_asin"] for row in had()] == ["A0003", "A0000", "A0001", "A0002"]
+    for row, n in zip(had(), (6, 3, 1, 4), strict=True):
+        data = picture(n)
+        made = pixels.to_training(data, 32, "squash", 90, 10**6)
+        assert row == {
+            "parent_asin": row["parent_asin"],
+            "outcome": "ok",
+            "url": f"{REAL}{n}.jpg",
+            "status": 200,
+            "tries": 1,
+            "source_bytes": len(data),
+            "source_width": 80,
+            "source_height": 60,
+            "source_sha256": row["source_sha256"],
+            "perceptual_hash": made.perceptual_hash,
+            "image": made.image,
+        }
+    assert json.loads(Path("data/images/C/report.json").read_text()) == {
+        "stage": "fetch",
+        "category": "C",
+        "tables": {"images": {"rows_in": 4, "rows_out": 4, "dropped": {}}},
+    }
+
+
+def nasty(host):
+    """Make the host do everything wrong; return the outcome expected of each URL."""
+    serve(host, 1)
+    good = picture(0)
+    host.files |= {
+        "/images/I/html.jpg": b"<html>Sorry</html>",
+        "/images/I/empty.jpg": b"",
+        "/images/I/large.jpg": good + bytes(60_000),
+        "/images/I/half.jpg": good[: len(good) // 2],
+        "/images/I/dot.gif": b"GIF89a\x01\0\x01\0\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x02L\x01\0;",
+        "/images/I/bomb.gif": b"GIF89a\x60\xea\x60\xea\0\0\0,\0\0\0\0\x60\xea\x60\xea\0\x02\x01\x01\0;",
+    }
+    host.faults |= {
+        "/images/I/429.jpg": lambda request, _: request.answer(429),
+        "/images/I/503.jpg": lambda request, _: request.answer(503),
+        "/images/I/403.jpg": lambda request, _: request.answer(403),
+        "/images/I/hang.jpg": lambda request, _: request.hang(),
+        "/images/I/reset.jpg": lambda request, _: request.reset(),
+        "/images/I/cut.jpg": lambda request, _: request.truncate(good),
+        "/images/I/loop.jpg": lambda request, _: request.answer(302, headers={"Location": request.path}),
+        "/images/I/inside.jpg": lambda request, _: request.answer(302, headers={"Location": "http://10.0.0.1/a"}),
+    }
+    return {
+        "0.jpg": "ok",
+        "html.jpg": "not_an_image",
+        "empty.jpg": "not_an_image",
+        "large.jpg": "too_large",
+        "half.jpg": "corrupt",
+        "dot.gif": "too_small",
+        "bomb.gif": "too_many_pixels",
+        "429.jpg": "refused",
+        "503.jpg": "server_error",
+        "403.jpg": "refused",
+        "hang.jpg": "timeout",
+        "reset.jpg": "unreachable",
+        "cut.jpg": "unreachable",
+        "loop.jpg": "bad_url",
+        "inside.jpg": "bad_url",
+        "absent.jpg": "gone",
+    }
+
+
+def test_whatever_goes_wrong_every_item_has_its_outcome(host):
+    expected = nasty(host)
+    write_sample({"test": [[], ["ftp://host/a.jpg"], *([REAL + name] for name in expected)]})
+    fetch("C", parameters(host.url, timeout=0.5, max_bytes=50_000))
+    assert outcomes() == ["no_url", "bad_url", *expected.values()]
+    assert all(bool(row["image"]) == (row["outcome"] == "ok") for row in had())
+    report = json.loads(Path("data/images/C/report.json").read_text())
+    funnel = report["tables"]["images"]
+    assert (funnel["rows_in"], funnel["rows_out"]) == (len(expected) + 2, 1)
+    assert funnel["dropped"]["not_an_image"] == 2
+
+
+def test_a_second_run_asks_only_for_what_may_have_passed(host):
+    expected = nasty(host)
+    write_sample({"test": [[REAL + name] for name in expected]})
+    settings = parameters(host.url, timeout=0.5, max_bytes=50_000)
+    fetch("C", settings)
+    before = hashes()
+    host.asked.clear()
+    fetch("C", settings)
+    passing = {"refused", "timeout", "server_error", "unreachable"}
+    assert set(host.asked) == {f"/images/I/{name}" for name, outcome in expected.items() if outcome in passing}
+    assert hashes() == before
+
+
+def test_what_passed_is_had_by_the_next_run(host):
+    serve(host, 3)
+    host.faults["/images/I/1.jpg"] = lambda request, number: request.answer(503) if number <= 2 else request.serve()
+    write_sample({"test": [[f"{REAL}{n}.jpg"] for n in range(3)]})
+    fetch("C", parameters(host.url))
+    assert outcomes() == ["ok", "server_error", "ok"]
+    fetch("C", parameters(host.url))
+    assert outcomes() == ["ok", "ok", "ok"]
+    assert host.asked["/images/I/0.jpg"] == 1
+
+
+def test_the_same_url_is_asked_once(host):
+    serve(host, 1)
+    host.faults["/images/I/0.jpg"] = lambda request, _: (time.sleep(0.1), request.serve())
+    write_sample({"train-00": [[f"{REAL}0.jpg"]] * 20, "test": [[f"{REAL}0.jpg"]] * 5})
+    fetch("C", parameters(host.url))
+    assert outcomes() == ["ok"] * 25
+    assert host.asked.total() == 1
+
+
+def test_the_next_candidate_is_asked_when_the_first_is_gone_but_not_when_it_may_pass(host):
+    serve(host, 2)
+    host.faults["/images/I/busy.jpg"] = lambda request, _: request.answer(503)
+    host.files["/images/I/html.jpg"] = b"<html>"
+    write_sample(
+        {
+            "test": [
+                [f"{REAL}absent.jpg", f"{REAL}0.jpg"],
+                [f"{REAL}html.jpg", "no url", f"{REAL}0.jpg"],
+                [f"{REAL}busy.jpg", f"{REAL}1.jpg"],
+                [f"{REAL}absent.jpg", f"{REAL}html.jpg"],
+                [f"{REAL}0.jpg", f"{REAL}never.jpg"],
+            ]
+        }
+    )
+    fetch("C", parameters(host.url))
+    assert [(row["outcome"], row["url"]) for row in had()] == [
+        ("ok", f"{REAL}0.jpg"),
+        ("ok", f"{REAL}0.jpg"),
+        ("server_error", f"{REAL}busy.jpg"),
+        ("not_an_image", f"{REAL}html.jpg"),
+        ("ok", f"{REAL}0.jpg"),
+    ]
+    assert not host.asked["/images/I/1.jpg"] + host.asked["/images/I/never.jpg"]
+
+
+def test_the_size_wanted_is_asked_for(host):
+    host.files["/images/I/a._SL64_.jpg"] = picture(0)
+    write_sample({"test": [["https://m.media-amazon.com/images/W/T/images/I/a._AC_SX9_.jpg"]]})
+    fetch("C", parameters(host.url, images={"request": 64}))
+    assert [(row["outcome"], row["url"]) for row in had()] == [("ok", f"{REAL}a._SL64_.jpg")]
+
+
+def test_a_larger_sample_asks_only_for_what_is_new_and_keeps_the_old_parts(host):
+    serve(host, 6)
+    parts = {"train-00": [[f"{REAL}0.jpg"], [f"{REAL}1.jpg"]], "test": [[f"{REAL}2.jpg"]]}
+    write_sample(parts)
+    fetch("C", parameters(host.url))
+    before = hashes()
+    write_sample(parts | {"train-01": [[f"{REAL}3.jpg"], [f"{REAL}1.jpg"]]})
+    host.asked.clear()
+    fetch("C", parameters(host.url))
+    assert set(host.asked) == {"/images/I/3.jpg"}
+    assert {name: value for name, value in hashes().items() if name in {"train-00.parquet", "test.parquet"}} == {
+        name: value for name, value in before.items() if name != "report.json"
+    }
+    Path("data/sample/C/train-01.parquet").unlink()
+    fetch("C", parameters(host.url))
+    assert hashes() == before
+
+
+def test_neither_the_race_nor_the_number_of_connections_shows(host, monkeypatch):
+    serve(host, 30)
+    for n in range(0, 30, 3):
+        host.faults[f"/images/I/{n}.jpg"] = lambda request, _: (time.sleep(0.03), request.serve())
+    write_sample({"test": [[f"{REAL}{n}.jpg"] for n in range(32)]})
+    seen = []
+    for connections in (1, 16):
+        monkeypatch.setenv("EFFIMINI_STORE", f"store{connections}")
+        fetch("C", parameters(host.url, connections=connections))
+        seen.append(hashes())
+    assert seen[0] == seen[1]
+
+
+def test_other_pixels_are_another_store_and_other_limits_ask_again_for_faults(host):
+    serve(host, 1)
+    host.files["/images/I/large.jpg"] = picture(0) + bytes(60_000)
+    write_sample({"test": [[f"{REAL}0.jpg"], [f"{REAL}large.jpg"]]})
+    fetch("C", parameters(host.url, max_bytes=50_000))
+    assert outcomes() == ["ok", "too_large"]
+    fetch("C", parameters(host.url, max_bytes=90_000))
+    assert outcomes() == ["ok", "ok"]
+    assert host.asked["/images/I/0.jpg"] == 1
+    fetch("C", parameters(host.url, images={"size": 48}))
+    assert pixels.decode(had()[0]["image"]).shape == (48, 48, 3)
+    assert host.asked["/images/I/0.jpg"] == 2
+
+
+def test_a_directory_serves_as_the_host(tmp_path):
+    folder = tmp_path / "mirror/images/I"
+    folder.mkdir(parents=True)
+    (tmp_path / "secret.jpg").write_bytes(picture(1))
+    (folder / "0.jpg").write_bytes(picture(0))
+    (folder / "html.jpg").write_bytes(b"<html>")
+    (folder / "large.jpg").write_bytes(bytes(60_000))
+    (folder / "folder.jpg").mkdir()
+    names = ["0.jpg", "absent.jpg", "html.jpg", "large.jpg", "folder.jpg", "%2e%2e/%2e%2e/%2e%2e/secret.jpg", "0.jpg/a"]
+    write_sample({"test": [[REAL + name] for name in names]})
+    settings = parameters(str(tmp_path / "mirror"), max_bytes=50_000)
+    fetch("C", settings)
+    assert outcomes() == ["ok", "gone", "not_an_image", "too_large", "gone", "bad_url", "gone"]
+    assert (had()[0]["status"], had()[0]["tries"]) == (0, 1)
+    before = hashes()
+    shutil.rmtree(tmp_path / "mirror/images")
+    fetch("C", settings)
+    assert hashes() == before
+
+
+def test_a_mirror_that_is_not_there_is_a_sentence():
+    write_sample({"test": [[f"{REAL}0.jpg"]]})
+    with pytest.raises(UserError, match="mirror nowhere is no folder"):
+        fetch("C", parameters("nowhere"))
+
+
+def test_the_demo_catalogue_has_its_images():
+    settings = parameters("")
+    settings = msgspec.structs.replace(
+        settings,
+        source=msgspec.structs.replace(
+            settings.source, categories=("C",), demo=msgspec.structs.replace(settings.source.demo, items=30)
+        ),
+    )
+    write_sample({"test": [[]]})
+    fetch("C", settings)
+    found = sorted(Path("store/demo").glob("*/images/I/*.jpg"))
+    write_sample({"test": [[REAL + path.name] for path in found]})
+    fetch("C", settings)
+    assert outcomes().count("ok") > 20
+
+
+def test_too_many_missing_images_are_a_sentence_and_leave_the_old_tables(host):
+    serve(host, 4)
+    write_sample({"test": [[], [f"{REAL}0.jpg"], [f"{REAL}1.jpg"], [f"{REAL}2.jpg"], [f"{REAL}absent.jpg"]]})
+    fetch("C", parameters(host.url, images={"bad_share": 0.25}))
+    before = hashes()
+    write_sample({"test": [[], [f"{REAL}gone.jpg"], [f"{REAL}1.jpg"], [f"{REAL}2.jpg"], [f"{REAL}absent.jpg"]]})
+    with pytest.raises(UserError, match=r"2 of 4 images of C are unusable \(gone 2\), over the budget of 25.0%"):
+        fetch("C", parameters(host.url, images={"bad_share": 0.25}))
+    assert hashes() == before
+
+
+def test_a_host_that_refuses_everything_is_a_sentence_and_keeps_what_was_had(host):
+    serve(host, 30)
+    for n in range(5, 30):
+        host.faults[f"/images/I/{n}.jpg"] = lambda request, _: request.answer(403)
+    write_sample({"test": [[f"{REAL}{n}.jpg"] for n in range(30)]})
+    with pytest.raises(UserError, match="refused 8 requests in a row"):
+        fetch("C", parameters(host.url, refusals=8, connections=1))
+    assert not Path("data/images/C").exists()
+    host.faults.clear()
+    host.asked.clear()
+    fetch("C", parameters(host.url, refusals=8))
+    assert outcomes() == ["ok"] * 30
+    assert not any(host.asked[f"/images/I/{n}.jpg"] for n in range(5))
+
+
+def test_without_a_sample_the_sentence_says_what_to_run():
+    with pytest.raises(UserError, match="data/sample/C holds no part"):
+        fetch("C", parameters("http://127.0.0.1:9"))
+
+
+def test_the_outcomes_and_the_first_errors_are_logged(host, caplog):
+    serve(host, 3)
+    host.faults["/images/I/2.jpg"] = lambda request, _: request.answer(403)
+    write_sample({"test": [[f"{REAL}{n}.jpg"] for n in range(3)]})
+    with caplog.at_level(logging.INFO):
+        fetch("C", parameters(host.url))
+    assert "C: ok 2 (66.7 %)" in caplog.text
+    assert "1 URLs: HTTP 403" in caplog.text
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import msgspec
+from prep import params
+from shards.fetch import fetch
+fetch("C", msgspec.json.decode(sys.argv[1], type=params.Params))
+"""
+
+
+@pytest.mark.parametrize("with_signal", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_killed_fetch_goes_on_where_it_was(host, monkeypatch, with_signal):
+    count = 40
+    serve(host, count)
+    write_sample({"train-00": [[f"{REAL}{n}.jpg"] for n in range(count)], "test": [[f"{REAL}0.jpg"]]})
+    monkeypatch.setenv("EFFIMINI_STORE", "undisturbed")
+    fetch("C", parameters(host.url))
+    undisturbed = hashes()
+    shutil.rmtree("data/images")
+
+    monkeypatch.setenv("EFFIMINI_STORE", "killed")
+    host.asked.clear()
+    settings = parameters(host.url, connections=2)
+    for n in range(20, count):
+        host.faults[f"/images/I/{n}.jpg"] = lambda request, _: request.hang(20)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", SCRIPT, msgspec.json.encode(settings).decode()]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    while host.asked["/images/I/21.jpg"] + host.asked["/images/I/20.jpg"] < 2:
+        assert process.poll() is None
+        time.sleep(0.01)
+    while next(Path("killed").rglob("C.journal")).read_bytes().count(MAGIC) < 20:
+        time.sleep(0.01)
+    process.send_signal(with_signal)
+    assert process.wait(30) != 0
+    assert not Path("data/images/C").exists()
+
+    host.faults.clear()
+    host.asked.clear()
+    fetch("C", settings)
+    assert set(host.asked) == {f"/images/I/{n}.jpg" for n in range(20, count)}
+    assert hashes() == undisturbed
+
+
+def test_real_pictures_come_through(host):
+    paths = sorted((CORPUS / "movies/images/I").glob("*.jpg"))[:60] + sorted((CORPUS / "photos").glob("*.jpg"))[:20]
+    if not paths:
+        pytest.skip(f"no pictures in {CORPUS}; set EFFIMINI_CORPUS")
+    host.files = {f"/images/I/{path.name}": path.read_bytes() for path in paths}
+    write_sample({"train-00": [[REAL + path.name] for path in paths]})
+    fetch("C", parameters(host.url, images={"bad_share": 0.0}))
+    assert outcomes() == ["ok"] * len(paths)

@@ -1,0 +1,210 @@
+"""The shards of a small demo: what others read of them, what is made again, and what the stream gives."""
+
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+
+from prep.faults import UserError
+from prep.files import read_json
+from prep.params import Params
+from shards import stream, write
+from shards.pixels import decode
+from shards.tar import FACTS
+
+CATEGORIES = ("Demo_Kitchen", "Demo_Toys")
+
+
+@pytest.fixture(scope="module")
+def data(
+    tmp_path_factory: pytest.TempPathFactory, make_params: Callable[..., Params], run_to: Callable[..., None]
+) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EFFIMINI_STORE", str(folder / "store"))
+        run_to(make_params(), folder)
+    return folder
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*.tar"))
+
+
+def test_webdataset_reads_the_tars_as_they_are(data: Path) -> None:
+    tars = sorted(str(path) for path in (data / "shards").rglob("*.tar"))
+    seen = [
+        (sample["__key__"], json.loads(sample["json"]), sample["jpg"])
+        for sample in webdataset.WebDataset(tars, shardshuffle=False)
+    ]
+    expected = sum(len(stream.ShardDataset(data / "shards", CATEGORIES, s)) for s in ("train", "validation", "test"))
+    assert len(seen) == expected
+    for key, facts, jpeg in seen:
+        assert facts["parent_asin"] == key
+        assert tuple(facts) == FACTS
+        assert None not in facts.values()
+        assert decode(jpeg).shape == ((32, 32, 3) if facts["has_image"] else (1, 1, 3))
+
+
+def test_datasets_reads_the_tars_as_they_are(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
+    tars = sorted(str(path) for path in (data / "shards").rglob("*.tar"))
+    loaded = datasets.load_dataset("webdataset", data_files=tars, split="train", cache_dir=str(tmp_path))
+    assert set(loaded.column_names) >= {"jpg", "json", "__key__"}
+    facts = loaded.remove_columns("jpg")["json"]
+    assert {f["category"] for f in facts} == set(CATEGORIES)
+    assert {f["has_image"] for f in facts} == {True, False}
+
+
+def test_the_index_points_at_the_members(data: Path) -> None:
+    dataset = stream.ShardDataset(data / "shards", CATEGORIES, "train")
+    members = {}
+    for category in CATEGORIES:
+        for path in sorted((data / "shards" / category).glob("train-*.tar")):
+            with tarfile.open(path) as tar:
+                for member in tar:
+                    content = tar.extractfile(member)
+                    assert content is not None
+                    members[f"{category}/{member.name}"] = content.read()
+    assert len(members) == 2 * len(dataset)
+    for i, key in enumerate(dataset.keys):
+        assert dataset.image(i) == members[f"{key}.jpg"]
+        facts = json.loads(members[f"{key}.json"])
+        assert dataset.facts(i) == facts
+        assert dataset.labels[i] == np.float32(facts["average_rating"])
+        assert (dataset.rating_number[i], dataset.review_count[i], dataset.has_image[i]) == (
+            facts["rating_number"], facts["review_count"], facts["has_image"]
+        )  # fmt: skip
+
+
+def test_a_larger_fraction_makes_only_new_tars_and_back_and_up_again_none(
+    data: Path,
+    tmp_path: Path,
+    make_params: Callable[..., Params],
+    run_to: Callable[..., None],
+    digests: Callable[[Path], dict[str, str]],
+) -> None:
+    category = "Demo_Toys"
+    params = {fraction: make_params(**{"sample.fraction": fraction}) for fraction in (0.2, 0.4)}
+    run_to(params[0.2], tmp_path)
+    small = digests(tmp_path / "shards" / category)
+    made = {}
+    for step, fraction in enumerate((0.4, 0.2, 0.4)):
+        run_to(params[fraction], tmp_path, "fetch")
+        made[step] = write.write(category, params[fraction], tmp_path)
+        now = digests(tmp_path / "shards" / category)
+        if fraction == 0.4:
+            kept = {name for name in small if name.endswith((".tar", ".arrow"))}
+            assert {name: now[name] for name in kept} == {name: small[name] for name in kept}
+        else:
+            assert now == small
+        if step == 0:
+            assert made[0] == (len(now) - len(small)) // 2 > 0
+    assert (made[1], made[2]) == (0, 0)
+
+
+def test_another_tokenizer_or_text_rewrites_indexes_and_no_tar(
+    data: Path, tmp_path: Path, make_params: Callable[..., Params], run_to: Callable[..., None],
+    digests: Callable[[Path], dict[str, str]],
+) -> None:  # fmt: skip
+    run_to(make_params(), tmp_path, "shard")
+    before = digests(tmp_path / "shards/Demo_Toys")
+    assert write.write("Demo_Toys", make_params(**{"text.fields": ["title"], "text.max_tokens": 8}), tmp_path) == 0
+    after = digests(tmp_path / "shards/Demo_Toys")
+    for name in before:
+        assert (before[name] == after[name]) == name.endswith((".tar", "report.json")), name
+    assert max(map(len, stream.ShardDataset(tmp_path / "shards", CATEGORIES[1:], "train")._tokens.to_pylist())) <= 8
+
+
+def read(data: Path, **changes: int) -> list[list[str]]:
+    dataset = stream.ShardDataset(data / "shards", CATEGORIES, "train")
+    how = {"batch_size": 8, "seed": 1, "epoch": 0} | changes
+    return [batch.keys for batch in stream.batches(dataset, **how)]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_any_ranks_and_workers_read_the_same_global_batches(data: Path, world: int, workers: int) -> None:
+    alone = read(data)
+    ranks = [read(data, rank=rank, world=world, workers=workers) for rank in range(world)]
+    assert all(len(batches) == len(alone) for batches in ranks)
+    for step, whole in enumerate(alone):
+        assert sorted(key for batches in ranks for key in batches[step]) == sorted(whole)
+    assert sorted(key for batch in alone for key in batch) == sorted(
+        stream.ShardDataset(data / "shards", CATEGORIES, "train").keys
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_reader_resumed_at_any_step_goes_on_as_the_uninterrupted_one(data: Path, workers: int) -> None:
+    whole = read(data)
+    for step in range(len(whole) + 1):
+        assert read(data, start=step, workers=workers) == whole[step:]
+
+
+def test_a_batch_is_padded_to_its_longest_and_its_pixels_are_those_of_the_tar(data: Path) -> None:
+    dataset = stream.ShardDataset(data / "shards", CATEGORIES, "train")
+    positions = {key: i for i, key in enumerate(dataset.keys)}
+    for batch in stream.batches(dataset, batch_size=8, seed=1, epoch=0):
+        assert batch.images.dtype.itemsize == 1
+        assert batch.images.shape == (len(batch.keys), 3, 32, 32)
+        assert batch.tokens.shape == batch.mask.shape
+        assert batch.mask.any(0).all()
+        assert ((batch.tokens != dataset.pad_id) == batch.mask.bool()).all()
+        for row, key in enumerate(batch.keys):
+            if batch.has_image[row]:
+                expected = decode(dataset.image(positions[key]))
+                assert (batch.images[row].permute(1, 2, 0).numpy() == expected).all()
+            else:
+                assert not batch.images[row].any()
+
+
+def test_missing_shards_and_cut_tars_are_sentences(
+    tmp_path: Path, make_params: Callable[..., Params], run_to: Callable[..., None]
+) -> None:
+    with pytest.raises(UserError, match="manifest.json does not exist; run `dvc repro`"):
+        stream.ShardDataset(tmp_path, CATEGORIES, "train")
+    run_to(make_params(), tmp_path, "shard")
+    with pytest.raises(UserError, match="holds no other sample of"):
+        stream.ShardDataset(tmp_path / "shards", CATEGORIES, "other")
+    dataset = stream.ShardDataset(tmp_path / "shards", CATEGORIES, "test")
+    with pytest.raises(UserError, match="leave 99 ranks without work; raise train.batch_size"):
+        stream.batches(dataset, batch_size=2, seed=0, epoch=0, world=99)
+    tar = tmp_path / "shards/Demo_Kitchen/test-000.tar"
+    content = tar.read_bytes()
+    tar.unlink()
+    tar.write_bytes(content[:2000])
+    with pytest.raises(UserError, match=r"test-000.tar ends before sample Demo_Kitchen/"):
+        dataset.batch(np.arange(4), 4)
+
+
+def test_images_of_another_sample_are_refused(
+    tmp_path: Path, make_params: Callable[..., Params], run_to: Callable[..., None]
+) -> None:
+    params = make_params()
+    run_to(params, tmp_path, "fetch")
+    folder = tmp_path / "images/Demo_Toys"
+    (folder / "test.parquet").unlink()
+    with pytest.raises(UserError, match="does not exist; run `dvc repro fetch`"):
+        write.write("Demo_Toys", params, tmp_path)
+    (folder / "validation.parquet").rename(folder / "test.parquet")
+    (tmp_path / "images/Demo_Kitchen/validation.parquet").rename(folder / "validation.parquet")
+    with pytest.raises(UserError, match="does not hold the items of"):
+        write.write("Demo_Toys", params, tmp_path)
+
+
+def test_the_manifest_lists_what_is_there(data: Path, digests: Callable[[Path], dict[str, str]]) -> None:
+    folder = data / "shards/Demo_Toys"
+    manifest = read_json(folder / "manifest.json")
+    hashes = digests(folder)
+    assert [shard["name"] for shard in manifest["shards"]] == names(folder)
+    for shard in manifest["shards"]:
+        assert shard["sha256"] == hashes[shard["name"]]
+        assert shard["index_sha256"] == hashes[shard["name"].replace(".tar", ".arrow")]
+        assert shard["bytes"] == (folder / shard["name"]).stat().st_size
+        assert shard["name"].startswith(shard["split"])
