@@ -1,0 +1,25 @@
+"""The clean tree, made once for all tests of the gates by the stages themselves."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.validation import tree
+
+
+@pytest.fixture(scope="session")
+def clean(tmp_path_factory: pytest.TempPathFactory, run_to: Callable[..., None]) -> Path:
+    home = tmp_path_factory.mktemp("clean")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EFFIMINI_STORE", str(home / "store"))
+        patch.chdir(tree.ROOT)  # the tokenizer is named relative to it
+        run_to(tree.small_params(), home / "data", "shard")
+    tree.predictions(home / "data")
+    return home / "data"
+
+
+@pytest.fixture
+def data(clean: Path, tmp_path: Path) -> Path:
+    """A copy of the clean tree, to corrupt."""
+    return tree.copy(clean, tmp_path / "data")

@@ -1,0 +1,351 @@
+"""The gates: clean data passes with the same bytes every time, and data that is wrong does not pass."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from prep import files
+from prep.faults import UserError
+from tests.validation import tree
+from tests.validation.tree import ONE, OTHER
+from validation import columns, tars
+from validation.suites import suites
+from validation.validate import GATES, validate
+
+PARAMS = tree.small_params()
+
+
+def gates(data: Path) -> dict[str, bytes]:
+    """The gate files by table and name."""
+    found = sorted((data / "gates").rglob("*.json"))
+    return {path.relative_to(data / "gates").as_posix(): path.read_bytes() for path in found}
+
+
+@pytest.fixture(scope="module")
+def passed(clean: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The clean tree with all its gates."""
+    data = tree.copy(clean, tmp_path_factory.mktemp("passed") / "data")
+    for table in GATES:
+        validate(table, PARAMS, data)
+    return data
+
+
+def test_clean_data_passes_every_gate_with_the_same_bytes(passed: Path, data: Path) -> None:
+    per_category = [f"{table}/{c}.json" for table in GATES if table != "predictions" for c in (ONE, OTHER)]
+    assert set(gates(passed)) == {*per_category, *(f"{table}/all.json" for table in GATES)}
+    for table in GATES:
+        validate(table, PARAMS, data)
+    assert gates(data) == gates(passed)
+
+
+def test_a_gate_tells_what_was_checked(passed: Path) -> None:
+    gate = files.read_json(passed / "gates" / "raw" / f"{ONE}.json")
+    paths = sorted((passed / "raw" / ONE).glob("items-*.parquet"))
+    rows = [pq.read_metadata(path).num_rows for path in paths]
+    assert gate["files"][f"raw/{ONE}/items-000.parquet"] == {"sha256": files.sha256(paths[0]), "rows": rows[0]}
+    (checked,) = [e for e in gate["expectations"] if (e["table"], e["expectation"]) == ("items", "line at least 1")]
+    assert checked | {"table": "items", "rows": sum(rows), "unexpected": 0, "allowed": 0, "passed": True} == checked
+    assert gate["passed"] is True
+
+
+def test_a_category_more_leaves_the_gates_of_the_others_alone(data: Path) -> None:
+    alone = msgspec.structs.replace(PARAMS, source=msgspec.structs.replace(PARAMS.source, categories=(ONE,)))
+    for run in (alone, PARAMS):
+        validate("raw", run, data)
+        validate("sample", run, data)
+        gate = {name: text for name, text in gates(data).items() if name.endswith(f"{ONE}.json")}
+        if run is alone:
+            first = gate
+    assert gate == first
+
+
+def _report(
+    table: str, name: str, change: Callable[[dict[str, Any]], object], category: str = ONE
+) -> Callable[[Path], None]:
+    def mutate(data: Path) -> None:
+        path = data / table / category / "report.json"
+        report = files.read_json(path)
+        change(report["tables"][name])
+        files.write_json(path, report)
+
+    return mutate
+
+
+def _more(*keys: str) -> Callable[[dict[str, Any]], object]:
+    def change(counts: dict[str, Any]) -> None:
+        for key in keys:
+            if key == "dropped":
+                counts["dropped"]["lost"] = 1
+            else:
+                counts[key] += 1
+
+    return change
+
+
+SUM = "rows in = rows out + dropped"
+OUT = "rows out of the report = rows in the files"
+
+
+def _funnel(table: str, name: str, before: str = "", category: str = ONE, shown: str = "") -> dict[Any, Any]:
+    """The mutations of a funnel: a row that is not accounted for, one too many out, one too many in."""
+    shown = shown or name
+    found = {
+        (table, shown, SUM): _report(table, name, _more("dropped"), category),
+        (table, shown, OUT): _report(table, name, _more("rows_in", "rows_out"), category),
+    }
+    if before:
+        expectation = f"rows in = rows out of {before}"
+        found[table, shown, expectation] = _report(table, name, _more("rows_in", "dropped"), category)
+    return found
+
+
+def _remove(name: str) -> Callable[[Path], None]:
+    return lambda data: (data / name).unlink()
+
+
+def _set(name: str, **values: object) -> Callable[[Path], None]:
+    """Change the last row of a table."""
+    return lambda data: tree.edit(data / name, lambda rows: rows[-1].update(values))
+
+
+def _drop_row(name: str) -> Callable[[Path], None]:
+    return lambda data: tree.edit(data / name, lambda rows: rows.pop())
+
+
+def _band_beyond(data: Path) -> None:
+    (data / f"sample/{ONE}/train-01.parquet").rename(data / f"sample/{ONE}/train-03.parquet")
+
+
+def _group_in_two_splits(data: Path) -> None:
+    there = pq.read_table(data / f"sample/{ONE}/train-00.parquet")["group"][0].as_py()
+    path = data / f"sample/{OTHER}/test.parquet"
+    stray = pq.read_table(path)["parent_asin"][-1].as_py()
+    tree.edit(path, lambda rows: rows[-1].update(group=there))
+    tree.edit(
+        data / f"groups/{OTHER}.parquet",
+        lambda rows: [r.update(group=there) for r in rows if r["parent_asin"] == stray],
+    )
+
+
+def _item_in_two_splits(data: Path) -> None:
+    there = pq.read_table(data / f"sample/{ONE}/train-00.parquet")["parent_asin"][0].as_py()
+    path = data / f"sample/{OTHER}/test.parquet"
+    stray = pq.read_table(path)["parent_asin"][-1].as_py()
+    for table in (path, data / f"groups/{OTHER}.parquet"):
+        tree.edit(table, lambda rows: [r.update(parent_asin=there) for r in rows if r["parent_asin"] == stray])
+
+
+def _swap_images(data: Path) -> None:
+    tree.edit(data / f"images/{ONE}/train-00.parquet", lambda rows: rows.insert(0, rows.pop()))
+
+
+def _image_lost(data: Path) -> None:
+    path = data / f"images/{ONE}/train-00.parquet"
+    tree.edit(path, lambda rows: next(r for r in rows if r["outcome"] == "ok").update(outcome="gone", image=b""))
+
+
+def _reseal(data: Path, change: Callable[[list[dict[str, Any]]], object] = lambda _: None) -> None:
+    """Bring the manifest of the shards in line with the files, then change its lines."""
+    folder = data / "shards" / ONE
+    manifest = files.read_json(folder / "manifest.json")
+    for shard in manifest["shards"]:
+        tar = folder / shard["name"]
+        shard |= {"bytes": tar.stat().st_size, "sha256": files.sha256(tar)}
+        shard["index_sha256"] = files.sha256(tar.with_suffix(".arrow"))
+    change(manifest["shards"])
+    files.write_json(folder / "manifest.json", manifest)
+
+
+def _flip_a_byte(data: Path) -> None:
+    path = data / f"shards/{ONE}/train-00-000.tar"
+    tar = bytearray(path.read_bytes())
+    tar[len(tar) // 2] ^= 1
+    path.unlink()
+    path.write_bytes(tar)
+
+
+def _wrong_offset(data: Path) -> None:
+    _set(f"shards/{ONE}/train-00-000.arrow", jpg_offset=1024 * 3 + 1)(data)
+    _reseal(data)
+
+
+def _other_name_in_json(data: Path) -> None:
+    path = data / f"shards/{ONE}/{tars.manifest(data / 'shards' / ONE)[0].name}"
+    tar = path.read_bytes().replace(b'"store":', b'"stare":', 1)
+    path.unlink()
+    path.write_bytes(tar)
+    _reseal(data)
+
+
+def _shard_forgotten(data: Path) -> None:
+    _reseal(data, lambda shards: shards.pop())
+    for path in sorted((data / f"shards/{ONE}").glob("validation-*")):
+        path.unlink()
+    _reseal(data, lambda shards: [s for s in shards if s["name"].startswith("validation")])
+
+
+# What breaks each expectation that is no suite's (those are in test_suites.py), by gate, table and expectation.
+MUTATIONS: dict[tuple[str, str, str], Callable[[Path], None]] = {
+    ("raw", "items", "the files of the stage"): _remove(f"raw/{ONE}/items-001.parquet"),
+    ("raw", "reviews", "the files of the stage"): _remove(f"raw/{ONE}/reviews-000.parquet"),
+    **_funnel("raw", "items"),
+    **_funnel("raw", "reviews"),
+    ("raw", "rejects", "rows by reason as in the report"): _set(f"raw/{ONE}/rejects.parquet", reason="other"),
+    ("items", "joined", "the files of the stage"): _remove(f"items/{ONE}/items-001.parquet"),
+    **_funnel("items", "items", "data/raw"),
+    **_funnel("items", "reviews", "data/raw"),
+    ("groups", "groups", "the same items as data/items"): _drop_row(f"groups/{ONE}.parquet"),
+    **_funnel("groups", "groups", "data/items", category="."),
+    ("groups", "groups", "group_size = items of the group"): _set(f"groups/{ONE}.parquet", group_size=9),
+    ("sample", "sample", "the files of the stage"): _remove(f"sample/{ONE}/train-01.parquet"),
+    ("sample", "sample", "split and band as in the part's name"): _set(f"sample/{ONE}/train-01.parquet", band=0),
+    ("sample", "sample", "training bands below 2, or as few more as hold 0 items"): _band_beyond,
+    ("sample", "sample", "group as in data/groups"): _set(f"sample/{ONE}/train-01.parquet", group="B0OTHER"),
+    **_funnel("sample", "items", "data/items"),
+    ("sample", "sample", "each group in one split only"): _group_in_two_splits,
+    ("sample", "sample", "each parent_asin in one split only"): _item_in_two_splits,
+    ("images", "images", "the sample's items in the sample's order"): _swap_images,
+    ("images", "images", "a JPEG where the outcome is ok, nothing elsewhere"): _set(
+        f"images/{ONE}/train-01.parquet", image=b"GIF89a"
+    ),
+    **_funnel("images", "images", "data/sample"),
+    ("images", "images", "rows by reason as in the report"): _image_lost,
+    ("shards", "shards", "the files named in the manifest"): _remove(f"shards/{ONE}/test-000.arrow"),
+    ("shards", "shards", "size and sha256 as in the manifest"): _flip_a_byte,
+    ("shards", "shards", "samples as in the manifest"): lambda data: _reseal(data, lambda s: s[0].update(samples=1)),
+    ("shards", "shards", "each member at its offset, with the key and facts of the index"): _wrong_offset,
+    ("shards", "shards", "the items of the sample's part"): _drop_row(f"sample/{ONE}/train-00.parquet"),
+    ("shards", "shards", "readable by datasets"): _other_name_in_json,
+    **_funnel("shards", "samples", "data/sample"),
+    **_funnel("predictions", "predictions", "data/sample, test and validation", category="."),
+    ("predictions", "predictions", "the same items as data/sample"): _drop_row("predictions/test.parquet"),
+    ("predictions", "predictions", "average_rating as in the sample"): _set(
+        "predictions/test.parquet", average_rating=1.5
+    ),
+}  # fmt: skip
+
+
+def test_every_expectation_has_a_mutation(passed: Path) -> None:
+    declared = {(t, rule.name) for c in (ONE, OTHER, "") for t, s in suites(PARAMS, c).items() for rule in s.rules}
+    declared |= {(t, f"{' and '.join(s.key)} unique") for t, s in suites(PARAMS, ONE).items() if s.key}
+    declared |= {(t, columns.SCHEMA) for t in suites(PARAMS, ONE)}
+    checked = set()
+    for table in GATES:
+        for path in (passed / "gates" / table).iterdir():
+            checked |= {(table, e["table"], e["expectation"]) for e in files.read_json(path)["expectations"]}
+    assert {key for key in checked if key[1:] not in declared} == set(MUTATIONS)
+    assert {(t, name) for t, name in declared if "category one of" not in name} <= {key[1:] for key in checked}
+
+
+@pytest.mark.parametrize(("table", "shown", "expectation"), MUTATIONS)
+def test_data_that_is_wrong_does_not_pass(table: str, shown: str, expectation: str, data: Path) -> None:
+    MUTATIONS[table, shown, expectation](data)
+    (data / "gates" / table).mkdir(parents=True)
+    (data / "gates" / table / "all.json").write_text("a gate of other data")
+    with pytest.raises(UserError) as error:
+        validate(table, PARAMS, data)
+    told = str(error.value)
+    assert f"table {shown}: expected {expectation}, but" in told or f"{shown}: {expectation}" in told
+    assert str(data / table) in told
+    assert "for example" in told
+    assert not (data / "gates" / table).exists()
+
+
+def test_the_sentence_names_table_category_expectation_count_share_examples_and_remedy(data: Path) -> None:
+    path = data / "sample" / ONE / "train-00.parquet"
+    tree.edit(path, lambda rows: [row.update(average_rating=7.0) for row in rows[:2]])
+    first, second = pq.read_table(path)["parent_asin"].to_pylist()[:2]
+    total = sum(pq.read_metadata(part).num_rows for part in path.parent.glob("*.parquet"))
+    with pytest.raises(UserError) as error:
+        validate("sample", PARAMS, data)
+    assert str(error.value) == (
+        f"{data}/sample/{ONE}, table sample: expected average_rating between 1 and 5, "
+        f"but 2 of {total} ({2 / total:.1%}) are not so, "
+        f"for example {first} (average_rating 7.0), {second} (average_rating 7.0); "
+        f"make it again with `dvc repro --force sample@{ONE}`; "
+        "if that fails too, the rows named show a fault of the stage"
+    )
+
+
+def test_a_band_beyond_the_fraction_passes_to_reach_the_least_number_of_items(data: Path) -> None:
+    def with_minimum(items: int) -> None:
+        rules = msgspec.structs.replace(PARAMS.sample, fraction=0.25, min_per_category=items)
+        validate("sample", msgspec.structs.replace(PARAMS, sample=rules), data)
+
+    below = min(pq.read_metadata(data / "sample" / c / "train-00.parquet").num_rows for c in (ONE, OTHER))
+    most = max(pq.read_metadata(data / "sample" / c / "train-00.parquet").num_rows for c in (ONE, OTHER))
+    with_minimum(most + 1)
+    with pytest.raises(UserError, match="training bands below 1"):
+        with_minimum(below)
+
+
+@pytest.mark.parametrize("table", GATES)
+def test_a_table_that_is_absent_does_not_pass(table: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        validate(table, PARAMS, tmp_path)
+
+
+def test_a_table_that_is_none_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="pictures is no table; the tables are raw, items"):
+        validate("pictures", PARAMS, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"tables": {"items": {"rows_in": "5"}}}', "{"])
+def test_a_report_that_cannot_be_read_is_a_sentence(text: str, data: Path) -> None:
+    (data / "raw" / ONE / "report.json").write_text(text)
+    with pytest.raises(UserError, match=r"report\.json"):
+        validate("raw", PARAMS, data)
+
+
+@pytest.mark.parametrize("text", ["{}", '{"shards": [{"name": 5}]}', '{"shards": []}', "[]"])
+def test_a_manifest_that_cannot_be_read_is_a_sentence(text: str, data: Path) -> None:
+    (data / "shards" / ONE / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match="manifest"):
+        validate("shards", PARAMS, data)
+
+
+def test_a_wrong_schema_is_told_for_every_table(data: Path) -> None:
+    for table, name in {
+        "raw": f"raw/{ONE}/rejects.parquet",
+        "items": f"items/{ONE}/items-000.parquet",
+        "groups": f"groups/{ONE}.parquet",
+        "sample": f"sample/{ONE}/test.parquet",
+        "images": f"images/{ONE}/test.parquet",
+        "predictions": "predictions/test.parquet",
+    }.items():
+        rows = pq.read_table(data / name)
+        tree.write_loose(data / name, rows.append_column("more", pa.nulls(rows.num_rows, pa.int8())))
+        with pytest.raises(UserError, match=r"columns missing \[\], unknown \['more'\]"):
+            validate(table, PARAMS, data)
+
+
+def test_neither_torch_nor_great_expectations_is_imported_before_it_is_needed() -> None:
+    code = (
+        "import sys, validation.validate; "
+        "sys.exit(any(name in sys.modules for name in ('torch', 'great_expectations', 'datasets')))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tree.ROOT)
+
+
+CORPUS = {"amazon": ("Health_and_Personal_Care",), "movies": ("Animation", "Other")}
+
+
+@pytest.mark.parametrize("source", CORPUS)
+def test_real_rows_pass(source: str, corpus: Path, run_to: Callable[..., None], tmp_path: Path) -> None:
+    replace = msgspec.structs.replace
+    kind = {"kind": "mirror", "location": str(corpus / source), "categories": CORPUS[source]}
+    run = replace(
+        PARAMS,
+        source=replace(PARAMS.source, **kind, reviews=source == "movies"),
+        sample=replace(PARAMS.sample, require=("title",), min_per_category=100),
+    )
+    run_to(run, tmp_path, "sample")
+    for table in ("raw", "items", "groups", "sample"):
+        validate(table, run, tmp_path)

@@ -1,0 +1,78 @@
+"""Parameters and predictions for a small data/ tree of two categories, and how its tables are corrupted."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from prep import files, params
+from prep.faults import Funnel
+from prep.tables import PREDICTIONS
+
+ROOT = Path(__file__).parents[2]
+ONE, OTHER = "Demo_One", "Demo_Two"
+CATEGORIES = (ONE, OTHER)
+
+
+def small_params() -> params.Params:
+    read = params.load(ROOT / "params.yaml")
+    replace = msgspec.structs.replace
+    return replace(
+        read,
+        source=replace(
+            read.source, kind="demo", categories=CATEGORIES, demo=params.Demo(items=60, seed=3), reviews=True
+        ),
+        download=replace(read.download, buckets=2, bad_share=0.05),
+        sample=replace(read.sample, fraction=0.5, bands=4, validation=0.2, test=0.2, min_per_category=0),
+        images=replace(read.images, size=32, bad_share=0.5),
+        shards=params.Shards(samples=10),
+        dask=params.Dask(scheduler="synchronous", workers=1),
+    )
+
+
+def predictions(data: Path) -> None:
+    """Write predictions of 4 stars for every sample of validation and test."""
+    with files.folder(data / "predictions") as out:
+        total = 0
+        for split in ("test", "validation"):
+            parts = [pq.read_table(data / "sample" / c / f"{split}.parquet") for c in CATEGORIES]
+            rows = pa.concat_tables(parts)
+            columns = {name: rows[name] for name in ("parent_asin", "category", "split", "rating_number")}
+            columns["average_rating"] = pc.cast(rows["average_rating"], pa.float32(), safe=False)
+            columns["has_image"] = pa.array(np.zeros(rows.num_rows, bool))
+            columns["prediction"] = pa.array(np.full(rows.num_rows, 4, "float32"))
+            table = pa.table({name: columns[name] for name in PREDICTIONS.names}).cast(PREDICTIONS)
+            files.write_table(out / f"{split}.parquet", table)
+            total += table.num_rows
+        report = {"stage": "evaluate", "tables": {"predictions": Funnel.of(total, {})}}
+        files.write_json(out / "report.json", report)
+
+
+def edit(path: Path, change: Callable[[list[dict[str, object]]], object]) -> None:
+    """Change the rows of a table in place, as a list of dictionaries; nulls are let in everywhere."""
+    arrow = path.suffix == ".arrow"
+    table = pa.ipc.open_file(path).read_all() if arrow else pq.read_table(path)
+    rows = table.to_pylist()
+    change(rows)
+    loose = pa.schema([field.with_nullable(True) for field in table.schema])
+    write_loose(path, pa.Table.from_pylist(rows, loose))
+
+
+def write_loose(path: Path, table: pa.Table) -> None:
+    path.unlink(missing_ok=True)  # a shard is a hardlink of the store's
+    if path.suffix == ".arrow":
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+    else:
+        pq.write_table(table, path)
+
+
+def copy(data: Path, to: Path) -> Path:
+    """Copy a tree; nothing in the copy is linked to the original."""
+    shutil.copytree(data, to)
+    return to

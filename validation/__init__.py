@@ -1,0 +1,1 @@
+"""Checks over what the other rooms made: Great Expectations suites, the row funnel, the gates."""

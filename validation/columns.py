@@ -1,0 +1,178 @@
+"""The checks of one table's own columns: schema, the suite's rules, and the uniqueness of its key.
+
+In: a suite and the files of a table, parquet or Arrow. Out: verdicts. Guaranteed: rows are looked at in
+batches of at most `BATCH` and the counts are summed, so that memory does not grow with the rows, save for
+the key column.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from validation.suites import Rule, Suite
+from validation.verdicts import EXAMPLES, Verdict, judge
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = "columns, their order and their types as in prep/tables.py"
+BATCH = 200_000  # rows that Great Expectations sees at once
+_CHUNK = 10_000  # rows read at once; an image part of so many is about 100 MB
+
+
+def schema_of(path: Path) -> pa.Schema:
+    """Return the schema of a parquet or Arrow file."""
+    if path.suffix == ".arrow":
+        with pa.memory_map(str(path)) as source:
+            return pa.ipc.open_file(source).schema
+    return pq.read_schema(path)
+
+
+def rows_of(path: Path) -> int:
+    """Return the number of rows of a parquet or Arrow file."""
+    if path.suffix == ".arrow":
+        with pa.memory_map(str(path)) as source:
+            return int(pa.ipc.open_file(source).count_rows())
+    return int(pq.read_metadata(path).num_rows)
+
+
+def chunks(paths: Sequence[Path], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of files in order, some at a time, with `columns` only."""
+    for path in paths:
+        if path.suffix == ".arrow":
+            with pa.memory_map(str(path)) as source:
+                reader = pa.ipc.open_file(source)
+                yield from (reader.get_batch(i).select(columns) for i in range(reader.num_record_batches))
+        else:
+            with pq.ParquetFile(path) as file:
+                yield from file.iter_batches(_CHUNK, columns=list(columns))
+
+
+def read(paths: Sequence[Path], columns: Sequence[str], schema: pa.Schema) -> pa.Table:
+    """Return `columns` of all rows of files in order."""
+    wanted = pa.schema([field.with_nullable(True) for field in schema if field.name in columns])
+    return pa.Table.from_batches([_cast(chunk, wanted) for chunk in chunks(paths, wanted.names)], wanted)
+
+
+def _cast(chunk: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([chunk[name] for name in schema.names], schema=schema)
+
+
+def check(table: str, suite: Suite, paths: Sequence[Path]) -> list[Verdict]:
+    """Check the files of one table against its suite.
+
+    Returns:
+        A verdict on the schema; if that passes, one on each rule and one on the key.
+    """
+    wrong = [f"{path.name}: {fault}" for path in paths if (fault := _schema_fault(schema_of(path), suite.schema))]
+    schema = judge(table, SCHEMA, len(paths), wrong)
+    if not schema.passed:
+        return [schema]
+    verdicts = [schema, *_check_rules(table, suite, paths)]
+    return [*verdicts, _check_key(table, suite, paths)] if suite.key else verdicts
+
+
+def _schema_fault(found: pa.Schema, expected: pa.Schema) -> str:
+    """Say the first difference in names, order or types; null in a required column is a rule of its own."""
+    if found.names != expected.names:
+        missing = [name for name in expected.names if name not in found.names]
+        more = [name for name in found.names if name not in expected.names]
+        return f"columns missing {missing}, unknown {more}" if missing or more else f"columns in order {found.names}"
+    different = [(a, b) for a, b in zip(found, expected, strict=True) if a.type != b.type]
+    return f"{different[0][0].name} is {different[0][0].type}, not {different[0][1].type}" if different else ""
+
+
+def _check_rules(table: str, suite: Suite, paths: Sequence[Path]) -> list[Verdict]:
+    rows = 0
+    counts: Counter[str] = Counter()
+    examples: dict[str, list[str]] = {rule.name: [] for rule in suite.rules}
+    for frame in _frames(suite, paths):
+        rows += len(frame)
+        for rule, count, positions in _expect(suite.rules, frame):
+            counts[rule.name] += count
+            examples[rule.name] += [_describe(suite, rule, frame, i) for i in positions]
+    return [
+        Verdict(table, r.name, rows, counts[r.name], int(r.share * rows), tuple(examples[r.name][:EXAMPLES]))
+        for r in suite.rules
+    ]
+
+
+def _frames(suite: Suite, paths: Sequence[Path]) -> Iterator["pd.DataFrame"]:
+    """Yield batches for Great Expectations; a column that only has to be there is given as true or null.
+
+    Texts, lists and images are thus never held for more than a chunk of rows.
+    """
+    valued = {*suite.label} | {c for r in suite.rules if r.kind != "ExpectColumnValuesToNotBeNull" for c in r.columns}
+    columns = [name for name in suite.schema.names if name in valued or not suite.schema.field(name).nullable]
+    held: list[pa.Table] = []
+    for chunk in chunks(paths, columns):
+        arrays = [chunk[c] if c in valued else pc.if_else(pc.is_valid(chunk[c]), True, None) for c in columns]
+        held.append(pa.table(arrays, columns))
+        if sum(part.num_rows for part in held) + _CHUNK > BATCH:
+            yield pa.concat_tables(held).to_pandas()
+            held = []
+    if any(part.num_rows for part in held):
+        yield pa.concat_tables(held).to_pandas()
+
+
+@cache
+def _great_expectations() -> tuple[Any, Any]:
+    """Import Great Expectations (seconds); return it with a batch definition for frames, bars and noise off."""
+    log = logging.getLogger("great_expectations")
+    log.setLevel(logging.ERROR)  # before the import, which logs hundreds of lines
+    log.propagate = False  # some of its modules set a level of their own; errors still reach stderr
+    import great_expectations as gx  # noqa: PLC0415
+    from great_expectations.data_context.types.base import ProgressBarsConfig  # noqa: PLC0415
+
+    context = gx.get_context(mode="ephemeral")
+    context.enable_analytics(False)
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    asset = context.data_sources.add_pandas("tables").add_dataframe_asset("table")
+    return gx, asset.add_batch_definition_whole_dataframe("rows")
+
+
+def _expect(rules: Sequence[Rule], frame: "pd.DataFrame") -> Iterator[tuple[Rule, int, list[int]]]:
+    """Run the rules on a frame; yield each with its count of unexpected rows and the positions of some.
+
+    Raises:
+        RuntimeError: Great Expectations could not evaluate one, which is a bug of the suite.
+    """
+    gx, definition = _great_expectations()
+    named = {rule.name: rule for rule in rules}
+    suite = gx.ExpectationSuite(name="suite")
+    for rule in rules:
+        expectation = getattr(gx.expectations, rule.kind)
+        suite.add_expectation(expectation(**rule.arguments, meta={"name": rule.name}))
+    batch = definition.get_batch(batch_parameters={"dataframe": frame})
+    for result in batch.validate(suite, result_format="SUMMARY").results:
+        if "unexpected_count" not in result.result:
+            raise RuntimeError(f"{result.expectation_config.meta['name']}: {result.exception_info}")
+        positions = [int(i) for i in result.result.get("partial_unexpected_index_list") or ()]
+        yield named[result.expectation_config.meta["name"]], int(result.result["unexpected_count"]), positions
+
+
+def _describe(suite: Suite, rule: Rule, frame: "pd.DataFrame", position: int) -> str:
+    key = " ".join(str(frame[name].iloc[position]) for name in suite.label)
+    values = [f"{name} {frame[name].iloc[position]}" for name in rule.columns if name not in suite.label]
+    return f"{key} ({', '.join(values)})" if values else key
+
+
+def _check_key(table: str, suite: Suite, paths: Sequence[Path]) -> Verdict:
+    keys = read(paths, suite.key, suite.schema)
+    counted = keys.group_by(list(suite.key)).aggregate([([], "count_all")])
+    repeated = counted.filter(pc.greater(counted["count_all"], 1)).sort_by([(name, "ascending") for name in suite.key])
+    shown = repeated.slice(0, EXAMPLES).to_pylist()
+    return Verdict(
+        table,
+        f"{' and '.join(suite.key)} unique",
+        keys.num_rows,
+        keys.num_rows - counted.num_rows,
+        examples=tuple(f"{' '.join(str(row[n]) for n in suite.key)} ({row['count_all']} times)" for row in shown),
+    )

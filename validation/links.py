@@ -1,0 +1,150 @@
+"""The checks between tables: the same items in both, no product in two splits, parts true to their names.
+
+In: files of the stages, by the columns needed. Out: verdicts. Memory is that of the key columns.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from prep.strata import TRAIN
+from prep.tables import GROUPS, IMAGES, SAMPLE
+from validation.columns import chunks, read
+from validation.suites import OK
+from validation.verdicts import EXAMPLES, Verdict, judge
+
+
+def same_items(table: str, source: str, expected: pa.ChunkedArray, found: pa.ChunkedArray) -> Verdict:
+    """Check that two tables hold the same keys, in any order.
+
+    Args:
+        table: the table checked.
+        source: the table it is compared with, in words.
+        expected: the keys of `source`.
+        found: the keys of `table`.
+    """
+    missing = expected.filter(pc.invert(pc.is_in(expected, value_set=found)))
+    unknown = found.filter(pc.invert(pc.is_in(found, value_set=expected)))
+    wrong = [f"{key} (missing)" for key in missing.to_pylist()] + [f"{key} (unknown)" for key in unknown.to_pylist()]
+    return judge(table, f"the same items as {source}", max(len(expected), len(found)), wrong)
+
+
+def group_sizes(groups: pa.Table) -> Verdict:
+    """Check that ``group_size`` is the number of different items that have the group, over all categories."""
+    items = groups.group_by(["group", "parent_asin", "group_size"]).aggregate([])
+    sizes = items.group_by(["group", "group_size"]).aggregate([([], "count_all")])
+    wrong = sizes.filter(pc.not_equal(sizes["group_size"], pc.cast(sizes["count_all"], pa.int32())))
+    examples = [f"{r['group']} ({r['count_all']} items, group_size {r['group_size']})" for r in _rows(wrong, "group")]
+    return judge("groups", "group_size = items of the group", sizes.num_rows, examples)
+
+
+def groups_of(samples: pa.Table, groups: pa.Table) -> Verdict:
+    """Check that every sampled item has the group that the groups table gives it."""
+    expected = pc.take(groups["group"], pc.index_in(samples["parent_asin"], value_set=groups["parent_asin"]))
+    same = pc.fill_null(pc.equal(samples["group"], expected), False)
+    wrong = samples.filter(pc.invert(same))
+    return judge("sample", "group as in data/groups", samples.num_rows, wrong["parent_asin"].to_pylist())
+
+
+def one_split(samples: pa.Table, column: str) -> Verdict:
+    """Check that no value of `column` stands in two splits, in whatever categories (promise 3)."""
+    splits = samples.group_by([column]).aggregate([("split", "count_distinct")])
+    wrong = splits.filter(pc.greater(splits["split_count_distinct"], 1)).sort_by(column)
+    return judge("sample", f"each {column} in one split only", splits.num_rows, wrong[column].to_pylist())
+
+
+def parts(paths: Sequence[Path]) -> Verdict:
+    """Check that each part of the sample holds the split and band in its name; outside train the band is -1."""
+    rows, wrong = 0, []
+    for path in paths:
+        split, _, number = path.stem.partition("-")
+        band = int(number) if number.isdigit() else -1
+        part = read([path], ["parent_asin", "split", "band"], SAMPLE)
+        rows += part.num_rows
+        fits = pc.and_(pc.equal(part["split"], split), pc.equal(part["band"], band))
+        strays = part.filter(pc.invert(fits)).to_pylist()
+        wrong += [f"{r['parent_asin']} (split {r['split']}, band {r['band']} in {path.name})" for r in strays]
+    return judge("sample", "split and band as in the part's name", rows, wrong)
+
+
+def band_limit(paths: Sequence[Path], limit: int, minimum: int) -> Verdict:
+    """Check that no band is taken beyond the fraction's, save to reach ``sample.min_per_category``.
+
+    Args:
+        paths: the parts of the sample of a category.
+        limit: bands of the fraction.
+        minimum: training items a category keeps whatever the fraction.
+    """
+    train = [(path, int(pq.read_metadata(path).num_rows)) for path in paths if path.stem.startswith(f"{TRAIN}-")]
+    before = [0, *accumulate(rows for _, rows in train)]
+    wrong = [
+        f"{path.stem} ({have} rows below it)"
+        for (path, _), have in zip(train, before, strict=False)
+        if int(path.stem.removeprefix(f"{TRAIN}-")) >= limit and have >= minimum
+    ]
+    return judge("sample", f"training bands below {limit}, or as few more as hold {minimum} items", len(train), wrong)
+
+
+def aligned(sample: Sequence[Path], images: Sequence[Path]) -> Verdict:
+    """Check that the images' parts hold the items of the sample's parts, in the same order."""
+    ours, theirs = {path.name: path for path in images}, {path.name: path for path in sample}
+    wrong = [f"{name} ({'missing' if name in theirs else 'unknown'})" for name in sorted({*ours} ^ {*theirs})]
+    rows = 0
+    for name in sorted({*ours} & {*theirs}):
+        found = read([ours[name]], ["parent_asin"], IMAGES)["parent_asin"].to_pylist()
+        expected = read([theirs[name]], ["parent_asin"], SAMPLE)["parent_asin"].to_pylist()
+        rows += len(expected)
+        if len(found) != len(expected):
+            wrong.append(f"{name} ({len(found)} rows for {len(expected)})")
+        else:
+            pairs = zip(found, expected, strict=True)
+            wrong += [f"{a} ({name} row {i}, sample {b})" for i, (a, b) in enumerate(pairs) if a != b]
+    return judge("images", "the sample's items in the sample's order", rows, wrong)
+
+
+def image_bytes(images: Sequence[Path]) -> Verdict:
+    """Check that there is a JPEG where the outcome is ok and nothing elsewhere."""
+    rows, wrong = 0, 0
+    examples: list[str] = []
+    for chunk in chunks(images, ["parent_asin", "outcome", "image"]):
+        jpeg = pc.starts_with(chunk["image"], pattern=b"\xff\xd8")
+        empty = pc.equal(pc.binary_length(chunk["image"]), 0)
+        fits = pc.fill_null(pc.if_else(pc.equal(chunk["outcome"], OK), jpeg, empty), False)
+        strays = chunk.filter(pc.invert(fits))
+        rows, wrong = rows + chunk.num_rows, wrong + strays.num_rows
+        examples += [f"{r['parent_asin']} ({r['outcome']}, {len(r['image'] or b'')} bytes)" for r in strays.to_pylist()]
+        examples = examples[:EXAMPLES]
+    return Verdict(
+        "images",
+        f"a JPEG where the outcome is {OK}, nothing elsewhere",
+        rows,
+        wrong,
+        examples=tuple(examples),
+    )
+
+
+def same_labels(samples: pa.Table, predictions: pa.Table) -> Verdict:
+    """Check that the predictions carry the sample's label (by category and parent_asin)."""
+    keys = ["category", "parent_asin"]
+    wanted = samples.select([*keys, "average_rating"]).rename_columns([*keys, "label"])
+    both = (
+        predictions.select([*keys, "average_rating"])
+        .join(wanted, keys, join_type="inner")
+        .sort_by([(key, "ascending") for key in keys])
+    )
+    wrong = both.filter(pc.not_equal(both["average_rating"], pc.cast(both["label"], pa.float32(), safe=False)))
+    examples = [f"{r['parent_asin']} ({r['average_rating']:g}, sample {r['label']:g})" for r in wrong.to_pylist()]
+    return judge("predictions", "average_rating as in the sample", both.num_rows, examples)
+
+
+def read_groups(paths: Sequence[Path]) -> pa.Table:
+    """Return the groups of the given categories' files."""
+    return read(paths, GROUPS.names, GROUPS)
+
+
+def _rows(table: pa.Table, column: str) -> list[dict[str, object]]:
+    return list(table.sort_by(column).to_pylist())

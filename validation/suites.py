@@ -1,0 +1,180 @@
+"""What each table must hold: the expectations, declared.
+
+In: the parameters and a category. Out: a `Suite` a table, whose rules carry the names and arguments of
+Great Expectations' own classes. Nothing is run here and Great Expectations is not imported.
+
+Besides its rules every suite expects the columns and types of `prep.tables`, no null in a column declared
+required there, and, where it has a key, that the key is unique over all files of the category.
+"""
+
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from prep import tables
+from prep.params import Params
+from prep.strata import TEST, TRAIN, VALIDATION
+
+# The dataset begins in May 1996; a time in seconds instead of milliseconds lies before 1995.
+TIMES = (788_918_400_000, 4_102_444_800_000)  # 1995 to 2100, ms since 1970
+_ASIN = r"^[A-Za-z0-9]+$"  # also a member's name in a tar: no dot, slash or space
+
+# What can come of asking for an image, in the words of shards/fetch.py, client.py and pixels.py.
+OK = "ok"
+OUTCOMES = (
+    *(OK, "no_url", "bad_url", "gone", "refused", "server_error", "timeout", "unreachable", "too_large"),
+    *("not_an_image", "corrupt", "too_many_pixels", "too_small"),
+)
+
+
+class Rule(NamedTuple):
+    """One expectation: its name in gate files and sentences, and the class that checks it."""
+
+    name: str
+    kind: str
+    arguments: dict[str, Any]
+    share: float = 0.0  # of the rows that may break it
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns it looks at."""
+        return tuple(value for key, value in self.arguments.items() if key.startswith("column"))
+
+
+class Suite(NamedTuple):
+    """What a table must hold."""
+
+    schema: pa.Schema
+    label: tuple[str, ...]  # the columns that name a row to the user
+    key: tuple[str, ...]  # the columns that are unique together; none: rows may repeat
+    rules: tuple[Rule, ...]
+
+
+def not_null(column: str) -> Rule:
+    """Every row has a value."""
+    return Rule(f"{column} not null", "ExpectColumnValuesToNotBeNull", {"column": column})
+
+
+def between(column: str, low: float, high: float | None = None, share: float = 0.0) -> Rule:
+    """Every value there is lies in [low, high]."""
+    words = f"{column} at least {low}" if high is None else f"{column} between {low} and {high}"
+    arguments = {"column": column, "min_value": low, "max_value": high}
+    return Rule(words, "ExpectColumnValuesToBeBetween", arguments, share)
+
+
+def one_of(column: str, values: tuple[str, ...]) -> Rule:
+    """Every value is one of `values`."""
+    words = f"{column} one of {', '.join(values)}"
+    return Rule(words, "ExpectColumnValuesToBeInSet", {"column": column, "value_set": list(values)})
+
+
+def matches(column: str, regex: str) -> Rule:
+    """Every value matches `regex`."""
+    return Rule(f"{column} like {regex}", "ExpectColumnValuesToMatchRegex", {"column": column, "regex": regex})
+
+
+def ordered(low: str, high: str) -> Rule:
+    """Where both have a value, that of `low` is not above that of `high`."""
+    arguments = {
+        "column_A": high,
+        "column_B": low,
+        "or_equal": True,
+        "ignore_row_if": "either_value_is_missing",
+    }
+    return Rule(f"{low} at most {high}", "ExpectColumnPairValuesAToBeGreaterThanB", arguments)
+
+
+def _suite(schema: pa.Schema, label: tuple[str, ...], key: tuple[str, ...], *rules: Rule) -> Suite:
+    required = (not_null(field.name) for field in schema if not field.nullable)
+    return Suite(schema, label, key, (*required, *rules))
+
+
+def suites(params: Params, category: str) -> dict[str, Suite]:
+    """Return the suite of every table of `category`, by the table's name in gate files.
+
+    Raw rows stand as they came, so that a share of them, ``download.bad_share``, may be out of range;
+    join and sample drop those.
+    """
+    bad = params.download.bad_share
+    asin = ("parent_asin",)
+    return {
+        "items": _suite(
+            tables.ITEMS,
+            asin,
+            ("line",),
+            matches("parent_asin", _ASIN),
+            between("line", 1),
+            between("average_rating", 0, 5, share=bad),
+            between("rating_number", 0, share=bad),
+            matches("details", r"^\{"),
+        ),
+        "reviews": _suite(
+            tables.REVIEWS,
+            asin,
+            (),
+            matches("parent_asin", _ASIN),
+            between("rating", 0, 5, share=bad),  # the dataset has a row with 0.0
+            between("timestamp", *TIMES, share=bad),
+        ),
+        "rejects": _suite(tables.REJECTS, ("file", "line"), ("file", "line"), between("line", 1)),
+        "joined": _suite(
+            tables.JOINED,
+            asin,
+            asin,
+            matches("parent_asin", _ASIN),
+            between("average_rating", 0, 5, share=bad),
+            between("rating_number", 0, share=bad),
+            between("review_count", 0),
+            between("review_mean", 1, 5),
+            between("review_spread", 0, 2),
+            between("verified_share", 0, 1),
+            ordered("first_review", "last_review"),
+        ),
+        "groups": _suite(tables.GROUPS, asin, asin, matches("group", _ASIN), between("group_size", 1)),
+        "sample": _suite(
+            tables.SAMPLE,
+            asin,
+            asin,
+            matches("parent_asin", _ASIN),
+            one_of("category", (category,)),
+            one_of("split", (TRAIN, VALIDATION, TEST)),
+            between("band", -1, params.sample.bands - 1),
+            between("average_rating", 1, 5),
+            between("rating_number", 0),
+            between("review_count", 0),
+        ),
+        "images": _suite(
+            tables.IMAGES,
+            asin,
+            asin,
+            one_of("outcome", OUTCOMES),
+            between("status", 0, 599),
+            between("tries", 0),
+            between("source_bytes", 0),
+            between("source_width", 0),
+            between("source_height", 0),
+        ),
+        "index": _suite(
+            tables.INDEX,
+            ("key",),
+            ("key",),
+            matches("key", _ASIN),
+            between("jpg_offset", 512),  # a tar header stands before the first member
+            between("jpg_length", 1),
+            between("json_offset", 512),
+            between("json_length", 2),
+            between("average_rating", 1, 5),
+            between("rating_number", 0),
+            between("review_count", 0),
+        ),
+        "predictions": _suite(
+            tables.PREDICTIONS,
+            asin,
+            ("category", "parent_asin"),
+            one_of("category", params.source.categories),
+            one_of("split", (VALIDATION, TEST)),
+            between("average_rating", 1, 5),
+            between("rating_number", 0),
+            between("prediction", 1, 5),
+        ),
+    }
