@@ -46,7 +46,7 @@ class _Review(msgspec.Struct):
 
 
 # It becomes the name of a tar's members, so nothing that could be a path or an ending may stand in it.
-_ID = re.compile(r"[A-Za-z0-9_-]{1,40}")
+ASIN = "^[A-Za-z0-9]{1,40}$"
 
 _item = msgspec.json.Decoder(_Item)
 _review = msgspec.json.Decoder(_Review)
@@ -62,7 +62,7 @@ def _decode(decoder: Any, line: bytes) -> Any:
         raise Reject("missing_key" if "missing required field" in str(error) else "wrong_type") from None
     except msgspec.DecodeError:
         raise Reject("not_json" if line.endswith(b"\n") else "truncated") from None
-    if not _ID.fullmatch(record.parent_asin):
+    if not re.match(ASIN, record.parent_asin):
         raise Reject("bad_parent_asin")
     return record
 

@@ -1,7 +1,7 @@
 """A polite HTTP client for many files from few hosts.
 
-In: URLs. Out: for each its body, or the word for why there is none. Guaranteed: at most `fetch.connections` requests at a
-time to a host, fewer when it refuses or is slow; a host that names a time to wait is left alone until then; only what
+In: URLs. Out: for each its body, or the word for why there is none. Guaranteed: at most `fetch.connections` requests at
+a time to a host, fewer when it refuses or is slow; a host that names a time to wait is left alone until then; only what
 may pass is tried again, `fetch.tries` times at most, each try within `fetch.timeout` seconds; a body is read up to
 `fetch.max_bytes`; only public addresses are connected to, at every redirect, unless they are the configured mirror's;
 and a host that refuses everything ends the run with a sentence. Every `get` ends.

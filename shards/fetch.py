@@ -1,9 +1,9 @@
 """Stage fetch: the images of a category's sample, at training size, with an outcome for every item.
 
 In: ``data/sample/<category>/*.parquet``. Out: ``data/images/<category>/``, a part for each part of the sample with its
-rows in the same order, and ``report.json``. Guaranteed: what was had stays in the image store, so an interrupt loses only
-what was in flight and a second run asks only for what is missing; the tables depend on what the store holds, never on
-the order it came in; and a share of missing images over the budget ends the stage with a sentence. Links die, so the
+rows in the same order, and ``report.json``. Guaranteed: what was had stays in the image store, so an interrupt loses
+only what was in flight and a second run asks only for what is missing; the tables depend on what the store holds, never
+on the order it came in; and a share of missing images over the budget ends the stage with a sentence. Links die, so the
 store is the data: this is the one stage whose result another machine may not be able to make again.
 """
 
@@ -53,7 +53,8 @@ def fetch(category: str, params: Params, data: Path = Path("data")) -> None:
         data: the folder of the stages' tables.
 
     Raises:
-        UserError: the sample or the mirror is not there, the host refuses everything, or ``images.bad_share`` is exceeded.
+        UserError: the sample or the mirror is not there, the host refuses everything, or more than
+            ``images.bad_share`` of the images cannot be had.
     """
     parts = sorted((data / "sample" / category).glob("*.parquet"))
     if not parts:

@@ -13,11 +13,11 @@ import pyarrow as pa
 
 from prep import tables
 from prep.params import Params
+from prep.records import ASIN
 from prep.strata import TEST, TRAIN, VALIDATION
 
 # The dataset begins in May 1996; a time in seconds instead of milliseconds lies before 1995.
 TIMES = (788_918_400_000, 4_102_444_800_000)  # 1995 to 2100, ms since 1970
-_ASIN = r"^[A-Za-z0-9]+$"  # also a member's name in a tar: no dot, slash or space
 
 # What can come of asking for an image, in the words of shards/fetch.py, client.py and pixels.py.
 OK = "ok"
@@ -102,7 +102,7 @@ def suites(params: Params, category: str) -> dict[str, Suite]:
             tables.ITEMS,
             asin,
             ("line",),
-            matches("parent_asin", _ASIN),
+            matches("parent_asin", ASIN),
             between("line", 1),
             between("average_rating", 0, 5, share=bad),
             between("rating_number", 0, share=bad),
@@ -112,7 +112,7 @@ def suites(params: Params, category: str) -> dict[str, Suite]:
             tables.REVIEWS,
             asin,
             (),
-            matches("parent_asin", _ASIN),
+            matches("parent_asin", ASIN),
             between("rating", 0, 5, share=bad),  # the dataset has a row with 0.0
             between("timestamp", *TIMES, share=bad),
         ),
@@ -121,7 +121,7 @@ def suites(params: Params, category: str) -> dict[str, Suite]:
             tables.JOINED,
             asin,
             asin,
-            matches("parent_asin", _ASIN),
+            matches("parent_asin", ASIN),
             between("average_rating", 0, 5, share=bad),
             between("rating_number", 0, share=bad),
             between("review_count", 0),
@@ -130,12 +130,12 @@ def suites(params: Params, category: str) -> dict[str, Suite]:
             between("verified_share", 0, 1),
             ordered("first_review", "last_review"),
         ),
-        "groups": _suite(tables.GROUPS, asin, asin, matches("group", _ASIN), between("group_size", 1)),
+        "groups": _suite(tables.GROUPS, asin, asin, matches("group", ASIN), between("group_size", 1)),
         "sample": _suite(
             tables.SAMPLE,
             asin,
             asin,
-            matches("parent_asin", _ASIN),
+            matches("parent_asin", ASIN),
             one_of("category", (category,)),
             one_of("split", (TRAIN, VALIDATION, TEST)),
             between("band", -1, params.sample.bands - 1),
@@ -158,7 +158,7 @@ def suites(params: Params, category: str) -> dict[str, Suite]:
             tables.INDEX,
             ("key",),
             ("key",),
-            matches("key", _ASIN),
+            matches("key", ASIN),
             between("jpg_offset", 512),  # a tar header stands before the first member
             between("jpg_length", 1),
             between("json_offset", 512),

@@ -45,7 +45,7 @@ def host():
 def parameters(mirror, images=None, **fetching):
     """Return the demo's parameters with another mirror and other limits."""
     base = params.load(ROOT / "params.yaml")
-    asked = {"mirror": mirror, "connections": 4, "tries": 2, "timeout": 2.0, "refusals": 1000} | fetching
+    asked = {"mirror": mirror, "connections": 4, "tries": 2, "timeout": 30.0, "refusals": 1000} | fetching
     return msgspec.structs.replace(
         base,
         images=msgspec.structs.replace(base.images, **{"size": 32, "bad_share": 1.0} | (images or {})),
@@ -171,7 +171,7 @@ def nasty(host):
 def test_whatever_goes_wrong_every_item_has_its_outcome(host):
     expected = nasty(host)
     write_sample({"test": [[], ["ftp://host/a.jpg"], *([REAL + name] for name in expected)]})
-    fetch("C", parameters(host.url, timeout=0.5, max_bytes=50_000))
+    fetch("C", parameters(host.url, timeout=1.5, tries=1, max_bytes=50_000))
     assert outcomes() == ["no_url", "bad_url", *expected.values()]
     assert all(bool(row["image"]) == (row["outcome"] == "ok") for row in had())
     report = json.loads(Path("data/images/C/report.json").read_text())
@@ -183,7 +183,7 @@ def test_whatever_goes_wrong_every_item_has_its_outcome(host):
 def test_a_second_run_asks_only_for_what_may_have_passed(host):
     expected = nasty(host)
     write_sample({"test": [[REAL + name] for name in expected]})
-    settings = parameters(host.url, timeout=0.5, max_bytes=50_000)
+    settings = parameters(host.url, timeout=1.5, tries=1, max_bytes=50_000)
     fetch("C", settings)
     before = hashes()
     host.asked.clear()

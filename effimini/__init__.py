@@ -1,0 +1,1 @@
+"""EffiMini: a compact image + text model of a product's rating: training, evaluation, prediction, command line."""

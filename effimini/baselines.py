@@ -1,0 +1,89 @@
+"""What a model must beat: three predictions that need no network.
+
+In: the samples of the training, validation and test splits, and the weights of the loss. Out: stars for the
+splits asked. Guaranteed: fitted on the training split with the same sample weights as the model, tuned on
+validation alone, deterministic.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import Ridge
+
+from effimini.inference import clamp
+from effimini.loss import counts_of, sample_weights
+from effimini.metrics import plcc
+from prep.text import assemble
+from shards.stream import ShardDataset
+
+log = logging.getLogger(__name__)
+
+Stars = npt.NDArray[np.float32]
+
+ALPHAS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # strengths of ridge tried on the validation split
+
+
+def baselines(
+    train: ShardDataset,
+    validation: ShardDataset,
+    asked: Sequence[ShardDataset],
+    weights: dict[str, Any],
+    fields: Sequence[str],
+) -> dict[str, list[Stars]]:
+    """Return the stars of each baseline, clamped, float32 [N], for each split in `asked`.
+
+    Args:
+        train: what the baselines are fitted on.
+        validation: what ridge's strength is chosen on, by PLCC.
+        asked: the splits to predict.
+        weights: the content of data/weights.json.
+        fields: text fields, in order, as the model reads them.
+    """
+    weight = sample_weights(counts_of(train, weights), weights)
+    return {
+        "constant": [np.full(len(split), _mean(train.labels, weight), np.float32) for split in asked],
+        "category mean": _category_mean(train, weight, asked),
+        "TF-IDF + ridge": _ridge(train, validation, asked, weight, fields),
+    }
+
+
+def _mean(labels: Stars, weight: Stars) -> float:
+    return float(np.average(labels, weights=weight if weight.any() else None))
+
+
+def _category_mean(train: ShardDataset, weight: Stars, asked: Sequence[ShardDataset]) -> list[Stars]:
+    """Return each category's weighted training mean; the mean of all where a category has no training sample."""
+    everywhere = _mean(train.labels, weight)
+    of = np.array(train.categories)
+    means = {name: _mean(train.labels[of == name], weight[of == name]) for name in sorted(set(train.categories))}
+    return [np.array([means.get(name, everywhere) for name in split.categories], np.float32) for split in asked]
+
+
+def _ridge(
+    train: ShardDataset, validation: ShardDataset, asked: Sequence[ShardDataset], weight: Stars, fields: Sequence[str]
+) -> list[Stars]:
+    """Fit ridge on TF-IDF of words and word pairs, for each of `ALPHAS`, and keep the best one on `validation`."""
+    vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2, max_features=200_000)
+    try:
+        known = vectorizer.fit_transform(_texts(train, fields))
+    except ValueError:  # scikit-learn's word for a vocabulary without a term, as of very few samples
+        log.warning("no term stands in two training texts; TF-IDF + ridge falls back to the constant")
+        return [np.full(len(split), _mean(train.labels, weight), np.float32) for split in asked]
+    unseen = vectorizer.transform(_texts(validation, fields))
+    best, chosen = -np.inf, None
+    for alpha in ALPHAS:
+        ridge = Ridge(alpha=alpha, solver="sparse_cg").fit(known, train.labels, sample_weight=weight)
+        score = plcc(clamp(ridge.predict(unseen)), validation.labels)
+        if score > best:
+            best, chosen = score, ridge
+    assert chosen is not None
+    log.info("TF-IDF + ridge: alpha %g, validation PLCC %.4f", chosen.alpha, best)
+    return [clamp(chosen.predict(vectorizer.transform(_texts(s, fields)))).astype(np.float32) for s in asked]
+
+
+def _texts(split: ShardDataset, fields: Sequence[str]) -> list[str]:
+    return [assemble(split.facts(i), fields) for i in range(len(split))]

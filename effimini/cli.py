@@ -1,0 +1,252 @@
+"""The command line: one command a stage, and what people ask of a run.
+
+In: a command, ``params.yaml``, the folder ``data/``. Out: files, a log on stderr, and on stdout only what a program
+would read. Guaranteed (promise 10): a mistake of the user ends with one sentence and exit code 2.
+"""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from prep.faults import UserError
+from prep.params import Params, load
+
+app = typer.Typer(
+    help="Prepare Amazon Reviews 2023 as shards, and train a compact image + text model on them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+Category = Annotated[str, typer.Argument(help="One of source.categories.")]
+ParamsFile = Annotated[Path, typer.Option("--params", help="The parameters of the run.")]
+Data = Annotated[Path, typer.Option("--data", help="The folder of the tables and shards.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+PARAMS, DATA = Path("params.yaml"), Path("data")
+
+
+def main() -> None:
+    """Run the command line."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # one line a request is no log
+    try:
+        app()
+    except UserError as error:
+        sys.stderr.write(f"effimini: {error}\n")
+        sys.exit(2)
+
+
+def _category(name: str, params: Params) -> str:
+    if name not in params.source.categories:
+        raise UserError(
+            f"{name} is not in source.categories ({', '.join(params.source.categories)}); name one, or add it there"
+        )
+    return name
+
+
+def _report(path: Path, as_json: bool) -> None:
+    """Say what a stage did, from its report: rows in, out and dropped on stderr; the whole report with --json."""
+    report = json.loads(path.read_text(encoding="utf-8"))
+    for table, funnel in report["tables"].items():
+        dropped = ", ".join(f"{reason} {count}" for reason, count in funnel["dropped"].items())
+        name = " ".join(filter(None, [report["stage"], report.get("category"), table]))
+        logging.info(
+            "%s: %d rows in, %d out%s",
+            name,
+            funnel["rows_in"],
+            funnel["rows_out"],
+            dropped and f" ({dropped})",
+        )
+    if as_json:
+        typer.echo(json.dumps(report))
+
+
+@app.command()
+def download(category: Category, params: ParamsFile = PARAMS, data: Data = DATA, as_json: Json = False) -> None:
+    """Turn a category's raw files into typed tables.
+
+    In: the source's raw files. Out: data/raw/CATEGORY. Example: `effimini download Demo_Toys`
+    """
+    from prep import download as stage
+
+    settings = load(params)
+    stage.download(_category(category, settings), settings, data)
+    _report(data / "raw" / category / "report.json", as_json)
+
+
+@app.command()
+def join(category: Category, params: ParamsFile = PARAMS, data: Data = DATA, as_json: Json = False) -> None:
+    """Join a category's reviews to its items.
+
+    In: data/raw/CATEGORY. Out: data/items/CATEGORY. Example: `effimini join Demo_Toys`
+    """
+    from prep import join as stage
+
+    settings = load(params)
+    stage.join(_category(category, settings), settings, data)
+    _report(data / "items" / category / "report.json", as_json)
+
+
+@app.command()
+def groups(params: ParamsFile = PARAMS, data: Data = DATA, as_json: Json = False) -> None:
+    """Find which items are the same product, over all categories.
+
+    In: data/items. Out: data/groups. Example: `effimini groups`
+    """
+    from prep import groups as stage
+
+    stage.group(load(params), data)
+    _report(data / "groups" / "report.json", as_json)
+
+
+@app.command()
+def sample(category: Category, params: ParamsFile = PARAMS, data: Data = DATA, as_json: Json = False) -> None:
+    """Filter a category, and draw its splits and the bands of the fraction.
+
+    In: data/items/CATEGORY, data/groups/CATEGORY.parquet. Out: data/sample/CATEGORY.
+    Example: `effimini sample Demo_Toys`
+    """
+    from prep import sample as stage
+
+    settings = load(params)
+    stage.sample(_category(category, settings), settings, data)
+    _report(data / "sample" / category / "report.json", as_json)
+
+
+@app.command()
+def fetch(category: Category, params: ParamsFile = PARAMS, data: Data = DATA, as_json: Json = False) -> None:
+    """Fetch the images of a category's sample that are not in the local store yet.
+
+    In: data/sample/CATEGORY. Out: data/images/CATEGORY. Example: `effimini fetch Demo_Toys`
+    """
+    from shards import fetch as stage
+
+    settings = load(params)
+    stage.fetch(_category(category, settings), settings, data)
+    _report(data / "images" / category / "report.json", as_json)
+
+
+@app.command()
+def shard(category: Category, params: ParamsFile = PARAMS, data: Data = DATA, as_json: Json = False) -> None:
+    """Write a category's sample and images as WebDataset tars with indexes and a manifest.
+
+    In: data/sample/CATEGORY, data/images/CATEGORY. Out: data/shards/CATEGORY. Example: `effimini shard Demo_Toys`
+    """
+    from shards import write as stage
+
+    settings = load(params)
+    made = stage.write(_category(category, settings), settings, data)
+    _report(data / "shards" / category / "report.json", as_json)
+    logging.info("%d tars made, the others were in the local store", made)
+
+
+@app.command()
+def weights(params: ParamsFile = PARAMS, data: Data = DATA) -> None:
+    """Compute the constant that turns a rating count into a sample's weight.
+
+    In: data/sample. Out: data/weights.json. Example: `effimini weights`
+    """
+    from prep import weights as stage
+
+    stage.weigh(load(params), data)
+
+
+@app.command()
+def train(params: ParamsFile = PARAMS, data: Data = DATA) -> None:
+    """Train the model, going on where an interrupted run stopped.
+
+    In: data/shards, data/weights.json. Out: models, results/train. Examples: `effimini train`,
+    `torchrun --nproc-per-node 2 -m effimini.cli train`
+    """
+    from effimini import train as stage
+
+    stage.train(load(params), data / "shards", data / "weights.json")
+
+
+@app.command()
+def evaluate(params: ParamsFile = PARAMS, data: Data = DATA) -> None:
+    """Measure the best model and the baselines on the test split, and write the report.
+
+    In: models/best, data/shards. Out: data/predictions, results. Example: `effimini evaluate`
+    """
+    from effimini import evaluate as stage
+
+    stage.evaluate(load(params), data)
+
+
+Table = Literal["raw", "items", "groups", "sample", "images", "shards", "predictions"]
+
+
+@app.command()
+def validate(
+    table: Annotated[Table, typer.Argument(help="Which table.")],
+    params: ParamsFile = PARAMS,
+    data: Data = DATA,
+) -> None:
+    """Check a table of all categories, and write the gate that the next stage waits for.
+
+    In: data/TABLE. Out: data/gates/TABLE. Example: `effimini validate sample`
+    """
+    from validation import validate as stage
+
+    stage.validate(table, load(params), data)
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Option(help="A model folder, models/best for example.")],
+    input_csv: Annotated[Path, typer.Option("--input", help="The items, in the challenge's format.")],
+    output_csv: Annotated[Path, typer.Option("--output", help="Where the scores go.")],
+    images: Annotated[Path, typer.Option(help="The folder that image_paths are relative to.")] = Path("images"),
+) -> None:
+    """Score the items of a CSV file.
+
+    In: parent_asin, main_category, title, features, description, image_paths. Out: item_id, score, params, flops.
+    Example: `effimini predict --model models/best --input items.csv --images images --output scores.csv`
+    """
+    from effimini import predict as stage
+
+    stage.predict(model, input_csv, images, output_csv)
+
+
+@app.command()
+def info(params: ParamsFile = PARAMS, as_json: Json = False) -> None:
+    """Count the model's parameters and FLOPs by part, and its cost C and efficiency E.
+
+    In: params.yaml. Out: a table. Example: `effimini info --params params/paper.yaml`
+    """
+    from effimini import info as stage
+
+    _show(stage.info(load(params)), stage.table, as_json)
+
+
+@app.command()
+def results(as_json: Json = False) -> None:
+    """Print the metrics of the last evaluation and the path of its report.
+
+    In: results/metrics.json. Out: a table. Example: `effimini results`
+    """
+    from effimini import report as stage
+    from prep.files import read_json
+
+    _show(read_json(Path("results/metrics.json")), stage.metrics_table, as_json)
+    if not as_json:
+        typer.echo(f"Report: {Path('results/report.html').resolve()}")
+
+
+def _show(content: dict[str, Any], table: Any, as_json: bool) -> None:
+    from rich.console import Console
+
+    if as_json:
+        typer.echo(json.dumps(content))
+    else:
+        Console().print(table(content))
+
+
+if __name__ == "__main__":
+    main()

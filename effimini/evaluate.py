@@ -1,0 +1,165 @@
+"""Evaluation: the best model beside the baselines, on the same test split.
+
+In: ``models/best/``, ``data/shards/``, ``data/weights.json`` and the parameters. Out: ``data/predictions/``
+(a parquet a split), ``results/metrics.json``, ``results/plots/*.csv`` and ``results/report.html``.
+Guaranteed: the same inputs give the same bytes; each sample of a split is predicted once; whatever comes
+from demo data says so.
+"""
+
+import logging
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+
+from effimini import metrics, report
+from effimini.baselines import baselines
+from effimini.inference import clamp, predict_split
+from effimini.model import EffiMini
+from effimini.ranks import ranks
+from prep import files
+from prep.faults import Funnel
+from prep.params import Params
+from prep.strata import COUNT_BUCKETS, count_bucket
+from prep.tables import PREDICTIONS
+from shards.stream import ShardDataset
+
+log = logging.getLogger(__name__)
+
+Stars = npt.NDArray[np.float32]
+
+MODEL = "EffiMini"
+BINS = 10  # of the calibration plot, of equal numbers of samples
+
+
+def evaluate(
+    params: Params, data: Path = Path("data"), models: Path = Path("models"), results: Path = Path("results")
+) -> dict[str, Any]:
+    """Measure ``models/best`` on the test split, write everything, and return the content of metrics.json.
+
+    Raises:
+        UserError: the model, the shards or the weights are absent.
+
+    Source: reference section 2 (metrics).
+    """
+    model = EffiMini.from_pretrained(models / "best")
+    splits = {
+        name: ShardDataset(data / "shards", params.source.categories, name) for name in ("train", "validation", "test")
+    }
+    test, validation = splits["test"], splits["validation"]
+    with ranks() as here:
+        recipe = params.train
+        model.to(here.device)
+        ours = [
+            clamp(predict_split(model, split, here, batch_size=recipe.batch_size, workers=recipe.workers))
+            for split in (test, validation)
+        ]
+        model.cpu()
+    weights = files.read_json(data / "weights.json")
+    fitted = baselines(splits["train"], validation, [test, validation], weights, params.text.fields)
+    _write_predictions(data / "predictions", {"test": (test, ours[0]), "validation": (validation, ours[1])})
+
+    predictions = {MODEL: ours[0]} | {name: stars[0] for name, stars in fitted.items()}
+    measured = _measure(params, model, predictions, test)
+    measured["validation"] = {"plcc": round(metrics.plcc(ours[1], validation.labels), 6), "samples": len(validation)}
+    files.write_json(results / "metrics.json", measured)
+    tables = {
+        "predictions": _frame(test, ours[0])[["average_rating", "prediction", "category", "rating_number"]],
+        "calibration": calibration(ours[0], test.labels),
+        "baselines": pd.DataFrame(
+            [{"predictor": name, "plcc": measured["test"][name]["plcc"]} for name in predictions]
+        ),
+        "groups": groups(predictions, test),
+    }
+    for name, table in tables.items():
+        with files.aside(results / "plots" / f"{name}.csv") as partial:
+            table.to_csv(partial, index=False, float_format="%.6g", lineterminator="\n")
+    with files.aside(results / "report.html") as partial:
+        partial.write_text(report.page(params, measured, tables, data, results / "train"), encoding="utf-8")
+    return measured
+
+
+def calibration(predictions: Stars, labels: Stars) -> pd.DataFrame:
+    """Return mean prediction and mean label of `BINS` bins of equal size, ordered by prediction."""
+    order = np.argsort(predictions, kind="stable")
+    rows = [
+        {"prediction": predictions[part].mean(), "average_rating": labels[part].mean(), "samples": len(part)}
+        for part in np.array_split(order, BINS)
+        if len(part)
+    ]
+    return pd.DataFrame(rows).astype({"prediction": "float64", "average_rating": "float64"})
+
+
+def groups(predictions: Mapping[str, Stars], test: ShardDataset) -> pd.DataFrame:
+    """Return samples and each predictor's PLCC and MAE by category and by bucket of rating_number."""
+    bucket = count_bucket(test.rating_number)
+    category = np.array(test.categories)
+    picked = [("category", name, category == name) for name in dict.fromkeys(test.categories)]
+    picked += [("rating_number", name, bucket == number) for number, name in enumerate(bucket_names())]
+    rows = []
+    for by, name, chosen in picked:
+        if chosen.any():
+            row: dict[str, Any] = {"by": by, "group": name, "samples": int(chosen.sum())}
+            for predictor, stars in predictions.items():
+                row[f"{predictor} PLCC"] = metrics.plcc(stars[chosen], test.labels[chosen])
+                row[f"{predictor} MAE"] = metrics.mae(stars[chosen], test.labels[chosen])
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def bucket_names() -> list[str]:
+    """Return the name of each bucket of rating_number: 0-1, 2-4, ... 1000+."""
+    last = [f"{low}-{high - 1}" for low, high in pairwise(COUNT_BUCKETS)]
+    return [*last, f"{COUNT_BUCKETS[-1]}+"]
+
+
+def _measure(params: Params, model: EffiMini, predictions: Mapping[str, Stars], test: ShardDataset) -> dict[str, Any]:
+    """Return the numbers of metrics.json."""
+    measured: dict[str, Any] = {}
+    for name, stars in predictions.items():
+        low, high = metrics.plcc_interval(stars, test.labels, params.evaluate.bootstrap, params.evaluate.seed)
+        measured[name] = {
+            "plcc": metrics.plcc(stars, test.labels),
+            "plcc_low": low,
+            "plcc_high": high,
+            "srcc": metrics.srcc(stars, test.labels),
+            "mae": metrics.mae(stars, test.labels),
+            "rmse": metrics.rmse(stars, test.labels),
+        }
+    parameters = metrics.parameters(model)["total"]
+    flops = metrics.flops(model, model.config.size, model.config.max_tokens)["total"]
+    c = metrics.cost(parameters, flops)
+    e = metrics.efficiency(c)
+    measured[MODEL]["ces"] = metrics.ces(measured[MODEL]["plcc"], e)
+    cost = {"parameters": parameters, "flops": flops, "C": round(c, 6), "E": round(e, 6)}
+    rounded = {name: {key: round(value, 6) for key, value in row.items()} for name, row in measured.items()}
+    return {"source": params.source.kind, "samples": len(test), "test": rounded, "cost": cost}
+
+
+def _frame(split: ShardDataset, stars: Stars) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "parent_asin": [key.split("/", 1)[1] for key in split.keys],
+            "category": split.categories,
+            "split": split.split,
+            "average_rating": split.labels,
+            "rating_number": split.rating_number,
+            "has_image": split.has_image,
+            "prediction": stars,
+        }
+    )
+
+
+def _write_predictions(folder: Path, splits: Mapping[str, tuple[ShardDataset, Stars]]) -> None:
+    """Write `PREDICTIONS` of each split and the funnel: every sample is predicted."""
+    with files.folder(folder) as partial:
+        for name, (split, stars) in splits.items():
+            table = pa.Table.from_pandas(_frame(split, stars), PREDICTIONS, preserve_index=False)
+            files.write_table(partial / f"{name}.parquet", table.replace_schema_metadata(None))
+        funnel = Funnel.of(sum(len(split) for split, _ in splits.values()), {})
+        files.write_json(partial / "report.json", {"stage": "evaluate", "tables": {"predictions": funnel}})

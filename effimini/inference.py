@@ -1,0 +1,55 @@
+"""Stars for every sample of a split, in the dataset's order, whatever the ranks and workers.
+
+In: a model and the samples of a split. Out: one number a sample. Each sample is predicted once (promise 5).
+"""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from effimini.model import EffiMini
+from effimini.ranks import Ranks
+from prep.progress import bar
+from shards.stream import Batch, ShardDataset, batches
+
+STARS = (1.0, 5.0)  # a prediction is clamped to these (reference section 1)
+
+
+def to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the inputs of `EffiMini.forward` on `device`."""
+    images, tokens, mask, has_image = (tensor.to(device, non_blocking=True) for tensor in batch[:4])
+    return images, tokens, mask, has_image
+
+
+@torch.inference_mode()
+def predict_split(
+    model: EffiMini, dataset: ShardDataset, ranks: Ranks, *, batch_size: int, workers: int
+) -> npt.NDArray[np.float32]:
+    """Return the model's stars, float32 [N], not clamped, in the order of ``dataset.keys``; the same on every rank.
+
+    The model is put in evaluation mode.
+    """
+    model.eval()
+    loader = batches(
+        dataset,
+        batch_size=batch_size,
+        seed=0,
+        epoch=0,
+        rank=ranks.rank,
+        world=ranks.world,
+        workers=workers,
+        shuffle=False,
+    )
+    keys: list[str] = []
+    stars: list[torch.Tensor] = []
+    for batch in bar(loader, f"predict {dataset.split}", len(loader)) if ranks.rank == 0 else loader:
+        keys += batch.keys
+        stars.append(model(*to_device(batch, ranks.device)).cpu())
+    gathered = ranks.gather((keys, torch.cat(stars).numpy()))
+    of_key = {key: value for keys, values in gathered for key, value in zip(keys, values, strict=True)}
+    return np.array([of_key[key] for key in dataset.keys], np.float32)
+
+
+def clamp(stars: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return stars within [1, 5]."""
+    return np.clip(stars, *STARS)

@@ -1,0 +1,58 @@
+"""What a model costs: parameters and floating point operations by part, C and E.
+
+In: the parameters of a run. Out: the numbers of the architecture they describe, counted on the built model,
+at the paper's input and at the configured one. No weights are loaded, so it works offline for a local text
+encoder.
+"""
+
+from typing import Any
+
+import msgspec
+from rich.table import Table
+
+from effimini import metrics
+from effimini.model import build
+from prep.params import Params
+
+PAPER = (224, 256)  # px and tokens at which the paper and the challenge count (reference section 1)
+
+
+def info(params: Params) -> dict[str, Any]:
+    """Return parameters by part, and by input (px, tokens): FLOPs by part, C and E.
+
+    Raises:
+        UserError: an encoder is unknown or cannot be had.
+    """
+    inputs = {}
+    configured = (params.images.size, params.text.max_tokens)
+    for name, (size, tokens) in (("paper", PAPER), ("configured", configured)):
+        # built for each input: some image encoders are made for one size
+        images = msgspec.structs.replace(params.images, size=size)
+        text = msgspec.structs.replace(params.text, max_tokens=tokens)
+        model = build(msgspec.structs.replace(params, images=images, text=text), random=True)
+        counts = metrics.parameters(model)
+        counted = metrics.flops(model, size, tokens)
+        c = metrics.cost(counts["total"], counted["total"])
+        inputs[name] = {"size": size, "tokens": tokens, "flops": counted, "C": c, "E": metrics.efficiency(c)}
+    return {
+        "image": params.model.image.name,
+        "text": params.model.text.name,
+        "parameters": counts,
+        "inputs": inputs,
+    }
+
+
+def table(content: dict[str, Any]) -> Table:
+    """Return what `info` gave as a table to print."""
+    inputs = content["inputs"]
+    shown = Table(title=f"{content['image']} + {content['text']}")
+    shown.add_column("part")
+    shown.add_column("parameters", justify="right")
+    for given in inputs.values():
+        shown.add_column(f"GFLOPs at {given['size']} px, {given['tokens']} tokens", justify="right")
+    for part, count in content["parameters"].items():
+        flops = (f"{given['flops'][part] / 1e9:.3f}" for given in inputs.values())
+        shown.add_row(part, f"{count:,}", *flops, end_section=part in {"head", "total"})
+    for name in ("C", "E"):
+        shown.add_row(name, "", *(f"{given[name]:.3f}" for given in inputs.values()))
+    return shown

@@ -1,0 +1,202 @@
+"""Predictions for items that are in no shard: the challenge's input file to its submission file.
+
+In: a saved model, a CSV file of items and a folder of images. Out: a CSV file with a score for each item.
+Guaranteed: text is cleaned and assembled, and images are fitted and encoded, by the functions that made the
+training data; the output is whole or absent; no image outside the folder is read.
+"""
+
+import ast
+import csv
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from effimini import metrics
+from effimini.inference import STARS
+from effimini.model import Config, EffiMini
+from prep import files
+from prep.faults import UserError
+from prep.progress import bar
+from prep.text import LABELS, assemble, clean, clean_details, clean_list
+from shards import tokens
+from shards.pixels import Unusable, decode, to_training
+
+log = logging.getLogger(__name__)
+
+COLUMNS = ("parent_asin", "main_category", "title", "features", "description", "image_paths")
+SEPARATORS = {"features": " | ", "description": " "}  # between the parts of a list, as in the sample table
+BATCH = 32
+
+
+class Item(NamedTuple):
+    """A row of the input, checked."""
+
+    id: str
+    text: str
+    image: Path | None
+
+
+def predict(model: Path, items: Path, images: Path, out: Path) -> None:
+    """Write a score for each item of the CSV file `items` to `out`.
+
+    Args:
+        model: a folder written by `EffiMini.save_pretrained`.
+        items: CSV with `COLUMNS`; further columns named as a text field (store, details) are read where the
+            model's text uses them. Lists may be plain text, JSON or Python lists. Image paths are separated
+            by ";" and relative to `images`; the first one is used, an empty cell is an item without an
+            image.
+        images: the folder of images.
+        out: CSV with item_id, score (2 decimals, 1 to 5), params (millions) and flops (G), 1 decimal each.
+
+    Raises:
+        UserError: the model or the file cannot be read, or a row is wrong; nothing is written.
+
+    Source: reference section 2 (challenge files).
+    """
+    network = EffiMini.from_pretrained(model)
+    config = network.config
+    if config.source == "demo":
+        log.warning("%s was trained on made demo data: its scores say nothing about real products", model)
+    rows = read_items(items, images, config)
+    flops = metrics.flops(network, config.size, config.max_tokens)["total"]
+    costs = [f"{metrics.parameters(network)['total'] / 1e6:.1f}", f"{flops / 1e9:.1f}"]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network.to(device)
+    with files.aside(out) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["item_id", "score", "params", "flops"])
+        for first in bar(range(0, len(rows), BATCH), "predict"):
+            part = rows[first : first + BATCH]
+            stars = _stars(network, part, device)
+            writer.writerows([item.id, f"{score:.2f}", *costs] for item, score in zip(part, stars, strict=True))
+
+
+def read_items(path: Path, images: Path, config: Config) -> list[Item]:
+    """Read and check every row of the input.
+
+    Raises:
+        UserError: the file or a column is absent, an id is empty or twice there, or an image path leaves
+            `images` or does not exist; the sentence names the line.
+    """
+    missing = [name for name in config.fields if name not in COLUMNS]
+    found: dict[str, int] = {}
+    items = []
+    for line, row in _rows(path):
+        where = f"{path}, line {line}"
+        key = (row["parent_asin"] or "").strip()
+        if not key:
+            raise UserError(f"{where}: parent_asin is empty; give every item an id")
+        if key in found:
+            raise UserError(f"{where}: parent_asin {key} stands in line {found[key]} already; give each item once")
+        found[key] = line
+        missing = [name for name in missing if row.get(name) is None]
+        fields = {name: _field(name, row.get(name) or "") for name in LABELS}
+        items.append(Item(key, assemble(fields, config.fields), _image_path(row["image_paths"] or "", images, where)))
+    if missing:
+        log.warning("%s has no column %s, which the model was trained with", path, ", ".join(missing))
+    return items
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield each row with the line it ends in."""
+    csv.field_size_limit(sys.maxsize)  # descriptions are longer than the module's default
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True)
+            if absent := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
+                raise UserError(
+                    f"{path}, line 1: no column {', '.join(absent)}; the header must name {', '.join(COLUMNS)}, "
+                    f"found {', '.join(reader.fieldnames or ()) or 'nothing'}"
+                )
+            for row in reader:
+                if None in row or None in row.values():
+                    raise UserError(
+                        f"{path}, line {reader.line_num}: the row has not the {len(reader.fieldnames or ())} cells of "
+                        "the header; put text that holds commas or quotes in quotes"
+                    )
+                yield reader.line_num, row
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; --input names the CSV file of items") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; --input names the CSV file of items") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    except csv.Error as error:
+        raise UserError(
+            f"{path}, after line {reader.line_num}: not CSV ({error}); quote cells with quotes in them"
+        ) from None
+
+
+def _field(name: str, cell: str) -> str:
+    """Clean a cell as the sample stage cleans the field."""
+    if name == "details":
+        return clean_details(cell)
+    if name not in SEPARATORS:
+        return clean(cell)
+    return clean_list(_parts(cell), SEPARATORS[name])
+
+
+def _parts(cell: str) -> list[str]:
+    """Return the strings of a JSON or Python list; a cell that is none is its only part."""
+    if cell.lstrip().startswith("["):
+        for read in (json.loads, ast.literal_eval):
+            try:
+                parts = read(cell)
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
+                continue
+            if isinstance(parts, list) and all(isinstance(part, str) for part in parts):
+                return cast(list[str], parts)
+    return [cell]
+
+
+def _image_path(cell: str, images: Path, where: str) -> Path | None:
+    """Return the first image of a cell, None for an empty one.
+
+    Raises:
+        UserError: it lies outside `images` or is no file.
+    """
+    name = next(filter(None, (part.strip() for part in cell.split(";"))), None)
+    if name is None:
+        return None
+    if "\0" in name or not (path := (images / name).resolve()).is_relative_to(images.resolve()):
+        raise UserError(f"{where}: image path {name!r} leaves the images folder {images}; paths are relative to it")
+    if not path.is_file():
+        raise UserError(f"{where}: image {name} does not exist in {images}; correct the path or leave the cell empty")
+    return path
+
+
+@torch.inference_mode()
+def _stars(network: EffiMini, items: list[Item], device: torch.device) -> list[float]:
+    config = network.config
+    ids = tokens.encode(network.tokenizer, [item.text for item in items], config.max_tokens)
+    padded = np.full((len(ids), max(map(len, ids))), tokens.pad_id(network.tokenizer), np.int64)
+    mask = np.zeros_like(padded)
+    pixels = np.zeros((len(items), config.size, config.size, 3), np.uint8)
+    for row, (item, one) in enumerate(zip(items, ids, strict=True)):
+        padded[row, : len(one)], mask[row, : len(one)] = one, 1
+        if item.image is not None:
+            pixels[row] = _pixels(item, config)
+    has_image = [item.image is not None for item in items]
+    images = torch.from_numpy(pixels.transpose(0, 3, 1, 2))
+    inputs = (images, torch.from_numpy(padded), torch.from_numpy(mask), torch.tensor(has_image))
+    return cast(list[float], network(*(tensor.to(device) for tensor in inputs)).clamp(*STARS).tolist())
+
+
+def _pixels(item: Item, config: Config) -> npt.NDArray[np.uint8]:
+    """Return an image as training saw its images: fitted, encoded as JPEG, decoded."""
+    assert item.image is not None
+    fit = cast(Literal["squash", "letterbox", "crop"], config.fit)
+    try:
+        made = to_training(item.image.read_bytes(), config.size, fit, config.quality, config.max_pixels)
+    except Unusable as error:
+        raise UserError(
+            f"item {item.id}: image {item.image} is unusable ({error.outcome}); replace it or leave image_paths empty"
+        ) from None
+    return decode(made.image)

@@ -1,0 +1,58 @@
+"""The processes of a training: one alone, or those that torchrun started.
+
+In: the environment (RANK, WORLD_SIZE, LOCAL_RANK). Out: who this process is and on which device it
+computes, and the few exchanges we need. With one process nothing is exchanged and no process group is made.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import distributed
+
+
+class Ranks(NamedTuple):
+    """This process among the others."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    def gather(self, thing: Any) -> list[Any]:
+        """Return `thing` (picklable) of every rank, in the order of the ranks, on each of them."""
+        if self.world == 1:
+            return [thing]
+        things: list[Any] = [None] * self.world
+        distributed.all_gather_object(things, thing)
+        return things
+
+    def share(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Give the first rank's values of `tensors` to all ranks, in place."""
+        if self.world > 1:
+            for tensor in tensors:
+                distributed.broadcast(tensor, 0)
+
+    def wait(self) -> None:
+        """Return when every rank has come here."""
+        if self.world > 1:
+            distributed.barrier()
+
+
+@contextmanager
+def ranks() -> Iterator[Ranks]:
+    """Join the processes that torchrun started, if it did; leave them at the end."""
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if world == 1 or distributed.is_initialized():  # whoever joined them leaves them
+        yield Ranks(rank, world, device)
+        return
+    distributed.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield Ranks(rank, world, device)
+    finally:
+        distributed.destroy_process_group()

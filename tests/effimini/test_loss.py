@@ -1,0 +1,47 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from effimini.loss import sample_weights, weighted_huber
+
+WEIGHTS = {"count": "rating_number", "mean": 2.0, "clip": 1.5, "samples": 3}
+
+
+def test_a_weight_is_log1p_of_the_count_over_the_mean_and_clipped() -> None:
+    found = sample_weights(np.array([0, 4, 1000]), WEIGHTS)
+    assert found.tolist() == pytest.approx([0.0, math.log(5) / 2, 1.5])
+    assert found.dtype == np.float32
+
+
+def test_without_a_count_every_sample_weighs_one() -> None:
+    assert sample_weights(np.array([0, 4, 1000]), WEIGHTS | {"count": "none"}).tolist() == [1.0, 1.0, 1.0]
+
+
+def test_the_loss_is_the_one_computed_by_hand() -> None:
+    predictions, labels = torch.tensor([3.0, 1.0, 4.5]), torch.tensor([3.5, 4.0, 4.5])
+    weights = torch.tensor([2.0, 0.5, 1.0])
+    # 2 x 0.5 x 0.5^2 + 0.5 x (3 - 0.5) + 0, over 3 samples
+    expected = (2 * 0.125 + 0.5 * 2.5) / 3
+    assert float(weighted_huber(predictions, labels, weights, 1.0, 3)) == pytest.approx(expected)
+
+
+def test_delta_moves_where_the_loss_turns_linear() -> None:
+    one = torch.ones(1)
+    # delta x (|error| - delta / 2)
+    assert float(weighted_huber(3 * one, one, one, 0.5, 1)) == pytest.approx(0.5 * (2 - 0.25))
+
+
+@given(st.lists(st.floats(1, 5), min_size=2, max_size=12), st.integers(1, 4))
+def test_the_shares_of_the_ranks_add_up_to_the_loss_of_the_global_batch(stars: list[float], world: int) -> None:
+    predictions, labels = torch.tensor(stars), torch.full((len(stars),), 3.0)
+    weights = torch.arange(1.0, len(stars) + 1)
+    whole = weighted_huber(predictions, labels, weights, 1.0, len(stars))
+    shares = [
+        weighted_huber(predictions[r::world], labels[r::world], weights[r::world], 1.0, len(stars))
+        for r in range(world)
+    ]
+    assert float(sum(shares)) == pytest.approx(float(whole), rel=1e-5)

@@ -1,0 +1,60 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from effimini import metrics
+
+stars = st.lists(st.tuples(st.integers(10, 50), st.integers(10, 50)), min_size=3, max_size=40)
+
+
+@given(stars)
+def test_plcc_and_srcc_agree_with_scipy(pairs: list[tuple[int, int]]) -> None:
+    x, y = np.array(pairs).T / 10
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        assert metrics.plcc(x, y) == metrics.srcc(x, y) == 0
+    else:
+        assert metrics.plcc(x, y) == pytest.approx(stats.pearsonr(x, y).statistic, abs=1e-9)
+        assert metrics.srcc(x, y) == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-9)
+
+
+def test_a_constant_prediction_has_plcc_zero() -> None:
+    labels = np.array([1.0, 2.0, 3.0])
+    assert metrics.plcc(np.full(3, 4.2, np.float32), labels) == 0
+    assert metrics.plcc_interval(np.full(3, 4.2), labels, 100, 0) == (0, 0)
+    assert metrics.plcc(labels[:1], labels[:1]) == 0
+
+
+def test_errors_are_the_ones_computed_by_hand() -> None:
+    predictions, labels = np.array([1.0, 2.0, 5.0]), np.array([2.0, 2.0, 3.0])
+    assert metrics.mae(predictions, labels) == pytest.approx(1.0)
+    assert metrics.rmse(predictions, labels) == pytest.approx(math.sqrt(5 / 3))
+
+
+def test_the_interval_holds_the_value_narrows_with_samples_and_follows_the_seed() -> None:
+    random = np.random.default_rng(1)
+    labels = random.normal(size=400)
+    predictions = labels + random.normal(size=400)
+    low, high = metrics.plcc_interval(predictions, labels, 300, 0)
+    assert low < metrics.plcc(predictions, labels) < high
+    few_low, few_high = metrics.plcc_interval(predictions[:40], labels[:40], 300, 0)
+    assert few_high - few_low > high - low
+    assert metrics.plcc_interval(predictions, labels, 300, 0) == (low, high)
+    assert metrics.plcc_interval(predictions, labels, 300, 1) != (low, high)
+
+
+def test_cost_and_efficiency_are_those_of_the_paper() -> None:
+    c = metrics.cost(27_706_365, 6_811_000_000)
+    assert round(c, 3) == 0.097
+    assert metrics.efficiency(c) == 1.10
+    assert round(metrics.ces(0.36, metrics.efficiency(c)), 2) == 0.40
+
+
+def test_efficiency_rewards_to_a_cap_and_punishes_above_one() -> None:
+    assert metrics.efficiency(1.0) == 1.0
+    assert metrics.efficiency(math.exp(-1)) == pytest.approx(1.05)
+    assert metrics.efficiency(math.e) == pytest.approx(1 / 3)
+    assert metrics.ces(-0.5, 1.1) == 0

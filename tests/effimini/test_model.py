@@ -1,0 +1,155 @@
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from effimini.model import EffiMini, build
+from prep.faults import UserError
+from prep.params import Encoder, Params
+from shards import tokens
+
+from .conftest import replace
+
+
+def inputs(size: int = 32, rows: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    random = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (rows, 3, size, size), generator=random, dtype=torch.uint8)
+    ids = torch.randint(5, 100, (rows, 9), generator=random)
+    return images, ids, torch.ones_like(ids), torch.tensor([True] * (rows - 1) + [False])
+
+
+def with_encoder(params: Params, part: str, name: str, weights: str) -> Params:
+    return replace(params, model={part: Encoder(name=name, weights=weights)})
+
+
+@torch.inference_mode()
+def test_a_saved_model_gives_the_same_outputs_without_its_sources(
+    small: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(1)
+    model = build(small).eval()
+    model.save_pretrained(tmp_path / "saved")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    again = EffiMini.from_pretrained(tmp_path / "saved")
+    assert torch.equal(model(*inputs()), again(*inputs()))
+    assert again.config == model.config
+    assert tokens.fingerprint(tokens.load(str(tmp_path / "saved"))) == tokens.fingerprint(model.tokenizer)
+
+
+@torch.inference_mode()
+def test_an_item_without_an_image_is_scored_from_its_text_alone(small: Params) -> None:
+    model = build(small).eval()
+    images, ids, mask, _ = inputs()
+    none = torch.zeros(3, dtype=torch.bool)
+    assert torch.equal(model(images, ids, mask, none), model(255 - images, ids, mask, none))
+    assert not torch.equal(model(images, ids, mask, ~none), model(255 - images, ids, mask, ~none))
+
+
+@torch.inference_mode()
+def test_padding_does_not_change_a_score(small: Params) -> None:
+    model = build(small).eval()
+    images, ids, mask, has_image = inputs()
+    more = torch.nn.functional.pad(ids, (0, 4)), torch.nn.functional.pad(mask, (0, 4))
+    torch.testing.assert_close(model(images, ids, mask, has_image), model(images, *more, has_image))
+
+
+def test_normalisation_is_the_image_encoders_own(small: Params) -> None:
+    lite = with_encoder(small, "image", "tf_efficientnet_lite0", "random")
+    assert build(lite).config.mean == (0.5, 0.5, 0.5)
+    b0 = with_encoder(small, "image", "efficientnet_b0", "random")
+    assert build(b0).config.mean == (0.485, 0.456, 0.406)
+
+
+def test_an_encoder_made_for_one_size_is_built_for_the_configured_one(small: Params) -> None:
+    with torch.inference_mode():
+        assert build(with_encoder(small, "image", "test_vit", "random")).eval()(*inputs()).shape == (3,)
+
+
+def test_image_weights_come_from_a_file_without_the_classifier(small: Params, tmp_path: Path) -> None:
+    import timm
+
+    whole = timm.create_model("test_efficientnet", pretrained=False)
+    save_file(whole.state_dict(), tmp_path / "image.safetensors")
+    model = build(with_encoder(small, "image", "test_efficientnet", str(tmp_path / "image.safetensors")))
+    assert torch.equal(model.image.state_dict()["conv_stem.weight"], whole.state_dict()["conv_stem.weight"])
+
+
+def text_folder(small_text: Path, out: Path, drop: str) -> Path:
+    """Save a text encoder with weights, without the tensors whose name starts with `drop`."""
+    from transformers import AutoConfig, AutoModel
+
+    AutoModel.from_config(AutoConfig.from_pretrained(small_text)).save_pretrained(out)
+    tokens.load(str(small_text)).save(str(out / "tokenizer.json"))
+    kept = {name: t for name, t in load_file(out / "model.safetensors").items() if not name.startswith(drop)}
+    save_file(kept, out / "model.safetensors", metadata={"format": "pt"})
+    return out
+
+
+def test_a_pretrained_folder_is_loaded_and_may_lack_the_unused_pooler(
+    small: Params, small_text: Path, tmp_path: Path
+) -> None:
+    folder = text_folder(small_text, tmp_path / "text", drop="pooler.")
+    model = build(with_encoder(small, "text", str(folder), "pretrained"))
+    name = "embeddings.word_embeddings.weight"
+    assert torch.equal(model.text.state_dict()[name], load_file(folder / "model.safetensors")[name])
+
+
+def test_weights_that_lack_a_layer_are_an_error_and_no_random_start(
+    small: Params, small_text: Path, tmp_path: Path
+) -> None:
+    folder = text_folder(small_text, tmp_path / "text", drop="encoder.layer.1.")
+    with pytest.raises(UserError, match=r"lack 16 tensors of the model, the first is encoder\.layer\.1\."):
+        build(with_encoder(small, "text", str(folder), "pretrained"))
+    with pytest.raises(UserError, match="lack 16 tensors"):
+        build(with_encoder(small, "text", str(small_text), str(folder / "model.safetensors")))
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "weights", "sentence"),
+    [
+        ("image", "efficientnet_b00", "random", "did you mean efficientnet_b0"),
+        ("image", "test_efficientnet", "nowhere.safetensors", "nowhere.safetensors cannot be read"),
+        ("text", "no/such/folder", "random", "cannot be loaded"),
+    ],
+)
+def test_an_encoder_that_cannot_be_had_is_a_sentence(
+    small: Params, part: str, name: str, weights: str, sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        build(with_encoder(small, part, name, weights))
+
+
+def test_weights_of_another_shape_are_a_sentence(small: Params, tmp_path: Path) -> None:
+    import timm
+
+    state = timm.create_model("test_efficientnet", pretrained=False).state_dict()
+    save_file(state | {"conv_stem.weight": torch.zeros(1, 2)}, tmp_path / "image.safetensors")
+    with pytest.raises(UserError, match=r"conv_stem\.weight with shape \(1, 2\)"):
+        build(with_encoder(small, "image", "test_efficientnet", str(tmp_path / "image.safetensors")))
+
+
+def test_a_text_longer_than_the_encoder_and_a_foreign_tokenizer_are_sentences(
+    small: Params, small_text: Path, tmp_path: Path
+) -> None:
+    config = json.loads((small_text / "config.json").read_text())
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text((small_text / name).read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8}))
+    with pytest.raises(UserError, match="more than the 8 positions"):
+        build(with_encoder(small, "text", str(tmp_path), "random"))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 50}))
+    with pytest.raises(UserError, match="do not belong together"):
+        build(with_encoder(small, "text", str(tmp_path), "random"))
+
+
+def test_a_folder_without_a_model_and_a_broken_configuration_are_sentences(small: Params, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no saved model"):
+        EffiMini.from_pretrained(tmp_path)
+    build(small).save_pretrained(tmp_path / "saved")
+    config = msgspec.json.decode((tmp_path / "saved/config.json").read_bytes())
+    (tmp_path / "saved/config.json").write_bytes(msgspec.json.encode(config | {"size": "large"}))
+    with pytest.raises(UserError, match="size"):
+        EffiMini.from_pretrained(tmp_path / "saved")

@@ -1,0 +1,116 @@
+import csv
+import json
+import logging
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from effimini.predict import COLUMNS, predict
+from prep.faults import UserError
+from prep.params import Params
+from shards.stream import ShardDataset
+
+
+def write_csv(path: Path, rows: list[dict[str, str]], columns: tuple[str, ...] = COLUMNS) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def row(**changes: str) -> dict[str, str]:
+    return dict.fromkeys(COLUMNS, "") | {"parent_asin": "A1", "title": "sturdy"} | changes
+
+
+def scores(path: Path) -> dict[str, str]:
+    with path.open(newline="") as file:
+        return {line["item_id"]: line["score"] for line in csv.DictReader(file)}
+
+
+def test_scores_are_those_of_the_evaluation(
+    small: Params, run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same item scores the same from the shards and from raw text and its original picture."""
+    test = ShardDataset(run / "data/shards", small.source.categories, "test")
+    rows = []
+    for i in range(len(test)):
+        facts = test.facts(i)
+        picture = f"{facts['parent_asin']}.png"
+        rows.append(
+            facts
+            | {
+                "title": f" <b>{facts['title']}</b>&nbsp;",
+                "features": json.dumps(["one", "two"]),
+                "image_paths": f"{picture};missing.jpg" if test.has_image[i] else "",
+            }
+        )
+    items = write_csv(tmp_path / "items.csv", rows)
+    with caplog.at_level(logging.WARNING):
+        predict(run / "models/best", items, run / "data/pictures", tmp_path / "out.csv")
+    assert "demo data" in caplog.text
+    expected = pq.read_table(run / "data/predictions/test.parquet").to_pandas()
+    found = scores(tmp_path / "out.csv")
+    assert list(found) == list(expected["parent_asin"])
+    for asin, stars in zip(expected["parent_asin"], expected["prediction"], strict=True):
+        assert float(found[asin]) == pytest.approx(stars, abs=0.0051)
+    header, first = (tmp_path / "out.csv").read_text().splitlines()[:2]
+    assert header == "item_id,score,params,flops"
+    assert first.split(",")[2:] == ["0.2", "0.0"]
+
+
+@pytest.mark.parametrize("cell", ['["one", "two"]', "['one', 'two']", "one | two"])
+def test_a_list_may_be_json_python_or_plain(run: Path, tmp_path: Path, cell: str) -> None:
+    items = write_csv(tmp_path / "items.csv", [row(features=cell), row(parent_asin="A2", features='["one","two"]')])
+    predict(run / "models/best", items, tmp_path, tmp_path / "out.csv")
+    found = scores(tmp_path / "out.csv")
+    assert found["A1"] == found["A2"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        ([row(parent_asin=" ")], "line 2: parent_asin is empty"),
+        ([row(), row()], "line 3: parent_asin A1 stands in line 2 already"),
+        ([row(image_paths="../secret.jpg")], r"line 2: image path '../secret.jpg' leaves the images folder"),
+        ([row(image_paths="/etc/hostname")], "leaves the images folder"),
+        ([row(image_paths="link.jpg")], "leaves the images folder"),
+        ([row(image_paths="none.jpg")], "line 2: image none.jpg does not exist"),
+        ([row(image_paths="text.jpg")], r"item A1: image .*text.jpg is unusable \(not_an_image\)"),
+    ],
+)
+def test_a_bad_row_is_a_sentence_and_nothing_is_written(
+    run: Path, tmp_path: Path, rows: list[dict[str, str]], sentence: str
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    (tmp_path / "secret.jpg").write_bytes(b"secret")
+    (images / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    (images / "text.jpg").write_text("no image")
+    with pytest.raises(UserError, match=sentence):
+        predict(run / "models/best", write_csv(tmp_path / "items.csv", rows), images, tmp_path / "out.csv")
+    assert not (tmp_path / "out.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "line 1: no column parent_asin"),
+        (b"parent_asin,title\nA1,x\n", "no column main_category, features, description, image_paths"),
+        (",".join(COLUMNS).encode() + b"\nA1,x\n", "line 2: the row has not the 6 cells"),
+        (",".join(COLUMNS).encode() + b"\nA1,x,\xff,,,\n", "is not UTF-8"),
+        (",".join(COLUMNS).encode() + b'\nA1,x,"a"b,,,\n', "not CSV"),
+    ],
+)
+def test_a_file_that_is_not_the_challenges_is_a_sentence(
+    run: Path, tmp_path: Path, content: bytes, sentence: str
+) -> None:
+    (tmp_path / "items.csv").write_bytes(content)
+    with pytest.raises(UserError, match=sentence):
+        predict(run / "models/best", tmp_path / "items.csv", tmp_path, tmp_path / "out.csv")
+
+
+def test_a_missing_file_is_a_sentence(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        predict(run / "models/best", tmp_path / "no.csv", tmp_path, tmp_path / "out.csv")
