@@ -65,7 +65,7 @@ def page(params: Params, measured: dict[str, Any], tables: dict[str, pd.DataFram
         metric_rows=_metric_rows(measured),
         groups=_group_rows(tables["groups"]),
         funnel=_funnel(data),
-        parameters=_flat(msgspec.to_builtins(params)),
+        parameters=_flat({name: msgspec.to_builtins(part) for name, part in _sections(params)}),
         scatter=_scatter(tables["predictions"]),
         calibration=_calibration(tables["calibration"]),
         baselines=_bars(measured),
@@ -126,6 +126,11 @@ def _funnel(data: Path) -> list[dict[str, Any]]:
         }
         for order, stage, table in sorted(sums)
     ]
+
+
+def _sections(params: Params) -> list[tuple[str, Any]]:
+    """Return the sections that the results depend on: how images are fetched and where work runs change nothing."""
+    return [(name, getattr(params, name)) for name in params.__struct_fields__ if name not in {"fetch", "dask"}]
 
 
 def _flat(content: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

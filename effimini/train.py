@@ -51,6 +51,7 @@ class Trainer:
             [p for p in self.model.parameters() if p.requires_grad],
             lr=params.train.learning_rate,
             weight_decay=params.train.weight_decay,
+            fused=True,
         )
         made_of = files.fingerprint(
             FORMAT, _recipe(params), self.weights, self.data.fingerprint, self.validation.fingerprint
@@ -98,20 +99,20 @@ class Trainer:
         return metrics
 
     def _train(self, epoch: int) -> tuple[float, float]:
-        """Take the steps of an epoch; return the weighted loss a sample and the last learning rate."""
+        """Take the steps of an epoch; return the mean weighted loss of its samples and the last learning rate."""
         self.network.train()
         loader = self._loader(epoch)
         total, rate = 0.0, 0.0
         shown = bar(loader, f"epoch {epoch + 1}", len(loader)) if self.here.rank == 0 else loader
         for step, batch in enumerate(shown):
-            rate = self._step(epoch, step, batch, done=epoch * len(loader) + step)
-            total += self._loss * batch.global_size
+            loss, rate = self._step(epoch, step, batch, done=epoch * len(loader) + step)
+            total += loss * batch.global_size
         # each rank saw other samples in its last step, so the running statistics differ until they are shared
         self.here.share(self.model.buffers())
         return math.fsum(self.here.gather(total)) / len(self.data), rate
 
-    def _step(self, epoch: int, step: int, batch: Batch, done: int) -> float:
-        """Take one step and return its learning rate; this rank's share of the loss stands in ``self._loss``."""
+    def _step(self, epoch: int, step: int, batch: Batch, done: int) -> tuple[float, float]:
+        """Take one step; return this rank's share of the global batch's loss, and the learning rate."""
         recipe, here = self.params.train, self.here
         rate = recipe.learning_rate * schedule(done, self.steps, recipe.warmup)
         for group in self.optimizer.param_groups:
@@ -130,8 +131,7 @@ class Trainer:
                 f"lower train.learning_rate, which is {recipe.learning_rate:g}"
             )
         self.optimizer.step()
-        self._loss = float(loss.detach())
-        return rate
+        return float(loss.detach()), rate
 
     def _loader(self, epoch: int) -> Any:
         recipe, here = self.params.train, self.here

@@ -35,7 +35,7 @@ def test_the_papers_file_holds_the_papers_values() -> None:
         ("fraction: 0.2", "fraction: 0.22", r"sample: fraction 0\.22 is no whole number of bands; .* 0\.05"),
         ("fraction: 0.2", "fraction: lots", r"sample\.fraction: expected `float`, got `str`, found 'lots'"),
         ("fraction: 0.2", "fraction: 1.5", r"sample\.fraction: expected `float` <= 1\.0, found 1\.5"),
-        ("epochs: 10", "epochs: 0", r"train\.epochs: expected `int` >= 1, found 0"),
+        ("epochs: 9", "epochs: 0", r"train\.epochs: expected `int` >= 1, found 0"),
         ("kind: demo", "kind: demon", r"source\.kind: 'demon' is none of demo, mirror, hub"),
         ("kind: demo", "kind: mirror", r"source: kind mirror needs location"),
         ("kind: demo", "kind: hub", r"source: kind hub needs revision"),
@@ -69,5 +69,5 @@ def test_an_absent_file_says_how_to_get_one(tmp_path: Path) -> None:
 
 def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
-    path.write_text(DEMO.replace("learning_rate: 0.0003", "learning_rate: 2e-5"))
+    path.write_text(DEMO.replace("learning_rate: 0.0002", "learning_rate: 2e-5"))
     assert load(path).train.learning_rate == 2e-5
