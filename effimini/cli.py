@@ -7,6 +7,7 @@ would read. Guaranteed (promise 10): a mistake of the user ends with one sentenc
 import json
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -41,12 +42,15 @@ def main() -> None:
         sys.exit(2)
 
 
-def _category(name: str, params: Params) -> str:
-    if name not in params.source.categories:
-        raise UserError(
-            f"{name} is not in source.categories ({', '.join(params.source.categories)}); name one, or add it there"
-        )
-    return name
+def _run(stage: Callable[[str, Params, Path], Any], category: str, params: Path, table: Path, as_json: bool) -> Any:
+    """Run a stage on one category of the data that `table` is part of, say what it did, and return its result."""
+    settings = load(params)
+    if category not in settings.source.categories:
+        known = ", ".join(settings.source.categories)
+        raise UserError(f"{category} is not in source.categories ({known}); name one of them, or add it there")
+    result = stage(category, settings, table.parent)
+    _report(table / category / "report.json", as_json)
+    return result
 
 
 def _report(path: Path, as_json: bool) -> None:
@@ -74,9 +78,7 @@ def download(category: Category, params: ParamsFile = PARAMS, data: Data = DATA,
     """
     from prep import download as stage
 
-    settings = load(params)
-    stage.download(_category(category, settings), settings, data)
-    _report(data / "raw" / category / "report.json", as_json)
+    _run(stage.download, category, params, data / "raw", as_json)
 
 
 @app.command()
@@ -87,9 +89,7 @@ def join(category: Category, params: ParamsFile = PARAMS, data: Data = DATA, as_
     """
     from prep import join as stage
 
-    settings = load(params)
-    stage.join(_category(category, settings), settings, data)
-    _report(data / "items" / category / "report.json", as_json)
+    _run(stage.join, category, params, data / "items", as_json)
 
 
 @app.command()
@@ -113,9 +113,7 @@ def sample(category: Category, params: ParamsFile = PARAMS, data: Data = DATA, a
     """
     from prep import sample as stage
 
-    settings = load(params)
-    stage.sample(_category(category, settings), settings, data)
-    _report(data / "sample" / category / "report.json", as_json)
+    _run(stage.sample, category, params, data / "sample", as_json)
 
 
 @app.command()
@@ -126,9 +124,7 @@ def fetch(category: Category, params: ParamsFile = PARAMS, data: Data = DATA, as
     """
     from shards import fetch as stage
 
-    settings = load(params)
-    stage.fetch(_category(category, settings), settings, data)
-    _report(data / "images" / category / "report.json", as_json)
+    _run(stage.fetch, category, params, data / "images", as_json)
 
 
 @app.command()
@@ -139,9 +135,7 @@ def shard(category: Category, params: ParamsFile = PARAMS, data: Data = DATA, as
     """
     from shards import write as stage
 
-    settings = load(params)
-    made = stage.write(_category(category, settings), settings, data)
-    _report(data / "shards" / category / "report.json", as_json)
+    made = _run(stage.write, category, params, data / "shards", as_json)
     logging.info("%d tars made, the others were in the local store", made)
 
 

@@ -49,16 +49,18 @@ def folder(path: Path) -> Iterator[Path]:
 
     Leftovers of a killed run are cleared first. The content of `path` is thus what this run made, nothing else.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial, old = (path.with_name(f".{path.name}.{state}.partial") for state in ("new", "old"))
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
     yield partial
     for file in sorted(partial.rglob("*")):
         _sync(file)
     if path.exists():
-        shutil.rmtree(path)
+        path.replace(old)  # not removed in place: a kill in mid-removal would leave half of it under its name
     partial.replace(path)
     _sync(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -182,3 +182,11 @@ def test_a_mirror_that_does_not_answer_is_a_sentence(
     monkeypatch.setattr(source._stream.retry, "wait", tenacity.wait_none())  # the waits themselves are tenacity's
     with pytest.raises(UserError, match=r"127.0.0.1:9/.*cannot be read.*check source.location"):
         download.download("Toys", settings("http://127.0.0.1:9"), tmp_path)
+
+
+def test_the_hub_is_said_to_be_out_of_reach_of_this_version(
+    tmp_path: Path, make_params: Callable[..., Params]
+) -> None:
+    params = make_params(**{"source.kind": "hub", "source.revision": "main"})
+    with pytest.raises(UserError, match=r"source\.kind is hub, which this version cannot read yet; .*mirror"):
+        download.download("Demo_Toys", params, tmp_path)
