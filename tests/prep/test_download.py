@@ -184,9 +184,7 @@ def test_a_mirror_that_does_not_answer_is_a_sentence(
         download.download("Toys", settings("http://127.0.0.1:9"), tmp_path)
 
 
-def test_the_hub_is_said_to_be_out_of_reach_of_this_version(
-    tmp_path: Path, make_params: Callable[..., Params]
-) -> None:
+def test_the_hub_is_said_to_be_out_of_reach_of_this_version(tmp_path: Path, make_params: Callable[..., Params]) -> None:
     params = make_params(**{"source.kind": "hub", "source.revision": "main"})
     with pytest.raises(UserError, match=r"source\.kind is hub, which this version cannot read yet; .*mirror"):
         download.download("Demo_Toys", params, tmp_path)
