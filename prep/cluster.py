@@ -1,7 +1,8 @@
 """The work inside a category, spread by Dask: on this machine's processes or on a running cluster.
 
 In: a function and the arguments of each call. Out: the results in the order of the calls, so that nothing
-downstream can see how many workers there were (promise 1).
+downstream can see how many workers there were (promise 1). The workers of a cluster see the same files under the
+same paths.
 """
 
 import sys

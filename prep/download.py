@@ -1,7 +1,7 @@
 """Download: the raw lines of a category, typed, in buckets.
 
-In: ``meta_<category>.jsonl`` and ``<category>.jsonl`` of the source. Out: ``data/raw/<category>/`` with ``items-
-NNN.parquet`` and ``reviews-NNN.parquet``, a bucket by hash of parent_asin each, ``rejects.parquet`` and
+In: ``meta_<category>.jsonl`` and ``<category>.jsonl`` of the source. Out: ``data/raw/<category>/`` with
+``items-NNN.parquet`` and ``reviews-NNN.parquet``, a bucket by hash of parent_asin each, ``rejects.parquet`` and
 ``report.json``. Guaranteed: items and reviews of one product stand in buckets of the same number; every line is a
 row or a reject with its reason; memory is bounded by the row groups of the open buckets, not by the lines; no
 review text and no user id is stored.

@@ -44,10 +44,11 @@ def sample(category: str, params: Params, data: Path = Path("data")) -> None:
         placed = _place(slim, params.sample)
         taken = placed[placed["part"] != ""]
         if not (taken["split"] == strata.TRAIN).any():
-            reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items()))
+            dropped += Counter(placed["dropped"])
+            reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items()) if reason)
             raise UserError(
-                f"{category}: no item is left to train on ({reasons or 'none in the training split'}); "
-                "loosen sample.require or sample.min_chars, or take the category out of source.categories"
+                f"{category}: no item is left to train on ({reasons}); raise sample.fraction or "
+                "sample.min_per_category, loosen sample.require, or take the category out of source.categories"
             )
         spread = [(file, taken, work / "parts") for *_, file, _ in usable]
         cluster.run(_spread, spread, params.dask)
