@@ -27,7 +27,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from prep import files
-from prep.faults import UserError
+from prep.faults import UserError, first_sentence
 from prep.params import Encoder, Params
 from shards import tokens
 
@@ -207,8 +207,8 @@ def _timm(name: str, size: int, *, pretrained: bool) -> nn.Module:
         return timm.create_model(name, pretrained=pretrained, num_classes=0, **fixed)
     except (OSError, RuntimeError, ValueError, httpx.HTTPError) as error:
         raise UserError(
-            f"the weights of model.image.name {name} cannot be had ({_line(error)}); connect to the network once, or "
-            "set model.image.weights to a safetensors file or to random"
+            f"the weights of model.image.name {name} cannot be had ({first_sentence(error)}); connect to the "
+            "network once, or set model.image.weights to a safetensors file or to random"
         ) from error
 
 
@@ -230,8 +230,9 @@ def _text_encoder(encoder: Encoder) -> nn.Module:
             _refuse_missing(set(report["missing_keys"]), f"the weights of {encoder.name}", _UNUSED)
     except (OSError, RuntimeError, ValueError, SafetensorError, httpx.HTTPError) as error:
         raise UserError(
-            f"model.text.name {encoder.name} cannot be loaded with weights {encoder.weights} ({_line(error)}); "
-            "correct the name, connect to the network once, or name a folder with the encoder"
+            f"model.text.name {encoder.name} cannot be loaded with weights {encoder.weights} "
+            f"({first_sentence(error)}); correct the name, connect to the network once, or name a folder with the "
+            "encoder"
         ) from error
     if encoder.weights not in {"pretrained", "random"}:
         _load(text, Path(encoder.weights), optional=_UNUSED)
@@ -251,7 +252,7 @@ def _load(module: nn.Module, path: Path, optional: tuple[str, ...]) -> None:
     try:
         found = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read as safetensors ({_line(error)}); correct the path") from error
+        raise UserError(f"{path} cannot be read as safetensors ({first_sentence(error)}); correct the path") from error
     wanted = module.state_dict()
     _refuse_missing(wanted.keys() - found.keys(), str(path), optional)
     for name in sorted(wanted.keys() & found.keys()):
@@ -279,7 +280,3 @@ def _refuse_missing(missing: set[str], where: str, optional: tuple[str, ...]) ->
         )
     if missing:
         log.info("%s lack the unused %s, which start from random values", where, sorted(missing))
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()).split(". ")[0]

@@ -16,6 +16,11 @@ class UserError(Exception):
     """
 
 
+def first_sentence(error: Exception) -> str:
+    """Return the first sentence of a library's error, on one line, to stand within ours."""
+    return " ".join(str(error).split()).split(". ")[0]
+
+
 class Funnel(msgspec.Struct, frozen=True):
     """Rows in = rows out + rows dropped, by reason (promise 4).
 

@@ -29,6 +29,7 @@ from rich.progress import Progress, TaskID, TextColumn
 from prep import files
 from prep.faults import Funnel, UserError, check_budget
 from prep.params import Params
+from prep.sample import part_files
 from prep.source import locate
 from prep.tables import IMAGES
 from shards import pixels, urls
@@ -56,7 +57,7 @@ def fetch(category: str, params: Params, data: Path = Path("data")) -> None:
         UserError: the sample or the mirror is not there, the host refuses everything, or more than
             ``images.bad_share`` of the images cannot be had.
     """
-    parts = sorted((data / "sample" / category).glob("*.parquet"))
+    parts = part_files(data / "sample" / category)
     if not parts:
         raise UserError(f"{data}/sample/{category} holds no part; run `dvc repro sample` first")
     base = params.fetch.mirror or locate(params.source).base

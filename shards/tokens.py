@@ -12,7 +12,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from tokenizers.implementations import BertWordPieceTokenizer  # type: ignore[attr-defined]  # its module has no __all__
 
-from prep.faults import UserError
+from prep.faults import UserError, first_sentence
 
 _PADS = ("[PAD]", "<pad>")
 
@@ -34,7 +34,7 @@ def load(name: str) -> Tokenizer:
         try:
             tokenizer = Tokenizer.from_file(str(path)) if file == "tokenizer.json" else _word_piece(name, path)
         except Exception as error:  # tokenizers raises bare Exception on any malformed file
-            raise UserError(f"{path} is no tokenizer ({_line(error)}); model.text.name is {name}") from error
+            raise UserError(f"{path} is no tokenizer ({first_sentence(error)}); model.text.name is {name}") from error
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer
@@ -90,7 +90,7 @@ def _file(name: str, file: str) -> Path | None:
         return None
     except (LocalEntryNotFoundError, HFValidationError, OSError, httpx.HTTPError) as error:
         raise UserError(
-            f"model.text.name {name} is no folder here and the hub does not give its {file} ({_line(error)}); "
+            f"model.text.name {name} is no folder here and the hub does not give its {file} ({first_sentence(error)}); "
             "correct the name, connect to the network, or name a folder with the encoder"
         ) from error
 
@@ -107,8 +107,3 @@ def _word_piece(name: str, vocabulary: Path) -> Tokenizer:
         handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
     )
     return Tokenizer.from_str(wrapped.to_str())
-
-
-def _line(error: Exception) -> str:
-    """Return the first sentence of an error."""
-    return " ".join(str(error).split()).split(". ")[0]
