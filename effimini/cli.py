@@ -9,12 +9,15 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from prep.faults import UserError
 from prep.params import Params, load
+
+if TYPE_CHECKING:
+    from shards.location import Location
 
 app = typer.Typer(
     help="Prepare Amazon Reviews 2023 as shards, and train a compact image + text model on them.",
@@ -28,6 +31,11 @@ Category = Annotated[str, typer.Argument(help="One of source.categories.")]
 ParamsFile = Annotated[Path, typer.Option("--params", help="The parameters of the run.")]
 Data = Annotated[Path, typer.Option("--data", help="The folder of the tables and shards.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+ShardsAt = Annotated[
+    str,
+    typer.Option("--shards", help="Shards elsewhere: a folder, an http(s) or s3 URL, or dvc+URL@REVISION#FOLDER."),
+]
+Categories = Annotated[list[str] | None, typer.Argument(help="Which categories; all by default.", show_default=False)]
 PARAMS, DATA = Path("params.yaml"), Path("data")
 
 
@@ -151,7 +159,7 @@ def weights(params: ParamsFile = PARAMS, data: Data = DATA) -> None:
 
 
 @app.command()
-def train(params: ParamsFile = PARAMS, data: Data = DATA) -> None:
+def train(params: ParamsFile = PARAMS, data: Data = DATA, shards: ShardsAt = "") -> None:
     """Train the model, going on where an interrupted run stopped.
 
     In: data/shards, data/weights.json. Out: models, results/train. Examples: `effimini train`,
@@ -159,18 +167,18 @@ def train(params: ParamsFile = PARAMS, data: Data = DATA) -> None:
     """
     from effimini import train as stage
 
-    stage.train(load(params), data / "shards", data / "weights.json")
+    stage.train(load(params), shards or data / "shards", data / "weights.json")
 
 
 @app.command()
-def evaluate(params: ParamsFile = PARAMS, data: Data = DATA) -> None:
+def evaluate(params: ParamsFile = PARAMS, data: Data = DATA, shards: ShardsAt = "") -> None:
     """Measure the best model and the baselines on the test split, and write the report.
 
     In: models/best, data/shards. Out: data/predictions, results. Example: `effimini evaluate`
     """
     from effimini import evaluate as stage
 
-    stage.evaluate(load(params), data)
+    stage.evaluate(load(params), data, shards=shards or None)
 
 
 Table = Literal["raw", "items", "groups", "sample", "images", "shards", "predictions"]
@@ -209,14 +217,120 @@ def predict(
 
 
 @app.command()
-def info(params: ParamsFile = PARAMS, as_json: Json = False) -> None:
-    """Count the model's parameters and FLOPs by part, and its cost C and efficiency E.
+def lint(
+    shards: Annotated[str, typer.Argument(help="A folder of shards, or a URL of one.")] = "data/shards",
+    categories: Categories = None,
+    params: ParamsFile = PARAMS,
+    as_json: Json = False,
+) -> None:
+    """Read everything of shards, and say what is wrong and where.
 
-    In: params.yaml. Out: a table. Example: `effimini info --params params/paper.yaml`
+    In: data/shards, or where they are. Out: a line a fault on stdout, and exit code 1 if there is one.
+    Example: `effimini lint data/shards`
     """
+    from shards import lint as stage
+
+    faults: list[stage.Fault] = []
+    tars = samples = 0
+    for found in stage.lint(_location(shards, params), categories):
+        faults += found.faults
+        tars, samples = tars + found.shards, samples + found.samples
+        for fault in found.faults if not as_json else ():
+            typer.echo(f"{fault.where}: {fault.what}")
+    if as_json:
+        typer.echo(json.dumps({"faults": [f._asdict() for f in faults], "shards": tars, "samples": samples}))
+    logging.info("%d faults in %d shards, %d samples read", len(faults), tars, samples)
+    if faults:
+        raise typer.Exit(1)
+
+
+@app.command()
+def info(
+    shards: Annotated[str, typer.Argument(help="A folder of shards, or a URL of one.", show_default=False)] = "",
+    categories: Categories = None,
+    params: ParamsFile = PARAMS,
+    as_json: Json = False,
+) -> None:
+    """Say what shards hold; without an argument, what the model costs: parameters and FLOPs by part, C and E.
+
+    In: a folder of shards, or params.yaml. Out: a table. Examples: `effimini info data/shards`,
+    `effimini info --params params/paper.yaml`
+    """
+    if shards:
+        from shards import summary
+
+        _show(summary.summarise(_location(shards, params), categories), summary.table, as_json)
+        return
     from effimini import info as stage
 
     _show(stage.info(load(params)), stage.table, as_json)
+
+
+@app.command()
+def card(
+    shards: Annotated[str, typer.Argument(help="A folder of shards, or a URL of one.")] = "data/shards",
+    categories: Categories = None,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Print one dataset card for several categories, to be the README.md at the root of a hub repository.
+
+    In: a folder of shards. Out: Markdown on stdout. Example: `effimini card > data/shards/README.md`
+    """
+    from shards import card as stage
+
+    typer.echo(stage.of_location(_location(shards, params), categories), nl=False)
+
+
+@app.command()
+def preview(
+    shards: Annotated[str, typer.Argument(help="A folder of shards, or a URL of one.")] = "data/shards",
+    categories: Categories = None,
+    split: Annotated[Literal["train", "validation", "test"], typer.Option(help="Of which split.")] = "train",
+    samples: Annotated[int, typer.Option(min=1, max=1000, help="How many, as many of each category.")] = 48,
+    seed: Annotated[int, typer.Option(help="Another seed, other samples.")] = 0,
+    weights: Annotated[str, typer.Option(help="By default the weights.json beside the shards, if there is one.")] = "",
+    output: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("preview.html"),
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Show samples of shards on one page: image, text, label, counts, weight, and how the image came.
+
+    In: a folder of shards; the images' tables beside it, if they are there. Out: an HTML file that needs no network.
+    Example: `effimini preview data/shards Demo_Toys --samples 20`
+    """
+    from prep import files
+    from shards import preview as stage
+
+    location = _location(shards, params)
+    html = stage.page(location, categories, split, samples, seed, Path(weights) if weights else None)
+    with files.aside(output) as partial:
+        partial.write_text(html, encoding="utf-8")
+    typer.echo(f"Preview: {output.resolve()}")
+
+
+@app.command()
+def diff(
+    old: Annotated[
+        str, typer.Argument(metavar="REV1", help="A git tag, branch or commit; or a folder or URL of shards.")
+    ],
+    new: Annotated[str, typer.Argument(metavar="REV2", help="The version to compare with it.")],
+    categories: Categories = None,
+    repo: Annotated[str, typer.Option(help="The project that the revisions are of: a path or a git URL.")] = ".",
+    folder: Annotated[str, typer.Option(help="Where the shards are in it.")] = "data/shards",
+    params: ParamsFile = PARAMS,
+    as_json: Json = False,
+) -> None:
+    """Say what changed between two versions of shards: parameters, items, shards, labels.
+
+    In: two revisions, whose files are in the DVC cache or the remote. Out: tables. Examples: `effimini diff v1 v2`,
+    `effimini diff v1 data/shards`
+    """
+    from shards import diff as stage
+    from shards import diff_table
+
+    root = Path(repo).resolve() if Path(repo).exists() else repo
+    given = [(name, Path(name).is_dir() or "://" in name or name.startswith("dvc+")) for name in (old, new)]
+    before, after = (_location(name if whole else f"dvc+{root}@{name}#{folder}", params) for name, whole in given)
+    _show(stage.compare(before, after, categories) | {"old": old, "new": new}, diff_table.table, as_json)
 
 
 @app.command()
@@ -231,6 +345,13 @@ def results(as_json: Json = False) -> None:
     _show(read_json(Path("results/metrics.json")), stage.metrics_table, as_json)
     if not as_json:
         typer.echo(f"Report: {Path('results/report.html').resolve()}")
+
+
+def _location(url: str, params: Path) -> "Location":
+    from shards.location import Location
+
+    stream = load(params).stream
+    return Location(url, int(stream.cache_gb * 1e9), stream.connections)
 
 
 def _show(content: dict[str, Any], table: Any, as_json: bool) -> None:

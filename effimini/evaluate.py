@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from effimini import metrics, report
 from effimini.baselines import baselines
-from effimini.inference import clamp, predict_split
+from effimini.inference import clamp, open_split, predict_split
 from effimini.model import EffiMini
 from effimini.ranks import ranks
 from prep import files
@@ -28,6 +28,7 @@ from prep.params import Params
 from prep.strata import COUNT_BUCKETS, count_bucket
 from prep.tables import PREDICTIONS
 from shards.stream import ShardDataset
+from shards.tar import Tokens
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +39,20 @@ BINS = 10  # of the calibration plot, of equal numbers of samples
 
 
 def evaluate(
-    params: Params, data: Path = Path("data"), models: Path = Path("models"), results: Path = Path("results")
+    params: Params,
+    data: Path = Path("data"),
+    models: Path = Path("models"),
+    results: Path = Path("results"),
+    shards: str | Path | None = None,
 ) -> dict[str, Any]:
     """Measure ``models/best`` on the test split, write everything, and return the content of metrics.json.
+
+    Args:
+        params: of the run.
+        data: holds weights.json and takes the predictions; the stages' reports in it stand in the report.
+        models: holds best/.
+        results: takes metrics, plots and the report.
+        shards: a folder or URL of shards; None is ``data/shards``.
 
     Raises:
         UserError: the model, the shards or the weights are absent.
@@ -48,17 +60,15 @@ def evaluate(
     Source: reference section 2 (metrics).
     """
     model = EffiMini.from_pretrained(models / "best")
+    how = Tokens(str(models / "best"), model.config.fields, model.config.max_tokens)
     splits = {
-        name: ShardDataset(data / "shards", params.source.categories, name) for name in ("train", "validation", "test")
+        name: open_split(shards or data / "shards", params, name, how, model.config.size)
+        for name in ("train", "validation", "test")
     }
     test, validation = splits["test"], splits["validation"]
     with ranks() as here:
-        recipe = params.train
         model.to(here.device)
-        ours = [
-            clamp(predict_split(model, split, here, batch_size=recipe.batch_size, workers=recipe.workers))
-            for split in (test, validation)
-        ]
+        ours = [clamp(predict_split(model, split, here, params)) for split in (test, validation)]
         model.cpu()
     weights = files.read_json(data / "weights.json")
     fitted = baselines(splits["train"], validation, [test, validation], weights, params.text.fields)

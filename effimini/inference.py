@@ -3,16 +3,43 @@
 In: a model and the samples of a split. Out: one number a sample. Each sample is predicted once (promise 5).
 """
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from effimini.model import EffiMini
 from effimini.ranks import Ranks
+from prep.faults import UserError
+from prep.params import Params
 from prep.progress import bar
-from shards.stream import Batch, ShardDataset, batches
+from shards.loader import Loader
+from shards.stream import Batch, ShardDataset
+from shards.tar import Tokens
 
+POOL = 64  # batches sorted by length together: the order changes no prediction but by rounding
 STARS = (1.0, 5.0)  # a prediction is clamped to these (reference section 1)
+
+
+def open_split(location: str | Path, params: Params, split: str, how: Tokens, size: int) -> ShardDataset:
+    """Open a split of shards for a model that reads images of `size` px a side and texts as `how` says.
+
+    Raises:
+        UserError: as `ShardDataset`, or the images have another size.
+    """
+    stream = params.stream
+    dataset = ShardDataset(
+        location,
+        params.source.categories,
+        split,
+        how,
+        cache_bytes=int(stream.cache_gb * 1e9),
+        connections=stream.connections,
+    )
+    if (found := dataset.shards.image_size) != size:
+        raise UserError(f"{location} holds images of {found} px and the model reads {size}; set images.size to {found}")
+    return dataset
 
 
 def to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -22,23 +49,21 @@ def to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.T
 
 
 @torch.inference_mode()
-def predict_split(
-    model: EffiMini, dataset: ShardDataset, ranks: Ranks, *, batch_size: int, workers: int
-) -> npt.NDArray[np.float32]:
+def predict_split(model: EffiMini, dataset: ShardDataset, ranks: Ranks, params: Params) -> npt.NDArray[np.float32]:
     """Return the model's stars, float32 [N], not clamped, in the order of ``dataset.keys``; the same on every rank.
 
     The model is put in evaluation mode.
     """
     model.eval()
-    loader = batches(
+    loader = Loader(
         dataset,
-        batch_size=batch_size,
-        seed=0,
-        epoch=0,
+        batch_size=params.train.batch_size,
+        seed=None,
         rank=ranks.rank,
         world=ranks.world,
-        workers=workers,
-        shuffle=False,
+        workers=params.stream.workers,
+        pool=POOL,
+        damaged_share=params.stream.damaged_share,
     )
     keys: list[str] = []
     stars: list[torch.Tensor] = []

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from effimini import checkpoint
-from effimini.inference import predict_split, to_device
+from effimini.inference import open_split, predict_split, to_device
 from effimini.loss import counts_of, sample_weights, weighted_huber
 from effimini.metrics import plcc
 from effimini.model import WEIGHTS, build
@@ -29,7 +29,9 @@ from prep import files
 from prep.faults import UserError
 from prep.params import Params
 from prep.progress import bar
-from shards.stream import Batch, ShardDataset, batches
+from shards.loader import Loader
+from shards.stream import Batch
+from shards.tar import Tokens
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +41,14 @@ FORMAT = 1  # raise it when the same inputs train otherwise
 class Trainer:
     """A training under way: what an epoch needs, made once."""
 
-    def __init__(self, params: Params, shards: Path, weights: Path, here: Ranks) -> None:
+    def __init__(self, params: Params, shards: str | Path, weights: Path, here: Ranks) -> None:
         self.params, self.here = params, here
         self.weights = files.read_json(weights)
-        categories = params.source.categories
-        self.data = ShardDataset(shards, categories, "train")
-        self.validation = ShardDataset(shards, categories, "validation")
+        how = Tokens(params.model.text.name, params.text.fields, params.text.max_tokens)
+        self.data, self.validation = (
+            open_split(shards, params, split, how, params.images.size) for split in ("train", "validation")
+        )
+        self.loader = self._loader()
         torch.manual_seed(params.train.seed)
         self.model = build(params).to(here.device)
         self.optimizer = torch.optim.AdamW(
@@ -58,7 +62,9 @@ class Trainer:
         )
         self.state = files.store() / "train" / made_of
         self.progress = checkpoint.load(self.state, self.model, self.optimizer)
-        self.steps = len(self._loader(0)) * params.train.epochs  # of the whole schedule
+        if self.progress.loader is not None:
+            self.loader.load_state_dict(self.progress.loader)
+        self.steps = len(self.loader) * params.train.epochs  # of the whole schedule
         self.network: nn.Module = self.model
         if here.world > 1:
             self.network = DistributedDataParallel(self.model)
@@ -66,17 +72,15 @@ class Trainer:
     def finished(self) -> bool:
         """Tell whether all epochs are done, or too many have passed without a better validation PLCC."""
         recipe = self.params.train
-        return self.progress.epoch >= recipe.epochs or self.progress.stale >= recipe.patience
+        return self.loader.epoch >= recipe.epochs or self.progress.stale >= recipe.patience
 
     def epoch(self) -> dict[str, float]:
         """Train the next epoch, validate, save the state, and return the epoch's metrics."""
-        progress = self.progress
-        loss, rate = self._train(progress.epoch)
+        progress, epoch = self.progress, self.loader.epoch
+        loss, rate = self._train()
         labels = torch.from_numpy(self.validation.labels)
         recipe = self.params.train
-        stars = predict_split(
-            self.model, self.validation, self.here, batch_size=recipe.batch_size, workers=recipe.workers
-        )
+        stars = predict_split(self.model, self.validation, self.here, self.params)
         unweighted = weighted_huber(
             torch.from_numpy(stars), labels, torch.ones_like(labels), recipe.huber_delta, len(labels)
         )
@@ -89,22 +93,23 @@ class Trainer:
         }
         better = progress.best is None or metrics["validation/plcc"] > progress.best
         if better:
-            progress.best, progress.best_epoch = metrics["validation/plcc"], progress.epoch
+            progress.best, progress.best_epoch = metrics["validation/plcc"], epoch
         progress.stale = 0 if better else progress.stale + 1
         progress.history = [*progress.history, metrics]
-        progress.epoch, progress.step = progress.epoch + 1, 0
+        progress.loader = self.loader.state_dict()
         if self.here.rank == 0:
             checkpoint.save(self.state, self.model, self.optimizer, progress)
         self.here.wait()
         return metrics
 
-    def _train(self, epoch: int) -> tuple[float, float]:
+    def _train(self) -> tuple[float, float]:
         """Take the steps of an epoch; return the mean weighted loss of its samples and the last learning rate."""
         self.network.train()
-        loader = self._loader(epoch)
+        loader, epoch = self.loader, self.loader.epoch
         total, rate = 0.0, 0.0
         shown = bar(loader, f"epoch {epoch + 1}", len(loader)) if self.here.rank == 0 else loader
-        for step, batch in enumerate(shown):
+        for batch in shown:
+            step = loader.step - 1  # the loader counts the batch as taken
             loss, rate = self._step(epoch, step, batch, done=epoch * len(loader) + step)
             total += loss * batch.global_size
         # each rank saw other samples in its last step, so the running statistics differ until they are shared
@@ -133,22 +138,23 @@ class Trainer:
         self.optimizer.step()
         return float(loss.detach()), rate
 
-    def _loader(self, epoch: int) -> Any:
+    def _loader(self) -> Loader:
         recipe, here = self.params.train, self.here
-        return batches(
+        return Loader(
             self.data,
             batch_size=recipe.batch_size,
             seed=recipe.seed,
-            epoch=epoch,
             rank=here.rank,
             world=here.world,
-            workers=recipe.workers,
+            workers=self.params.stream.workers,
+            pool=recipe.length_pool,
+            damaged_share=self.params.stream.damaged_share,
         )
 
 
 def train(
     params: Params,
-    shards: Path = Path("data/shards"),
+    shards: str | Path = Path("data/shards"),
     weights: Path = Path("data/weights.json"),
     out: Path = Path("models"),
     results: Path = Path("results/train"),
@@ -170,15 +176,17 @@ def train(
         if params.source.kind == "demo":
             log.warning("demo data: the numbers of this training are about made products")
         if progress.history:
-            log.info("an interrupted training goes on after epoch %d", progress.epoch)
+            log.info("an interrupted training goes on after epoch %d", trainer.loader.epoch)
         while not trainer.finished():
             metrics = trainer.epoch()
             if here.rank == 0:
                 log.info(
-                    "epoch %d of %d: %s",
-                    progress.epoch,
+                    "epoch %d of %d: %s  padding %.1f %%  images damaged %d",
+                    trainer.loader.epoch,
                     params.train.epochs,
                     "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()),
+                    100 * trainer.loader.padding,
+                    len(trainer.loader.damaged),
                 )
         if here.rank == 0:
             _publish(trainer.state, progress, params.source.kind, out, results)
@@ -211,8 +219,7 @@ def _recipe(params: Params) -> list[Any]:
     contents = [
         files.sha256(file) for file in (folder / WEIGHTS, path, Path(params.model.text.weights)) if file.is_file()
     ]
-    recipe = {name: getattr(params.train, name) for name in params.train.__struct_fields__ if name != "workers"}
-    return [params.model, params.images.size, params.text, recipe, contents]
+    return [params.model, params.images.size, params.text, params.train, contents]
 
 
 def _publish(state: Path, progress: checkpoint.Progress, source: str, out: Path, results: Path) -> None:

@@ -147,6 +147,15 @@ class Shards(_Section, frozen=True):
     samples: Count  # a tar, at most
 
 
+class Stream(_Section, frozen=True):
+    """How shards are read: nothing here changes a batch of whole images."""
+
+    workers: Annotated[int, Meta(ge=0)]  # loader processes a rank
+    cache_gb: Positive  # that remote shards may take on disk
+    connections: Annotated[int, Meta(ge=1, le=256)]  # downloads of remote shards at once, of each loader process
+    damaged_share: Share  # of an epoch's samples whose image may be unreadable; they are read as without one
+
+
 class Weights(_Section, frozen=True):
     """The weight of a sample in the loss."""
 
@@ -182,7 +191,7 @@ class Train(_Section, frozen=True):
     warmup: Share  # of all steps
     clip_norm: Positive
     huber_delta: Positive
-    workers: Annotated[int, Meta(ge=0)]  # loader processes a rank
+    length_pool: Count  # batches whose samples are sorted by length together, to be padded little; 1: as drawn
 
 
 class Evaluate(_Section, frozen=True):
@@ -211,6 +220,7 @@ class Params(_Section, frozen=True):
     fetch: Fetch
     text: Text
     shards: Shards
+    stream: Stream
     weights: Weights
     model: Model
     train: Train

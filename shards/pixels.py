@@ -82,13 +82,13 @@ def to_training(data: bytes, size: int, fit: Fit, quality: int, max_pixels: int)
     return Decoded(_encode(fitted, quality), picture.width, picture.height, _perceptual_hash(fitted))
 
 
-def decode(jpeg: bytes) -> npt.NDArray[np.uint8]:
-    """Return the pixels of a stored JPEG: uint8, height x width x 3, RGB.
+def decode(jpeg: bytes, into: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
+    """Return the pixels of a stored JPEG: uint8, height x width x 3, RGB; they are put in `into`, if it is given.
 
     Raises:
-        ValueError: it is no whole JPEG.
+        ValueError: it is no whole JPEG, or has more pixels than `into`.
     """
-    pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(jpeg, "RGB")
+    pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(jpeg, "RGB", buffer=into)
     return pixels
 
 

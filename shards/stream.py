@@ -1,33 +1,35 @@
-"""The stream: batches of samples out of the shards, ready for the model.
+"""The samples of a split by number, and batches of them ready for the model.
 
-In: ``data/shards/<category>/`` tars, indexes and manifests. Out: `Batch`es. Guaranteed (promises 5 and 6): the
-batches of an epoch are a pure function of the manifests, the seed and the epoch, cut by rank and started at any
-step; loader workers change nothing. The whole state of a reader is thus (manifest fingerprint, epoch, step).
-Nothing is buffered and nothing is skipped.
+In: ``<location>/<category>/`` tars, indexes and manifests. Out: `Batch`es. Guaranteed: nothing is buffered and nothing
+is skipped: an image that cannot be read is named in its batch, and its sample is one without an image.
 """
 
-import json
-import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from prep import files
 from prep.faults import UserError
 from shards import order
+from shards.location import Location
 from shards.pixels import decode
+from shards.reader import Shards
+from shards.tar import Tokens
+
+CACHE_BYTES = 50_000_000_000
+CONNECTIONS = 8
 
 
 class Batch(NamedTuple):
     """The samples of one step on one rank."""
 
-    images: torch.Tensor  # uint8 [B, 3, H, W]
+    images: torch.Tensor  # uint8 [B, 3, H, W], channels last in memory
     tokens: torch.Tensor  # int64 [B, T], padded to the longest of the batch
     mask: torch.Tensor  # int64 [B, T], 1 where a token stands
     has_image: torch.Tensor  # bool [B]
@@ -36,191 +38,197 @@ class Batch(NamedTuple):
     review_count: torch.Tensor  # int64 [B]
     keys: list[str]  # <category>/<parent_asin>
     global_size: int  # samples of this step over all ranks
+    damaged: list[str]  # images that could not be read, each with its reason; has_image is False for them
 
 
 class ShardDataset(Dataset[dict[str, Any]]):
-    """The samples of one split, by number, through the shards' indexes.
+    """The samples of one split, by number.
 
     Attributes:
-        keys: ``<category>/<parent_asin>`` of each sample.
-        labels: float32, average_rating in stars.
-        rating_number, review_count: int64.
-        has_image: bool.
-        image_size: height and width of the images, px.
-        sizes: samples of each shard.
-        fingerprint: of the shards read: equal fingerprints, equal samples in equal places.
+        shards: that hold them.
+        split: its name.
+        fingerprint: of the shards: equal fingerprints, equal samples in equal places.
     """
 
-    def __init__(self, folder: Path, categories: Sequence[str], split: str) -> None:
-        """Open the indexes of `split` in ``folder/<category>`` for each of `categories`.
+    def __init__(
+        self,
+        location: str | Path,
+        categories: Sequence[str],
+        split: str,
+        how: Tokens | None = None,
+        *,
+        cache_bytes: int = CACHE_BYTES,
+        connections: int = CONNECTIONS,
+    ) -> None:
+        """Read the manifests of `categories`.
+
+        Args:
+            location: a folder with one of shards a category, or a URL of one (see `shards.location`).
+            categories: which of them, in this order.
+            split: train, validation or test.
+            how: the text's tokenizer, fields and length; None takes the token ids as they stand.
+            cache_bytes: that remote files may take on disk.
+            connections: downloads at once, of a process.
 
         Raises:
-            UserError: a manifest or an index is absent, or the split holds no sample.
+            UserError: as `Shards`.
         """
         self.split = split
-        manifests = {category: files.read_json(folder / category / "manifest.json") for category in categories}
-        shards = [
-            (folder / category / shard["name"], category, shard)
-            for category, manifest in manifests.items()
-            for shard in manifest["shards"]
-            if shard["split"] == split
-        ]
-        if not shards:
-            raise UserError(f"{folder} holds no {split} sample of {', '.join(categories)}; run `dvc repro shard`")
-        self.fingerprint = files.fingerprint([(c, s["name"], s["sha256"], s["index_sha256"]) for _, c, s in shards])
-        self.image_size = int(manifests[categories[0]]["images"]["size"])
-        self._tars = [path for path, _, _ in shards]
-        indexes = [_read_index(path.with_suffix(".arrow")) for path in self._tars]
-        self.sizes = [len(index) for index in indexes]
-        self._shard = np.repeat(np.arange(len(shards)), self.sizes)
-        self._index = pa.concat_tables(indexes)
-        self.categories = [shards[s][1] for s in self._shard]
-        self.keys = [f"{c}/{key}" for c, key in zip(self.categories, self._index["key"].to_pylist(), strict=True)]
-        self.labels = self._index["average_rating"].to_numpy()
-        self.rating_number = self._index["rating_number"].to_numpy()
-        self.review_count = self._index["review_count"].to_numpy()
-        self.has_image = self._index["has_image"].to_numpy()
-        self.pad_id = int(indexes[0].schema.metadata[b"pad_id"])
-        self._jpg = self._index["jpg_offset"].to_numpy(), self._index["jpg_length"].to_numpy()
-        self._json = self._index["json_offset"].to_numpy(), self._index["json_length"].to_numpy()
-        self._tokens = self._index["tokens"].combine_chunks()
+        self.shards = Shards(Location(location, cache_bytes, connections), categories, split, how)
+        self.fingerprint = self.shards.fingerprint
+        self._first = np.concatenate([[0], np.cumsum(self.shards.sizes)])
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return int(self._first[-1])
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         return {"image": self.image(i), "facts": self.facts(i)}
 
     def image(self, i: int) -> bytes:
-        """Return the JPEG bytes of sample `i`; 1x1 px where it has no image."""
-        return self._read(i, *self._jpg)
+        """Return the JPEG bytes of sample `i`; 1x1 px where it has no image.
+
+        Raises:
+            UserError: the tar is absent, or ends before it.
+        """
+        return self._member(i, "jpg")
 
     def facts(self, i: int) -> dict[str, Any]:
-        """Return the facts of sample `i`: `shards.tar.FACTS` by name."""
-        facts: dict[str, Any] = json.loads(self._read(i, *self._json))
+        """Return the facts of sample `i`: `shards.tar.FACTS` by name.
+
+        Raises:
+            UserError: the tar is absent, or ends before them.
+        """
+        facts: dict[str, Any] = msgspec.json.decode(self._member(i, "json"))
         return facts
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """``<category>/<parent_asin>`` of every sample."""
+        of_shard = enumerate(self.shards.categories)
+        return [f"{category}/{key}" for s, category in of_shard for key in self.shards.index(s).keys.to_pylist()]
+
+    @property
+    def categories(self) -> list[str]:
+        """The category of every sample."""
+        return np.repeat(self.shards.categories, self.shards.sizes).tolist()
+
+    @cached_property
+    def labels(self) -> npt.NDArray[np.float32]:
+        """average_rating of every sample, stars."""
+        return self._column("label")
+
+    @cached_property
+    def rating_number(self) -> npt.NDArray[np.int64]:
+        """rating_number of every sample."""
+        return self._column("rating_number")
+
+    @cached_property
+    def review_count(self) -> npt.NDArray[np.int64]:
+        """review_count of every sample."""
+        return self._column("review_count")
+
+    @cached_property
+    def has_image(self) -> npt.NDArray[np.bool_]:
+        """Whether a sample has an image, of every sample."""
+        return self._column("has_image")
+
+    def lengths(self, samples: order.Samples) -> npt.NDArray[np.int64]:
+        """Return the number of tokens of each of `samples`."""
+        shards, rows = self._places(samples)
+        found = np.empty(len(samples), np.int64)
+        for shard in np.unique(shards):
+            of_shard = shards == shard
+            starts, at = self.shards.index(int(shard)).token_starts, rows[of_shard]
+            found[of_shard] = starts[at + 1] - starts[at]
+        return found
 
     def batch(self, samples: order.Samples, global_size: int) -> Batch:
         """Read and decode `samples`, a part of a step of `global_size`, on CPU.
 
         Raises:
-            UserError: an image is not of the size that the manifest states, or a tar ends too early.
+            UserError: a tar or an index is absent, or the index is none.
         """
-        ids = [self._tokens[int(i)].values.to_numpy() for i in samples]
-        padded = np.full((len(ids), max(map(len, ids))), self.pad_id, np.int64)
+        shards, rows = (numbers.tolist() for numbers in self._places(samples))
+        indexes = [self.shards.index(shard) for shard in shards]
+        ids = [
+            index.token_ids[index.token_starts[row] : index.token_starts[row + 1]]
+            for index, row in zip(indexes, rows, strict=True)
+        ]
+        padded = np.full((len(ids), max(map(len, ids))), indexes[0].pad_id, np.int64)
         mask = np.zeros_like(padded)
-        for row, sample_ids in enumerate(ids):
-            padded[row, : len(sample_ids)] = sample_ids
-            mask[row, : len(sample_ids)] = 1
+        for line, of_sample in enumerate(ids):
+            padded[line, : len(of_sample)] = of_sample
+            mask[line, : len(of_sample)] = 1
+        images, has_image, damaged = self._images(shards, rows)
+
+        def column(name: str, kind: torch.dtype) -> torch.Tensor:
+            return torch.tensor([getattr(i, name)[row] for i, row in zip(indexes, rows, strict=True)], dtype=kind)
+
         return Batch(
-            images=torch.from_numpy(self._pixels(samples)),
+            images=images,
             tokens=torch.from_numpy(padded),
             mask=torch.from_numpy(mask),
-            has_image=torch.from_numpy(self.has_image[samples]),
-            label=torch.from_numpy(self.labels[samples]),
-            rating_number=torch.from_numpy(self.rating_number[samples]),
-            review_count=torch.from_numpy(self.review_count[samples]),
-            keys=[self.keys[i] for i in samples],
+            has_image=torch.from_numpy(has_image),
+            label=column("label", torch.float32),
+            rating_number=column("rating_number", torch.int64),
+            review_count=column("review_count", torch.int64),
+            keys=[self._key(shard, row) for shard, row in zip(shards, rows, strict=True)],
             global_size=global_size,
+            damaged=damaged,
         )
 
-    def _pixels(self, samples: order.Samples) -> npt.NDArray[np.uint8]:
-        side = self.image_size
-        # without an image any pixels do: the model multiplies their features by 0
-        pixels = np.zeros((len(samples), side, side, 3), np.uint8)
-        for row, i in enumerate(samples):
-            if self.has_image[i]:
-                picture = decode(self.image(i))
-                if picture.shape != (side, side, 3):
-                    raise UserError(
-                        f"{self._tars[self._shard[i]]}: the image of {self.keys[i]} is {picture.shape[:2]} px, "
-                        f"not {side} a side as its manifest says; run `dvc repro shard`"
-                    )
-                pixels[row] = picture
-        return pixels.transpose(0, 3, 1, 2)
+    def _images(
+        self, shards: Sequence[int], rows: Sequence[int]
+    ) -> tuple[torch.Tensor, npt.NDArray[np.bool_], list[str]]:
+        """Return the images as uint8 [B, 3, H, W], which samples have one, and what is wrong with the others."""
+        side = self.shards.image_size
+        pixels = np.empty((len(rows), side, side, 3), np.uint8)
+        has_image = np.zeros(len(rows), np.bool_)
+        damaged = []
+        for line, (shard, row) in enumerate(zip(shards, rows, strict=True)):
+            if self.shards.index(shard).has_image[row]:
+                try:
+                    self._decode(shard, row, pixels[line])
+                    has_image[line] = True
+                except ValueError as error:
+                    damaged.append(f"the image of {self._key(shard, row)} in {self.shards.name(shard)} ({error})")
+            if not has_image[line]:
+                pixels[line] = 0  # any do: the model multiplies their features by 0
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2), has_image, damaged
 
-    def _read(self, i: int, offsets: Any, lengths: Any) -> bytes:
-        tar = self._tars[self._shard[i]]
-        descriptor = os.open(tar, os.O_RDONLY)
-        try:
-            content = os.pread(descriptor, int(lengths[i]), int(offsets[i]))
-        finally:
-            os.close(descriptor)
-        if len(content) < lengths[i]:
-            raise UserError(f"{tar} ends before sample {self.keys[i]}; run `dvc checkout` or `dvc repro shard`")
+    def _decode(self, shard: int, row: int, into: npt.NDArray[np.uint8]) -> None:
+        """Decode an image; a ValueError says what is wrong with it."""
+        content, whole = self._content(shard, row, "jpg")
+        if not whole:
+            raise ValueError("the tar ends before it")
+        height, width, _ = decode(content, into).shape
+        if (height, width) != into.shape[:2]:
+            raise ValueError(f"it is {width} x {height} px, not {into.shape[0]} a side")
+
+    def _member(self, i: int, kind: str) -> bytes:
+        shards, rows = self._places(np.array([i]))
+        shard, row = int(shards[0]), int(rows[0])
+        content, whole = self._content(shard, row, kind)
+        if not whole:
+            raise UserError(
+                f"{self.shards.name(shard)} ends before sample {self._key(shard, row)}; "
+                "run `dvc checkout` or `dvc repro shard`"
+            )
         return content
 
+    def _content(self, shard: int, row: int, kind: str) -> tuple[bytes, bool]:
+        """Return the bytes of a member, and whether the tar holds all of them."""
+        offsets, lengths = getattr(self.shards.index(shard), kind)
+        content = self.shards.read(shard, int(offsets[row]), int(lengths[row]))
+        return content, len(content) == lengths[row]
 
-class _Steps(Dataset[Batch]):
-    """The batches of one rank in one epoch, by step."""
+    def _key(self, shard: int, row: int) -> str:
+        return f"{self.shards.categories[shard]}/{self.shards.index(shard).keys[row].as_py()}"
 
-    def __init__(self, samples: ShardDataset, steps: list[order.Samples], rank: int, world: int) -> None:
-        self._samples, self._steps, self._rank, self._world = samples, steps, rank, world
+    def _places(self, samples: order.Samples) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return the shard of each sample, and its row in it."""
+        shards = np.searchsorted(self._first, samples, "right") - 1
+        return shards, samples - self._first[shards]
 
-    def __len__(self) -> int:
-        return len(self._steps)
-
-    def __getitem__(self, step: int) -> Batch:
-        whole = self._steps[step]
-        return self._samples.batch(order.rank_share(whole, self._rank, self._world), len(whole))
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-def batches(
-    dataset: ShardDataset,
-    *,
-    batch_size: int,
-    seed: int,
-    epoch: int,
-    rank: int = 0,
-    world: int = 1,
-    workers: int = 0,
-    start: int = 0,
-    shuffle: bool = True,
-) -> DataLoader[Batch]:
-    """Return a loader of the batches of one rank in one epoch, from step `start` on.
-
-    Args:
-        dataset: the samples of a split.
-        batch_size: samples of a global batch, over all ranks, at most.
-        seed: of the run.
-        epoch: from 0.
-        rank: of this process, of `world`.
-        world: how many processes share a global batch.
-        workers: loader processes; they change nothing but the speed.
-        start: the step to resume at.
-        shuffle: False gives the shards' own order.
-
-    Raises:
-        UserError: a global batch has fewer samples than there are ranks.
-    """
-    samples = order.epoch_order(dataset.sizes, seed, epoch) if shuffle else np.arange(len(dataset))
-    steps = order.global_batches(samples, batch_size)
-    if len(steps[-1]) < world:
-        raise UserError(
-            f"{len(dataset)} {dataset.split} samples in batches of {batch_size} leave {world} ranks without work; "
-            "raise train.batch_size or use fewer ranks"
-        )
-    every_step = _Steps(dataset, steps, rank, world)
-    return DataLoader(
-        every_step,
-        batch_size=None,
-        sampler=range(start, len(steps)),
-        num_workers=workers,
-        collate_fn=_as_it_is,
-    )
-
-
-def _read_index(path: Path) -> pa.Table:
-    """Map an index into memory.
-
-    Raises:
-        UserError: it is absent or no Arrow file.
-    """
-    try:
-        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except (FileNotFoundError, pa.ArrowInvalid) as error:
-        raise UserError(f"{path} is no index ({error}); run `dvc checkout` or `dvc repro shard`") from error
+    def _column(self, name: str) -> npt.NDArray[Any]:
+        return np.concatenate([getattr(self.shards.index(s), name) for s in range(len(self.shards.sizes))])

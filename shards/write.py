@@ -1,26 +1,33 @@
 """Shard: a sample and its images as tars that a team can share.
 
 In: ``data/sample/<category>/`` and ``data/images/<category>/``. Out: ``data/shards/<category>/`` with a tar and an
-index for each run of ``shards.samples`` samples of a part, ``manifest.json`` and ``report.json``. Guaranteed
-(promise 2): a tar belongs to one category, split and band; its name and bytes do not depend on the fraction; one
-that was made before is taken from the local store.
+index for each run of ``shards.samples`` samples of a part, ``manifest.json``, a dataset card and ``report.json``.
+Guaranteed (promise 2): a tar belongs to one category, split and band; its name and bytes do not depend on the fraction;
+one that was made before is taken from the local store.
 """
 
+from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow.parquet as pq
 
 from prep import cluster, files
 from prep.faults import Funnel, UserError
 from prep.params import Params
 from prep.sample import part_files
-from shards import tokens
+from shards import card, manifest, tokens
+from shards.manifest import Manifest, Shard, Source, Tokenised
 from shards.pixels import BLANK
 from shards.tar import Tokens, index_tar, write_tar
 
 FORMAT = 1  # raise it when the bytes of a tar or an index change
+_ROWS = 256  # of a part, read at once
+
+Samples = Iterator[tuple[dict[str, Any], bytes]]
 
 
 def write(category: str, params: Params, data: Path = Path("data")) -> int:
@@ -37,71 +44,81 @@ def write(category: str, params: Params, data: Path = Path("data")) -> int:
             for part in part_files(data / "sample" / category)
         ]
         written = [shard for shards in cluster.run(_write_part, calls, params.dask) for shard in shards]
-        made: int = sum(shard.pop("made") for shard in written)
-        manifest = {
-            "format": FORMAT,
-            "category": category,
-            "source": {"kind": params.source.kind, "revision": params.source.revision},
-            "tokens": {"tokenizer": tokenizer, "fields": how.fields, "max_tokens": how.max_tokens},
-            "sample": params.sample,
-            "images": params.images,
-            "shards": written,
-        }
-        files.write_json(out / "manifest.json", manifest)
-        samples = Funnel.of(sum(shard["samples"] for shard in written), {})
-        report = {
-            "stage": "shard",
-            "category": category,
-            "tables": {"samples": samples},
-            "shards": len(written),
-        }
+        shards = [shard for shard, _ in written]
+        about = Manifest(
+            format=manifest.FORMAT,
+            category=category,
+            source=Source(params.source.kind, params.source.revision),
+            parameters={
+                name: msgspec.to_builtins(getattr(params, name))
+                for name in ("join", "groups", "sample", "images", "shards")
+            },
+            tokens=Tokenised(tokenizer, how.fields, how.max_tokens),
+            shards=tuple(shards),
+        )
+        files.write_json(out / manifest.NAME, about)
+        card.write(out, about)
+        samples = Funnel.of(sum(shard.samples for shard in shards), {})
+        report = {"stage": "shard", "category": category, "tables": {"samples": samples}, "shards": len(shards)}
         files.write_json(out / "report.json", report)
-    return made
+    return sum(made for _, made in written)
 
 
-def _write_part(part: Path, images: Path, out: Path, size: int, how: Tokens, tokenizer: str) -> list[dict[str, Any]]:
-    """Write the tars and indexes of one part and return their lines of the manifest."""
+def _write_part(
+    part: Path, images: Path, out: Path, size: int, how: Tokens, tokenizer: str
+) -> list[tuple[Shard, bool]]:
+    """Write the tars and indexes of one part; return their lines of the manifest, and which tars had to be made."""
     if not images.exists():
         raise UserError(f"{images} does not exist; run `dvc repro fetch`")
     made_of = files.fingerprint(FORMAT, files.sha256(part), files.sha256(images), size)
     indexed_by = files.fingerprint(how.fields, how.max_tokens, tokenizer)[:16]
     split, _, band = part.stem.partition("-")
-    lines = []
-    for number, first in enumerate(range(0, pq.read_metadata(part).num_rows, size)):
+    rows = pq.read_metadata(part).num_rows
+    samples = _samples(part, images)
+    read = 0  # of the samples: they are read through once, and not at all where every tar is stored
+    written = []
+    for number, first in enumerate(range(0, rows, size)):
+        count = min(size, rows - first)
         tar = out / f"{part.stem}-{number:03d}.tar"
         index = tar.with_suffix(".arrow")
-        made = files.made_once(f"shards/{made_of}-{number:03d}.tar", partial(_tar, part, images, first, size), tar)
-        files.made_once(f"shards/{made_of}-{number:03d}.{indexed_by}.arrow", partial(_index, tar, how), index)
-        lines.append(
-            {
-                "name": tar.name,
-                "split": split,
-                "band": int(band) if band else None,
-                "samples": min(size, pq.read_metadata(part).num_rows - first),
-                "bytes": tar.stat().st_size,
-                "sha256": files.sha256(tar),
-                "index_sha256": files.sha256(index),
-                "made": made,
-            }
+        stored = f"shards/{made_of}-{number:03d}"
+        made = files.made_once(f"{stored}.tar", partial(_tar, samples, first - read, count), tar)
+        read = first + count if made else read
+        files.made_once(f"{stored}.{indexed_by}.arrow", partial(_index, tar, how), index)
+        shard = Shard(
+            name=tar.name,
+            split=split,
+            band=int(band) if band else None,
+            samples=count,
+            bytes=tar.stat().st_size,
+            sha256=files.sha256(tar),
+            index_bytes=index.stat().st_size,
+            index_sha256=files.sha256(index),
         )
-    return lines
+        written.append((shard, made))
+    return written
 
 
-def _tar(part: Path, images: Path, first: int, size: int, path: Path) -> None:
-    write_tar(path, _samples(part, images, first, size))
+def _tar(samples: Samples, skip: int, count: int, path: Path) -> None:
+    """Write the next `count` samples after `skip` of them, which stand in tars that are stored."""
+    write_tar(path, islice(samples, skip, skip + count))
 
 
 def _index(tar: Path, how: Tokens, path: Path) -> None:
     index_tar(tar, path, how, tokens.load(how.name))
 
 
-def _samples(part: Path, images: Path, first: int, size: int) -> list[tuple[dict[str, Any], bytes]]:
-    """Return the facts and the JPEG of the samples of a part from `first` on, at most `size`."""
-    rows = pq.read_table(part).slice(first, size).to_pylist()
-    pictures = pq.read_table(images, columns=["parent_asin", "image"]).slice(first, size).to_pylist()
-    if [row["parent_asin"] for row in rows] != [picture["parent_asin"] for picture in pictures]:
-        raise UserError(f"{images} does not hold the items of {part}; run `dvc repro fetch`")
-    return [
-        (row | {"has_image": bool(picture["image"])}, picture["image"] or BLANK)
-        for row, picture in zip(rows, pictures, strict=True)
-    ]
+def _samples(part: Path, images: Path) -> Samples:
+    """Yield the facts and the JPEG of each sample of a part, a few rows in memory at once."""
+    with pq.ParquetFile(part) as sample, pq.ParquetFile(images) as pictures:
+        if sample.metadata.num_rows != pictures.metadata.num_rows:
+            raise UserError(f"{images} does not hold the items of {part}; run `dvc repro fetch`")
+        for row, picture in zip(_rows(sample), _rows(pictures, ["parent_asin", "image"]), strict=True):
+            if row["parent_asin"] != picture["parent_asin"]:
+                raise UserError(f"{images} does not hold the items of {part}; run `dvc repro fetch`")
+            yield row | {"has_image": bool(picture["image"])}, picture["image"] or BLANK
+
+
+def _rows(table: pq.ParquetFile, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    for batch in table.iter_batches(_ROWS, columns=columns):
+        yield from batch.to_pylist()

@@ -246,20 +246,19 @@ def _shards(place: Place) -> list[Verdict]:
     from validation import tars  # noqa: PLC0415 -- it imports webdataset and thus torch, which no other gate needs
 
     folder = place.folder("shards")
-    shards = tars.manifest(folder)
-    verdicts = tars.check_files(folder, shards)
-    if not all(verdict.passed for verdict in verdicts):
+    shards = tars.shards_of(folder)
+    verdicts = tars.check_content(folder)
+    if not tars.are_readable(verdicts):
         return verdicts
     indexes = [folder / shard.index for shard in shards]
-    verdicts += columns.check("index", place.suite("index"), indexes)
-    if not all(verdict.passed for verdict in verdicts):
-        return verdicts
-    before = place.rows_out("sample", "items")
     return [
         *verdicts,
-        *tars.check_samples(folder, shards, part_files(place.folder("sample"))),
+        *columns.check("index", place.suite("index"), indexes),
+        tars.check_items(folder, shards, part_files(place.folder("sample"))),
         tars.check_reader(folder, shards),
-        *funnel.check(place.counts("shards"), "samples", _rows(indexes), before, "data/sample"),
+        *funnel.check(
+            place.counts("shards"), "samples", _rows(indexes), place.rows_out("sample", "items"), "data/sample"
+        ),
     ]
 
 

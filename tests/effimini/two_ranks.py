@@ -18,7 +18,7 @@ def gradients(params: object, data: Path, here: Ranks) -> dict[str, torch.Tensor
     """Return the clipped gradients of the first step, batch normalisation in evaluation mode and without dropout."""
     trainer = Trainer(params, data / "shards", data / "weights.json", here)
     trainer.network.eval()
-    trainer._step(0, 0, next(iter(trainer._loader(0))), done=1)
+    trainer._step(0, 0, next(iter(trainer.loader)), done=1)
     named = trainer.model.named_parameters()
     return {name: parameter.grad.clone() for name, parameter in named if parameter.grad is not None}
 

@@ -118,69 +118,8 @@ def test_another_tokenizer_or_text_rewrites_indexes_and_no_tar(
     after = digests(tmp_path / "shards/Demo_Toys")
     for name in before:
         assert (before[name] == after[name]) == name.endswith((".tar", "report.json")), name
-    assert max(map(len, stream.ShardDataset(tmp_path / "shards", CATEGORIES[1:], "train")._tokens.to_pylist())) <= 8
-
-
-def read(data: Path, **changes: int) -> list[list[str]]:
-    dataset = stream.ShardDataset(data / "shards", CATEGORIES, "train")
-    how = {"batch_size": 8, "seed": 1, "epoch": 0} | changes
-    return [batch.keys for batch in stream.batches(dataset, **how)]
-
-
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
-@pytest.mark.parametrize("workers", [0, 1, 3])
-def test_any_ranks_and_workers_read_the_same_global_batches(data: Path, world: int, workers: int) -> None:
-    alone = read(data)
-    ranks = [read(data, rank=rank, world=world, workers=workers) for rank in range(world)]
-    assert all(len(batches) == len(alone) for batches in ranks)
-    for step, whole in enumerate(alone):
-        assert sorted(key for batches in ranks for key in batches[step]) == sorted(whole)
-    assert sorted(key for batch in alone for key in batch) == sorted(
-        stream.ShardDataset(data / "shards", CATEGORIES, "train").keys
-    )
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_reader_resumed_at_any_step_goes_on_as_the_uninterrupted_one(data: Path, workers: int) -> None:
-    whole = read(data)
-    for step in range(len(whole) + 1):
-        assert read(data, start=step, workers=workers) == whole[step:]
-
-
-def test_a_batch_is_padded_to_its_longest_and_its_pixels_are_those_of_the_tar(data: Path) -> None:
-    dataset = stream.ShardDataset(data / "shards", CATEGORIES, "train")
-    positions = {key: i for i, key in enumerate(dataset.keys)}
-    for batch in stream.batches(dataset, batch_size=8, seed=1, epoch=0):
-        assert batch.images.dtype.itemsize == 1
-        assert batch.images.shape == (len(batch.keys), 3, 32, 32)
-        assert batch.tokens.shape == batch.mask.shape
-        assert batch.mask.any(0).all()
-        assert ((batch.tokens != dataset.pad_id) == batch.mask.bool()).all()
-        for row, key in enumerate(batch.keys):
-            if batch.has_image[row]:
-                expected = decode(dataset.image(positions[key]))
-                assert (batch.images[row].permute(1, 2, 0).numpy() == expected).all()
-            else:
-                assert not batch.images[row].any()
-
-
-def test_missing_shards_and_cut_tars_are_sentences(
-    tmp_path: Path, make_params: Callable[..., Params], run_to: Callable[..., None]
-) -> None:
-    with pytest.raises(UserError, match="manifest.json does not exist; run `dvc repro`"):
-        stream.ShardDataset(tmp_path, CATEGORIES, "train")
-    run_to(make_params(), tmp_path, "shard")
-    with pytest.raises(UserError, match="holds no other sample of"):
-        stream.ShardDataset(tmp_path / "shards", CATEGORIES, "other")
-    dataset = stream.ShardDataset(tmp_path / "shards", CATEGORIES, "test")
-    with pytest.raises(UserError, match="leave 99 ranks without work; raise train.batch_size"):
-        stream.batches(dataset, batch_size=2, seed=0, epoch=0, world=99)
-    tar = tmp_path / "shards/Demo_Kitchen/test-000.tar"
-    content = tar.read_bytes()
-    tar.unlink()
-    tar.write_bytes(content[:2000])
-    with pytest.raises(UserError, match=r"test-000.tar ends before sample Demo_Kitchen/"):
-        dataset.batch(np.arange(4), 4)
+    dataset = stream.ShardDataset(tmp_path / "shards", CATEGORIES[1:], "train")
+    assert dataset.lengths(np.arange(len(dataset))).max() <= 8
 
 
 def test_images_of_another_sample_are_refused(

@@ -13,9 +13,11 @@ import pytest
 
 from prep import files
 from prep.faults import UserError
+from shards.lint import Rule
+from tests.shards import damage
 from tests.validation import tree
 from tests.validation.tree import ONE, OTHER
-from validation import columns, tars
+from validation import columns
 from validation.suites import suites
 from validation.validate import GATES, validate
 
@@ -151,44 +153,33 @@ def _image_lost(data: Path) -> None:
     tree.edit(path, lambda rows: next(r for r in rows if r["outcome"] == "ok").update(outcome="gone", image=b""))
 
 
-def _reseal(data: Path, change: Callable[[list[dict[str, Any]]], object] = lambda _: None) -> None:
-    """Bring the manifest of the shards in line with the files, then change its lines."""
-    folder = data / "shards" / ONE
-    manifest = files.read_json(folder / "manifest.json")
-    for shard in manifest["shards"]:
-        tar = folder / shard["name"]
-        shard |= {"bytes": tar.stat().st_size, "sha256": files.sha256(tar)}
-        shard["index_sha256"] = files.sha256(tar.with_suffix(".arrow"))
-    change(manifest["shards"])
-    files.write_json(folder / "manifest.json", manifest)
+def _shards(change: Callable[[Path], object], about: Callable[[dict[str, Any]], object] = lambda _: None) -> Any:
+    """Change files of a category's shards, bring the manifest in line with them, and change it."""
+
+    def mutate(data: Path) -> None:
+        change(data / "shards" / ONE)
+        damage.reseal(data / "shards" / ONE, about)
+
+    return mutate
 
 
-def _flip_a_byte(data: Path) -> None:
-    path = data / f"shards/{ONE}/train-00-000.tar"
-    tar = bytearray(path.read_bytes())
-    tar[len(tar) // 2] ^= 1
-    path.unlink()
-    path.write_bytes(tar)
+def _whole(folder: Path) -> None:
+    """Change no file."""
 
 
-def _wrong_offset(data: Path) -> None:
-    _set(f"shards/{ONE}/train-00-000.arrow", jpg_offset=1024 * 3 + 1)(data)
-    _reseal(data)
+def _other_name_in_json(folder: Path) -> None:
+    path = folder / "test-000.tar"  # the first of the manifest, which datasets infers the columns from
+    damage.write(path, path.read_bytes().replace(b'"store":', b'"stare":', 1))
 
 
-def _other_name_in_json(data: Path) -> None:
-    path = data / f"shards/{ONE}/{tars.manifest(data / 'shards' / ONE)[0].name}"
-    tar = path.read_bytes().replace(b'"store":', b'"stare":', 1)
-    path.unlink()
-    path.write_bytes(tar)
-    _reseal(data)
+def _no_jpeg(folder: Path) -> None:
+    path = folder / "train-00-000.tar"
+    damage.write(path, path.read_bytes().replace(b"\xff\xd8", b"GI", 1))
 
 
-def _shard_forgotten(data: Path) -> None:
-    _reseal(data, lambda shards: shards.pop())
-    for path in sorted((data / f"shards/{ONE}").glob("validation-*")):
-        path.unlink()
-    _reseal(data, lambda shards: [s for s in shards if s["name"].startswith("validation")])
+def _a_split_twice(folder: Path) -> None:
+    for kind in ("tar", "arrow"):
+        damage.write(folder / f"validation-000.{kind}", (folder / f"test-000.{kind}").read_bytes())
 
 
 # What breaks each expectation that is no suite's (those are in test_suites.py), by gate, table and expectation.
@@ -217,12 +208,20 @@ MUTATIONS: dict[tuple[str, str, str], Callable[[Path], None]] = {
     ),
     **_funnel("images", "images", "data/sample"),
     ("images", "images", "rows by reason as in the report"): _image_lost,
-    ("shards", "shards", "the files named in the manifest"): _remove(f"shards/{ONE}/test-000.arrow"),
-    ("shards", "shards", "size and sha256 as in the manifest"): _flip_a_byte,
-    ("shards", "shards", "samples as in the manifest"): lambda data: _reseal(data, lambda s: s[0].update(samples=1)),
-    ("shards", "shards", "each member at its offset, with the key and facts of the index"): _wrong_offset,
+    ("shards", "shards", Rule.MANIFEST): _shards(_whole, lambda m: m.update(category=OTHER)),
+    ("shards", "shards", Rule.FILES): _remove(f"shards/{ONE}/test-000.arrow"),
+    ("shards", "shards", Rule.BYTES): lambda data: damage.flip(data / f"shards/{ONE}/train-00-000.tar", 2000),
+    ("shards", "shards", Rule.TAR): _shards(lambda f: damage.flip(f / "train-00-000.tar", 0)),
+    ("shards", "shards", Rule.INDEX): _shards(lambda f: damage.set_index(f / "train-00-000.arrow", fields="title")),
+    ("shards", "shards", Rule.COUNT): _shards(_whole, lambda m: m["shards"][0].update(samples=1)),
+    ("shards", "shards", Rule.FACTS): _shards(lambda f: damage.set_facts(f / "train-00-000.tar", 0, store=None)),
+    ("shards", "shards", Rule.IMAGE): _shards(_no_jpeg),
+    ("shards", "shards", Rule.MEMBERS): _shards(
+        lambda f: damage.set_index(f / "train-00-000.arrow", lambda rows: rows[-1].update(jpg_offset=3073))
+    ),
+    ("shards", "shards", Rule.ONCE): _shards(_a_split_twice),
     ("shards", "shards", "the items of the sample's part"): _drop_row(f"sample/{ONE}/train-00.parquet"),
-    ("shards", "shards", "readable by datasets"): _other_name_in_json,
+    ("shards", "shards", "readable by datasets"): _shards(_other_name_in_json),
     **_funnel("shards", "samples", "data/sample"),
     **_funnel("predictions", "predictions", "data/sample, test and validation", category="."),
     ("predictions", "predictions", "the same items as data/sample"): _drop_row("predictions/test.parquet"),

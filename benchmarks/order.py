@@ -1,0 +1,127 @@
+"""What batches by like length save, and what they do to the shuffling.
+
+    python -m benchmarks.order
+
+In: the Amazon items of the corpus with their texts, 160 tokens on average (see `benchmarks.stream_data`). Out, for
+several pools: the share of a batch that is padding; how alike the samples of a batch are (variance of the batches'
+means over that of batches drawn at random: 1 is a perfect shuffle) in label, log rating_number and length; how often
+two samples of a batch meet again in the next epoch, over what chance gives; and whether a model learns less: a linear
+model on hashed words, trained by SGD over the very batches, the change of its validation PLCC against batches as
+drawn, paired over seeds, with its 95 % interval.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy
+import sklearn
+from rich.console import Console
+from rich.table import Table
+from sklearn.feature_extraction.text import HashingVectorizer
+
+from benchmarks.stream_data import rows
+from effimini.metrics import plcc
+from shards.order import Epoch
+
+Floats = npt.NDArray[np.float64]
+
+POOLS = (1, 4, 8, 16, 64)
+SHARD = 100  # items a shard: of so few items, many shards
+EPOCHS, RATE = 6, 0.5  # of the linear model
+REPEATS = 8  # times the items are taken, so that there are more batches than in the largest pool of use
+
+
+def epochs(count: int, lengths: npt.NDArray[np.int64], pool: int, batch: int, seed: int, number: int) -> list[Any]:
+    """Return the batches of `number` epochs in turn."""
+    sizes = [min(SHARD, count - first) for first in range(0, count, SHARD)]
+    drawn: list[Any] = []
+    for epoch in range(number):
+        order = Epoch(sizes, batch_size=batch, seed=seed, epoch=epoch, pool=pool, lengths=lambda s: lengths[s])
+        drawn += [order[step] for step in range(len(order))]
+    return drawn
+
+
+def padding(batches: Sequence[Any], lengths: npt.NDArray[np.int64]) -> float:
+    """Return the share of the padded batches that is padding."""
+    return 1 - sum(lengths[b].sum() for b in batches) / sum(lengths[b].max() * len(b) for b in batches)
+
+
+def alike(batches: Sequence[Any], values: Floats) -> float:
+    """Return the variance of the batches' means over that of batches drawn at random without replacement."""
+    size = np.mean([len(b) for b in batches])
+    expected = values.var() / size * (len(values) - size) / (len(values) - 1)
+    return float(np.var([values[b].mean() for b in batches]) / expected)
+
+
+def meetings(first: Sequence[Any], second: Sequence[Any], count: int) -> float:
+    """Return how often two samples of a batch meet again in the next epoch, over what chance gives."""
+    of_first, of_second = np.empty(count, int), np.empty(count, int)
+    for place, batch in ((of_first, first), (of_second, second)):
+        for number, samples in enumerate(batch):
+            place[samples] = number
+    table = np.zeros((len(first), len(second)))
+    np.add.at(table, (of_first, of_second), 1)
+    again = (table * (table - 1)).sum()
+    together = sum(len(b) * (len(b) - 1) for b in first)
+    chance = sum(len(b) * (len(b) - 1) for b in second) / (count * (count - 1))
+    return float(again / together / chance)
+
+
+def learned(batches: Sequence[Any], words: Any, labels: Floats, train: int) -> float:
+    """Return the PLCC, on the items from `train` on, of a linear model taught by SGD over `batches` of those before."""
+    weights, bias = np.zeros(words.shape[1]), labels[:train].mean()
+    for number, batch in enumerate(batches):
+        rate = RATE * (1 - number / len(batches))
+        error = np.clip(words[batch] @ weights + bias - labels[batch], -1, 1)  # the gradient of Huber's loss
+        weights -= rate * (words[batch].T @ error) / len(batch)
+        bias -= 0.1 * rate * error.mean()
+    return plcc((words[train:] @ weights + bias).astype(np.float32), labels[train:].astype(np.float32))
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--batch", type=int, default=64)
+    asked = parser.parse_args()
+    items = rows()
+    labels = np.array([facts["average_rating"] for facts, _, _ in items])
+    counts = np.log1p([facts["rating_number"] for facts, _, _ in items])
+    lengths = np.array([len(ids) for _, _, ids in items])
+    words = HashingVectorizer(n_features=2**14).transform(text for _, text, _ in items)
+    train = len(items) * 4 // 5
+    many = np.tile(np.arange(len(items)), REPEATS)
+    table = Table(title=f"{len(items)} Amazon items, {lengths.mean():.0f} tokens on average, batches of {asked.batch}")
+    for column in ("pool", "padding", "alike: label", "log count", "length", "meet again", "PLCC", "change"):
+        table.add_column(column, justify="right")
+    base: Floats | None = None
+    for pool in POOLS:
+        two = [epochs(len(many), lengths[many], pool, asked.batch, seed, 1) for seed in (0, 1)]
+        found = np.array(
+            [
+                learned(epochs(train, lengths, pool, 16, seed, EPOCHS), words, labels, train)
+                for seed in range(asked.seeds)
+            ]
+        )
+        base = found if base is None else base
+        change = found - base
+        error = change.std(ddof=1) / np.sqrt(len(change))
+        table.add_row(
+            str(pool),
+            f"{padding(two[0], lengths[many]):.1%}",
+            *(f"{alike(two[0], values[many]):.2f}" for values in (labels, counts, lengths.astype(float))),
+            f"{meetings(*two, len(many)):.2f}",
+            f"{found.mean():.4f}",
+            "" if pool == 1 else f"{change.mean():+.4f} ± {1.96 * error:.4f}",
+        )
+    Console().print(table)
+    print(f"{asked.seeds} seeds; python {sys.version.split()[0]}, numpy {np.__version__}, scipy {scipy.__version__}, "
+          f"scikit-learn {sklearn.__version__}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

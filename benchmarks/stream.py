@@ -1,0 +1,545 @@
+"""How fast the stream is, beside webdataset, mosaicml-streaming and litData, in one run on the same samples.
+
+    make bench-stream                              # or, in an environment with benchmarks/requirements-stream.txt:
+    python -m benchmarks.stream [read] [http] [write] [growth] [--samples 16000] [--repeats 5]
+
+In: the corpus (EFFIMINI_CORPUS, or ../shared/corpus). Out: tables, and every measurement in
+build/bench-stream/results.json. Guaranteed: each measurement is made in a process of its own; repeats are interleaved
+(A B C A B C); every side gives batches of 64 ready for the model. "As documented" is what a side's own pages show:
+decode with Pillow, tokenise in collate with the encoder's fast tokenizer; images are float32 from webdataset and
+mosaicml-streaming, whose pages show `to_tensor`, and uint8 or float32 from litData, whose pages show both. "Same codec"
+gives it simplejpeg and stored token ids, which leaves the reader to be compared. A rate is of the batches after the
+first, whose time stands by itself and counts from the opening of the data, imports left out. All files are in the page
+cache.
+"""
+
+# ruff: noqa: PLC0415 -- a side imports what is its own, so that no other pays for it
+
+import argparse
+import io
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import simplejpeg
+
+import effimini.torchvision_shim  # noqa: F401 -- must come before what imports torchvision
+
+# isort: split
+import psutil
+import torch
+from msgspec.structs import replace
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks import stream_data as data
+from shards import manifest
+
+BATCH, WORKERS = 64, (1, 2)
+TAIL = 1024  # samples at the end of an epoch that are not read: there the workers of some sides have ended
+SLOW = 4096  # samples read of a side as documented, which takes eight times as long for each
+LATENCY = 0.02  # seconds before the HTTP server answers
+GROWTH = (10**4, 10**5, 10**6, 10**7)  # samples
+VERSIONS = (
+    "webdataset",
+    "mosaicml-streaming",
+    "litdata",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "pillow",
+    "simplejpeg",
+)
+
+
+class Batch(NamedTuple):
+    """What a peer gives for a step; ours has these fields and more."""
+
+    images: torch.Tensor  # [B, 3, 224, 224], uint8 or, where the pages show it, float32
+    tokens: torch.Tensor  # int64 [B, T]
+    mask: torch.Tensor  # int64 [B, T]
+    label: torch.Tensor  # float32 [B]
+    count: torch.Tensor  # int64 [B]
+
+
+class Side(NamedTuple):
+    """One of those compared."""
+
+    modules: tuple[str, ...]  # imported before the clock starts
+    open: Callable[[str, int, int], Iterable[Any]]  # place, samples there, workers
+    slow: bool = False
+
+
+def pixels(jpegs: Sequence[Any]) -> torch.Tensor:
+    """Decode with simplejpeg: uint8 [B, 3, 224, 224], channels last in memory."""
+    out = np.empty((len(jpegs), data.SIZE, data.SIZE, 3), np.uint8)
+    for row, jpeg in zip(out, jpegs, strict=True):
+        simplejpeg.decode_jpeg(jpeg, "RGB", buffer=row)
+    return torch.from_numpy(out).permute(0, 3, 1, 2)
+
+
+def rest(samples: Sequence[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return labels and counts."""
+    return torch.tensor([s["label"] for s in samples]), torch.tensor([s["count"] for s in samples])
+
+
+def same_codec(samples: Sequence[dict[str, Any]]) -> Batch:
+    """Collate samples of JPEG bytes and token ids."""
+    tokens = np.zeros((len(samples), max(len(s["tokens"]) for s in samples)), np.int64)
+    mask = np.zeros_like(tokens)
+    for row, sample in enumerate(samples):
+        tokens[row, : len(sample["tokens"])] = sample["tokens"]
+        mask[row, : len(sample["tokens"])] = 1
+    images = pixels([s["image"] for s in samples])
+    return Batch(images, torch.from_numpy(tokens), torch.from_numpy(mask), *rest(samples))
+
+
+def as_documented() -> Callable[[Sequence[dict[str, Any]]], Batch]:
+    """Return a collate of samples of image tensors and text, with the encoder's tokenizer."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(data.minilm())
+
+    def collate(samples: Sequence[dict[str, Any]]) -> Batch:
+        texts = [s["text"] for s in samples]
+        found = tokenizer(texts, padding=True, truncation=True, max_length=data.MAX_TOKENS, return_tensors="pt")
+        images = torch.stack([s["image"] for s in samples])
+        return Batch(images, found["input_ids"], found["attention_mask"], *rest(samples))
+
+    return collate
+
+
+def ours(place: str, samples: int, workers: int) -> Iterable[Any]:
+    """EffiMini."""
+    from shards.loader import Loader
+    from shards.stream import ShardDataset
+
+    dataset = ShardDataset(f"{place}/shards", [data.CATEGORY], "train")
+    return Loader(dataset, batch_size=BATCH, seed=0, workers=workers)
+
+
+def webdataset(place: str, samples: int, workers: int, *, lean: bool) -> Iterable[Any]:
+    """Webdataset, as its README: shuffle, decode, to_tuple, map, batched, WebLoader."""
+    import webdataset as wds
+    from torchvision.transforms.functional import to_tensor
+
+    folder = "webdataset-lean" if lean else "webdataset"
+    urls = f"{place}/{folder}/{{000000..{-(-samples // data.SHARD) - 1:06d}}}.tar"
+    dataset = wds.WebDataset(urls, shardshuffle=100).shuffle(1000)
+    if lean:
+        dataset = dataset.to_tuple("jpg", "json").map(lambda pair: {"image": pair[0], **json.loads(pair[1])})
+        dataset = dataset.batched(BATCH, collation_fn=same_codec)
+    else:
+        dataset = dataset.decode("pil").to_tuple("jpg", "json")
+        dataset = dataset.map(lambda pair: {"image": to_tensor(pair[0]), **pair[1]})
+        dataset = dataset.batched(BATCH, collation_fn=as_documented())
+    return wds.WebLoader(dataset, batch_size=None, num_workers=workers)
+
+
+def mosaicml(place: str, samples: int, workers: int, *, lean: bool) -> Iterable[Any]:
+    """mosaicml-streaming, as its README and its own vision datasets: jpeg column, to_tensor, its DataLoader."""
+    from streaming import StreamingDataLoader, StreamingDataset
+    from torchvision.transforms.functional import to_tensor
+
+    class Pictures(StreamingDataset):
+        def __getitem__(self, at: int) -> dict[str, Any]:
+            sample = super().__getitem__(at)
+            return {**sample, "image": to_tensor(sample["image"])}
+
+    folder = f"{place}/{'mosaicml-lean' if lean else 'mosaicml'}/mds"
+    dataset = (StreamingDataset if lean else Pictures)(local=folder, shuffle=True, batch_size=BATCH)
+    collate = same_codec if lean else as_documented()
+    return StreamingDataLoader(dataset, batch_size=BATCH, num_workers=workers, collate_fn=collate)
+
+
+def litdata(place: str, samples: int, workers: int, *, lean: bool, floats: bool = False) -> Iterable[Any]:
+    """LitData, as its README: StreamingDataset with shuffle, its DataLoader, images as tensors; floats: a transform.
+
+    Its own decoder is torchvision's. Where that does not load, as beside a CPU-only torch from PyPI, Pillow decodes, in
+    the way litData itself does for images with EXIF.
+    """
+    import litdata as ld
+    from litdata.streaming.serializers import ImageSerializer
+    from torchvision.transforms.v2.functional import to_dtype
+
+    class Pillow(ImageSerializer):
+        def deserialize(self, content: bytes) -> torch.Tensor:
+            picture = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+            return torch.from_numpy(picture).permute(2, 0, 1).contiguous()
+
+    def to_floats(sample: dict[str, Any]) -> dict[str, Any]:
+        return {**sample, "image": to_dtype(sample["image"], torch.float32, scale=True)}
+
+    own = {} if lean or torchvision_decodes() else {"image": Pillow()}
+    folder = f"{place}/{'litdata-lean' if lean else 'litdata'}"
+    dataset = ld.StreamingDataset(folder, shuffle=True, serializers=own, transform=to_floats if floats else None)
+    collate = same_codec if lean else as_documented()
+    return ld.StreamingDataLoader(dataset, batch_size=BATCH, num_workers=workers, collate_fn=collate)
+
+
+def torchvision_decodes() -> bool:
+    """Tell whether torchvision's compiled decoders load."""
+    import torchvision.io  # noqa: F401 -- it declares the operators
+
+    return hasattr(torch.ops.image, "decode_jpeg")
+
+
+class _Decoding(Dataset[torch.Tensor]):
+    """The ceiling: batches of JPEGs held in memory, decoded with simplejpeg and nothing else."""
+
+    def __init__(self, samples: int) -> None:
+        jpegs = [path.read_bytes() for path in data.posters()]
+        self._jpegs = [jpegs[i % len(jpegs)] for i in range(samples)]
+
+    def __len__(self) -> int:
+        return len(self._jpegs) // BATCH
+
+    def __getitem__(self, step: int) -> torch.Tensor:
+        return pixels(self._jpegs[step * BATCH : (step + 1) * BATCH])
+
+
+def ceiling(place: str, samples: int, workers: int) -> Iterable[Any]:
+    """The same torch DataLoader, decoding alone."""
+    return DataLoader(_Decoding(samples), batch_size=None, num_workers=workers)
+
+
+_TEXT = ("transformers", "torchvision.transforms.functional")
+_LITDATA = ("litdata", "torchvision.transforms.v2.functional")
+_OURS, _CEILING = "EffiMini", "decoding alone (ceiling)"
+SIDES = {
+    _OURS: Side(("shards.loader",), ours),
+    "webdataset, as documented": Side(("webdataset", *_TEXT), partial(webdataset, lean=False), slow=True),
+    "mosaicml-streaming, as documented": Side(("streaming", *_TEXT), partial(mosaicml, lean=False), slow=True),
+    "litData, as documented": Side(_LITDATA + _TEXT, partial(litdata, lean=False), slow=True),
+    "litData, as documented, float32": Side(_LITDATA + _TEXT, partial(litdata, lean=False, floats=True), slow=True),
+    "webdataset, same codec": Side(("webdataset",), partial(webdataset, lean=True)),
+    "mosaicml-streaming, same codec": Side(("streaming",), partial(mosaicml, lean=True)),
+    "litData, same codec": Side(_LITDATA, partial(litdata, lean=True)),
+    _CEILING: Side((), ceiling),
+}
+REMOTE = (_OURS, "webdataset, as documented", "webdataset, same codec")  # the others read no plain HTTP
+WRITERS = {  # and what is imported before the clock starts
+    "tarfile: tars": ((), data.write_tarfile),
+    "EffiMini: tars": ((), data.write_tars),
+    "EffiMini: tars, indexes with token ids, sha256": ((), data.write_shards),
+    "webdataset: ShardWriter": (("webdataset",), data.write_webdataset),
+    "mosaicml-streaming: MDSWriter": (("streaming",), data.write_mosaicml),
+    "litData: optimize, with the start of its process": (("litdata",), data.write_litdata),
+}
+
+
+def measure_read(side: str, place: str, samples: int, stop: int, workers: int) -> dict[str, float]:
+    """Read `stop` samples of those at `place` and return rates (samples/s), the first batch's time (s), memory (MB)."""
+    for module in SIDES[side].modules:
+        import_module(module)
+    start = time.perf_counter()
+    batches = iter(SIDES[side].open(place, samples, workers))
+    seen = first = _size(side, next(batches))
+    first_at = time.perf_counter()
+    while seen < stop:
+        seen += _size(side, next(batches))
+    end = time.perf_counter()
+    return {
+        "rate": (seen - first) / (end - first_at),
+        "whole": seen / (end - start),
+        "first": first_at - start,
+        "memory": _worker_memory(),
+    }
+
+
+def _size(side: str, batch: Any) -> int:
+    """Check that a batch is ready for the model and return how many samples it has."""
+    images = batch if side == _CEILING else batch.images
+    assert images.shape[1:] == (3, data.SIZE, data.SIZE), images.shape
+    if side != _CEILING:
+        assert batch.tokens.shape == batch.mask.shape, (batch.tokens.shape, batch.mask.shape)
+        assert batch.tokens.dtype == torch.int64, batch.tokens.dtype
+        assert len(batch.label) == len(batch.tokens) == len(images), (len(batch.label), len(batch.tokens))
+    return len(images)
+
+
+def _worker_memory() -> float:
+    """Return the memory that is a loader worker's alone (USS), MB, the mean of those at work."""
+    used = [psutil.Process(w.pid).memory_full_info().uss for w in multiprocessing.active_children()]
+    return sum(used) / max(1, len(used)) / 1e6
+
+
+def measure_write(writer: str, samples: int) -> dict[str, float]:
+    """Write samples and return the rate in MB/s of JPEGs and texts."""
+    modules, write = WRITERS[writer]
+    for module in modules:
+        import_module(module)
+    given = data.samples(samples)
+    size = sum(len(s.jpeg) + len(s.text.encode()) for s in given)
+    with tempfile.TemporaryDirectory(dir=data.BUILD) as folder:
+        start = time.perf_counter()
+        write(given, Path(folder))
+        return {"rate": size / (time.perf_counter() - start) / 1e6}
+
+
+def measure_growth(place: str, samples: int) -> dict[str, float]:
+    """Open `samples` samples and take a batch: the time of each (s), and memory of this process and its worker (MB)."""
+    from shards.loader import Loader
+    from shards.stream import ShardDataset
+
+    before = psutil.Process().memory_info().rss
+    start = time.perf_counter()
+    dataset = ShardDataset(place, [data.CATEGORY], "train")
+    opened = time.perf_counter()
+    batches = iter(Loader(dataset, batch_size=BATCH, seed=0, workers=1))
+    next(batches)
+    first = time.perf_counter()
+    assert len(dataset) == samples, len(dataset)
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return {
+        "open": opened - start,
+        "first": first - start,
+        "growth": (int(peak.split()[1]) * 1024 - before) / 1e6,
+        "memory": _worker_memory(),
+    }
+
+
+class _Late(SimpleHTTPRequestHandler):
+    """Answers after `LATENCY`."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def do_GET(self) -> None:
+        time.sleep(LATENCY)
+        super().do_GET()
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+def serve(place: str) -> None:
+    """Serve a folder on loopback for ever, and print its port."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Late, directory=place)) as server:
+        print(server.server_port, flush=True)
+        server.serve_forever()
+
+
+@contextmanager
+def server(place: Path) -> Iterator[str]:
+    """Run `serve` in a process of its own and give the URL."""
+    with subprocess.Popen([*_SELF, "serve", json.dumps({"place": str(place)})], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        try:
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        finally:
+            process.terminate()
+
+
+_SELF = (sys.executable, "-m", "benchmarks.stream", "--job")
+JOBS = {"read": measure_read, "write": measure_write, "growth": measure_growth, "serve": serve}
+
+
+def measured(job: str, **given: Any) -> dict[str, float]:
+    """Make one measurement in a fresh process, with a local store of its own."""
+    print(job, *given.values(), file=sys.stderr, end=" ", flush=True)
+    with tempfile.TemporaryDirectory(dir=data.BUILD) as store:
+        environment = os.environ | {"EFFIMINI_STORE": store, "HF_HUB_OFFLINE": "1"}
+        words = [*_SELF, job, json.dumps(given)]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{job} {given} failed:\n{done.stderr}")
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    print({name: round(value, 3) for name, value in found.items()}, file=sys.stderr)
+    return found
+
+
+def interleaved(jobs: dict[Any, dict[str, Any]], repeats: int) -> dict[Any, dict[str, list[float]]]:
+    """Make each measurement `repeats` times, one of each in turn, and return the figures by job and name."""
+    rounds = [{name: measured(**job) for name, job in jobs.items()} for _ in range(repeats)]
+    return {name: {figure: [r[name][figure] for r in rounds] for figure in rounds[0][name]} for name in jobs}
+
+
+def spread(values: Sequence[float], form: str = ",.0f") -> str:
+    """Return median, least and most in words."""
+    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a Markdown table."""
+    print(f"\n{title}\n\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
+
+
+def read(place: Path, samples: int, repeats: int) -> Any:
+    """Compare readers of local files."""
+    jobs = {
+        (side, workers): {
+            "job": "read",
+            "side": side,
+            "place": str(place),
+            "samples": samples,
+            "stop": min(samples - TAIL, SLOW) if SIDES[side].slow else samples - TAIL,
+            "workers": workers,
+        }
+        for workers in WORKERS
+        for side in SIDES
+    }
+    found = interleaved(jobs, repeats)
+    for workers in WORKERS:
+        of = {side: found[side, workers] for side in SIDES}
+        rate = {side: statistics.median(figures["rate"]) for side, figures in of.items()}
+        table(
+            f"Reading, {workers} loader worker{'s' * (workers > 1)}: median of {repeats} (least to most)",
+            ("side", "samples/s", "EffiMini is", "of the ceiling", "first batch, s", "MB a worker"),
+            [
+                (
+                    side,
+                    spread(figures["rate"]),
+                    f"{rate[_OURS] / rate[side]:.2f} x",
+                    f"{rate[side] / rate[_CEILING]:.0%}",
+                    spread(figures["first"], ".2f"),
+                    spread(figures["memory"]),
+                )
+                for side, figures in of.items()
+            ],
+        )
+    return {f"{side}, {workers}": figures for (side, workers), figures in found.items()}
+
+
+def http(place: Path, samples: int, repeats: int) -> Any:
+    """Compare readers over HTTP, ours with an empty cache; the whole epoch, from the opening on."""
+    with server(place) as url:
+        jobs = {
+            (side, workers): {
+                "job": "read",
+                "side": side,
+                "place": url,
+                "samples": samples,
+                "stop": samples - TAIL,
+                "workers": workers,
+            }
+            for workers in WORKERS
+            for side in REMOTE
+        }
+        found = interleaved(jobs, repeats)
+    table(
+        f"Over HTTP with {LATENCY * 1000:.0f} ms before each answer, from the opening on: median of {repeats} "
+        "(least to most). mosaicml-streaming and litData read no plain HTTP.",
+        ("side", "workers", "samples/s", "EffiMini is", "first batch, s"),
+        [
+            (
+                side,
+                str(workers),
+                spread(figures["whole"]),
+                f"{statistics.median(found[_OURS, workers]['whole']) / statistics.median(figures['whole']):.2f} x",
+                spread(figures["first"], ".2f"),
+            )
+            for (side, workers), figures in found.items()
+        ],
+    )
+    return {f"{side}, {workers}": figures for (side, workers), figures in found.items()}
+
+
+def write(place: Path, samples: int, repeats: int) -> Any:
+    """Compare writers."""
+    found = interleaved({name: {"job": "write", "writer": name, "samples": samples} for name in WRITERS}, repeats)
+    rows = [(name, spread(figures["rate"], ".0f")) for name, figures in found.items()]
+    table(f"Writing, MB/s of JPEG and text: median of {repeats} (least to most)", ("writer", "MB/s"), rows)
+    return found
+
+
+def growth(place: Path, samples: int, repeats: int) -> Any:
+    """Measure how opening grows with the index: one real shard of 1,000 samples, linked under many names."""
+    with tempfile.TemporaryDirectory(dir=data.BUILD) as links:
+        jobs = {}
+        for count in GROWTH:
+            out = Path(links) / str(count)
+            link_shards(place / "shards" / data.CATEGORY, out / data.CATEGORY, count // data.SHARD)
+            jobs[count] = {"job": "growth", "place": str(out), "samples": count}
+        found = interleaved(jobs, repeats)
+    table(
+        f"Growth of EffiMini with the index, one worker: median of {repeats} (least to most)",
+        ("samples", "opened, s", "first batch, s", "peak growth, MB", "MB a worker"),
+        [
+            (
+                f"{count:,}",
+                spread(figures["open"], ".2f"),
+                spread(figures["first"], ".2f"),
+                spread(figures["growth"]),
+                spread(figures["memory"]),
+            )
+            for count, figures in found.items()
+        ],
+    )
+    return found
+
+
+def link_shards(real: Path, out: Path, shards: int) -> None:
+    """Fill a folder with links to the first shard of another, and a manifest of them."""
+    about = manifest.parse((real / manifest.NAME).read_bytes(), str(real))
+    first = about.shards[0]
+    out.mkdir(parents=True)
+    lines = [replace(first, name=f"train-00-{number:05d}.tar") for number in range(shards)]
+    for line in lines:
+        (out / line.name).hardlink_to(real / first.name)
+        (out / line.index).hardlink_to(real / first.index)
+    data.write_manifest(out, lines, about.tokens.tokenizer)
+
+
+PARTS = {"read": read, "http": http, "write": write, "growth": growth}
+
+
+def about(samples: int) -> str:
+    """Return what is compared, and on what."""
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
+    versions = ", ".join(f"{name} {version(name)}" for name in VERSIONS)
+    decoder = "torchvision" if torchvision_decodes() else "Pillow, as torchvision's own decoder does not load here"
+    given = data.samples(samples)
+    return (
+        f"{samples:,} samples: JPEGs of {data.SIZE} px and {statistics.mean(len(s.jpeg) for s in given) / 1e3:.1f} kB, "
+        f"texts of {statistics.mean(len(s.ids) for s in given):.0f} tokens on average. "
+        f"EffiMini {commit.stdout.strip()}, {versions}; litData decodes with {decoder}. "
+        f"Python {platform.python_version()}, {len(os.sched_getaffinity(0))} cores, {platform.machine()}."
+    )
+
+
+def main() -> None:
+    """Run the parts asked for."""
+    parser = argparse.ArgumentParser("python -m benchmarks.stream", description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all by default")
+    parser.add_argument("--samples", type=int, default=16_000)
+    parser.add_argument("--repeats", type=int, default=5)
+    chosen = parser.parse_args()
+    if unknown := set(chosen.parts) - set(PARTS):
+        parser.error(f"no part is called {', '.join(sorted(unknown))}")
+    if chosen.samples < 2 * TAIL:
+        parser.error(f"--samples {chosen.samples} is under {2 * TAIL}")
+    absent = [module for module in ("webdataset", "streaming", "litdata", "psutil") if find_spec(module) is None]
+    if absent:
+        sys.exit(f"{', '.join(absent)} is not installed; the commands stand in benchmarks/requirements-stream.txt")
+    place = data.write_all(chosen.samples)
+    print(about(chosen.samples))
+    results = {name: PARTS[name](place, chosen.samples, chosen.repeats) for name in chosen.parts or PARTS}
+    (data.BUILD / "results.json").write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--job"]:
+        torch.set_num_threads(1)
+        name, given = sys.argv[2:]
+        print("\n" + json.dumps(JOBS[name](**json.loads(given))))
+    else:
+        main()

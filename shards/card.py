@@ -1,0 +1,193 @@
+"""The dataset card: what shards hold, how they were made, what they cannot tell, and how to load them.
+
+In: manifests, and how many samples have an image (from the indexes). Out: a README.md in the hub's format, whose header
+lets ``datasets.load_dataset(<folder>)`` find the splits. Guaranteed: the same shards give the same text; it states what
+the manifests and the code say and nothing else; demo data is called demo data.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from prep.faults import UserError
+from prep.strata import TEST, TRAIN, VALIDATION
+from prep.tables import INDEX
+from prep.text import LABELS
+from shards.location import File, Location
+from shards.manifest import Manifest, Shard
+from shards.tar import FACTS
+
+NAME = "README.md"
+WithImage = Mapping[tuple[str, str], int]  # samples that have an image, by category and split
+
+_SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B")  # the hub's bounds
+
+
+class Field(NamedTuple):
+    """A key of a sample's JSON."""
+
+    type: str
+    unit: str
+    meaning: str
+
+
+FIELDS = {
+    "parent_asin": Field("string", "", "the product's id in the source; it names the sample within its category"),
+    "category": Field("string", "", "the source's file that the item stands in; `main_category` may say another"),
+    "main_category": Field("string", "", "main category, cleaned"),
+    "title": Field("string", "", "title, cleaned"),
+    "features": Field("string", "", "the list of features, each cleaned, joined by ` \\| `"),
+    "description": Field("string", "", "the paragraphs of the description, each cleaned, joined by a space"),
+    "store": Field("string", "", "store, cleaned"),
+    "details": Field("string", "", "the attributes of the item as `key: value; key: value`, cleaned"),
+    "average_rating": Field("float", "stars, 1 to 5", "**the label**: the mean rating that the metadata states"),
+    "rating_number": Field("int", "ratings", "of how many ratings it is the mean, as the metadata states, or 0"),
+    "review_count": Field(
+        "int", "reviews",
+        "the item's reviews in the source's review files, 0 where there are none; counted at another time than "
+        "`rating_number`, so the two need not agree",
+    ),
+    "has_image": Field("bool", "", "whether the JPEG is the product's; if not, it is 1x1 px and white"),
+}  # fmt: skip
+
+
+class _Row(NamedTuple):
+    """Counts of some shards."""
+
+    name: str
+    samples: int
+    with_image: int
+    shards: int
+    bytes: int
+
+
+def write(folder: Path, manifest: Manifest) -> None:
+    """Write the card of a category into the folder that holds its shards."""
+    counted = _count([manifest], lambda _, shard: _images(folder / shard.index))
+    (folder / NAME).write_text(card([manifest], counted, beside=True), encoding="utf-8")
+
+
+def of_location(location: Location, categories: Sequence[str] | None = None) -> str:
+    """Return one card for `categories` of a location, by default for all, to stand beside their folders.
+
+    Raises:
+        UserError: no manifest is there, an index cannot be had, or the categories were made with different parameters.
+    """
+
+    def images(manifest: Manifest, shard: Shard) -> int:
+        name = f"{manifest.category}/{shard.index}"
+        try:
+            return location.open(File(name, shard.index_bytes, shard.index_sha256), _images)
+        except (FileNotFoundError, pa.ArrowInvalid) as error:
+            raise UserError(
+                f"{location.full(name)} is no index ({error}); run `dvc checkout` or `dvc repro shard`"
+            ) from error
+
+    manifests = [location.manifest(category) for category in categories or location.categories()]
+    return card(manifests, _count(manifests, images), beside=False)
+
+
+def card(manifests: Sequence[Manifest], with_image: WithImage, *, beside: bool) -> str:
+    """Return a card.
+
+    Args:
+        manifests: one a category, all made with the same parameters.
+        with_image: see `WithImage`.
+        beside: whether the card stands beside the tars, or beside the folders of the categories.
+
+    Raises:
+        UserError: the categories were made with different parameters.
+    """
+    parameters = _parameters(manifests)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("shards", "."),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701 -- Markdown; values stand in code spans, and no text of a product enters it
+    )
+    environment.filters |= {"code": _code, "number": "{:,}".format, "percent": lambda share: f"{100 * share:.4g} %"}
+    rows = [(m.category, shard) for m in manifests for shard in m.shards]
+    splits = [split for split in (TRAIN, VALIDATION, TEST) if any(shard.split == split for _, shard in rows)]
+    holding = {split: sorted({category for category, shard in rows if shard.split == split}) for split in splits}
+    first = manifests[0]
+    return environment.get_template("card.md.jinja").render(
+        by_category=[_row(m.category, [(m.category, s) for s in m.shards], with_image) for m in manifests],
+        by_split=[_row(split, [(c, s) for c, s in rows if s.split == split], with_image) for split in splits],
+        categories=[m.category for m in manifests],
+        data_files={s: [f"{'' if beside else f'{c}/'}{s}-*.tar" for c in holding[s]] for s in splits},
+        facts={name: FIELDS[name] for name in FACTS},
+        beside=beside,
+        images=first.parameters["images"],
+        join=first.parameters["join"],
+        labels=[LABELS[field] for field in first.tokens.fields],
+        max_link=first.parameters["groups"]["max_link"],
+        parameters=parameters,
+        rules=first.parameters["sample"],
+        size=_size_category(sum(shard.samples for _, shard in rows)),
+        source=first.source,
+        total=_row("all", rows, with_image),
+    )
+
+
+def _images(index: Path) -> int:
+    """Count the samples of an index that have an image; no other column is read."""
+    options = pa.ipc.IpcReadOptions(included_fields=[INDEX.get_field_index("has_image")])
+    with pa.memory_map(str(index)) as file:
+        return int(pc.sum(pa.ipc.open_file(file, options=options).read_all()["has_image"]).as_py())
+
+
+def _count(manifests: Sequence[Manifest], images: Callable[[Manifest, Shard], int]) -> WithImage:
+    counted: Counter[tuple[str, str]] = Counter()
+    for manifest in manifests:
+        for shard in manifest.shards:
+            counted[manifest.category, shard.split] += images(manifest, shard)
+    return counted
+
+
+def _row(name: str, shards: Sequence[tuple[str, Shard]], with_image: WithImage) -> _Row:
+    parts = sorted({(category, shard.split) for category, shard in shards})
+    return _Row(
+        name,
+        sum(shard.samples for _, shard in shards),
+        sum(with_image[part] for part in parts),
+        len(shards),
+        sum(shard.bytes for _, shard in shards),
+    )
+
+
+def _parameters(manifests: Sequence[Manifest]) -> dict[str, Any]:
+    """Return what all the manifests were made with, by dotted key, or refuse those that differ."""
+    each = [
+        {"source.kind": m.source.kind, "source.revision": m.source.revision}
+        | {f"{section}.{key}": value for section, values in m.parameters.items() for key, value in values.items()}
+        | {"text.fields": m.tokens.fields, "text.max_tokens": m.tokens.max_tokens, "tokenizer": m.tokens.tokenizer}
+        for m in manifests
+    ]
+    for manifest, found in zip(manifests, each, strict=True):
+        for key in each[0] | found:
+            if found.get(key) != each[0].get(key):
+                raise UserError(
+                    f"{manifest.category} was made with {key} {found.get(key)} and {manifests[0].category} with "
+                    f"{each[0].get(key)}; run `dvc repro` for both with the same parameters"
+                )
+    return each[0]
+
+
+def _size_category(samples: int) -> str:
+    """Return the hub's word for a number of samples."""
+    place = max(0, len(str(samples)) - 3)
+    return f"{_SIZES[place - 1]}<n<{_SIZES[place]}" if place else f"n<{_SIZES[0]}"
+
+
+def _code(value: Any) -> str:
+    """Return a value as a code span that stands in a table's cell."""
+    shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    shown = " ".join(shown.replace("`", "'").replace("|", "\\|").split())
+    return f"`{shown}`" if shown else "(empty)"

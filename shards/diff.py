@@ -1,0 +1,275 @@
+"""Diff: what changed between two versions of shards.
+
+In: two locations, each the folder of a version; manifests and indexes are read, no tar. Out: the differences as JSON
+types. Guaranteed: equal versions differ in nothing; the same versions give the same output; the index of a tar that
+stands in both is read for its labels alone, and only where its split has other tars too.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy.stats import ks_2samp
+
+from prep.faults import UserError, first_sentence
+from prep.tables import INDEX
+from shards.location import File, Location
+from shards.manifest import Manifest, Shard
+
+FACTS = ("average_rating", "rating_number", "review_count", "has_image")
+EXAMPLES = 5
+_READ = pa.schema([INDEX.field(name) for name in ("key", *FACTS)])
+_MOVING = ("sample.salt", "sample.validation", "sample.test", "join.", "groups.", "source.")  # what moves items
+
+
+class Labels(NamedTuple):
+    """Of the samples of one version."""
+
+    stars: npt.NDArray[np.float32]  # average_rating
+    rating_number: npt.NDArray[np.int64]
+
+
+class _Pair(NamedTuple):
+    """A category in both versions; None where one has it not."""
+
+    old: Manifest | None
+    new: Manifest | None
+
+
+class _Shards(NamedTuple):
+    """The shards of a category by the versions that hold them; kept ones as (old, new), the tar being the same."""
+
+    kept: list[tuple[Shard, Shard]]
+    gone: list[Shard]
+    new: list[Shard]
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits that have other tars or indexes."""
+        reindexed = [new for old, new in self.kept if old.index_sha256 != new.index_sha256]
+        return list(dict.fromkeys(shard.split for shard in (*self.gone, *self.new, *reindexed)))
+
+
+def compare(old: Location, new: Location, categories: Sequence[str] | None = None) -> dict[str, Any]:
+    """Compare two versions.
+
+    Args:
+        old: the version before.
+        new: the version after.
+        categories: which of them, each in both versions; None takes all that either has.
+
+    Returns:
+        ``parameters``: that differ, with the categories they differ in. ``added``, ``removed``: categories. ``splits``:
+        by category and split, items in and out; shards kept, new, gone, kept with another index; bytes that are new.
+        ``moved``, ``facts``: items of both versions in another split or with another label, count or image. ``drift``:
+        of the labels (stars), by split and category, where tars differ. ``unexplained_moves``: moved for no reason in
+        the parameters, the source or the categories. Examples are keys, `EXAMPLES` at most.
+
+    Raises:
+        UserError: a location, a manifest or an index cannot be read.
+    """
+    before, after = ({c: side.manifest(c) for c in categories or side.categories()} for side in (old, new))
+    pairs = {name: _Pair(before.get(name), after.get(name)) for name in sorted({*before, *after})}
+    shards = {name: _sort(pair) for name, pair in pairs.items()}
+    result: dict[str, Any] = {
+        "old": old.url,
+        "new": new.url,
+        "demo": any(about.source.kind == "demo" for about in (*before.values(), *after.values())),
+        "parameters": _parameters(pairs),
+        "added": [name for name in pairs if name not in before],
+        "removed": [name for name in pairs if name not in after],
+        "splits": [],
+        "moved": [],
+        "facts": [],
+        "drift": list(_drifts(old, new, shards)),
+    }
+    for name, each in shards.items():
+        gone, fresh = _rows(old, name, each.gone), _rows(new, name, each.new)
+        result["splits"] += _splits(name, each, gone, fresh)
+        moved, facts = _changed(name, gone, fresh)
+        result["moved"] += moved
+        result["facts"] += facts
+    changed = [change["name"] for change in result["parameters"]]
+    explained = result["added"] or result["removed"] or any(name.startswith(_MOVING) for name in changed)
+    result["unexplained_moves"] = bool(result["moved"]) and not explained
+    return result
+
+
+def _sort(pair: _Pair) -> _Shards:
+    """Sort shards by the versions that hold the same tar under the same name."""
+    old, new = ({(s.name, s.sha256): s for s in about.shards} if about else {} for about in pair)
+    return _Shards(
+        [(old[tar], shard) for tar, shard in new.items() if tar in old],
+        [shard for tar, shard in old.items() if tar not in new],
+        [shard for tar, shard in new.items() if tar not in old],
+    )
+
+
+def _parameters(pairs: Mapping[str, _Pair]) -> list[dict[str, Any]]:
+    """List what the manifests of both versions state differently, equal differences together."""
+    changes: dict[bytes, dict[str, Any]] = {}
+    for category, pair in pairs.items():
+        if pair.old is None or pair.new is None:
+            continue
+        old, new = _flat(pair.old), _flat(pair.new)
+        for name in sorted({*old, *new}):
+            if (was := old.get(name)) != (now := new.get(name)):
+                change: dict[str, Any] = {"name": name, "old": was, "new": now, "categories": []}
+                changes.setdefault(msgspec.json.encode(change), change)["categories"].append(category)
+    return sorted(changes.values(), key=lambda change: change["name"])
+
+
+def _flat(about: Manifest) -> dict[str, Any]:
+    """Return what a manifest states of how its shards were made, by dotted name."""
+    stated = {name: msgspec.to_builtins(getattr(about, name)) for name in ("source", "tokens")} | about.parameters
+    return dict(_leaves("", stated))
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(f"{name}.{key}" if name else key, inner)
+    else:
+        yield name, value
+
+
+def _rows(location: Location, category: str, shards: Sequence[Shard]) -> pa.Table:
+    """Read key, facts and split of the samples of shards.
+
+    Raises:
+        UserError: an index is absent, or is none.
+    """
+    wanted = [File(f"{category}/{s.index}", s.index_bytes, s.index_sha256) for s in shards]
+    location.ahead(wanted)
+    tables = [_READ.append(pa.field("split", pa.string())).empty_table()]
+    for file, shard in zip(wanted, shards, strict=True):
+        try:
+            index = location.open(file, _read)
+        except (FileNotFoundError, KeyError, pa.ArrowException) as error:
+            raise UserError(
+                f"{location.full(file.name)} cannot be read ({first_sentence(error)}); run `dvc checkout`, or "
+                "`effimini lint` to know what else is wrong"
+            ) from error
+        tables.append(index.append_column("split", pa.repeat(shard.split, len(index))))
+    return pa.concat_tables(tables).combine_chunks()
+
+
+def _read(path: Path) -> pa.Table:
+    with pa.memory_map(str(path)) as source:
+        return pa.ipc.open_file(source).read_all().select(_READ.names).replace_schema_metadata()
+
+
+def _splits(category: str, shards: _Shards, gone: pa.Table, fresh: pa.Table) -> list[dict[str, Any]]:
+    """Count items and shards of the splits that have other tars or indexes."""
+    leaving = gone.filter(pc.is_null(pc.index_in(gone["key"], value_set=fresh["key"])))
+    coming = fresh.filter(pc.is_null(pc.index_in(fresh["key"], value_set=gone["key"])))
+    there = {digest for old, _ in shards.kept for digest in (old.sha256, old.index_sha256)}
+    there |= {digest for shard in shards.gone for digest in (shard.sha256, shard.index_sha256)}
+    rows = []
+    for split in shards.splits:
+        kept = [(old, new) for old, new in shards.kept if new.split == split]
+        new = [shard for shard in shards.new if shard.split == split]
+        contents = {s.sha256: s.bytes for s in new} | {
+            s.index_sha256: s.index_bytes for s in (*new, *(n for _, n in kept))
+        }
+        out, into = (side.filter(pc.equal(side["split"], split))["key"].to_pylist() for side in (leaving, coming))
+        rows.append(
+            {
+                "category": category,
+                "split": split,
+                "in": len(into),
+                "out": len(out),
+                "kept": len(kept),
+                "new": len(new),
+                "gone": sum(shard.split == split for shard in shards.gone),
+                "reindexed": sum(o.index_sha256 != n.index_sha256 for o, n in kept),
+                "bytes_new": sum(size for digest, size in contents.items() if digest not in there),
+                "examples": {"in": into[:EXAMPLES], "out": out[:EXAMPLES]},
+            }
+        )
+    return rows
+
+
+def _changed(category: str, gone: pa.Table, fresh: pa.Table) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """List the items of both versions that stand in another split, and those with another fact."""
+    place = pc.index_in(gone["key"], value_set=fresh["key"])
+    old, new = gone.filter(pc.is_valid(place)), fresh.take(place.drop_null())
+    by_way: dict[tuple[str, str], list[str]] = defaultdict(list)
+    other = pc.not_equal(old["split"], new["split"])
+    ways = (old.filter(other)["split"], new.filter(other)["split"], old.filter(other)["key"])
+    for was, now, key in zip(*(column.to_pylist() for column in ways), strict=True):
+        by_way[was, now].append(key)
+    moved = [
+        {"category": category, "from": was, "to": now, "count": len(keys), "examples": keys[:EXAMPLES]}
+        for (was, now), keys in sorted(by_way.items())
+    ]
+    facts = []
+    for fact in FACTS:
+        other = pc.not_equal(old[fact], new[fact])
+        if count := pc.sum(other).as_py():
+            was, now = (each.filter(other).slice(0, EXAMPLES) for each in (old, new))
+            columns = (was["key"].to_pylist(), was[fact].to_pylist(), now[fact].to_pylist())
+            # a label is stored as float32, whose decimals would show
+            examples = [
+                {"key": key, "old": round(a, 6), "new": round(b, 6)} for key, a, b in zip(*columns, strict=True)
+            ]
+            facts.append({"category": category, "fact": fact, "count": count, "examples": examples})
+    return moved, facts
+
+
+def _drifts(old: Location, new: Location, shards: Mapping[str, _Shards]) -> Iterator[dict[str, Any]]:
+    """Yield, by split, the drift of the categories whose labels differ, and of all together if there are more."""
+    nearer = old if old.here and not new.here else new
+    for split in dict.fromkeys(s.split for each in shards.values() for s in (*each.gone, *each.new)):
+        sides: dict[str, tuple[Labels, Labels]] = {}
+        for category, each in shards.items():
+            kept, gone, fresh = (
+                _rows(where, category, [shard for shard in some if shard.split == split])
+                for where, some in ((nearer, [n for _, n in each.kept]), (old, each.gone), (new, each.new))
+            )
+            sides[category] = _labels(kept, gone), _labels(kept, fresh)
+        for category, (was, now) in sides.items():
+            if not all(np.array_equal(getattr(was, name), getattr(now, name)) for name in Labels._fields):
+                yield _drift(category, split, was, now)
+        if len(sides) > 1:
+            was, now = (
+                Labels(*(np.concatenate(columns) for columns in zip(*side, strict=True)))
+                for side in zip(*sides.values(), strict=True)
+            )
+            yield _drift("all", split, was, now)
+
+
+def _labels(*parts: pa.Table) -> Labels:
+    both = pa.concat_tables(parts)
+    return Labels(both["average_rating"].to_numpy(), both["rating_number"].to_numpy())
+
+
+def _drift(category: str, split: str, old: Labels, new: Labels) -> dict[str, Any]:
+    both = len(old.stars) and len(new.stars)
+    return {
+        "category": category,
+        "split": split,
+        "old": _describe(old),
+        "new": _describe(new),
+        "ks": round(float(ks_2samp(old.stars, new.stars, method="asymp").statistic), 6) if both else None,
+    }
+
+
+def _describe(labels: Labels) -> dict[str, Any]:
+    stars = labels.stars
+    if not len(stars):
+        return {"samples": 0}
+    return {
+        "samples": len(stars),
+        "mean": round(float(stars.mean(dtype=np.float64)), 6),
+        "deviation": round(float(stars.std(dtype=np.float64)), 6),
+        "median": round(float(np.median(stars)), 6),
+        "five_share": round(float((stars == 5).mean()), 6),
+        "median_rating_number": float(np.median(labels.rating_number)),
+    }

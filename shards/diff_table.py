@@ -1,0 +1,127 @@
+"""Tables of what changed between two versions of shards.
+
+In: what `shards.diff.compare` gave. Out: tables to print. Guaranteed: demo data is called so; no name out of the data
+is read as markup.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+
+_COUNTS = ("in", "out", "kept", "new", "gone", "reindexed")
+_LABELS = {
+    "samples": ",",
+    "mean": ".3f",
+    "deviation": ".3f",
+    "median": ".1f",
+    "five_share": ".1%",
+    "median_rating_number": ",.0f",
+}
+
+
+def table(result: dict[str, Any]) -> Group:
+    """Return what `compare` gave as tables to print."""
+    head = f"[bold]{escape(result['old'])} -> {escape(result['new'])}[/bold]"
+    if not (result["parameters"] or result["splits"]):
+        return Group(head, "nothing changed")
+    parts: list[Any] = [head, ""]
+    if result["parameters"]:
+        parts.append(_parameters_table(result["parameters"]))
+    if result["splits"]:
+        parts.append(_splits_table(result))
+    parts += [escape(line) for line in _examples(result)]
+    if result["unexplained_moves"]:
+        parts.append(
+            "[bold]Items changed split, though salt, shares, groups, source and categories are the same: a model "
+            "trained on the old version must not be measured on the new one[/bold]"
+        )
+    if result["drift"]:
+        parts.append(_drift_table(result["drift"]))
+    if result["demo"]:
+        parts.append("[bold]DEMO DATA: made products[/bold]")
+    return Group(*parts)
+
+
+def _parameters_table(changes: Sequence[dict[str, Any]]) -> Table:
+    shown = _table("Parameters", "", ["parameter", "old", "new", "categories"])
+    for change in changes:
+        values = (_value(change["name"], change[side]) for side in ("old", "new"))
+        shown.add_row(escape(change["name"]), *values, escape(", ".join(change["categories"])))
+    return shown
+
+
+def _value(name: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if name == "tokens.tokenizer":
+        return escape(str(value)[:12])
+    return escape(", ".join(map(str, value)) if isinstance(value, list) else str(value))
+
+
+def _splits_table(result: dict[str, Any]) -> Table:
+    note = "in, out: items; kept, new, gone: shards; indexed: kept ones with another index; MB: of new files"
+    shown = _table(
+        "Items and shards", note, ["category", "split"], ["in", "out", "kept", "new", "gone", "indexed", "MB"]
+    )
+    rows = result["splits"]
+    for row in rows:
+        mark = "".join(f" ({word})" for word in ("added", "removed") if row["category"] in result[word])
+        shown.add_row(
+            escape(row["category"] + mark), escape(row["split"]), *_counts([row]), end_section=row is rows[-1]
+        )
+    shown.add_row("total", "", *_counts(rows))
+    return shown
+
+
+def _counts(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    yield from (f"{sum(row[name] for row in rows):,}" for name in _COUNTS)
+    yield f"{sum(row['bytes_new'] for row in rows) / 1e6:,.2f}"
+
+
+def _examples(result: dict[str, Any]) -> Iterator[str]:
+    """Yield a line for each kind of items that came, went, moved or changed."""
+    for row in result["splits"]:
+        for way, keys in row["examples"].items():
+            if keys:
+                yield f"{row['category']} {row['split']}, {row[way]:,} {way}: {_some(keys, row[way])}"
+    for row in result["moved"]:
+        yield (
+            f"{row['category']}, {row['count']:,} moved from {row['from']} to {row['to']}: "
+            f"{_some(row['examples'], row['count'])}"
+        )
+    for row in result["facts"]:
+        changes = [f"{each['key']} {each['old']} -> {each['new']}" for each in row["examples"]]
+        yield f"{row['category']}, {row['count']:,} with another {row['fact']}: {_some(changes, row['count'])}"
+
+
+def _some(examples: Sequence[str], count: int) -> str:
+    return ", ".join(examples) + (", ..." if len(examples) < count else "")
+
+
+def _drift_table(drifts: Sequence[dict[str, Any]]) -> Table:
+    note = (
+        "sd: standard deviation; 5.0: share of them; ratings: median rating_number; KS: two-sample Kolmogorov-Smirnov "
+        "statistic"
+    )
+    numbers = ["samples", "mean", "sd", "median", "5.0", "ratings", "KS"]
+    shown = _table("Labels, stars", note, ["category", "split", ""], numbers)
+    for row in drifts:
+        names = escape(row["category"]), escape(row["split"])
+        statistic = "" if row["ks"] is None else f"{row['ks']:.3f}"
+        for side, first, last in (("old", names, ""), ("new", ("", ""), statistic)):
+            cells = [format(row[side][name], how) if name in row[side] else "" for name, how in _LABELS.items()]
+            shown.add_row(*first, side, *cells, last, end_section=side == "new")
+    return shown
+
+
+def _table(title: str, note: str, names: Sequence[str], numbers: Sequence[str] = ()) -> Table:
+    shown = Table(title=title, caption=note, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in names:
+        shown.add_column(name, overflow="fold")
+    for name in numbers:
+        shown.add_column(name, justify="right", no_wrap=True)
+    return shown

@@ -1,0 +1,317 @@
+"""Lint: read everything of a location of shards, and say what is wrong and where.
+
+In: a `Location`. Out: what was read, shard by shard in the order of the manifests, with its `Fault`s. Guaranteed: a
+fault of one file does not stop the reading of others; the same files give the same faults in the same order; no name
+out of a tar is used as a path. Several processes read, each one shard at a time; memory holds those and the ids of
+one category.
+"""
+
+import hashlib
+import os
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from enum import StrEnum
+from functools import partial
+from io import BufferedReader
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import simplejpeg
+
+from prep.faults import UserError, first_sentence
+from prep.records import ASIN
+from prep.tables import INDEX, SAMPLE
+from shards import manifest
+from shards.location import File, Location
+from shards.manifest import Manifest, Shard, Tokenised
+from shards.pixels import decode
+from shards.tar import FACTS
+
+_TYPES = {pa.string(): str, pa.float64(): float, pa.int64(): int}
+_FACTS: dict[str, type] = {n: bool if n == "has_image" else _TYPES[SAMPLE.field(n).type] for n in FACTS}
+_INDEXED = ("average_rating", "rating_number", "review_count", "has_image")  # in the index and in the JSON alike
+
+
+class Rule(StrEnum):
+    """What must hold, in the words of the gate."""
+
+    MANIFEST = "a manifest of this category, its parts and its image size"
+    FILES = "the files named in the manifest"
+    BYTES = "size and sha256 as in the manifest"
+    TAR = "tars of whole samples, each a JPEG and its JSON"
+    INDEX = "indexes made with the manifest's tokenizer, fields and length"
+    COUNT = "samples as in the manifest"
+    FACTS = "JSON with every fact, of its type, of this item and category"
+    IMAGE = "JPEGs of the image size, 1x1 without an image"
+    MEMBERS = "each member at its offset, with the key and facts of the index"
+    ONCE = "each sample once"
+
+
+class Fault(NamedTuple):
+    """One thing that is wrong."""
+
+    where: str  # the file, relative to the location
+    what: str
+    rule: Rule
+
+
+class Found(NamedTuple):
+    """What came of one look."""
+
+    faults: Sequence[Fault]
+    shards: int = 0
+    samples: int = 0
+
+
+class _Wanted(NamedTuple):
+    """What the manifest says of every sample of a category."""
+
+    category: str
+    image_size: int
+    tokens: Tokenised
+
+
+class _Read(NamedTuple):
+    """What came of one shard."""
+
+    faults: list[Fault]
+    keys: pa.Array  # of the samples in its tar
+
+
+def lint(location: Location, categories: Sequence[str] | None = None) -> Iterator[Found]:
+    """Read the shards of `categories`, by default of all that the location holds.
+
+    Raises:
+        UserError: there is no such location, or it must be listed and cannot be.
+    """
+    if not categories:
+        categories = location.categories()
+        if location.here is not None:
+            folders = sorted(p.name for p in location.here.iterdir() if p.is_dir() and not p.name.startswith("."))
+            categories = folders  # with those that lost their manifest
+    for category in categories:
+        yield from _category(location, category)
+
+
+def _category(location: Location, category: str) -> Iterator[Found]:
+    name = f"{category}/{manifest.NAME}"
+    try:
+        about = location.manifest(category)
+        wanted = _Wanted(category, about.image_size, about.tokens)
+    except UserError as error:
+        yield Found([Fault(name, str(error), Rule.MANIFEST)])
+        return
+    except (KeyError, TypeError, ValueError):
+        yield Found([Fault(name, "has no parameters.images.size", Rule.MANIFEST)])
+        return
+    yield Found([*_manifest_faults(name, about, category), *_unknown_files(location, about, category)])
+    keys = []
+    with ProcessPoolExecutor(min(len(about.shards), os.cpu_count() or 1)) as pool:
+        for read in pool.map(partial(_shard, location, wanted), about.shards):
+            keys.append(read.keys)
+            yield Found(read.faults, 1, len(read.keys))
+    yield Found(list(_repeated(category, about.shards, keys)))
+
+
+def _manifest_faults(where: str, about: Manifest, category: str) -> Iterator[Fault]:
+    if about.category != category:
+        yield Fault(where, f"is of category {about.category!r}", Rule.MANIFEST)
+    for name, count in Counter(shard.name for shard in about.shards).items():
+        if count > 1:
+            yield Fault(where, f"names {name} {count} times", Rule.MANIFEST)
+    for shard in about.shards:
+        if shard.part != (shard.split if shard.band is None else f"{shard.split}-{shard.band:02d}"):
+            yield Fault(where, f"has {shard.name} in split {shard.split}, band {shard.band}", Rule.MANIFEST)
+
+
+def _unknown_files(location: Location, about: Manifest, category: str) -> Iterator[Fault]:
+    """Yield the tars and indexes of a folder that its manifest does not name; behind a URL none is looked for."""
+    if location.here is None:
+        return
+    named = {name for shard in about.shards for name in (shard.name, shard.index)}
+    there = {path.name for path in (location.here / category).iterdir() if path.suffix in {".tar", ".arrow"}}
+    for name in sorted(there - named):
+        yield Fault(f"{category}/{name}", "is not named in the manifest", Rule.FILES)
+
+
+def _repeated(category: str, shards: Sequence[Shard], keys: Sequence[pa.Array]) -> Iterator[Fault]:
+    """Yield the samples that stand in a tar and in one before it, or twice in one."""
+    counts = pc.value_counts(pa.chunked_array(keys, pa.string()))
+    repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+    first: dict[str, Shard] = {}
+    for shard, own in zip(shards, keys, strict=True):
+        for key in own.filter(pc.is_in(own, repeated)).to_pylist():
+            if key not in first:
+                first[key] = shard
+                continue
+            other = first[key]
+            of = f" of split {other.split}" if other.split != shard.split else ""
+            yield Fault(f"{category}/{shard.name}", f"{key} stands in {other.name}{of} too", Rule.ONCE)
+
+
+def _shard(location: Location, wanted: _Wanted, shard: Shard) -> _Read:
+    """Read a tar and its index."""
+    tar = File(f"{wanted.category}/{shard.name}", shard.bytes, shard.sha256)
+    index = File(f"{wanted.category}/{shard.index}", shard.index_bytes, shard.index_sha256)
+    faults: list[Fault] = []
+    rows = None
+    if (handle := _opened(location, tar, faults)) is not None:
+        with handle:
+            rows = _tar(handle, tar.name, wanted, faults)
+        if len(rows) != shard.samples:
+            faults.append(Fault(tar.name, f"holds {len(rows)} samples for {shard.samples}", Rule.COUNT))
+    if (handle := _opened(location, index, faults)) is not None:
+        with handle:
+            faults += _index_faults(handle, index.name, wanted.tokens, rows)
+    return _Read(faults, pa.array([row["key"] for row in rows or ()], pa.string()))
+
+
+def _opened(location: Location, file: File, faults: list[Fault]) -> BufferedReader | None:
+    """Open a file, at its start, and compare its size and sha256; None if it cannot be had."""
+    try:
+        handle = location.open(file, _open)
+    except FileNotFoundError:
+        faults.append(Fault(file.name, "is missing", Rule.FILES))
+        return None
+    except (UserError, OSError) as error:
+        faults.append(Fault(file.name, str(error), Rule.FILES))
+        return None
+    if (size := os.fstat(handle.fileno()).st_size) != file.bytes:
+        faults.append(Fault(file.name, f"has {size} bytes for {file.bytes}", Rule.BYTES))
+    elif hashlib.file_digest(handle, "sha256").hexdigest() != file.sha256:
+        faults.append(Fault(file.name, "has another sha256 than the manifest says", Rule.BYTES))
+    handle.seek(0)
+    return handle
+
+
+def _open(path: Path) -> BufferedReader:
+    return path.open("rb")
+
+
+def _tar(handle: BufferedReader, where: str, wanted: _Wanted, faults: list[Fault]) -> list[dict[str, Any]]:
+    """Read the samples of a tar; return of each what its row of the index must say, as far as it could be read."""
+    rows = []
+    for key, group in groupby(_members(handle, where, faults), lambda member: member.name.partition(".")[0]):
+        members = list(group)
+        names = [member.name for member in members]
+        if not re.fullmatch(ASIN, key) or names != [f"{key}.jpg", f"{key}.json"]:
+            faults.append(Fault(where, f"has members {names!r:.200} for <parent_asin>.jpg and .json", Rule.TAR))
+            continue
+        row: dict[str, Any] = {"key": key}
+        for member in members:
+            kind = member.name.rpartition(".")[2]
+            row |= {f"{kind}_offset": member.offset_data, f"{kind}_length": member.size}
+        image, encoded = (_content(handle, member) for member in members)
+        try:
+            facts = _facts(encoded, key, wanted.category)
+            row |= {name: facts[name] for name in _INDEXED}
+            row["average_rating"] = float(np.float32(facts["average_rating"]))
+        except ValueError as error:
+            faults.append(Fault(where, f"{key}.json {error}", Rule.FACTS))
+        if fault := _image_fault(image, wanted.image_size if row.get("has_image", True) else 1):
+            faults.append(Fault(where, f"{key}.jpg {fault}", Rule.IMAGE))
+        rows.append(row)
+    return rows
+
+
+def _members(handle: BufferedReader, where: str, faults: list[Fault]) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of a tar in order, as far as they are plain files that follow one another to a proper end."""
+    try:
+        with tarfile.open(fileobj=handle, mode="r:") as archive:
+            for member in archive:
+                if member.type != tarfile.REGTYPE or member.size < 0:
+                    faults.append(Fault(where, f"has a member {member.name!r:.200} that is no plain file", Rule.TAR))
+                    return
+                yield member
+            end = archive.offset  # tarfile takes a header that it cannot read for the end
+    except (tarfile.TarError, ValueError, OverflowError) as error:
+        faults.append(Fault(where, f"is no whole tar ({first_sentence(error)})", Rule.TAR))
+        return
+    handle.seek(end)
+    rest = handle.read()
+    if rest[: tarfile.BLOCKSIZE].strip(b"\0"):
+        faults.append(Fault(where, f"has no tar header at byte {end}", Rule.TAR))
+    elif len(rest) < 2 * tarfile.BLOCKSIZE or rest.strip(b"\0"):
+        faults.append(Fault(where, "does not end with blocks of zeros", Rule.TAR))
+
+
+def _content(handle: BufferedReader, member: tarfile.TarInfo) -> bytes:
+    handle.seek(member.offset_data)
+    return handle.read(member.size)
+
+
+def _facts(encoded: bytes, key: str, category: str) -> dict[str, Any]:
+    """Return the facts of a sample.
+
+    Raises:
+        ValueError: they are not those of a sample `key` of `category`.
+    """
+    try:
+        facts = msgspec.json.decode(encoded)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"cannot be read ({first_sentence(error)})") from None
+    if not isinstance(facts, dict) or tuple(facts) != FACTS:
+        raise ValueError(f"holds {list(facts) if isinstance(facts, dict) else facts!r:.200} for the facts")
+    for name, kind in _FACTS.items():
+        if type(facts[name]) is not kind:
+            raise ValueError(f"has {name} {facts[name]!r:.60}, no {kind.__name__}")
+    for name, own in (("parent_asin", key), ("category", category)):
+        if facts[name] != own:
+            raise ValueError(f"has {name} {facts[name]!r:.60}")
+    return facts
+
+
+def _image_fault(jpeg: bytes, size: int) -> str:
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(jpeg)  # pixels are counted before they are decoded
+        if (height, width) != (size, size):
+            return f"has {width}x{height} px for {size}x{size}"
+        decode(jpeg)
+    except ValueError as error:
+        return f"cannot be decoded ({first_sentence(error)})"
+    return ""
+
+
+def _index_faults(
+    handle: BufferedReader, where: str, tokens: Tokenised, rows: Sequence[dict[str, Any]] | None
+) -> Iterator[Fault]:
+    """Yield what is wrong with an index, compared with what its tar holds (None if that could not be opened)."""
+    try:
+        index = pa.ipc.open_file(handle).read_all()
+        index.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        yield Fault(where, f"is no index ({first_sentence(error)})", Rule.INDEX)
+        return
+    if not index.schema.equals(INDEX):
+        yield Fault(where, f"has the columns {index.schema.names} or their types not as in an index", Rule.INDEX)
+        return
+    made = {k.decode(errors="replace"): v.decode(errors="replace") for k, v in (index.schema.metadata or {}).items()}
+    about = {"tokenizer": tokens.tokenizer, "fields": " ".join(tokens.fields), "max_tokens": str(tokens.max_tokens)}
+    for name, expected in about.items():
+        if made.get(name) != expected:
+            yield Fault(where, f"is stale: made with {name} {made.get(name)} for {expected}", Rule.INDEX)
+    lengths = pc.fill_null(pc.list_value_length(index["tokens"]), 0)
+    if wrong := pc.sum(pc.or_(pc.less(lengths, 1), pc.greater(lengths, tokens.max_tokens))).as_py():
+        yield Fault(where, f"has {wrong} samples without token ids or with more than {tokens.max_tokens}", Rule.INDEX)
+    if rows is not None:
+        yield from _differences(index.drop_columns("tokens").to_pylist(), rows, where)
+
+
+def _differences(index: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], where: str) -> Iterator[Fault]:
+    """Yield how an index differs from its tar: at most the first difference, and how many samples have one."""
+    if len(index) != len(rows):
+        yield Fault(where, f"holds {len(index)} samples and its tar {len(rows)}", Rule.MEMBERS)
+    pairs: Iterable[tuple[dict[str, Any], dict[str, Any]]] = zip(index, rows, strict=False)
+    different = [(row["key"], n, found[n], row[n]) for found, row in pairs for n in row if found[n] != row[n]]
+    if different:
+        key, name, found, expected = different[0]
+        others = f", and {more} samples more" if (more := len({key for key, *_ in different}) - 1) else ""
+        yield Fault(where, f"has {name} {found!r:.60} for {key}, its tar {expected}{others}", Rule.MEMBERS)

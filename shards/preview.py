@@ -1,0 +1,169 @@
+"""The preview: a page of samples of some shards, for a person to look at.
+
+In: a `Location`; beside a folder of this machine also ``weights.json`` and the images' tables. Out: one HTML page that
+holds its pictures and asks for nothing. Guaranteed: the same shards, number and seed give the same page; of a local tar
+the members shown are read and no more (a tar behind a URL comes whole, through the cache); text out of a sample stands
+there as text; demo data is marked.
+"""
+
+import base64
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, groupby, islice, zip_longest
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import msgspec
+import numpy as np
+import pyarrow.parquet as pq
+
+from prep import files
+from prep.faults import UserError
+from prep.tables import SAMPLE
+from prep.text import LABELS, assemble
+from shards.location import Location
+from shards.manifest import Manifest
+from shards.reader import Shards
+from shards.tar import FACTS
+
+_TYPES = {"string": str, "double": float, "int64": int}
+_Facts = msgspec.defstruct(
+    "_Facts", [(name, bool if name == "has_image" else _TYPES[str(SAMPLE.field(name).type)]) for name in FACTS]
+)
+
+
+class _Sample(NamedTuple):
+    """What the page shows of a sample."""
+
+    category: str
+    facts: dict[str, Any]
+    image: str  # a data: URL, empty without an image
+    outcome: str  # of the fetch, empty where it is not known
+    weight: float | None
+    text: str
+    tokens: int
+
+
+def page(
+    location: Location,
+    categories: Sequence[str] | None = None,
+    split: str = "train",
+    samples: int = 48,
+    seed: int = 0,
+    weights: Path | None = None,
+) -> str:
+    """Return the page.
+
+    Args:
+        location: of the shards.
+        categories: which of them; None for all.
+        split: train, validation or test.
+        samples: how many to show, as many of each category as of the others, as far as it has them.
+        seed: another seed, other samples.
+        weights: a ``weights.json``; None takes the one beside the folder of shards, if there is one.
+
+    Raises:
+        UserError: a manifest, an index, a tar or the weights cannot be read, or the split holds no sample.
+    """
+    categories = categories or location.categories()
+    manifests = [location.manifest(category) for category in categories]
+    shards = Shards(location, categories, split, None)
+    weighing = _weighing(location, weights)
+    chosen = _choose(shards.categories, shards.sizes, samples, f"{seed} {split}")
+    shards.read_ahead(np.unique([shard for shard, _ in chosen]))
+    shown = list(_read(shards, manifests, chosen, weighing))
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("shards", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("preview.html.jinja").render(
+        by_category=[(c, list(of)) for c, of in groupby(shown, lambda s: s.category)],
+        demo=any(manifest.source.kind == "demo" for manifest in manifests),
+        fractions=sorted({manifest.parameters["sample"]["fraction"] for manifest in manifests}),
+        image_size=shards.image_size,
+        labels=LABELS,
+        samples=len(shown),
+        seed=seed,
+        sources=sorted({(manifest.source.kind, manifest.source.revision) for manifest in manifests}),
+        split=split,
+        tokens=manifests[0].tokens,
+        total=sum(shards.sizes),
+        weighing=weighing,
+    )
+
+
+def _choose(categories: Sequence[str], sizes: Sequence[int], samples: int, seed: str) -> list[tuple[int, int]]:
+    """Return (shard, place in it) of a random choice, in order, of as many samples of each category as there are."""
+    first = np.concatenate([[0], np.cumsum(sizes)])
+    drawn = []
+    for category, of in groupby(range(len(sizes)), lambda shard: categories[shard]):
+        numbers = list(of)
+        inside = range(first[numbers[0]], first[numbers[-1] + 1])
+        drawn.append(random.Random(f"{seed} {category}").sample(inside, min(samples, len(inside))))
+    turns = (number for number in chain.from_iterable(zip_longest(*drawn)) if number is not None)
+    places = np.sort(list(islice(turns, samples)))
+    shards = np.searchsorted(first, places, side="right") - 1
+    return list(zip(shards.tolist(), (places - first[shards]).tolist(), strict=True))
+
+
+def _read(
+    shards: Shards, manifests: Sequence[Manifest], chosen: Sequence[tuple[int, int]], weighing: Mapping[str, Any] | None
+) -> Iterator[_Sample]:
+    parts = [shard.part for manifest in manifests for shard in manifest.shards if shard.split == shards.split]
+    fields = manifests[0].tokens.fields
+    for shard, of in groupby(chosen, lambda place: place[0]):
+        index, rows = shards.index(shard), [row for _, row in of]
+        keys = [index.keys[row].as_py() for row in rows]
+        outcomes = _outcomes(shards.location, shards.categories[shard], parts[shard], keys)
+        for row, key in zip(rows, keys, strict=True):
+            try:
+                raw = shards.read(shard, *(int(column[row]) for column in index.json))
+                facts = msgspec.structs.asdict(msgspec.json.decode(raw, type=_Facts))
+            except msgspec.DecodeError as error:
+                raise UserError(
+                    f"{shards.name(shard)}: the JSON of {key} holds no facts ({error}); run `effimini lint`, then "
+                    "`dvc checkout`"
+                ) from None
+            jpeg = shards.read(shard, *(int(column[row]) for column in index.jpg)) if facts["has_image"] else b""
+            yield _Sample(
+                shards.categories[shard],
+                facts,
+                f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" if jpeg else "",
+                outcomes.get(key, ""),
+                _weight(facts, weighing),
+                assemble(facts, fields),
+                int(index.token_starts[row + 1] - index.token_starts[row]),
+            )
+
+
+def _outcomes(location: Location, category: str, part: str, keys: Sequence[str]) -> dict[str, str]:
+    """Return the outcome of the fetch by key; nothing where the images' tables are not beside the shards."""
+    if location.here is None:
+        return {}
+    table = location.here.parent / "images" / category / f"{part}.parquet"
+    if not table.exists():
+        return {}
+    found = pq.read_table(table, columns=["parent_asin", "outcome"], filters=[("parent_asin", "in", set(keys))])
+    return dict(zip(found["parent_asin"].to_pylist(), found["outcome"].to_pylist(), strict=True))
+
+
+def _weighing(location: Location, weights: Path | None) -> Any:
+    """Return the content of weights.json, None where there is none and none was asked for."""
+    if weights is None:
+        if location.here is None or not (location.here.parent / "weights.json").exists():
+            return None
+        weights = location.here.parent / "weights.json"
+    return files.read_json(weights)
+
+
+def _weight(facts: Mapping[str, Any], weighing: Mapping[str, Any] | None) -> float | None:
+    """Return what the loss weighs a sample by; the formula is `effimini.loss.sample_weights`, which needs torch."""
+    if weighing is None:
+        return None
+    if weighing["count"] == "none":
+        return 1.0
+    return float(min(np.log1p(facts[weighing["count"]]) / weighing["mean"], weighing["clip"]))

@@ -1,0 +1,159 @@
+"""What shards hold, in numbers: by category and split, and what they were made with.
+
+In: the manifests and indexes of a location; no tar is read. Out: a summary of JSON types, and its table. Guaranteed:
+numbers of demo data are called so; of each sample its count alone is held in memory.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+
+from prep import files
+from prep.faults import UserError, first_sentence
+from shards.location import File, Location
+from shards.manifest import Manifest, Shard
+
+_HEADINGS = ("category", "split", "shards", "samples", "MB", "image", "label", "ratings", "tokens")
+
+
+class _Sums(NamedTuple):
+    """Of the samples of one shard."""
+
+    bytes: int  # of the tar
+    images: int
+    label: float
+    tokens: int
+    rating_number: npt.NDArray[np.int64]
+
+
+def summarise(location: Location, categories: Sequence[str] | None = None) -> dict[str, Any]:
+    """Count what a location holds of `categories`, by default of all.
+
+    Returns:
+        ``splits``: by category and split, shards, samples, bytes of the tars, share with an image, mean label (stars),
+        median rating_number, mean tokens. ``total``: the same over all. ``made``: with what, and which categories.
+        ``demo``: whether any of it is made products.
+
+    Raises:
+        UserError: the location, a manifest or an index cannot be read.
+    """
+    splits: list[dict[str, Any]] = []
+    made: dict[str, dict[str, Any]] = {}
+    everything: list[_Sums] = []
+    for category in categories or location.categories():
+        about = location.manifest(category)
+        with_what = _made(about)
+        made.setdefault(files.fingerprint(with_what), {"categories": []} | with_what)["categories"].append(category)
+        for split in dict.fromkeys(shard.split for shard in about.shards):
+            sums = [_sums(location, category, shard) for shard in about.shards if shard.split == split]
+            splits.append({"category": category, "split": split, **_row(sums)})
+            everything += sums
+    return {
+        "location": location.url,
+        "demo": any(each["source"] == "demo" for each in made.values()),
+        "splits": splits,
+        "total": _row(everything),
+        "made": list(made.values()),
+    }
+
+
+def table(summary: dict[str, Any]) -> Group:
+    """Return what `summarise` gave as tables to print."""
+    shown = Table(title=escape(summary["location"]), box=SIMPLE_HEAD, padding=0)
+    for heading in _HEADINGS:
+        is_name = heading in {"category", "split"}
+        shown.add_column(
+            heading, justify="left" if is_name else "right", overflow="fold", no_wrap=heading != "category"
+        )
+    last = len(summary["splits"]) - 1
+    for number, row in enumerate(summary["splits"]):
+        shown.add_row(escape(row["category"]), escape(row["split"]), *_cells(row), end_section=number == last)
+    shown.add_row("total", "", *_cells(summary["total"]))
+    made = Table.grid(padding=(0, 2))
+    for each in summary["made"]:
+        if len(summary["made"]) > 1:
+            made.add_row("made alike", escape(", ".join(each["categories"])))
+        made.add_row("format", str(each["format"]))
+        made.add_row("source", escape(" ".join(filter(None, (each["source"], each["revision"])))))
+        made.add_row("fraction", str(each["fraction"]))
+        made.add_row("images", f"{each['image_size']} px")
+        made.add_row("text", escape(f"{', '.join(each['fields'])}; at most {each['max_tokens']} tokens"))
+        made.add_row("tokenizer", escape(each["tokenizer"][:12]))
+    note = ["[bold]DEMO DATA: made products[/bold]"] if summary["demo"] else []
+    about = "image: share with one; label: mean, stars; ratings: median rating_number; tokens: mean"
+    return Group(shown, about, made, *note)
+
+
+def _cells(row: dict[str, Any]) -> Iterable[str]:
+    yield f"{row['shards']:,}"
+    yield f"{row['samples']:,}"
+    yield f"{row['bytes'] / 1e6:,.2f}"
+    yield f"{row['image_share']:.1%}"
+    yield f"{row['mean_label']:.2f}"
+    yield f"{row['median_rating_number']:,.0f}"
+    yield f"{row['mean_tokens']:.1f}"
+
+
+def _made(about: Manifest) -> dict[str, Any]:
+    """Return what the shards of a category were made with."""
+    return {
+        "format": about.format,
+        "source": about.source.kind,
+        "revision": about.source.revision,
+        "fraction": about.parameters.get("sample", {}).get("fraction"),
+        "image_size": about.image_size,
+        "tokenizer": about.tokens.tokenizer,
+        "fields": list(about.tokens.fields),
+        "max_tokens": about.tokens.max_tokens,
+    }
+
+
+def _row(sums: Sequence[_Sums]) -> dict[str, Any]:
+    samples = sum(len(each.rating_number) for each in sums)
+    return {
+        "shards": len(sums),
+        "samples": samples,
+        "bytes": sum(each.bytes for each in sums),
+        "image_share": sum(each.images for each in sums) / samples,
+        "mean_label": sum(each.label for each in sums) / samples,
+        "median_rating_number": float(np.median(np.concatenate([each.rating_number for each in sums]))),
+        "mean_tokens": sum(each.tokens for each in sums) / samples,
+    }
+
+
+def _sums(location: Location, category: str, shard: Shard) -> _Sums:
+    """Read an index.
+
+    Raises:
+        UserError: it is absent, or is no index.
+    """
+    file = File(f"{category}/{shard.index}", shard.index_bytes, shard.index_sha256)
+    try:
+        index = location.open(file, _read)
+        rating_number = index["rating_number"].to_numpy().copy()  # off the mapped file
+        return _Sums(
+            bytes=shard.bytes,
+            images=pc.sum(index["has_image"]).as_py() or 0,
+            label=pc.sum(index["average_rating"]).as_py() or 0.0,
+            tokens=pc.sum(pc.list_value_length(index["tokens"])).as_py() or 0,
+            rating_number=rating_number,
+        )
+    except (FileNotFoundError, KeyError, pa.ArrowException) as error:
+        raise UserError(
+            f"{location.full(file.name)} cannot be read ({first_sentence(error)}); run `dvc checkout`, or "
+            "`effimini lint` to know what else is wrong"
+        ) from error
+
+
+def _read(path: Path) -> pa.Table:
+    with pa.memory_map(str(path)) as source:
+        return pa.ipc.open_file(source).read_all()

@@ -1,0 +1,84 @@
+"""Small shards made for a test: as many of any size as it asks for, with real tars, indexes and manifests."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+from tokenizers import Tokenizer
+
+from prep import files
+from shards import manifest, tokens
+from shards.manifest import Manifest, Shard, Source, Tokenised
+from shards.tar import Tokens, index_tar, write_tar
+
+MINILM = str(Path(__file__).parent.parent.parent / "effimini/minilm")
+HOW = Tokens(MINILM, ("title", "description"), 32)
+SIDE = 16
+
+
+def jpeg(number: int) -> bytes:
+    """Return a picture whose every pixel is about `number` modulo 256."""
+    pixels = np.full((SIDE, SIDE, 3), number % 256, np.uint8)
+    encoded: bytes = simplejpeg.encode_jpeg(pixels, quality=95)
+    return encoded
+
+
+def make_shards(
+    folder: Path, sizes: Mapping[str, Sequence[int]], category: str = "Made", how: Tokens = HOW, *, words: int = 6
+) -> Path:
+    """Write ``folder/<category>`` with tars of the given sizes for each split; sample n has n in its key and count."""
+    here = folder / category
+    here.mkdir(parents=True)
+    tokenizer = tokens.load(how.name)
+    shards, number = [], 0
+    for split, counts in sizes.items():
+        for place, count in enumerate(counts):
+            tar = here / f"{split}-{place:03d}.tar"
+            write_tar(tar, [sample(number + i, category, words) for i in range(count)])
+            number += count
+            shards.append(seal(tar, split, count, how, tokenizer))
+    about = Manifest(
+        format=manifest.FORMAT,
+        category=category,
+        source=Source("demo", ""),
+        parameters={"sample": {"fraction": 1.0}, "images": {"size": SIDE}},
+        tokens=Tokenised(tokens.fingerprint(tokenizer), how.fields, how.max_tokens),
+        shards=tuple(shards),
+    )
+    files.write_json(here / manifest.NAME, about)
+    return folder
+
+
+def sample(number: int, category: str, words: int) -> tuple[dict[str, object], bytes]:
+    facts = {
+        "parent_asin": f"B{number:09d}",
+        "category": category,
+        "main_category": "",
+        "title": f"thing {number}",
+        "features": "",
+        "description": " ".join(["good"] * (number * 7919 % words)),
+        "store": "",
+        "details": "",
+        "average_rating": 1 + number % 40 / 10,
+        "rating_number": number,
+        "review_count": 2 * number,
+        "has_image": True,
+    }
+    return facts, jpeg(number)
+
+
+def seal(tar: Path, split: str, samples: int, how: Tokens, tokenizer: Tokenizer) -> Shard:
+    """Index a tar and return its line of the manifest."""
+    index = tar.with_suffix(".arrow")
+    index_tar(tar, index, how, tokenizer)
+    return Shard(
+        name=tar.name,
+        split=split,
+        band=None,
+        samples=samples,
+        bytes=tar.stat().st_size,
+        sha256=files.sha256(tar),
+        index_bytes=index.stat().st_size,
+        index_sha256=files.sha256(index),
+    )

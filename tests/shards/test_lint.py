@@ -1,0 +1,321 @@
+"""`effimini lint`: shards as they are written have no fault, and each kind of damage is found and named by its file."""
+
+import json
+import logging
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from effimini.cli import app
+from prep import files
+from prep.params import Params
+from shards.lint import Rule, lint
+from shards.location import Location
+from shards.pixels import BLANK
+from tests.shards import damage
+from tests.shards.host import Host
+from tests.shards.made import jpeg
+
+ROOT = Path(__file__).parents[2]
+HERE = "Demo_Toys"
+TAR, INDEX = "train-00-000.tar", "train-00-000.arrow"
+Damage = Callable[[Path], object]  # is given the category's folder
+
+
+@pytest.fixture(scope="module")
+def clean(
+    tmp_path_factory: pytest.TempPathFactory, make_params: Callable[..., Params], run_to: Callable[..., None]
+) -> Path:
+    data = tmp_path_factory.mktemp("data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EFFIMINI_STORE", str(data / "store"))
+        run_to(make_params(**{"shards.samples": 6, "sample.fraction": 0.5}), data, "shard")
+    return data / "shards"
+
+
+@pytest.fixture
+def shards(clean: Path, tmp_path: Path) -> Path:
+    """A copy, to damage."""
+    return Path(shutil.copytree(clean, tmp_path / "shards"))
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(app, ["lint", "--params", str(ROOT / "params.yaml"), *map(str, words)])
+
+
+def test_shards_as_written_have_no_fault(clean: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    done = run(clean)
+    assert (done.exit_code, done.stdout) == (0, "")
+    manifests = [files.read_json(path)["shards"] for path in sorted(clean.glob("*/manifest.json"))]
+    samples = sum(shard["samples"] for manifest in manifests for shard in manifest)
+    assert len(manifests) == 2
+    assert caplog.messages == [f"0 faults in {sum(map(len, manifests))} shards, {samples} samples read"]
+
+
+def repacked(change: Callable[[Path], object], tar: str = TAR) -> Damage:
+    """Damage that everything beside the tar agrees with: it is indexed anew, and the manifest sealed."""
+
+    def apply(folder: Path) -> None:
+        change(folder / tar)
+        damage.index(folder / tar)
+        damage.reseal(folder)
+
+    return apply
+
+
+def resealed(change: Damage) -> Damage:
+    def apply(folder: Path) -> None:
+        change(folder)
+        damage.reseal(folder)
+
+    return apply
+
+
+def copied(to: str, name: str = TAR) -> Damage:
+    """A sample of `to` stands in `name` instead of its first."""
+
+    def apply(folder: Path) -> None:
+        taken = []
+        damage.repack(folder / name, lambda members: taken.extend(members[:2]))
+        damage.repack(folder / to, lambda members: members.__setitem__(slice(0, 2), taken))
+        damage.index(folder / to)
+        damage.reseal(folder)
+
+    return apply
+
+
+def flipped(number: int, place: int) -> Damage:
+    """Flip a byte of the image or JSON of a member, or one of its header (a negative place)."""
+    return lambda folder: damage.flip(folder / TAR, damage.member(folder / TAR, number).offset_data + place)
+
+
+def symlink(members: list[damage.Member]) -> None:
+    info = tarfile.TarInfo(str(members[2][0]))
+    info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    members[2] = info, b""
+
+
+def renamed(tar: Path, key: str) -> None:
+    damage.repack(tar, lambda m: m.__setitem__(slice(2, 4), [(f"{key}.jpg", m[2][1]), (f"{key}.json", m[3][1])]))
+
+
+def pictured(content: bytes) -> Callable[[Path], None]:
+    """Another picture for the first sample that has one."""
+    return lambda tar: damage.repack(tar, lambda members: members.__setitem__(0, (members[0][0], content)))
+
+
+def cut(name: str, keep: Callable[[bytes], bytes]) -> Damage:
+    return lambda folder: damage.write(folder / name, keep((folder / name).read_bytes()))
+
+
+def manifest(change: Callable[[dict], object]) -> Damage:
+    return lambda folder: damage.reseal(folder, change)
+
+
+# Each kind of damage to a folder, and the files it is told of, each with a word of what is told.
+DAMAGE: dict[str, tuple[Damage, dict[str, str]]] = {
+    "a flipped byte of an image": (flipped(2, 300), {TAR: "another sha256"}),
+    "a flipped byte of JSON": (flipped(3, 0), {TAR: r"\w+.json cannot be read"}),
+    "a flipped byte of a tar header": (flipped(2, -400), {TAR: r"no tar header at byte \d+", INDEX: "its tar 1"}),
+    "a flipped byte of the first header": (flipped(0, -400), {TAR: "is no whole tar", INDEX: "its tar 0"}),
+    "a flipped byte of an index": (lambda f: damage.flip(f / INDEX, 2000), {INDEX: "another sha256"}),
+    "a tar cut in a member": (cut(TAR, lambda c: c[:3000]), {TAR: "3000 bytes for", INDEX: "its tar"}),
+    "a tar without its end": (
+        resealed(cut(TAR, lambda c: c.rstrip(b"\0").ljust(-(-len(c.rstrip(b"\0")) // 512) * 512, b"\0"))),
+        {TAR: "does not end with blocks of zeros"},
+    ),
+    "a tar with bytes after its end": (resealed(cut(TAR, lambda c: c + b"more")), {TAR: "does not end with blocks"}),
+    "an empty tar": (cut(TAR, lambda c: b""), {TAR: "is no whole tar", INDEX: "its tar 0"}),
+    "a missing tar": (lambda f: (f / TAR).unlink(), {TAR: "is missing"}),
+    "a missing index": (lambda f: (f / INDEX).unlink(), {INDEX: "is missing"}),
+    "an unknown tar": (lambda f: shutil.copy(f / TAR, f / "train-99-000.tar"), {"train-99-000.tar": "not named"}),
+    "an unknown index": (lambda f: shutil.copy(f / INDEX, f / "test-9.arrow"), {"test-9.arrow": "not named"}),
+    "a missing manifest": (lambda f: (f / "manifest.json").unlink(), {"manifest.json": "does not exist"}),
+    "a manifest that is none": (cut("manifest.json", lambda c: c[:-9]), {"manifest.json": "is no manifest"}),
+    "a manifest that leads out of the folder": (
+        manifest(lambda m: m["shards"][0].update(name="../../x-0.tar")),
+        {"manifest.json": "is no manifest"},
+    ),
+    "a manifest of another category": (manifest(lambda m: m.update(category="A")), {"manifest.json": "category 'A'"}),
+    "a shard named twice": (
+        manifest(lambda m: m["shards"].append(m["shards"][0])),
+        {"manifest.json": "names test-000.tar 2 times", "test-000.tar": "stands in test-000.tar too"},
+    ),
+    "a shard of another split than its name": (
+        manifest(lambda m: m["shards"][0].update(split="train", band=1)),
+        {"manifest.json": "test-000.tar in split train, band 1"},
+    ),
+    "a wrong count": (
+        manifest(lambda m: m["shards"][0].update(samples=1)),
+        {"test-000.tar": r"holds \d samples for 1"},
+    ),
+    "an index of other tokens": (
+        resealed(lambda f: damage.index(f / TAR, max_tokens=8)),
+        {INDEX: "is stale: made with max_tokens 8 for 32"},
+    ),
+    "an index of another tokenizer": (
+        resealed(lambda f: damage.set_index(f / INDEX, tokenizer="other")),
+        {INDEX: "is stale: made with tokenizer other for [0-9a-f]{64}"},
+    ),
+    "an index from before the tar": (
+        resealed(lambda f: damage.set_facts(f / TAR, 0, rating_number=77777)),
+        {INDEX: r"json_length \d+ for \w+, its tar \d+"},
+    ),
+    "an index with another fact": (
+        resealed(lambda f: damage.set_index(f / INDEX, lambda rows: rows[0].update(rating_number=77777))),
+        {INDEX: r"rating_number 77777 for \w+, its tar \d+"},
+    ),
+    "an index with samples too few": (
+        resealed(lambda f: damage.set_index(f / INDEX, list.pop)),
+        {INDEX: r"holds \d samples and its tar \d"},
+    ),
+    "an index in another order": (
+        resealed(lambda f: damage.set_index(f / INDEX, list.reverse)),
+        {INDEX: r"has key '\w+' for \w+"},
+    ),
+    "an index without token ids": (
+        resealed(lambda f: damage.set_index(f / INDEX, lambda rows: rows[1].update(tokens=[]))),
+        {INDEX: "1 samples without token ids"},
+    ),
+    "an index that is none": (cut(INDEX, lambda c: c[:-50]), {INDEX: "is no index"}),
+    "two images exchanged": (resealed(lambda f: damage.swap(f / TAR, 0, 4)), {INDEX: r"has j\w+ \d+ for"}),
+    "two JSONs exchanged": (
+        resealed(lambda f: damage.swap(f / TAR, 1, 3)),
+        {TAR: r"json has parent_asin", INDEX: ""},
+    ),
+    "a sample twice in a tar": (
+        repacked(lambda tar: damage.repack(tar, lambda members: members.extend(members[:2]))),
+        {TAR: rf"\w+ stands in {TAR} too"},
+    ),
+    "a sample twice in a split": (copied("train-01-000.tar"), {"train-01-000.tar": rf"\w+ stands in {TAR} too"}),
+    "a sample in two splits": (
+        copied("validation-000.tar"),
+        {"validation-000.tar": rf"\w+ stands in {TAR} of split train too"},
+    ),
+    "a null": (repacked(lambda tar: damage.set_facts(tar, 1, store=None)), {TAR: "has store None, no str"}),
+    "an int for a float": (
+        repacked(lambda tar: damage.set_facts(tar, 1, average_rating=4)),
+        {TAR: "average_rating 4, no float"},
+    ),
+    "an unknown fact": (repacked(lambda tar: damage.set_facts(tar, 1, price=4)), {TAR: r"'price'\] for the facts"}),
+    "a fact of another category": (
+        repacked(lambda tar: damage.set_facts(tar, 1, category="Demo_Kitchen")),
+        {TAR: "has category 'Demo_Kitchen'"},
+    ),
+    "an image of another size": (repacked(pictured(jpeg(1))), {TAR: "has 16x16 px for 32x32"}),
+    "no image where one should be": (repacked(pictured(BLANK)), {TAR: "has 1x1 px for 32x32"}),
+    "an image where none should be": (
+        repacked(lambda tar: damage.set_facts(tar, 0, has_image=False)),
+        {TAR: "has 32x32 px for 1x1"},
+    ),
+    "an image that is cut": (repacked(pictured(jpeg(1)[:200])), {TAR: ""}),
+    "an image that is none": (repacked(pictured(b"<html>")), {TAR: "cannot be decoded"}),
+    "a name that is a path": (
+        resealed(lambda f: renamed(f / TAR, "../x")),
+        {TAR: r"has members \['../x.jpg', '../x.json'\]", INDEX: ""},
+    ),
+    "a sample without its image": (
+        resealed(lambda f: damage.repack(f / TAR, lambda members: members.pop(2))),
+        {TAR: r"has members \['\w+.json'\]", INDEX: ""},
+    ),
+    "a link": (
+        resealed(lambda f: damage.repack(f / TAR, symlink)),
+        {TAR: r"member '\w+.jpg' that is no plain file", INDEX: ""},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage_is_found_and_named_by_its_file_alone(kind: str, shards: Path) -> None:
+    apply, told = DAMAGE[kind]
+    apply(shards / HERE)
+    done = run(shards)
+    assert done.exit_code == 1, done.output
+    lines = done.stdout.splitlines()
+    assert {line.partition(": ")[0] for line in lines} == {f"{HERE}/{name}" for name in told}, lines
+    for name, what in told.items():
+        assert any(re.search(rf"^{HERE}/{re.escape(name)}: .*{what}", line) for line in lines), lines
+
+
+def test_a_fault_of_one_file_does_not_stop_the_reading_of_others_and_the_order_is_that_of_the_manifests(
+    shards: Path,
+) -> None:
+    for category in ("Demo_Kitchen", HERE):
+        (shards / category / "test-000.tar").unlink()
+        damage.write(shards / category / INDEX, b"no index")
+        damage.flip(shards / category / "validation-000.tar", 300)
+    (shards / HERE / "unknown.tar").touch()
+    (shards / "Empty").mkdir()
+    done = run(shards, "--json")
+    found = json.loads(done.stdout)
+    assert (done.exit_code, run(shards, "--json").stdout) == (1, done.stdout)
+    of_one = [
+        ("test-000.tar", Rule.FILES),
+        (INDEX, Rule.BYTES),
+        (INDEX, Rule.INDEX),
+        ("validation-000.tar", Rule.BYTES),
+    ]
+    told = [(fault["where"], fault["rule"]) for fault in found["faults"] if fault["rule"] not in {Rule.TAR, Rule.COUNT}]
+    assert [each for each in told if each[1] != Rule.MEMBERS] == [
+        *((f"Demo_Kitchen/{name}", rule) for name, rule in of_one),
+        (f"{HERE}/unknown.tar", Rule.FILES),
+        *((f"{HERE}/{name}", rule) for name, rule in of_one),
+        ("Empty/manifest.json", Rule.MANIFEST),
+    ]
+    assert found["shards"] == len([*shards.glob("*/*.arrow")])
+
+
+def test_whatever_bytes_change_it_is_told_and_nothing_is_raised(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    draw = random.Random(4)
+    manifest_path = shards / HERE / "manifest.json"
+    alone = files.read_json(manifest_path)
+    alone["shards"] = [shard for shard in alone["shards"] if shard["name"] == TAR]
+    files.write_json(manifest_path, alone)
+    for _ in range(60):
+        path = shards / HERE / draw.choice([TAR, INDEX])
+        good = path.read_bytes()
+        bad = bytearray(good)
+        for _ in range(draw.choice([1, 1, 20])):
+            bad[draw.randrange(len(bad))] ^= draw.randrange(1, 256)
+        damage.write(path, bytes(bad))
+        (found,) = [each for each in lint(Location(shards, 0, 1), [HERE]) if each.shards]
+        assert (f"{HERE}/{path.name}", Rule.BYTES) in [(fault.where, fault.rule) for fault in found.faults]
+        damage.write(path, good)
+
+
+def test_an_image_is_not_decoded_before_its_pixels_are_counted(shards: Path) -> None:
+    def enlarge(tar: Path) -> None:
+        frame = jpeg(1).index(b"\xff\xc0") + 5
+        pictured(jpeg(1)[:frame] + b"\xff\xdc\xff\xdc" + jpeg(1)[frame + 4 :])(tar)  # 12 GB of pixels
+
+    repacked(enlarge)(shards / HERE)
+    assert "has 65500x65500 px for 32x32" in run(shards).stdout
+
+
+def test_shards_behind_a_url_are_read_too(shards: Path) -> None:
+    with Host() as host:
+        host.files = {f"/{path.relative_to(shards)}": path.read_bytes() for path in shards.rglob("*.*")}
+        assert run(host.url, "Demo_Kitchen", HERE).stdout == ""
+        del host.files[f"/{HERE}/{TAR}"]
+        shutil.rmtree(files.store() / "cache")
+        lines = run(host.url, HERE).stdout.splitlines()
+    assert [line.partition(" does not")[0] for line in lines] == [f"{HERE}/{TAR}: {host.url}/{HERE}/{TAR}"]
+
+
+def test_no_shards_are_a_sentence_and_exit_code_2(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "effimini.cli", "lint", tmp_path / "none"],
+        capture_output=True, text=True, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{tmp_path}/none holds no <category>/manifest.json" in done.stderr

@@ -1,0 +1,227 @@
+"""Promises 5 and 6 on sample ids: any ranks, workers and shards, resumed after any step."""
+
+import json
+import pickle
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from prep import files
+from prep.faults import UserError
+from shards import manifest
+from shards.loader import Loader
+from shards.pixels import decode
+from shards.stream import ShardDataset
+from shards.tar import Tokens
+from tests.shards.made import HOW, SIDE, make_shards
+
+SIZES = {1: [37], 7: [5, 1, 9, 2, 11, 3, 8], 64: [i % 3 + 1 for i in range(64)]}
+
+
+@pytest.fixture(scope="module", params=[1, 7, 64])
+def dataset(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ShardDataset:
+    folder = tmp_path_factory.mktemp("shards")
+    half = len(SIZES[request.param]) // 2
+    make_shards(folder, {"train": SIZES[request.param][half:]}, "Second")
+    if half:
+        make_shards(folder, {"train": SIZES[request.param][:half]}, "First")
+    return ShardDataset(folder, ["First", "Second"] if half else ["Second"], "train")
+
+
+def loader(dataset: ShardDataset, **changes: Any) -> Loader:
+    return Loader(dataset, **({"batch_size": 8, "seed": 1, "pool": 3} | changes))
+
+
+def keys(batches: Any) -> list[list[str]]:
+    return [batch.keys for batch in batches]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("workers", [0, 1, 2, 3])
+def test_each_sample_once_in_the_same_global_batches(dataset: ShardDataset, world: int, workers: int) -> None:
+    alone = keys(loader(dataset))
+    ranks = [list(loader(dataset, rank=rank, world=world, workers=workers)) for rank in range(world)]
+    assert all(len(batches) == len(alone) for batches in ranks)
+    for step, whole in enumerate(alone):
+        shares = [batches[step] for batches in ranks]
+        assert sorted(key for share in shares for key in share.keys) == sorted(whole)
+        assert {share.global_size for share in shares} == {len(whole)}
+        sizes = [len(share.keys) for share in shares]
+        assert max(sizes) - min(sizes) <= 1
+    assert sorted(key for batch in alone for key in batch) == sorted(dataset.keys)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 3])
+def test_a_reader_resumed_after_any_step_goes_on_as_the_uninterrupted_one(dataset: ShardDataset, workers: int) -> None:
+    running, states, taken = loader(dataset), [], []
+    for _ in range(2):
+        for batch in running:
+            taken.append(batch.keys)
+            states.append(json.dumps(running.state_dict()))
+    for step, state in enumerate(states[: len(states) // 2]):
+        resumed = loader(dataset, workers=workers)
+        resumed.load_state_dict(json.loads(state))
+        rest = taken[step + 1 : len(running)]
+        assert keys(resumed) == (rest or taken[len(running) :])  # after the last step comes the next epoch
+    assert taken[: len(running)] != taken[len(running) :]
+
+
+def test_it_is_resumed_again_and_again_on_other_ranks_and_workers(dataset: ShardDataset) -> None:
+    alone = keys(loader(dataset)) + keys(_at_epoch(dataset, 1))
+    state = loader(dataset).state_dict()
+    seen: list[list[str]] = []
+    for turn in range(len(alone)):
+        world, workers = turn % 4 + 1, turn % 3
+        ranks = [loader(dataset, rank=rank, world=world, workers=workers) for rank in range(world)]
+        step = []
+        for rank in ranks:
+            rank.load_state_dict(state)
+            step += next(iter(rank)).keys
+        assert len({json.dumps(rank.state_dict()) for rank in ranks}) == 1
+        state = json.loads(json.dumps(ranks[0].state_dict()))
+        seen.append(sorted(step))
+    assert seen == [sorted(batch) for batch in alone]
+
+
+def _at_epoch(dataset: ShardDataset, epoch: int) -> Loader:
+    later = loader(dataset)
+    later.epoch = epoch
+    return later
+
+
+def test_a_state_is_a_few_values_and_that_of_something_else_is_refused(dataset: ShardDataset, tmp_path: Path) -> None:
+    state = loader(dataset).state_dict()
+    assert json.loads(json.dumps(state)) == state
+    assert len(state) == 6
+    for name, change in {"batch_size": 4, "seed": 2, "pool": 1}.items():
+        with pytest.raises(UserError, match=f"the state to resume is of {name} "):
+            loader(dataset, **{name: change}).load_state_dict(state)
+    other = ShardDataset(make_shards(tmp_path, {"train": [9]}), ["Made"], "train")
+    with pytest.raises(UserError, match="the state to resume is of shards "):
+        loader(other).load_state_dict(state)
+
+
+def test_it_can_be_sent_to_workers_that_are_not_forked(dataset: ShardDataset) -> None:
+    next(iter(loader(dataset)))  # shards are open now
+    assert keys(loader(pickle.loads(pickle.dumps(dataset)))) == keys(loader(dataset))
+
+
+def test_a_batch_holds_what_its_samples_are(dataset: ShardDataset) -> None:
+    at = {key: i for i, key in enumerate(dataset.keys)}
+    running = loader(dataset)
+    tokens = places = 0
+    for batch in running:
+        assert batch.images.shape == (len(batch.keys), 3, SIDE, SIDE)
+        assert batch.mask.any(0).all()  # no column is padding alone
+        tokens, places = tokens + int(batch.mask.sum()), places + batch.mask.numel()
+        for row, key in enumerate(batch.keys):
+            facts = dataset.facts(at[key])
+            number = int(key.split("/B")[1])
+            assert (batch.images[row].permute(1, 2, 0).numpy() == decode(dataset.image(at[key]))).all()
+            assert int(batch.images[row, 0, 0, 0]) == pytest.approx(number % 256, abs=2)
+            assert int(batch.rating_number[row]) == facts["rating_number"] == number
+            assert int(batch.review_count[row]) == 2 * number
+            assert float(batch.label[row]) == pytest.approx(facts["average_rating"])
+            assert int(batch.mask[row].sum()) == dataset.lengths(np.array([at[key]]))[0]
+    assert running.padding == pytest.approx(1 - tokens / places)
+
+
+def test_a_pool_pads_less_and_changes_no_sample(tmp_path: Path) -> None:
+    dataset = ShardDataset(make_shards(tmp_path, {"train": [200]}, words=28), ["Made"], "train")
+    drawn, pooled = loader(dataset, pool=1), loader(dataset, pool=25)
+    assert sorted(chain.from_iterable(keys(drawn))) == sorted(chain.from_iterable(keys(pooled)))
+    assert 0 < pooled.padding < drawn.padding / 2
+
+
+def _break(folder: Path, number: int) -> None:
+    """Spoil the JPEG of a sample where it stands in the tar, and leave the rest."""
+    tar = folder / "Made/train-000.tar"
+    content = bytearray(tar.read_bytes())
+    at = content.index(b"\xff\xd8", content.index(f"B{number:09d}.jpg".encode()))
+    content[at : at + 100] = bytes(100)
+    tar.write_bytes(content)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_image_stops_or_is_counted_within_a_budget(tmp_path: Path, workers: int) -> None:
+    dataset = ShardDataset(make_shards(tmp_path, {"train": [20]}), ["Made"], "train")
+    _break(tmp_path, 3)
+    _break(tmp_path, 11)
+    with pytest.raises(
+        UserError, match=r"1 images cannot be read, over the budget of 0.0% of 20 .*B0000000.*train-000"
+    ):
+        list(loader(dataset, workers=workers))
+    with pytest.raises(UserError, match="2 images cannot be read, over the budget of 5.0%"):
+        list(loader(dataset, workers=workers, damaged_share=0.05))
+    running = loader(dataset, workers=workers, damaged_share=0.1)
+    without = [key for batch in running for key, has in zip(batch.keys, batch.has_image, strict=True) if not has]
+    assert sorted(without) == ["Made/B000000003", "Made/B000000011"]
+    assert len(running.damaged) == 2
+    # every rank has its batches, whoever meets the damage
+    ranks = [list(loader(dataset, rank=r, world=2, damaged_share=0.2)) for r in range(2)]
+    assert len(ranks[0]) == len(ranks[1])
+    assert sum(len(batch.keys) for rank in ranks for batch in rank) == 20
+
+
+def test_an_image_of_another_size_or_behind_the_end_of_its_tar_is_damage(tmp_path: Path) -> None:
+    dataset = ShardDataset(make_shards(tmp_path, {"train": [20]}), ["Made"], "train")
+    tar = tmp_path / "Made/train-000.tar"
+    tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
+    running = loader(dataset, damaged_share=1)
+    assert len(list(running)) == 3
+    assert 8 <= len(running.damaged) <= 12
+    assert all("the tar ends before it" in what for what in running.damaged)
+    path = tmp_path / "Made" / manifest.NAME
+    about = files.read_json(path)
+    about["parameters"]["images"]["size"] = 2 * SIDE
+    files.write_json(path, about)
+    larger = loader(ShardDataset(tmp_path, ["Made"], "train"), damaged_share=1)
+    list(larger)
+    assert any(f"it is {SIDE} x {SIDE} px, not {2 * SIDE} a side" in what for what in larger.damaged)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_absent_is_one_sentence_from_any_worker(tmp_path: Path, workers: int) -> None:
+    with pytest.raises(UserError, match="manifest.json does not exist; run `dvc repro`"):
+        ShardDataset(tmp_path, ["Made"], "train")
+    dataset = ShardDataset(make_shards(tmp_path, {"train": [20]}), ["Made"], "train")
+    with pytest.raises(UserError, match="holds no other sample of Made"):
+        ShardDataset(tmp_path, ["Made"], "other")
+    with pytest.raises(UserError, match="leave 9 ranks without work; raise train.batch_size"):
+        loader(dataset, world=9)
+    (tmp_path / "Made/train-000.tar").unlink()
+    with pytest.raises(UserError, match=r"^[^\n]*train-000.tar does not exist; run `dvc checkout`[^\n]*$"):
+        list(loader(dataset, workers=workers))
+    (tmp_path / "Made/train-000.arrow").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"^[^\n]*train-000.arrow is no index[^\n]*$"):
+        list(loader(ShardDataset(tmp_path, ["Made"], "train"), workers=workers))
+
+
+def test_categories_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
+    make_shards(tmp_path, {"train": [3]}, "One")
+    make_shards(tmp_path, {"train": [3]}, "Two", HOW._replace(max_tokens=9))
+    with pytest.raises(UserError, match="Two and One differ in tokens"):
+        ShardDataset(tmp_path, ["One", "Two"], "train")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_another_tokenizer_is_made_anew_in_the_store_and_said_once(
+    tmp_path: Path, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_shards(tmp_path / "short", {"train": [5, 6]})
+    how = Tokens(HOW.name, ("description",), 9)
+    make_shards(tmp_path / "long", {"train": [5, 6]}, how=how)
+    with caplog.at_level("INFO"):
+        dataset = ShardDataset(tmp_path / "short", ["Made"], "train", how)
+        anew = list(loader(dataset, workers=workers))
+        assert caplog.text.count("token ids are made anew") == 1
+        own = ShardDataset(tmp_path / "long", ["Made"], "train", how)
+        assert caplog.text.count("token ids are made anew") == 1
+    for ours, theirs in zip(anew, loader(own), strict=True):
+        assert (ours.keys, ours.tokens.tolist()) == (theirs.keys, theirs.tokens.tolist())
+    assert len(list((files.store() / "tokens").glob("*.arrow"))) == 2
+    assert dataset.fingerprint != own.fingerprint
+    assert own.fingerprint == ShardDataset(tmp_path / "long", ["Made"], "train").fingerprint

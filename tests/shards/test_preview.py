@@ -1,0 +1,232 @@
+"""The preview: true to the shards, the same each time, and harmless in a real browser."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+import tarfile
+import threading
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from prep import files
+from prep.faults import UserError
+from prep.params import Params
+from shards import preview, write
+from shards.location import Location
+from shards.reader import Index
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+HOSTILE = '<img src=/stolen.png onerror="document.title=\'owned\'"><script src=/evil.js></script> & "quoted"'
+MEMBERS = re.compile(r'<code>(\w+)</code></dd></div>\n</dl>\n<div class="words">')
+
+
+@pytest.fixture(scope="module")
+def shards(
+    tmp_path_factory: pytest.TempPathFactory, make_params: Callable[..., Params], run_to: Callable[..., None]
+) -> Path:
+    """A folder of shards of two categories, with weights and images beside it."""
+    folder = tmp_path_factory.mktemp("data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EFFIMINI_STORE", str(folder / "store"))
+        run_to(make_params(), folder)
+    return folder / "shards"
+
+
+def page(shards: Path, *args: Any, **options: Any) -> str:
+    return preview.page(Location(shards, 1, 1), *args, **options)
+
+
+def facts_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the facts of all training samples below a folder, by id."""
+    found = {}
+    for path in sorted(folder.rglob("train-*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                content = tar.extractfile(member)
+                assert content is not None
+                if member.name.endswith(".json"):
+                    facts = json.loads(content.read())
+                    found[facts["parent_asin"]] = facts
+    return found
+
+
+def test_each_sample_is_shown_once_with_its_facts(shards: Path) -> None:
+    every = facts_of(shards)
+    shown = page(shards, samples=1000)
+    assert sorted(MEMBERS.findall(shown)) == sorted(every)
+    assert shown.count("<img ") == sum(facts["has_image"] for facts in every.values())
+    assert shown.count(">no image<") == sum(not facts["has_image"] for facts in every.values()) > 0
+    for article in re.findall(r"<article>.*?</article>", shown, re.DOTALL):
+        facts = every[MEMBERS.findall(article)[0]]
+        assert f"<dd>{facts['average_rating']} ★</dd>" in article
+        assert f"<dt>rating_number</dt><dd>{facts['rating_number']:,}</dd>" in article
+        assert f"Title: {html.escape(facts['title'], quote=True)}" in article.replace("&#34;", "&quot;")
+    assert "DEMO DATA" in shown
+
+
+def test_a_choice_is_even_over_categories_and_repeats(shards: Path) -> None:
+    every = facts_of(shards)
+    shown = page(shards, samples=9, seed=3)
+    chosen = MEMBERS.findall(shown)
+    assert len(chosen) == len(set(chosen)) == 9
+    assert sorted(Counter(every[asin]["category"] for asin in chosen).values()) == [4, 5]
+    assert page(shards, samples=9, seed=3) == shown
+    assert MEMBERS.findall(page(shards, samples=9, seed=4)) != chosen
+    assert {every[asin]["category"] for asin in MEMBERS.findall(page(shards, ["Demo_Toys"]))} == {"Demo_Toys"}
+
+
+def test_only_the_members_shown_are_read(shards: Path, tmp_path: Path) -> None:
+    shutil.copytree(shards, tmp_path / "shards")
+    shown = page(tmp_path / "shards", samples=4)
+    chosen = MEMBERS.findall(shown)
+    for path in sorted(tmp_path.rglob("*.tar")):
+        whole = path.read_bytes()
+        blank = bytearray(len(whole))
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if member.name.partition(".")[0] in chosen:
+                    part = slice(member.offset_data, member.offset_data + member.size)
+                    blank[part] = whole[part]
+        path.unlink()
+        path.write_bytes(blank)
+    assert page(tmp_path / "shards", samples=4) == shown
+    with pytest.raises(UserError, match=r"tar: the JSON of \w+ holds no facts .*run `effimini lint`"):
+        page(tmp_path / "shards", samples=1000)
+
+
+def test_the_weight_is_that_of_the_loss(shards: Path) -> None:
+    from effimini.loss import sample_weights
+
+    weights = files.read_json(shards.parent / "weights.json")
+    for count in ("rating_number", "review_count", "none"):
+        for number in (0, 1, 7, 10**9):
+            facts = {"rating_number": number, "review_count": number}
+            expected = sample_weights(np.array([number]), weights | {"count": count})[0]
+            assert preview._weight(facts, weights | {"count": count}) == pytest.approx(expected)
+
+
+def test_the_outcome_is_that_of_the_fetch_where_it_is_known(shards: Path, tmp_path: Path) -> None:
+    outcomes = [
+        outcome
+        for path in sorted((shards.parent / "images").rglob("train-*.parquet"))
+        for outcome in pq.read_table(path)["outcome"].to_pylist()
+    ]
+    said = r"<dt>image</dt><dd[^>]*>(\w+)</dd>"
+    assert Counter(re.findall(said, page(shards, samples=1000))) == Counter(outcomes)
+    shutil.copytree(shards, tmp_path / "shards")
+    alone = page(tmp_path / "shards", samples=1000)
+    ok = outcomes.count("ok")
+    assert Counter(re.findall(said, alone)) == {"there": ok, "none": len(outcomes) - ok}
+    assert "<dt>weight</dt>" not in alone
+
+
+def test_tokens_are_counted_and_a_cut_is_said(shards: Path) -> None:
+    indexes = [Index(path) for path in sorted(shards.rglob("train-*.arrow"))]
+    lengths = [int(length) for index in indexes for length in np.diff(index.token_starts)]
+    said = re.findall(r">(\d+) of at most 32 tokens(: what follows is cut)?<", page(shards, samples=1000))
+    assert Counter(int(length) for length, _ in said) == Counter(lengths)
+    assert {bool(cut) for length, cut in said if length == "32"} == {True}
+    assert {bool(cut) for length, cut in said if length != "32"} == {False}
+
+
+def test_mistakes_are_sentences(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"weights.json does not exist"):
+        page(shards, weights=tmp_path / "weights.json")
+    with pytest.raises(UserError, match=r"Nothing/manifest.json does not exist"):
+        page(shards, ["Nothing"])
+
+
+def test_the_command_writes_the_page(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from effimini.cli import app
+
+    out = tmp_path / "page.html"
+    params = str(Path(__file__).parents[2] / "params.yaml")
+    options = ["--split", "test", "--samples", "3", "--seed", "5", "--output", str(out), "--params", params]
+    app(["preview", str(shards), "Demo_Toys", *options], standalone_mode=False)
+    assert out.read_text() == page(shards, ["Demo_Toys"], split="test", samples=3, seed=5)
+    assert str(out) in capsys.readouterr().out
+
+
+# The page forbids scripts, so one around it looks into it.
+LOOK = """<!doctype html><iframe src="page.html"></iframe><pre id="seen"></pre><script>
+onload = () => {
+  const inside = document.querySelector("iframe").contentDocument;
+  const widths = [...inside.images].map(image => image.naturalWidth);
+  const text = inside.querySelector("pre").textContent;
+  const seen = {widths, text, title: inside.title, scripts: inside.scripts.length};
+  document.getElementById("seen").textContent = JSON.stringify(seen);
+};
+</script>"""
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--virtual-time-budget=3000", "--dump-dom",
+]  # fmt: skip
+
+
+def opened(folder: Path, shown: str) -> tuple[dict[str, Any], set[str]]:
+    """Open a page in Chromium; return what is seen in it, and the paths that were asked for besides."""
+    (folder / "page.html").write_text(shown)
+    (folder / "look.html").write_text(LOOK)
+    asked: list[str] = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_request(self, *args: Any) -> None:
+            asked.append(self.path)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        origin = f"http://127.0.0.1:{server.server_port}"
+        log = folder / "net.json"
+        own = [f"--user-data-dir={folder / 'profile'}", f"--log-net-log={log}", f"{origin}/look.html"]
+        dom = subprocess.run(
+            [str(CHROMIUM), *FLAGS, *own], check=True, capture_output=True, text=True, timeout=120
+        ).stdout
+        server.shutdown()
+    events = [event.get("params") or {} for event in json.loads(log.read_text())["events"]]
+    urls = {event["url"] for event in events if event.get("initiator") == origin and "url" in event}
+    urls |= {f"{origin}{path}" for path in asked}
+    found = re.search(r'<pre id="seen">(.+?)</pre>', dom, re.DOTALL)
+    assert found, dom
+    own_urls = {f"{origin}/{name}" for name in ("page.html", "look.html", "favicon.ico")}
+    return json.loads(html.unescape(found[1])), {url for url in urls - own_urls if not url.startswith("data:")}
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path; `.ci/run` installs it")
+def test_in_a_browser_pictures_show_nothing_is_asked_for_and_hostile_text_is_text(
+    tmp_path: Path, make_params: Callable[..., Params], run_to: Callable[..., None]
+) -> None:
+    params = make_params(**{"source.categories": ["Demo_Toys"]})
+    run_to(params, tmp_path, "fetch")
+    for path in sorted((tmp_path / "sample/Demo_Toys").glob("*.parquet")):
+        table = pq.read_table(path)
+        place = table.schema.get_field_index("title")
+        titles = pa.array([HOSTILE] * table.num_rows)
+        files.write_table(path, table.set_column(place, table.schema.field("title"), titles))
+    write.write("Demo_Toys", params, tmp_path)
+    shown = page(tmp_path / "shards", samples=12)
+    seen, asked = opened(tmp_path, shown)
+    assert seen["widths"] == [32] * shown.count("<img ")
+    assert len(seen["widths"]) > 3
+    assert f"Title: {HOSTILE}" in seen["text"]
+    assert seen["title"] == "12 train samples (demo data)"
+    assert seen["scripts"] == 0
+    assert asked == set()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path; `.ci/run` installs it")
+def test_hostile_text_that_stood_there_as_markup_would_be_seen(tmp_path: Path) -> None:
+    seen, asked = opened(tmp_path, f"<!doctype html><title>page</title><pre>x</pre>{HOSTILE}")
+    assert seen["scripts"] == 1
+    assert {url.rsplit("/", 1)[-1] for url in asked} == {"stolen.png", "evil.js"}

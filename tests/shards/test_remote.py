@@ -1,0 +1,269 @@
+"""Shards behind a URL: over HTTP from a server that misbehaves, over S3, through a cache shared by processes."""
+
+import multiprocessing
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prep import files
+from prep.faults import UserError
+from shards import location
+from shards.cache import Cache, Damaged, _sizes
+from shards.loader import Loader
+from shards.stream import ShardDataset
+from tests.shards.host import Host
+from tests.shards.made import make_shards
+
+SIZES = {"train": [7, 5, 9, 4]}
+Fault = Callable[[Any, bytes], None]
+
+
+def refuse(request: Any, content: bytes) -> None:
+    request.answer(503)
+
+
+def cut(request: Any, content: bytes) -> None:
+    request.truncate(content)
+
+
+def flip(request: Any, content: bytes) -> None:
+    request.answer(200, content[:-1] + bytes([content[-1] ^ 1]))
+
+
+def page(request: Any, content: bytes) -> None:
+    request.answer(200, b"<html>welcome</html>")
+
+
+def hang(request: Any, content: bytes) -> None:
+    request.hang()
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    return make_shards(tmp_path / "shards", SIZES)
+
+
+@pytest.fixture
+def host(made: Path) -> Iterator[Host]:
+    with Host() as server:
+        server.files = {f"/{path.relative_to(made)}": path.read_bytes() for path in made.rglob("*") if path.is_file()}
+        yield server
+
+
+def spoil(host: Host, path: str, fault: Fault, times: int) -> None:
+    """Answer the first requests for a path wrongly."""
+
+    def answer(request: Any, number: int) -> None:
+        fault(request, host.files[path]) if number <= times else request.serve()
+
+    host.faults[path] = answer
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(location, "SILENCE", 1)
+    monkeypatch.setattr(location, "PAUSE", 0.01)
+
+
+def read(where: str | Path, workers: int = 0, **how: Any) -> list[tuple[Any, ...]]:
+    batches = Loader(ShardDataset(where, ["Made"], "train", **how), batch_size=4, seed=2, pool=2, workers=workers)
+    return [(batch.keys, batch.tokens.tolist(), batch.images.tolist()) for batch in batches]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_batches_over_http_are_those_of_the_folder_and_each_file_comes_once(
+    host: Host, made: Path, workers: int
+) -> None:
+    assert read(host.url, workers) == read(made)
+    again = host.asked.copy()
+    assert all(count == 1 for path, count in again.items() if not path.endswith("manifest.json"))
+    assert read(host.url, workers) == read(made)
+    assert {p for p in host.asked if host.asked[p] != again[p]} == {"/Made/manifest.json"}
+
+
+@pytest.mark.parametrize(
+    ("file", "fault"),
+    [
+        *product(["train-002.tar", "train-001.arrow"], [refuse, cut, flip, page, hang]),
+        *product(["manifest.json"], [refuse, cut, hang]),  # nothing names its sha256
+    ],
+)
+def test_a_broken_transfer_is_tried_again(host: Host, made: Path, fault: Fault, file: str) -> None:
+    spoil(host, f"/Made/{file}", fault, 2)
+    assert read(host.url) == read(made)
+    assert host.asked[f"/Made/{file}"] == 3
+    assert list((files.store() / "cache").glob("*.partial")) == []
+
+
+def test_shards_are_downloaded_before_they_are_read(tmp_path: Path) -> None:
+    made = make_shards(tmp_path / "many", {"train": [4] * 30})
+    with Host() as host:
+        host.files = {f"/{path.relative_to(made)}": path.read_bytes() for path in made.rglob("*") if path.is_file()}
+        batches = iter(Loader(ShardDataset(host.url, ["Made"], "train"), batch_size=4, seed=2))
+        next(batches)  # of four shards at most
+        tars = {path for path in host.files if path.endswith(".tar")}
+        deadline = time.monotonic() + 10
+        while not tars <= set(host.asked) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert tars <= set(host.asked)
+
+
+def test_what_stays_broken_is_a_sentence(host: Host) -> None:
+    with pytest.raises(UserError, match="Nothing/manifest.json does not exist"):
+        ShardDataset(host.url, ["Nothing"], "train")
+    with pytest.raises(UserError, match="cannot be opened"):
+        ShardDataset("nowhere://bucket/shards", ["Made"], "train")
+    spoil(host, "/Made/train-002.tar", flip, 100)
+    with pytest.raises(
+        UserError, match=r"train-002.tar could not be had in 5 tries \(Damaged: its sha256 is not the one"
+    ):
+        read(host.url, workers=2)
+
+
+def test_what_is_absent_is_a_sentence(host: Host) -> None:
+    del host.files["/Made/train-001.arrow"]
+    with pytest.raises(UserError, match=r"^[^\n]*train-001.arrow does not exist[^\n]*$"):
+        read(host.url, workers=1)
+    spoil(host, "/Made/manifest.json", page, 100)
+    with pytest.raises(UserError, match=r"http://127.*/Made/manifest.json is no manifest"):
+        read(host.url)
+
+
+def test_a_manifest_cannot_name_a_file_outside_its_folder(host: Host) -> None:
+    path = "/Made/manifest.json"
+    host.files[path] = host.files[path].replace(b"train-002.tar", b"../../secret.tar")
+    with pytest.raises(UserError, match="manifest.json is no manifest"):
+        read(host.url)
+
+
+def test_a_cache_too_small_to_read_from_is_refused(host: Host) -> None:
+    with pytest.raises(UserError, match=r"the 4 shards read at once take .* GB; raise stream.cache_gb"):
+        read(host.url, cache_bytes=10_000)
+
+
+def content(number: int) -> bytes:
+    return bytes([number]) * 1000
+
+
+def fill(folder: Path, limit: int, numbers: list[int], log: Path) -> None:
+    """Ask a cache for files; each download leaves a line, and takes long enough for others to meet it."""
+    cache = Cache(folder, limit)
+    for number in numbers:
+
+        def download(to: Path, number: int = number) -> None:
+            with log.open("a") as lines:
+                lines.write(f"{number}\n")
+            time.sleep(0.02)
+            to.write_bytes(content(number))
+
+        for _ in range(100):
+            try:
+                found = cache.get(sha(number), 1000, download).read_bytes()
+            except FileNotFoundError:
+                continue  # another process took its room before it was opened
+            assert found == content(number)
+            break
+        assert sum(size for _, size, _ in _sizes(folder)) <= limit
+
+
+def sha(number: int) -> str:
+    import hashlib
+
+    return hashlib.sha256(content(number)).hexdigest()
+
+
+def test_many_processes_share_a_cache_within_its_limit_and_download_each_file_once(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    numbers = list(range(12))
+    turns = [numbers[turn:] + numbers[:turn] for turn in range(4)]
+    context = multiprocessing.get_context("spawn")
+    for folder, limit in (("all", 12_000), ("few", 6_000)):
+        log.write_text("")
+        (tmp_path / folder).mkdir()
+        processes = [context.Process(target=fill, args=(tmp_path / folder, limit, turn, log)) for turn in turns]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        assert [process.exitcode for process in processes] == [0] * 4
+        downloads = Counter(log.read_text().split())
+        assert set(downloads) == set(map(str, numbers))
+        if folder == "all":
+            assert set(downloads.values()) == {1}
+
+
+def test_the_least_recently_asked_for_goes_first(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, 3000)
+    for number in (1, 2, 3, 1, 4):
+        cache.get(sha(number), 1000, lambda to, n=number: to.write_bytes(content(n)))
+    assert {path.name for path in tmp_path.iterdir() if len(path.name) == 64} == {sha(1), sha(3), sha(4)}
+
+
+def test_a_file_that_is_not_what_was_asked_for_is_not_kept(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, 3000)
+    for wrong, what in ((content(2), "sha256"), (b"short", "5 bytes came for 1000")):
+        with pytest.raises(Damaged, match=what):
+            cache.get(sha(1), 1000, lambda to, w=wrong: to.write_bytes(w))
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
+    with pytest.raises(UserError, match="has no room"):
+        cache.get(sha(1), 4000, lambda to: None)
+
+
+def test_what_a_killed_download_left_is_cleared_and_what_runs_is_not(tmp_path: Path) -> None:
+    program = (
+        "import sys, time; from pathlib import Path; from shards.cache import Cache\n"
+        "def download(to): to.write_bytes(b'half'); print('begun', flush=True); time.sleep(60)\n"
+        f"Cache(Path(sys.argv[1]), 3000).get({sha(1)!r}, 1000, download)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"begun\n"
+        Cache(tmp_path, 3000)
+        assert len(list(tmp_path.glob("*.partial"))) == 1
+        process.kill()
+    Cache(tmp_path, 3000)
+    assert list(tmp_path.glob("*.partial")) == []
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Run an S3 server in a process of its own and give its address."""
+    log = tmp_path_factory.mktemp("s3") / "log"
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+    with log.open("w") as lines, subprocess.Popen(command, stderr=lines) as process:
+        while not (found := re.search(r"Running on (\S+)", log.read_text())):
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.05)
+        yield found[1]
+        process.terminate()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_over_s3_are_those_of_the_folder(
+    s3: str, made: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import s3fs
+
+    for name, value in {
+        "ENDPOINT_URL": s3,
+        "ACCESS_KEY_ID": "me",
+        "SECRET_ACCESS_KEY": "x",
+        "DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    bucket = f"team-{workers}"
+    system = s3fs.S3FileSystem(skip_instance_cache=True)
+    system.mkdir(bucket)
+    system.put(str(made / "Made"), f"{bucket}/films/Made", recursive=True)
+    assert read(f"s3://{bucket}/films", workers) == read(made)
+    assert location.Location(f"s3://{bucket}/films", 1, 1).categories() == ["Made"]
+    with pytest.raises(UserError, match=f"s3://{bucket}/none/Made/manifest.json does not exist"):
+        ShardDataset(f"s3://{bucket}/none", ["Made"], "train")

@@ -1,0 +1,113 @@
+"""`effimini info FOLDER`: what shards hold, counted from manifests and indexes."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from effimini.cli import app
+from prep import files
+from prep.faults import UserError
+from shards.location import Location
+from shards.summary import summarise, table
+from shards.tar import Tokens
+from tests.shards import damage
+from tests.shards.made import HOW, SIDE, make_shards, sample
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    make_shards(tmp_path / "shards", {"test": [3], "train": [5, 4]}, "One")
+    return make_shards(tmp_path / "shards", {"train": [2]}, "Two")
+
+
+def printed(folder: Path) -> str:
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(table(summarise(Location(folder, 0, 1))))
+    return console.export_text()
+
+
+def test_the_numbers_are_those_of_the_samples(made: Path) -> None:
+    tar = made / "One/train-001.tar"
+    damage.set_facts(tar, 0, has_image=False)
+    damage.index(tar)
+    damage.reseal(made / "One")
+    found = summarise(Location(made, 0, 1))
+    numbers = {("One", "test"): range(3), ("One", "train"): range(3, 12), ("Two", "train"): range(2)}
+    assert [(row["category"], row["split"]) for row in found["splits"]] == list(numbers)
+    everything = [n for own in numbers.values() for n in own]
+    for row, own in zip([*found["splits"], found["total"]], [*numbers.values(), everything], strict=True):
+        facts = [sample(n, "", 6)[0] for n in own]
+        assert row["samples"] == len(own)
+        assert row["mean_label"] == pytest.approx(np.mean([f["average_rating"] for f in facts]), abs=1e-6)
+        assert row["median_rating_number"] == np.median(own)
+    assert [row["shards"] for row in found["splits"]] == [1, 2, 1]
+    assert [row["image_share"] for row in found["splits"]] == [1, 8 / 9, 1]
+    tars = sorted(made.glob("*/*.tar"))
+    assert found["total"]["bytes"] == sum(path.stat().st_size for path in tars)
+    lengths = [len(row["tokens"]) for path in tars for row in damage.rows(path.with_suffix(".arrow"))]
+    assert found["total"]["mean_tokens"] == pytest.approx(np.mean(lengths))
+
+
+def test_what_they_were_made_with_is_told_and_what_differs_apart(made: Path) -> None:
+    (alike,) = summarise(Location(made, 0, 1))["made"]
+    tokenizer = files.read_json(made / "One/manifest.json")["tokens"]["tokenizer"]
+    assert alike == {
+        "categories": ["One", "Two"],
+        "format": 2,
+        "source": "demo",
+        "revision": "",
+        "fraction": 1.0,
+        "image_size": SIDE,
+        "tokenizer": tokenizer,
+        "fields": ["title", "description"],
+        "max_tokens": 32,
+    }
+    text = printed(made)
+    assert tokenizer[:12] in text
+    assert "made alike" not in text
+    make_shards(made, {"train": [2]}, "Three", Tokens(HOW.name, ("title",), 8))
+    made_apart = [each["categories"] for each in summarise(Location(made, 0, 1))["made"]]
+    assert made_apart == [["One", "Two"], ["Three"]]
+    assert "title; at most 8 tokens" in printed(made)
+
+
+def test_demo_data_is_called_so_and_other_data_is_not(made: Path) -> None:
+    assert "DEMO DATA: made products" in printed(made)
+    for category in ("One", "Two"):
+        damage.reseal(made / category, lambda about: about.update(source={"kind": "hub", "revision": "a1b2[red]"}))
+    text = printed(made)
+    assert "DEMO" not in text
+    assert "hub a1b2[red]" in text  # as it stands, not as a colour
+
+
+def test_the_command_prints_json_of_the_categories_asked_for(made: Path) -> None:
+    params = ["--params", str(ROOT / "params.yaml")]
+    done = CliRunner().invoke(app, ["info", str(made), "Two", "--json", *params])
+    assert json.loads(done.stdout) == summarise(Location(made, 0, 1), ["Two"])
+    assert "One" in CliRunner().invoke(app, ["info", str(made), *params]).stdout
+
+
+def test_an_index_that_is_absent_or_none_is_a_sentence(made: Path) -> None:
+    index = made / "One/train-001.arrow"
+    index.write_bytes(b"none")
+    with pytest.raises(UserError, match=r"One/train-001.arrow cannot be read \(.*\); run `dvc checkout`"):
+        summarise(Location(made, 0, 1))
+    index.unlink()
+    with pytest.raises(UserError, match=r"One/train-001.arrow cannot be read"):
+        summarise(Location(made, 0, 1))
+    with pytest.raises(UserError, match="holds no <category>/manifest.json"):
+        summarise(Location(made / "nowhere", 0, 1))
+
+
+def test_no_torch_is_imported() -> None:
+    code = "import sys; import shards.summary; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False).returncode == 0
