@@ -62,7 +62,7 @@ def _decode(decoder: Any, line: bytes) -> Any:
         raise Reject("missing_key" if "missing required field" in str(error) else "wrong_type") from None
     except msgspec.DecodeError:
         raise Reject("not_json" if line.endswith(b"\n") else "truncated") from None
-    if not re.match(ASIN, record.parent_asin):
+    if not re.fullmatch(ASIN, record.parent_asin):
         raise Reject("bad_parent_asin")
     return record
 

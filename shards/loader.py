@@ -15,6 +15,8 @@ from prep.faults import UserError
 from shards import order
 from shards.stream import Batch, ShardDataset
 
+_SMALL = ("has_image", "label", "rating_number", "review_count")
+
 
 class Loader:
     """The batches of one rank: iterating gives the rest of the epoch at hand and moves on to the next.
@@ -83,10 +85,11 @@ class Loader:
             collate_fn=_as_it_is,
             pin_memory=torch.cuda.is_available(),
         )
-        for batch in reader:
-            if isinstance(batch, UserError):
-                raise batch
+        for read in reader:
+            if isinstance(read, UserError):
+                raise read
             self.step += 1
+            batch = _unpacked(read) if self._workers else read
             self._count(batch)
             yield batch
         self.epoch, self.step = self.epoch + 1, 0
@@ -154,9 +157,23 @@ class _Steps(Dataset["Batch | UserError"]):
             turn = worker.id / worker.num_workers if worker else 0
             self._samples.shards.read_ahead(self._batches.shards_of(step), turn)
             whole = self._batches[step]
-            return self._samples.batch(order.rank_share(whole, self._rank, self._world), len(whole))
+            batch = self._samples.batch(order.rank_share(whole, self._rank, self._world), len(whole))
+            return _packed(batch) if worker else batch
         except UserError as error:  # raised in a worker it would arrive as a traceback
             return error
+
+
+def _packed(batch: Batch) -> Any:
+    """Make the small tensors arrays: each tensor that leaves a worker costs a connection to it, arrays go along."""
+    small: dict[str, Any] = {name: getattr(batch, name).numpy() for name in _SMALL}
+    return batch._replace(**small | {"tokens": batch.tokens.int().numpy(), "mask": batch.mask.bool().numpy()})
+
+
+def _unpacked(batch: Any) -> Batch:
+    """Undo `_packed`."""
+    small = {name: torch.from_numpy(getattr(batch, name)) for name in ("tokens", "mask", *_SMALL)}
+    whole: Batch = batch._replace(**small | {name: small[name].long() for name in ("tokens", "mask")})
+    return whole
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -75,6 +75,7 @@ def rows(data: Path, table: str) -> list[dict]:
         (line(parent_asin=""), "bad_parent_asin"),
         (line(parent_asin="../../etc/passwd"), "bad_parent_asin"),
         (line(parent_asin="a.b"), "bad_parent_asin"),
+        (line(parent_asin="AB\n"), "bad_parent_asin"),
         (line()[:-30], "truncated"),
     ],
 )
