@@ -10,10 +10,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from dvc.api import DVCFileSystem  # type: ignore[import-untyped]
-from dvc.exceptions import DvcException  # type: ignore[import-untyped]
-from dvc.repo.open_repo import clean_repos  # type: ignore[import-untyped]
-from dvc.scm import CloneError, RevError  # type: ignore[import-untyped]
+from dvc.api import DVCFileSystem
+from dvc.exceptions import DvcException
+from dvc.repo.open_repo import clean_repos
+from dvc.scm import CloneError, RevError
 from dvc_data.index import DataIndexDirError
 
 from prep.faults import UserError, first_sentence

@@ -51,6 +51,14 @@ def test_a_second_evaluation_gives_the_same_bytes(small: Params, run: Path, tmp_
     assert tree(tmp_path / "data") == tree(run / "data")
 
 
+def test_the_saved_tokenizer_is_the_one_the_indexes_were_made_with(
+    small: Params, run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        evaluate(small, run / "data", run / "models", tmp_path)
+    assert "made anew" not in caplog.text
+
+
 def test_groups_hold_every_test_sample_once(run: Path) -> None:
     table = pd.read_csv(run / "results/plots/groups.csv")
     sums = table.groupby("by")["samples"].sum()

@@ -1,0 +1,68 @@
+"""A clone of the project with a DVC cache and a local store of its own, in which a test runs DVC as a user does."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+SHARDS = Path("data/shards/Demo_Toys")
+SMALL = {"source.categories": ["Demo_Toys"], "source.demo.items": 100, "download.bad_share": 0.1}
+
+
+class Clone:
+    """A checkout with a DVC cache and a local store of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def run(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        env = os.environ | {
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            "EFFIMINI_STORE": str(self.folder / ".effimini"),
+            "DVC_NO_ANALYTICS": "1",
+        }
+        for who in ("AUTHOR", "COMMITTER"):
+            env |= {f"GIT_{who}_NAME": "test", f"GIT_{who}_EMAIL": "test@example.org"}
+        done = subprocess.run(words, cwd=self.folder, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0 or not check, f"{words}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+        return done
+
+    def bands(self) -> set[str]:
+        return {path.name for path in (self.folder / SHARDS).glob("train-*.tar")}
+
+    def cloned(self, folder: Path) -> "Clone":
+        """Clone it to `folder`, with an empty DVC cache and store."""
+        self.run("git", "clone", "-q", str(self.folder), str(folder))
+        return Clone(folder)
+
+
+def commit_project(folder: Path, changes: Mapping[str, Any]) -> Clone:
+    """Commit the project's files as they stand, parameters of dotted names changed, to a repository of its own."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True
+    )
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if (ROOT / name).exists() and name != "dvc.lock":
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+    yaml = YAML()
+    params = yaml.load(folder / "params.yaml")
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        section = params
+        for part in sections:
+            section = section[part]
+        section[last] = value
+    yaml.dump(params, folder / "params.yaml")
+    clone = Clone(folder)
+    clone.run("git", "init", "-q")
+    clone.run("git", "add", "-A")
+    clone.run("git", "commit", "-qm", "start")
+    return clone
