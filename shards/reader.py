@@ -7,6 +7,7 @@ sha256 checked; token ids are those of the tokenizer asked for.
 
 import logging
 import os
+import tarfile
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ import pyarrow as pa
 from filelock import FileLock
 
 from prep import files
-from prep.faults import UserError
+from prep.faults import UserError, first_sentence
 from prep.tables import INDEX
 from shards import order, tokens
 from shards.location import File, Location
@@ -174,7 +175,12 @@ class Shards:
             if not path.exists():
                 with files.aside(path) as partial:
                     tokenizer = tokens.load(how.name)
-                    self.location.open(self._tar_file(shard), lambda tar: index_tar(tar, partial, how, tokenizer))
+                    try:
+                        self.location.open(self._tar_file(shard), lambda tar: index_tar(tar, partial, how, tokenizer))
+                    except (tarfile.TarError, ValueError, KeyError) as error:
+                        raise UserError(
+                            f"{self.name(shard)} cannot be indexed ({first_sentence(error)}); run `effimini lint`"
+                        ) from error
         return path
 
     def _foreign(self, how: Tokens, manifest: Manifest) -> tuple[Tokens, str] | None:

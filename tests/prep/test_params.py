@@ -69,5 +69,5 @@ def test_an_absent_file_says_how_to_get_one(tmp_path: Path) -> None:
 
 def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
-    path.write_text(DEMO.replace("learning_rate: 0.0002", "learning_rate: 2e-5"))
+    path.write_text(re.sub("learning_rate: .*", "learning_rate: 2e-5", DEMO))
     assert load(path).train.learning_rate == 2e-5

@@ -223,5 +223,9 @@ def test_another_tokenizer_is_made_anew_in_the_store_and_said_once(
     for ours, theirs in zip(anew, loader(own), strict=True):
         assert (ours.keys, ours.tokens.tolist()) == (theirs.keys, theirs.tokens.tolist())
     assert len(list((files.store() / "tokens").glob("*.arrow"))) == 2
+    (tmp_path / "short/Made/train-001.tar").write_bytes(b"no tar at all" * 100)
+    again = ShardDataset(tmp_path / "short", ["Made"], "train", how._replace(max_tokens=8))
+    with pytest.raises(UserError, match=r"train-001.tar cannot be indexed .* run `effimini lint`"):
+        list(loader(again, workers=workers))
     assert dataset.fingerprint != own.fingerprint
     assert own.fingerprint == ShardDataset(tmp_path / "long", ["Made"], "train").fingerprint

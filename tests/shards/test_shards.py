@@ -122,6 +122,22 @@ def test_another_tokenizer_or_text_rewrites_indexes_and_no_tar(
     assert dataset.lengths(np.arange(len(dataset))).max() <= 8
 
 
+@pytest.mark.parametrize("change", [{"images.size": 48}, {"sample.salt": "other"}])
+def test_what_is_in_the_tars_rewrites_them_and_back_again_none(
+    change: dict[str, object], tmp_path: Path, make_params: Callable[..., Params], run_to: Callable[..., None],
+    digests: Callable[[Path], dict[str, str]],
+) -> None:  # fmt: skip
+    run_to(make_params(), tmp_path, "shard")
+    before = digests(tmp_path / "shards")
+    run_to(make_params(**change), tmp_path, "shard")
+    changed = digests(tmp_path / "shards")
+    tars = {before[name] for name in before if name.endswith(".tar")}
+    assert tars.isdisjoint(changed.values())
+    run_to(make_params(), tmp_path, "fetch")
+    assert [write.write(category, make_params(), tmp_path) for category in CATEGORIES] == [0, 0]
+    assert digests(tmp_path / "shards") == before
+
+
 def test_images_of_another_sample_are_refused(
     tmp_path: Path, make_params: Callable[..., Params], run_to: Callable[..., None]
 ) -> None:
