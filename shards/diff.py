@@ -7,7 +7,6 @@ stands in both is read for its labels alone, and only where its split has other 
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -17,9 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.stats import ks_2samp
 
-from prep.faults import UserError, first_sentence
 from prep.tables import INDEX
-from shards.location import File, Location
+from shards.location import Location, index_file
 from shards.manifest import Manifest, Shard
 
 FACTS = ("average_rating", "rating_number", "review_count", "has_image")
@@ -145,24 +143,12 @@ def _rows(location: Location, category: str, shards: Sequence[Shard]) -> pa.Tabl
     Raises:
         UserError: an index is absent, or is none.
     """
-    wanted = [File(f"{category}/{s.index}", s.index_bytes, s.index_sha256) for s in shards]
-    location.ahead(wanted)
+    location.ahead(index_file(category, shard) for shard in shards)
     tables = [_READ.append(pa.field("split", pa.string())).empty_table()]
-    for file, shard in zip(wanted, shards, strict=True):
-        try:
-            index = location.open(file, _read)
-        except (FileNotFoundError, KeyError, pa.ArrowException) as error:
-            raise UserError(
-                f"{location.full(file.name)} cannot be read ({first_sentence(error)}); run `dvc checkout`, or "
-                "`effimini lint` to know what else is wrong"
-            ) from error
+    for shard in shards:
+        index = location.index(category, shard).select(_READ.names).replace_schema_metadata()
         tables.append(index.append_column("split", pa.repeat(shard.split, len(index))))
     return pa.concat_tables(tables).combine_chunks()
-
-
-def _read(path: Path) -> pa.Table:
-    with pa.memory_map(str(path)) as source:
-        return pa.ipc.open_file(source).read_all().select(_READ.names).replace_schema_metadata()
 
 
 def _splits(category: str, shards: _Shards, gone: pa.Table, fresh: pa.Table) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ from prep.faults import UserError, first_sentence
 from prep.records import ASIN
 from prep.tables import INDEX, SAMPLE
 from shards import manifest
-from shards.location import File, Location
+from shards.location import File, Location, index_file
 from shards.manifest import Manifest, Shard, Tokenised
 from shards.pixels import decode
 from shards.tar import FACTS
@@ -160,7 +160,7 @@ def _repeated(category: str, shards: Sequence[Shard], keys: Sequence[pa.Array]) 
 def _shard(location: Location, wanted: _Wanted, shard: Shard) -> _Read:
     """Read a tar and its index."""
     tar = File(f"{wanted.category}/{shard.name}", shard.bytes, shard.sha256)
-    index = File(f"{wanted.category}/{shard.index}", shard.index_bytes, shard.index_sha256)
+    index = index_file(wanted.category, shard)
     faults: list[Fault] = []
     rows = None
     if (handle := _opened(location, tar, faults)) is not None:

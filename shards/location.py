@@ -16,14 +16,16 @@ from threading import Thread
 from typing import Any, NamedTuple, TypeVar
 
 import fsspec
+import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 from tenacity import RetryCallState, Retrying, retry_if_not_exception_type, stop_after_attempt, wait_random_exponential
 
 from prep import files
 from prep.faults import UserError, first_sentence
+from prep.tables import INDEX
 from shards import manifest
 from shards.cache import Cache, check
-from shards.manifest import Manifest
+from shards.manifest import Manifest, Shard
 
 Read = TypeVar("Read")
 
@@ -120,6 +122,22 @@ class Location:
                 continue  # another process's download took its room in this moment
         raise UserError(f"the cache loses {file.name} before it is opened; raise stream.cache_gb")
 
+    def index(self, category: str, shard: Shard) -> pa.Table:
+        """Return the index of a shard, mapped from its file.
+
+        Raises:
+            UserError: it cannot be had, is no index, or lacks a column of one.
+        """
+        file = index_file(category, shard)
+        try:
+            table = self.open(file, _mapped)
+            return table.select(INDEX.names).replace_schema_metadata(table.schema.metadata)
+        except (FileNotFoundError, KeyError, pa.ArrowException) as error:
+            raise UserError(
+                f"{self.full(file.name)} cannot be read ({first_sentence(error)}); run `dvc checkout`, or "
+                "`effimini lint` to know what else is wrong"
+            ) from error
+
     def ahead(self, wanted: Iterable[File]) -> None:
         """Begin to download files into the cache, in this order; nothing for a local folder."""
         if self.here is None:
@@ -167,6 +185,16 @@ class Location:
         raise UserError(
             f"{self.full(name)} could not be had in {state.attempt_number} tries ({why}); try again later"
         ) from error
+
+
+def index_file(category: str, shard: Shard) -> File:
+    """Return the file of a shard's index."""
+    return File(f"{category}/{shard.index}", shard.index_bytes, shard.index_sha256)
+
+
+def _mapped(path: Path) -> pa.Table:
+    with pa.memory_map(str(path)) as source:
+        return pa.ipc.open_file(source).read_all()
 
 
 def open_file_system(url: str) -> tuple[Any, str]:

@@ -5,12 +5,10 @@ numbers of demo data are called so; of each sample its count alone is held in me
 """
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.compute as pc
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
@@ -18,8 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from prep import files
-from prep.faults import UserError, first_sentence
-from shards.location import File, Location
+from shards.location import Location
 from shards.manifest import Manifest, Shard
 
 _HEADINGS = ("category", "split", "shards", "samples", "MB", "image", "label", "ratings", "tokens")
@@ -136,24 +133,11 @@ def _sums(location: Location, category: str, shard: Shard) -> _Sums:
     Raises:
         UserError: it is absent, or is no index.
     """
-    file = File(f"{category}/{shard.index}", shard.index_bytes, shard.index_sha256)
-    try:
-        index = location.open(file, _read)
-        rating_number = index["rating_number"].to_numpy().copy()  # off the mapped file
-        return _Sums(
-            bytes=shard.bytes,
-            images=pc.sum(index["has_image"]).as_py() or 0,
-            label=pc.sum(index["average_rating"]).as_py() or 0.0,
-            tokens=pc.sum(pc.list_value_length(index["tokens"])).as_py() or 0,
-            rating_number=rating_number,
-        )
-    except (FileNotFoundError, KeyError, pa.ArrowException) as error:
-        raise UserError(
-            f"{location.full(file.name)} cannot be read ({first_sentence(error)}); run `dvc checkout`, or "
-            "`effimini lint` to know what else is wrong"
-        ) from error
-
-
-def _read(path: Path) -> pa.Table:
-    with pa.memory_map(str(path)) as source:
-        return pa.ipc.open_file(source).read_all()
+    index = location.index(category, shard)
+    return _Sums(
+        bytes=shard.bytes,
+        images=pc.sum(index["has_image"]).as_py() or 0,
+        label=pc.sum(index["average_rating"]).as_py() or 0.0,
+        tokens=pc.sum(pc.list_value_length(index["tokens"])).as_py() or 0,
+        rating_number=index["rating_number"].to_numpy().copy(),  # off the mapped file
+    )
