@@ -275,8 +275,14 @@ def _size(side: str, batch: Any) -> int:
 
 
 def _worker_memory() -> float:
-    """Return the memory that is a loader worker's alone (USS), MB, the mean of those at work."""
-    used = [psutil.Process(w.pid).memory_full_info().uss for w in multiprocessing.active_children()]
+    """Return the memory of a loader worker that is of no file (anonymous), MB, the mean of those at work.
+
+    Pages of a mapped file belong to the page cache, which gives them back.
+    """
+    used = []
+    for worker in multiprocessing.active_children():
+        lines = Path(f"/proc/{worker.pid}/smaps_rollup").read_text().splitlines()
+        used.append(1024 * int(next(line for line in lines if line.startswith("Anonymous:")).split()[1]))
     return sum(used) / max(1, len(used)) / 1e6
 
 

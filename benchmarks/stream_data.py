@@ -37,7 +37,7 @@ CATEGORY, SHARD = "Bench", 1000  # samples a shard of ours and of webdataset; th
 class Sample(NamedTuple):
     """One sample, in every form that a writer takes."""
 
-    facts: dict[str, Any]  # `shards.tar.FACTS` by name
+    facts: dict[str, Any]  # `prep.tables.FACTS` by name
     text: str  # assembled
     ids: list[int]  # its tokens
     poster: Path  # a file with `jpeg`

@@ -351,7 +351,7 @@ def _location(url: str, params: Path) -> "Location":
     from shards.location import Location
 
     stream = load(params).stream
-    return Location(url, int(stream.cache_gb * 1e9), stream.connections)
+    return Location(url, stream.cache_bytes, stream.connections)
 
 
 def _show(content: dict[str, Any], table: Any, as_json: bool) -> None:

@@ -34,7 +34,7 @@ def open_split(location: str | Path, params: Params, split: str, how: Tokens, si
         params.source.categories,
         split,
         how,
-        cache_bytes=int(stream.cache_gb * 1e9),
+        cache_bytes=stream.cache_bytes,
         connections=stream.connections,
     )
     if (found := dataset.shards.image_size) != size:

@@ -155,6 +155,11 @@ class Stream(_Section, frozen=True):
     connections: Annotated[int, Meta(ge=1, le=256)]  # downloads of remote shards at once, of each loader process
     damaged_share: Share  # of an epoch's samples whose image may be unreadable; they are read as without one
 
+    @property
+    def cache_bytes(self) -> int:
+        """What remote shards may take on disk, bytes."""
+        return int(self.cache_gb * 1e9)
+
 
 class Weights(_Section, frozen=True):
     """The weight of a sample in the loss."""

@@ -78,6 +78,9 @@ SAMPLE = pa.schema(
     ]
 )
 
+# What stands of a sample in its JSON, in this order.
+FACTS = ("parent_asin", "category", *TEXTS, "average_rating", "rating_number", "review_count", "has_image")
+
 # data/images: the outcome of each item of a sample part, in the same order, with the bytes where it is "ok".
 IMAGES = pa.schema(
     [

@@ -16,11 +16,10 @@ import pyarrow.compute as pc
 
 from prep.faults import UserError
 from prep.strata import TEST, TRAIN, VALIDATION
-from prep.tables import INDEX
+from prep.tables import FACTS
 from prep.text import LABELS
-from shards.location import File, Location
+from shards.location import Location, mapped
 from shards.manifest import Manifest, Shard
-from shards.tar import FACTS
 
 NAME = "README.md"
 WithImage = Mapping[tuple[str, str], int]  # samples that have an image, by category and split
@@ -68,7 +67,7 @@ class _Row(NamedTuple):
 
 def write(folder: Path, manifest: Manifest) -> None:
     """Write the card of a category into the folder that holds its shards."""
-    counted = _count([manifest], lambda _, shard: _images(folder / shard.index))
+    counted = _count([manifest], lambda _, shard: _images(mapped(folder / shard.index)))
     (folder / NAME).write_text(card([manifest], counted, beside=True), encoding="utf-8")
 
 
@@ -80,13 +79,7 @@ def of_location(location: Location, categories: Sequence[str] | None = None) -> 
     """
 
     def images(manifest: Manifest, shard: Shard) -> int:
-        name = f"{manifest.category}/{shard.index}"
-        try:
-            return location.open(File(name, shard.index_bytes, shard.index_sha256), _images)
-        except (FileNotFoundError, pa.ArrowInvalid) as error:
-            raise UserError(
-                f"{location.full(name)} is no index ({error}); run `dvc checkout` or `dvc repro shard`"
-            ) from error
+        return _images(location.index(manifest.category, shard))
 
     manifests = [location.manifest(category) for category in categories or location.categories()]
     return card(manifests, _count(manifests, images), beside=False)
@@ -136,11 +129,9 @@ def card(manifests: Sequence[Manifest], with_image: WithImage, *, beside: bool) 
     )
 
 
-def _images(index: Path) -> int:
-    """Count the samples of an index that have an image; no other column is read."""
-    options = pa.ipc.IpcReadOptions(included_fields=[INDEX.get_field_index("has_image")])
-    with pa.memory_map(str(index)) as file:
-        return int(pc.sum(pa.ipc.open_file(file, options=options).read_all()["has_image"]).as_py())
+def _images(index: pa.Table) -> int:
+    """Count the samples of an index that have an image."""
+    return int(pc.sum(index["has_image"]).as_py())
 
 
 def _count(manifests: Sequence[Manifest], images: Callable[[Manifest, Shard], int]) -> WithImage:

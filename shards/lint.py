@@ -28,12 +28,11 @@ import simplejpeg
 
 from prep.faults import UserError, first_sentence
 from prep.records import ASIN
-from prep.tables import INDEX, SAMPLE
+from prep.tables import FACTS, INDEX, SAMPLE
 from shards import manifest
 from shards.location import File, Location, index_file
 from shards.manifest import Manifest, Shard, Tokenised
 from shards.pixels import decode
-from shards.tar import FACTS
 
 _TYPES = {pa.string(): str, pa.float64(): float, pa.int64(): int}
 _FACTS: dict[str, type] = {n: bool if n == "has_image" else _TYPES[SAMPLE.field(n).type] for n in FACTS}

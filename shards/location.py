@@ -130,7 +130,7 @@ class Location:
         """
         file = index_file(category, shard)
         try:
-            table = self.open(file, _mapped)
+            table = self.open(file, mapped)
             return table.select(INDEX.names).replace_schema_metadata(table.schema.metadata)
         except (FileNotFoundError, KeyError, pa.ArrowException) as error:
             raise UserError(
@@ -192,7 +192,13 @@ def index_file(category: str, shard: Shard) -> File:
     return File(f"{category}/{shard.index}", shard.index_bytes, shard.index_sha256)
 
 
-def _mapped(path: Path) -> pa.Table:
+def mapped(path: Path) -> pa.Table:
+    """Return an index, mapped from a file on this machine.
+
+    Raises:
+        FileNotFoundError: it is absent.
+        pyarrow.ArrowInvalid: it is no Arrow IPC file.
+    """
     with pa.memory_map(str(path)) as source:
         return pa.ipc.open_file(source).read_all()
 

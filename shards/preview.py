@@ -19,13 +19,12 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from prep import files
-from prep.faults import UserError
-from prep.tables import SAMPLE
+from prep.faults import UserError, first_sentence
+from prep.tables import FACTS, SAMPLE
 from prep.text import LABELS, assemble
 from shards.location import Location
 from shards.manifest import Manifest
-from shards.reader import Shards
-from shards.tar import FACTS
+from shards.reader import Shards, TornError
 
 _TYPES = {"string": str, "double": float, "int64": int}
 _Facts = msgspec.defstruct(
@@ -121,14 +120,13 @@ def _read(
         outcomes = _outcomes(shards.location, shards.categories[shard], parts[shard], keys)
         for row, key in zip(rows, keys, strict=True):
             try:
-                raw = shards.read(shard, *(int(column[row]) for column in index.json))
-                facts = msgspec.structs.asdict(msgspec.json.decode(raw, type=_Facts))
-            except msgspec.DecodeError as error:
+                facts = msgspec.structs.asdict(msgspec.json.decode(shards.member(shard, row, "json"), type=_Facts))
+                jpeg = shards.member(shard, row, "jpg") if facts["has_image"] else b""
+            except (msgspec.DecodeError, TornError) as error:
                 raise UserError(
-                    f"{shards.name(shard)}: the JSON of {key} holds no facts ({error}); run `effimini lint`, then "
+                    f"{shards.name(shard)}: {key} cannot be read ({first_sentence(error)}); run `effimini lint`, then "
                     "`dvc checkout`"
                 ) from None
-            jpeg = shards.read(shard, *(int(column[row]) for column in index.jpg)) if facts["has_image"] else b""
             yield _Sample(
                 shards.categories[shard],
                 facts,

@@ -6,12 +6,12 @@ sha256 checked; token ids are those of the tokenizer asked for.
 """
 
 import logging
-import os
+import mmap
 import tarfile
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -21,9 +21,8 @@ from filelock import FileLock
 
 from prep import files
 from prep.faults import UserError, first_sentence
-from prep.tables import INDEX
 from shards import order, tokens
-from shards.location import File, Location
+from shards.location import File, Location, index_file, mapped
 from shards.manifest import Manifest
 from shards.tar import Tokens, index_tar
 
@@ -34,15 +33,15 @@ Opened = TypeVar("Opened")
 _OPEN = 3 * order.WINDOW  # shards open at once in a process: those of the batches at hand and the next ones
 
 
+class TornError(ValueError):
+    """A tar that ends before one of its members."""
+
+
 class Index:
     """The index of one shard, its columns as arrays mapped from the file."""
 
-    def __init__(self, path: Path) -> None:
-        with pa.memory_map(str(path)) as file:
-            table = pa.ipc.open_file(file).read_all()
-        if table.schema.names != INDEX.names:
-            raise pa.ArrowInvalid(f"its columns are {', '.join(table.schema.names)}")
-        self.keys = table["key"]
+    def __init__(self, table: pa.Table) -> None:
+        self.keys = table["key"].combine_chunks()
         self.jpg = table["jpg_offset"].to_numpy(), table["jpg_length"].to_numpy()
         self.json = table["json_offset"].to_numpy(), table["json_length"].to_numpy()
         self.label = table["average_rating"].to_numpy()
@@ -52,16 +51,6 @@ class Index:
         lists = table["tokens"].combine_chunks()
         self.token_starts, self.token_ids = lists.offsets.to_numpy(), lists.values.to_numpy()
         self.pad_id = int(table.schema.metadata[b"pad_id"])
-
-
-class _Tar:
-    """An open tar, read by offset."""
-
-    def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        os.close(self.descriptor)
 
 
 class Shards:
@@ -111,7 +100,7 @@ class Shards:
         parts = [(category, s.name, s.sha256, s.index_sha256) for category, s in pairs]
         self.fingerprint = files.fingerprint(parts, self._how and self._how[1])
         self._indexes: OrderedDict[int, Index] = OrderedDict()
-        self._tars: OrderedDict[int, _Tar] = OrderedDict()
+        self._tars: OrderedDict[int, mmap.mmap | bytes] = OrderedDict()
         self._ahead: tuple[int, ...] = ()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -126,13 +115,19 @@ class Shards:
         """
         return _kept(self._indexes, shard, self._open_index)
 
-    def read(self, shard: int, offset: int, length: int) -> bytes:
-        """Return bytes of a tar; fewer than `length` where it ends before.
+    def member(self, shard: int, row: int, kind: Literal["jpg", "json"]) -> bytes:
+        """Return the bytes of a sample's image or facts.
 
         Raises:
-            UserError: it is absent.
+            UserError: the tar or its index is absent, or the index is none.
+            TornError: the tar ends before it.
         """
-        return os.pread(_kept(self._tars, shard, self._open_tar).descriptor, length, offset)
+        offsets, lengths = getattr(self.index(shard), kind)
+        first, length = int(offsets[row]), int(lengths[row])
+        content = _kept(self._tars, shard, self._open_tar)[first : first + length]
+        if len(content) != length:
+            raise TornError("the tar ends before it")
+        return content
 
     def name(self, shard: int) -> str:
         """Return what a tar is called in a sentence."""
@@ -153,17 +148,16 @@ class Shards:
             self.location.ahead([self._index_file(s) for s in turned] + [self._tar_file(s) for s in turned])
 
     def _open_index(self, shard: int) -> Index:
-        try:
-            if self._how is not None:
-                return Index(self._made_anew(shard, *self._how))
-            return self.location.open(self._index_file(shard), Index)
-        except (FileNotFoundError, pa.ArrowInvalid) as error:
-            name = self.location.full(self._index_file(shard).name)
-            raise UserError(f"{name} is no index ({error}); run `dvc checkout` or `dvc repro shard`") from error
+        if self._how is not None:
+            return Index(mapped(self._made_anew(shard, *self._how)))
+        return Index(self.location.index(self.categories[shard], self._shards[shard]))
 
-    def _open_tar(self, shard: int) -> _Tar:
+    def _open_tar(self, shard: int) -> mmap.mmap | bytes:
+        return self._of_tar(shard, _mapped)
+
+    def _of_tar(self, shard: int, opener: Callable[[Path], Opened]) -> Opened:
         try:
-            return self.location.open(self._tar_file(shard), _Tar)
+            return self.location.open(self._tar_file(shard), opener)
         except FileNotFoundError:
             raise UserError(f"{self.name(shard)} does not exist; run `dvc checkout` or `dvc repro shard`") from None
 
@@ -176,7 +170,7 @@ class Shards:
                 with files.aside(path) as partial:
                     tokenizer = tokens.load(how.name)
                     try:
-                        self.location.open(self._tar_file(shard), lambda tar: index_tar(tar, partial, how, tokenizer))
+                        self._of_tar(shard, lambda tar: index_tar(tar, partial, how, tokenizer))
                     except (tarfile.TarError, ValueError, KeyError) as error:
                         raise UserError(
                             f"{self.name(shard)} cannot be indexed ({first_sentence(error)}); run `effimini lint`"
@@ -222,8 +216,15 @@ class Shards:
         return File(f"{self.categories[shard]}/{facts.name}", facts.bytes, facts.sha256)
 
     def _index_file(self, shard: int) -> File:
-        facts = self._shards[shard]
-        return File(f"{self.categories[shard]}/{facts.index}", facts.index_bytes, facts.index_sha256)
+        return index_file(self.categories[shard], self._shards[shard])
+
+
+def _mapped(tar: Path) -> mmap.mmap | bytes:
+    """Map a tar, so that no member costs a system call; while open it may be replaced or deleted, but not cut."""
+    with tar.open("rb") as file:
+        if tar.stat().st_size == 0:  # which cannot be mapped
+            return b""
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _kept(opened: OrderedDict[int, Opened], shard: int, open_it: Callable[[int], Opened]) -> Opened:

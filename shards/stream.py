@@ -7,7 +7,7 @@ is skipped: an image that cannot be read is named in its batch, and its sample i
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -19,7 +19,7 @@ from prep.faults import UserError
 from shards import order
 from shards.location import Location
 from shards.pixels import decode
-from shards.reader import Shards
+from shards.reader import Shards, TornError
 from shards.tar import Tokens
 
 CACHE_BYTES = 50_000_000_000
@@ -93,7 +93,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         return self._member(i, "jpg")
 
     def facts(self, i: int) -> dict[str, Any]:
-        """Return the facts of sample `i`: `shards.tar.FACTS` by name.
+        """Return the facts of sample `i`: `prep.tables.FACTS` by name.
 
         Raises:
             UserError: the tar is absent, or ends before them.
@@ -149,29 +149,26 @@ class ShardDataset(Dataset[dict[str, Any]]):
             UserError: a tar or an index is absent, or the index is none.
         """
         shards, rows = (numbers.tolist() for numbers in self._places(samples))
-        indexes = [self.shards.index(shard) for shard in shards]
-        ids = [
-            index.token_ids[index.token_starts[row] : index.token_starts[row + 1]]
-            for index, row in zip(indexes, rows, strict=True)
-        ]
-        padded = np.full((len(ids), max(map(len, ids))), indexes[0].pad_id, np.int64)
+        places = [(self.shards.index(shard), row) for shard, row in zip(shards, rows, strict=True)]
+        ids = [index.token_ids[index.token_starts[row] : index.token_starts[row + 1]] for index, row in places]
+        padded = np.full((len(ids), max(map(len, ids))), places[0][0].pad_id, np.int64)
         mask = np.zeros_like(padded)
         for line, of_sample in enumerate(ids):
             padded[line, : len(of_sample)] = of_sample
             mask[line, : len(of_sample)] = 1
         images, has_image, damaged = self._images(shards, rows)
 
-        def column(name: str, kind: torch.dtype) -> torch.Tensor:
-            return torch.tensor([getattr(i, name)[row] for i, row in zip(indexes, rows, strict=True)], dtype=kind)
+        def column(name: str, kind: type) -> torch.Tensor:
+            return torch.from_numpy(np.array([getattr(index, name)[row] for index, row in places], kind))
 
         return Batch(
             images=images,
             tokens=torch.from_numpy(padded),
             mask=torch.from_numpy(mask),
             has_image=torch.from_numpy(has_image),
-            label=column("label", torch.float32),
-            rating_number=column("rating_number", torch.int64),
-            review_count=column("review_count", torch.int64),
+            label=column("label", np.float32),
+            rating_number=column("rating_number", np.int64),
+            review_count=column("review_count", np.int64),
             keys=[self._key(shard, row) for shard, row in zip(shards, rows, strict=True)],
             global_size=global_size,
             damaged=damaged,
@@ -198,29 +195,20 @@ class ShardDataset(Dataset[dict[str, Any]]):
 
     def _decode(self, shard: int, row: int, into: npt.NDArray[np.uint8]) -> None:
         """Decode an image; a ValueError says what is wrong with it."""
-        content, whole = self._content(shard, row, "jpg")
-        if not whole:
-            raise ValueError("the tar ends before it")
-        height, width, _ = decode(content, into).shape
+        height, width, _ = decode(self.shards.member(shard, row, "jpg"), into).shape
         if (height, width) != into.shape[:2]:
             raise ValueError(f"it is {width} x {height} px, not {into.shape[0]} a side")
 
-    def _member(self, i: int, kind: str) -> bytes:
+    def _member(self, i: int, kind: Literal["jpg", "json"]) -> bytes:
         shards, rows = self._places(np.array([i]))
         shard, row = int(shards[0]), int(rows[0])
-        content, whole = self._content(shard, row, kind)
-        if not whole:
+        try:
+            return self.shards.member(shard, row, kind)
+        except TornError:
             raise UserError(
                 f"{self.shards.name(shard)} ends before sample {self._key(shard, row)}; "
                 "run `dvc checkout` or `dvc repro shard`"
-            )
-        return content
-
-    def _content(self, shard: int, row: int, kind: str) -> tuple[bytes, bool]:
-        """Return the bytes of a member, and whether the tar holds all of them."""
-        offsets, lengths = getattr(self.shards.index(shard), kind)
-        content = self.shards.read(shard, int(offsets[row]), int(lengths[row]))
-        return content, len(content) == lengths[row]
+            ) from None
 
     def _key(self, shard: int, row: int) -> str:
         return f"{self.shards.categories[shard]}/{self.shards.index(shard).keys[row].as_py()}"

@@ -16,11 +16,9 @@ import pyarrow as pa
 import webdataset
 from tokenizers import Tokenizer
 
-from prep.tables import INDEX, TEXTS
+from prep.tables import FACTS, INDEX
 from prep.text import assemble
 from shards import tokens
-
-FACTS = ("parent_asin", "category", *TEXTS, "average_rating", "rating_number", "review_count", "has_image")
 
 
 class Tokens(NamedTuple):

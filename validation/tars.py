@@ -8,11 +8,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from prep.tables import INDEX, SAMPLE
+from prep.tables import FACTS, INDEX, SAMPLE
 from shards.lint import Fault, Rule, lint
 from shards.location import Location
 from shards.manifest import Shard
-from shards.tar import FACTS
 from validation.columns import read
 from validation.verdicts import Verdict, judge
 

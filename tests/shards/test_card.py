@@ -13,10 +13,10 @@ from huggingface_hub import DatasetCard
 
 from prep.faults import UserError
 from prep.params import Params
+from prep.tables import FACTS
 from shards import card
 from shards.location import Location
 from shards.manifest import Manifest, Source
-from shards.tar import FACTS
 
 SPLITS = ("train", "validation", "test")
 

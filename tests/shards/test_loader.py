@@ -196,7 +196,7 @@ def test_what_is_absent_is_one_sentence_from_any_worker(tmp_path: Path, workers:
     with pytest.raises(UserError, match=r"^[^\n]*train-000.tar does not exist; run `dvc checkout`[^\n]*$"):
         list(loader(dataset, workers=workers))
     (tmp_path / "Made/train-000.arrow").write_bytes(b"nothing")
-    with pytest.raises(UserError, match=r"^[^\n]*train-000.arrow is no index[^\n]*$"):
+    with pytest.raises(UserError, match=r"^[^\n]*train-000.arrow cannot be read[^\n]*$"):
         list(loader(ShardDataset(tmp_path, ["Made"], "train"), workers=workers))
 
 

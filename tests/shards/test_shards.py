@@ -12,9 +12,9 @@ import webdataset
 from prep.faults import UserError
 from prep.files import read_json
 from prep.params import Params
+from prep.tables import FACTS
 from shards import stream, write
 from shards.pixels import decode
-from shards.tar import FACTS
 
 CATEGORIES = ("Demo_Kitchen", "Demo_Toys")
 
