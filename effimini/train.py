@@ -1,30 +1,36 @@
 """Training: the paper's recipe over the shards, on one process or on those of torchrun.
 
-In: ``data/shards/``, ``data/weights.json`` and the parameters. Out: ``models/best/`` and ``models/last/``
-(saved models), and DVCLive's metrics and curves in ``results/train/``. Guaranteed: the same inputs on the
-same machine give the same losses; a training that was stopped goes on from its last finished epoch with the
-losses of an undisturbed one; the gradient of a step is that of the loss summed over the global batch and
-divided by its size, whatever the ranks.
+In: ``data/shards/``, ``data/weights.json`` and the parameters. Out: ``models/best/`` and ``models/last/`` (saved
+models), DVCLive's metrics and curves in ``results/train/``, and where the time went in ``results/train/time.json``.
+Guaranteed: the same inputs on the same machine give the same losses; a training that was stopped, after whatever step,
+goes on from its last saved state with the losses of an undisturbed one; SIGTERM and SIGINT save a state first; the
+gradient of a step is that of the loss summed over the global batch and divided by its size, whatever the ranks and the
+parts a rank computes it in.
 """
 
 import logging
 import math
 import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import msgspec
 import torch
 from dvclive import Live  # type: ignore[attr-defined]  # its module has no __all__
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from effimini import checkpoint
+from effimini import checkpoint, features, spent
+from effimini.clock import Clock
 from effimini.inference import open_split, predict_split, to_device
 from effimini.loss import counts_of, sample_weights, weighted_huber
 from effimini.metrics import plcc
-from effimini.model import WEIGHTS, build
+from effimini.model import WEIGHTS, EffiMini, build
 from effimini.ranks import Ranks, ranks
+from effimini.stop import Stop, Stopped
 from prep import files
 from prep.faults import UserError
 from prep.params import Params
@@ -35,7 +41,16 @@ from shards.tar import Tokens
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # raise it when the same inputs train otherwise
+FORMAT = 2  # raise it when the same inputs train otherwise
+
+
+class Told(NamedTuple):
+    """What a step says when the device has done it."""
+
+    sums: Tensor  # float32 [2], over all ranks: loss of the global batch, how many ranks were asked to stop
+    norm: Tensor  # float32 [], of the gradient before it is clipped
+    size: int  # of the global batch
+    place: tuple[int, int]  # epoch and step, from 0
 
 
 class Trainer:
@@ -43,100 +58,188 @@ class Trainer:
 
     def __init__(self, params: Params, shards: str | Path, weights: Path, here: Ranks) -> None:
         self.params, self.here = params, here
+        recipe = params.train
         self.weights = files.read_json(weights)
         how = Tokens(params.model.text.name, params.text.fields, params.text.max_tokens)
         self.data, self.validation = (
             open_split(shards, params, split, how, params.images.size) for split in ("train", "validation")
         )
-        self.loader = self._loader()
-        torch.manual_seed(params.train.seed)
-        self.model = build(params).to(here.device)
-        self.optimizer = torch.optim.AdamW(
-            [p for p in self.model.parameters() if p.requires_grad],
-            lr=params.train.learning_rate,
-            weight_decay=params.train.weight_decay,
-            fused=True,
-        )
         made_of = files.fingerprint(
             FORMAT, _recipe(params), self.weights, self.data.fingerprint, self.validation.fingerprint
         )
+        torch.manual_seed(recipe.seed)
+        self.model = prepared(build(params).to(here.device), params, here)
+        self.network: nn.Module = self.model
+        if recipe.frozen:
+            self.network = features.Head(self.model)
+            self.data, self.validation = (
+                features.of_split(self.model, data, here, params) for data in (self.data, self.validation)
+            )
+        self.scores = self.network  # without the ranks' exchange of gradients
+        self.optimizer = torch.optim.AdamW(
+            [p for p in self.model.parameters() if p.requires_grad],
+            lr=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            fused=True,
+        )
+        self.loader = self._loader()
         self.state = files.store() / "train" / made_of
         self.progress = checkpoint.load(self.state, self.model, self.optimizer)
         if self.progress.loader is not None:
             self.loader.load_state_dict(self.progress.loader)
-        self.steps = len(self.loader) * params.train.epochs  # of the whole schedule
-        self.network: nn.Module = self.model
+        self.steps = len(self.loader) * recipe.epochs  # of the whole schedule
         if here.world > 1:
-            self.network = DistributedDataParallel(self.model)
+            self.network = DistributedDataParallel(self.network)
+        self.stop, self.clock = Stop(), Clock(here.device)
+        self._saved = self.progress.steps, len(self.progress.history)
 
     def finished(self) -> bool:
         """Tell whether all epochs are done, or too many have passed without a better validation PLCC."""
         recipe = self.params.train
-        return self.loader.epoch >= recipe.epochs or self.progress.stale >= recipe.patience
+        return len(self.progress.history) >= recipe.epochs or self.progress.stale >= recipe.patience
 
-    def epoch(self) -> dict[str, float]:
-        """Train the next epoch, validate, save the state, and return the epoch's metrics."""
-        progress, epoch = self.progress, self.loader.epoch
-        loss, rate = self._train()
-        labels = torch.from_numpy(self.validation.labels)
-        recipe = self.params.train
-        stars = predict_split(self.model, self.validation, self.here, self.params)
-        unweighted = weighted_huber(
-            torch.from_numpy(stars), labels, torch.ones_like(labels), recipe.huber_delta, len(labels)
-        )
-        metrics = {
-            "train/loss": loss,
-            "train/learning_rate": rate,
-            "validation/loss": float(unweighted),
-            # not clamped: a first epoch that still predicts under 1 star would be a constant
-            "validation/plcc": plcc(stars, self.validation.labels),
-        }
-        better = progress.best is None or metrics["validation/plcc"] > progress.best
-        if better:
-            progress.best, progress.best_epoch = metrics["validation/plcc"], epoch
-        progress.stale = 0 if better else progress.stale + 1
-        progress.history = [*progress.history, metrics]
-        progress.loader = self.loader.state_dict()
-        if self.here.rank == 0:
-            checkpoint.save(self.state, self.model, self.optimizer, progress)
-        self.here.wait()
-        return metrics
+    def run(self) -> Iterator[dict[str, float]]:
+        """Train and validate epoch after epoch, saving states, and yield the metrics of each.
 
-    def _train(self) -> tuple[float, float]:
-        """Take the steps of an epoch; return the mean weighted loss of its samples and the last learning rate."""
+        Raises:
+            Stopped: SIGTERM or SIGINT came; the state is saved.
+            UserError: the loss stops being finite, the memory does not suffice, or the disk is full.
+        """
+        with self.stop.listening():
+            try:
+                while not self.finished():
+                    if self.stop.asked:
+                        self.stop.now()
+                    if self.loader.epoch == len(self.progress.history):
+                        self._train()
+                    yield self._validate()
+            except Stopped:
+                if (self.progress.steps, len(self.progress.history)) != self._saved:
+                    self._save(best=False)
+                log.warning(
+                    "stopped by a signal after step %d; the same command goes on from there", self.progress.steps
+                )
+                raise
+
+    def _train(self) -> None:
+        """Take the steps that are left of the epoch."""
         self.network.train()
-        loader, epoch = self.loader, self.loader.epoch
-        total, rate = 0.0, 0.0
-        shown = bar(loader, f"epoch {epoch + 1}", len(loader)) if self.here.rank == 0 else loader
-        for batch in shown:
-            step = loader.step - 1  # the loader counts the batch as taken
-            loss, rate = self._step(epoch, step, batch, done=epoch * len(loader) + step)
-            total += loss * batch.global_size
-        # each rank saw other samples in its last step, so the running statistics differ until they are shared
-        self.here.share(self.model.buffers())
-        return math.fsum(self.here.gather(total)) / len(self.data), rate
+        progress, loader, every = self.progress, self.loader, self.params.train.save_steps
+        epoch, told = loader.epoch, None
+        with self.stop.later():
+            self.clock.start("data")
+            for batch in bar(loader, f"epoch {epoch + 1}", len(loader)) if self.here.rank == 0 else loader:
+                before = told
+                told = self.step(epoch, loader.step - 1, batch)  # the loader counts the batch as taken
+                self.clock.start("data")
+                self.clock.read()
+                # the device is given a step before the one before it is looked at, so that it never waits for us
+                stopping = before is not None and self._look(before)
+                if stopping or (every and progress.steps % every == 0):
+                    self._look(told)
+                    told = None
+                if stopping:
+                    self.stop.now()
+                if every and progress.steps % every == 0:
+                    self._save(best=False)
+                    self.clock.start("data")
+            stopping = told is not None and self._look(told)
+            # each rank saw other samples in its last step, so the running statistics differ until they are shared
+            self.here.share(self.model.buffers())
+            self.clock.stop()
+            if stopping:
+                self.stop.now()
 
-    def _step(self, epoch: int, step: int, batch: Batch, done: int) -> tuple[float, float]:
-        """Take one step; return this rank's share of the global batch's loss, and the learning rate."""
+    def step(self, epoch: int, step: int, batch: Batch) -> Told:
+        """Take one step."""
         recipe, here = self.params.train, self.here
-        rate = recipe.learning_rate * schedule(done, self.steps, recipe.warmup)
+        rate = recipe.learning_rate * schedule(epoch * len(self.loader) + step, self.steps, recipe.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         torch.manual_seed(seed_of(recipe.seed, epoch, step, here.rank))  # dropout, the same after a resume
         weights = torch.from_numpy(sample_weights(counts_of(batch, self.weights), self.weights))
-        stars = self.network(*to_device(batch, here.device))
-        label, weight = batch.label.to(here.device), weights.to(here.device)
-        loss = weighted_huber(stars, label, weight, recipe.huber_delta, batch.global_size)
+        given = (*to_device(batch, here.device), batch.label.to(here.device), weights.to(here.device))
+        parts = list(zip(*(tensor.chunk(recipe.accumulate) for tensor in given), strict=True))
         self.optimizer.zero_grad(set_to_none=True)
-        (loss * here.world).backward()  # type: ignore[no-untyped-call]  # DDP takes the mean over ranks; we need the sum
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
-        if not torch.isfinite(norm):  # the same on every rank, so that all stop together
+        total = torch.zeros((), device=here.device)
+        try:
+            for number, (*inputs, label, weight) in enumerate(parts, 1):
+                with self._exchanging(number == len(parts)):
+                    self.clock.start("forward")
+                    stars = self.network(*inputs)
+                    loss = weighted_huber(stars, label, weight, recipe.huber_delta, batch.global_size)
+                    self.clock.start("backward")
+                    (loss * here.world).backward()  # type: ignore[no-untyped-call]  # DDP takes the ranks' mean; we need the sum
+                total += loss.detach()
+            self.clock.start("optimizer")
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
+            self.optimizer.step()
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+                raise
             raise UserError(
-                f"the gradient of step {step + 1} in epoch {epoch + 1} is {float(norm)} (loss {float(loss.detach())}); "
-                f"lower train.learning_rate, which is {recipe.learning_rate:g}"
+                f"the memory of the {here.device.type} does not suffice for a step of train.batch_size "
+                f"{recipe.batch_size} in {recipe.accumulate} parts; raise train.accumulate"
+            ) from error
+        self.progress.steps += 1
+        asked = torch.full_like(total, float(self.stop.asked is not None))
+        return Told(here.sum(torch.stack([total, asked])), norm, batch.global_size, (epoch, step))
+
+    def _look(self, told: Told) -> bool:
+        """Count a step's loss, and tell whether a rank was asked to stop: every rank sees it at the same step."""
+        loss, asked = told.sums.tolist()
+        if not torch.isfinite(told.norm):
+            kept = checkpoint.newest(self.state)
+            epoch, step = told.place
+            raise UserError(
+                f"the gradient of step {step + 1} in epoch {epoch + 1} is {float(told.norm)} (loss {loss}); lower "
+                f"train.learning_rate, which is {self.params.train.learning_rate:g}"
+                + (f", or go on from step {int(kept.name)} by running the same command" if kept else "")
             )
-        self.optimizer.step()
-        return float(loss.detach()), rate
+        self.progress.loss += loss * told.size
+        return bool(asked > 0)
+
+    def _validate(self) -> dict[str, float]:
+        """Measure the model after an epoch, save the state, and return the epoch's metrics."""
+        recipe, progress = self.params.train, self.progress
+        self.clock.start("validation")
+        stars = torch.from_numpy(predict_split(self.scores, self.validation, self.here, self.params))
+        labels = torch.from_numpy(self.validation.labels)
+        unweighted = weighted_huber(stars, labels, torch.ones_like(labels), recipe.huber_delta, len(labels))
+        self.clock.stop()
+        metrics = {
+            "train/loss": progress.loss / len(self.data),
+            "train/learning_rate": float(self.optimizer.param_groups[0]["lr"]),
+            "validation/loss": float(unweighted),
+            # not clamped: a first epoch that still predicts under 1 star would be a constant
+            "validation/plcc": plcc(stars.numpy(), self.validation.labels),
+        }
+        better = progress.best is None or metrics["validation/plcc"] > progress.best
+        with self.stop.later():
+            if better:
+                progress.best, progress.best_epoch = metrics["validation/plcc"], len(progress.history)
+            progress.stale = 0 if better else progress.stale + 1
+            progress.history, progress.loss = [*progress.history, metrics], 0.0
+            self._save(best=better)
+        return metrics
+
+    def _save(self, *, best: bool) -> None:
+        self.clock.stop()
+        self.clock.start("saving")
+        self.progress.loader = self.loader.state_dict()
+        for name, seconds in self.clock.seconds.items():
+            self.progress.seconds[name] = self.progress.seconds.get(name, 0.0) + seconds
+        self.clock.seconds.clear()
+        if self.here.rank == 0:
+            checkpoint.save(self.state, self.model, self.optimizer, self.progress, best=best)
+        self._saved = self.progress.steps, len(self.progress.history)
+        self.clock.stop()
+
+    def _exchanging(self, last: bool) -> AbstractContextManager[Any]:
+        """Exchange gradients with the other ranks in the last part of a step alone."""
+        if isinstance(self.network, DistributedDataParallel) and not last:
+            return self.network.no_sync()
+        return nullcontext()
 
     def _loader(self) -> Loader:
         recipe, here = self.params.train, self.here
@@ -146,7 +249,7 @@ class Trainer:
             seed=recipe.seed,
             rank=here.rank,
             world=here.world,
-            workers=self.params.stream.workers,
+            workers=0 if recipe.frozen else self.params.stream.workers,
             pool=recipe.length_pool,
             damaged_share=self.params.stream.damaged_share,
         )
@@ -164,7 +267,8 @@ def train(
     Run it in one process, or in each process of torchrun.
 
     Raises:
-        UserError: shards or weights are absent, an encoder cannot be loaded, or the loss stops being finite.
+        UserError: shards or weights are absent, an encoder cannot be loaded, or as `Trainer.run`.
+        Stopped: SIGTERM or SIGINT came; the state is saved, and the next call goes on from it.
 
     Source: reference section 1 (training).
     """
@@ -175,21 +279,22 @@ def train(
         progress = trainer.progress
         if params.source.kind == "demo":
             log.warning("demo data: the numbers of this training are about made products")
-        if progress.history:
-            log.info("an interrupted training goes on after epoch %d", trainer.loader.epoch)
-        while not trainer.finished():
-            metrics = trainer.epoch()
+        if progress.steps:
+            log.info("an interrupted training goes on after step %d of %d", progress.steps, trainer.steps)
+        for metrics in trainer.run():
             if here.rank == 0:
                 log.info(
                     "epoch %d of %d: %s  padding %.1f %%  images damaged %d",
-                    trainer.loader.epoch,
+                    len(progress.history),
                     params.train.epochs,
                     "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()),
                     100 * trainer.loader.padding,
                     len(trainer.loader.damaged),
                 )
         if here.rank == 0:
-            _publish(trainer.state, progress, params.source.kind, out, results)
+            where = spent.summary(progress.seconds, progress.steps * len(trainer.data) / len(trainer.loader), here)
+            log.info(spent.sentence(where))
+            _publish(trainer.state, progress, params.source.kind, where, out, results)
         here.wait()
     return progress.history
 
@@ -213,20 +318,50 @@ def seed_of(*numbers: int) -> int:
     return int.from_bytes(blake2b(repr(numbers).encode(), digest_size=8).digest(), "little") >> 1
 
 
+def prepared(model: EffiMini, params: Params, here: Ranks) -> EffiMini:
+    """Put the model in the form that the recipe asks for, and return it; its weights and their names stay.
+
+    Raises:
+        UserError: batch statistics shall be synchronised on CPUs.
+    """
+    recipe = params.train
+    if recipe.precision == "bf16":
+        model.autocast = True
+        model.image.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if recipe.sync_batchnorm and here.world > 1:
+        if here.device.type != "cuda":
+            raise UserError("train.sync_batchnorm is true and there is no GPU; set it to false")
+        from timm.layers.norm_act import convert_sync_batchnorm  # noqa: PLC0415 -- after effimini.torchvision_shim
+
+        # timm's: torch's own would lose the activations
+        model.image = convert_sync_batchnorm(model.image)  # type: ignore[no-untyped-call]
+    if recipe.frozen:
+        model.image.requires_grad_(requires_grad=False)
+        model.text.requires_grad_(requires_grad=False)
+    if recipe.compile:
+        model.compile(dynamic=True)
+    return model
+
+
 def _recipe(params: Params) -> list[Any]:
     """Return what the losses of a training depend on, apart from the data."""
     folder, path = Path(params.model.text.name), Path(params.model.image.weights)
     contents = [
         files.sha256(file) for file in (folder / WEIGHTS, path, Path(params.model.text.weights)) if file.is_file()
     ]
-    return [params.model, params.images.size, params.text, params.train, contents]
+    recipe = msgspec.structs.replace(params.train, save_steps=0)
+    return [params.model, params.images.size, params.text, recipe, contents]
 
 
-def _publish(state: Path, progress: checkpoint.Progress, source: str, out: Path, results: Path) -> None:
+def _publish(
+    state: Path, progress: checkpoint.Progress, source: str, where: dict[str, Any], out: Path, results: Path
+) -> None:
     """Put models and curves where DVC looks for them, then drop the state."""
+    newest = checkpoint.newest(state)
+    assert newest is not None, state
     with files.folder(out) as partial:
         for name in ("best", "last"):
-            shutil.copytree(state / name, partial / name)
+            shutil.copytree(newest / name, partial / name)
     with Live(dir=str(results), dvcyaml=None, save_dvc_exp=False, report=None) as live:
         for metrics in progress.history:
             for name in sorted(metrics):  # the order that a resumed training reads back
@@ -234,4 +369,5 @@ def _publish(state: Path, progress: checkpoint.Progress, source: str, out: Path,
             live.next_step()
         live.summary["source"] = source
         live.summary["best"] = {"epoch": progress.best_epoch + 1, "validation_plcc": progress.best}
+    files.write_json(results / "time.json", where)
     shutil.rmtree(state)

@@ -20,6 +20,7 @@ from prep.text import LABELS
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 Positive = Annotated[float, Meta(gt=0)]
+NotNegativeInt = Annotated[int, Meta(ge=0)]
 NotNegative = Annotated[float, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=1)]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_]+$")]
@@ -182,6 +183,7 @@ class Model(_Section, frozen=True):
     text: Encoder
     hidden: Annotated[tuple[Count, ...], Meta(min_length=1)]
     dropout: Annotated[float, Meta(ge=0, lt=1)]
+    attention_dropout: Annotated[float, Meta(ge=0, lt=1)]  # of the text encoder; 0 lets a CPU take the fused attention
 
 
 class Train(_Section, frozen=True):
@@ -197,6 +199,12 @@ class Train(_Section, frozen=True):
     clip_norm: Positive
     huber_delta: Positive
     length_pool: Count  # batches whose samples are sorted by length together, to be padded little; 1: as drawn
+    accumulate: Count  # parts in which a rank computes its share of a batch one after another, to need less memory
+    precision: Literal["fp32", "bf16"]  # bf16: matrix products in bfloat16, images channels last; weights stay fp32
+    compile: bool  # by torch.compile: minutes at the start, faster steps
+    frozen: bool  # train the head alone, on features that the encoders give once
+    sync_batchnorm: bool  # batch statistics over all ranks; GPUs only
+    save_steps: NotNegativeInt  # steps between two saved states; 0: at the end of an epoch and when stopped
 
 
 class Evaluate(_Section, frozen=True):

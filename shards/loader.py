@@ -5,6 +5,7 @@ manifests, the seed, the batch size and the pool, cut by rank; loader workers ch
 values of JSON, and a state of other shards or another order is refused.
 """
 
+import signal
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -83,6 +84,7 @@ class Loader:
             sampler=range(self.step, len(self)),
             num_workers=self._workers,
             collate_fn=_as_it_is,
+            worker_init_fn=_leave_signals,
             pin_memory=torch.cuda.is_available(),
         )
         for read in reader:
@@ -174,6 +176,12 @@ def _unpacked(batch: Any) -> Batch:
     small = {name: torch.from_numpy(getattr(batch, name)) for name in ("tokens", "mask", *_SMALL)}
     whole: Batch = batch._replace(**small | {name: small[name].long() for name in ("tokens", "mask")})
     return whole
+
+
+def _leave_signals(_: int) -> None:
+    """Let who made the worker end it: it inherits handlers of signals that are not meant for it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _as_it_is(batch: Any) -> Any:

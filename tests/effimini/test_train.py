@@ -1,25 +1,35 @@
 import math
 import os
 import pickle
+import re
+import resource
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from effimini.inference import predict_split
+from effimini import checkpoint
+from effimini.inference import open_split, predict_split
 from effimini.metrics import plcc
-from effimini.model import EffiMini
+from effimini.model import EffiMini, build
 from effimini.ranks import Ranks, ranks
-from effimini.train import Trainer, schedule, train
+from effimini.stop import Stopped
+from effimini.train import Told, Trainer, prepared, schedule, train
 from prep import files
 from prep.faults import UserError
 from prep.params import Params
-from shards.stream import ShardDataset
+from shards.stream import Batch, ShardDataset
+from shards.tar import Tokens
 
 from .conftest import ROOT, replace
-from .two_ranks import gradients
+from .two_ranks import Interrupted, gradients
 
 ONE = Ranks(0, 1, torch.device("cpu"))
 
@@ -28,8 +38,13 @@ def tree(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): files.sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+def trained_on(params: Params) -> Tokens:
+    return Tokens(params.model.text.name, params.text.fields, params.text.max_tokens)
+
+
 def trained(params: Params, data: Path, out: Path) -> tuple[list[dict[str, float]], dict[str, str]]:
     history = train(params, data / "shards", data / "weights.json", out / "models", out / "results/train")
+    (out / "results/train/time.json").unlink()  # no two trainings take the same time
     return history, tree(out)
 
 
@@ -67,20 +82,187 @@ def test_training_learns_and_keeps_the_best_epoch(small: Params, run: Path) -> N
     assert plcc(stars, validation.labels) == pytest.approx(max(by_epoch), abs=1e-6)
 
 
-def test_a_stopped_training_goes_on_with_the_losses_of_an_undisturbed_one(
+def interrupted(params: Params, data: Path, after: int) -> int:
+    """Train until a SIGTERM comes in step `after`; return the steps that the saved state has."""
+    trainer = Interrupted(params, data / "shards", data / "weights.json", ONE)
+    trainer.after = after
+    with pytest.raises(Stopped) as stopped:
+        list(trainer.run())
+    assert stopped.value.code == 128 + signal.SIGTERM
+    state = checkpoint.newest(trainer.state)
+    assert state is not None
+    return int(state.name)
+
+
+def test_a_training_stopped_after_any_step_goes_on_with_the_losses_of_an_undisturbed_one(
     small: Params, data: Path, tmp_path: Path
 ) -> None:
-    whole, files_whole = trained(small, data, tmp_path / "whole")
-    for _ in range(2):  # stopped twice, each time in the middle of the epoch after a finished one
-        stopped = Trainer(small, data / "shards", data / "weights.json", ONE)
-        stopped.epoch()
-        stopped._train()
-    assert trained(small, data, tmp_path / "resumed") == (whole, files_whole)
+    params = replace(small, train={"epochs": 2})
+    whole, files_whole = trained(params, data, tmp_path / "whole")
+    steps = len(Trainer(params, data / "shards", data / "weights.json", ONE).loader)
+    for after in range(1, 2 * steps):
+        out = tmp_path / str(after)
+        saved = interrupted(params, data, after)
+        assert after <= saved <= after + 2  # the flag goes with the next step, and one more is on its way by then
+        if after + 4 < 2 * steps:
+            interrupted(replace(params, train={"save_steps": 2}), data, saved + 1)  # and once more
+        assert trained(params, data, out) == (whole, files_whole), after
     assert not any((files.store() / "train").iterdir()), "the state is dropped when the training is done"
 
 
+def test_a_state_is_saved_every_few_steps_and_the_others_go(small: Params, data: Path) -> None:
+    params = replace(small, train={"save_steps": 2})
+    trainer = Trainer(params, data / "shards", data / "weights.json", ONE)
+    states: list[str] = []
+
+    class Watched(Interrupted):
+        def step(self, epoch: int, step: int, batch: Batch) -> Told:
+            states.extend(path.name for path in self.state.glob("*"))
+            return super().step(epoch, step, batch)
+
+    trainer.__class__ = Watched
+    next(trainer.run())
+    assert set(states) == {f"{step:09d}" for step in range(2, len(trainer.loader), 2)}
+    assert [path.name for path in trainer.state.iterdir()] == [f"{len(trainer.loader):09d}"]
+
+
+def test_a_signal_while_validating_keeps_the_epoch(small: Params, data: Path, tmp_path: Path) -> None:
+    whole, files_whole = trained(small, data, tmp_path / "whole")
+    trainer = Trainer(small, data / "shards", data / "weights.json", ONE)
+
+    def come(*_: object) -> None:
+        if not trainer.network.training:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    trainer.network.register_forward_hook(come)
+    with pytest.raises(Stopped) as stopped:
+        list(trainer.run())
+    assert stopped.value.code == 128 + signal.SIGINT
+    again = Trainer(small, data / "shards", data / "weights.json", ONE)
+    assert (again.loader.epoch, again.progress.history) == (1, [])
+    assert trained(small, data, tmp_path / "resumed") == (whole, files_whole)
+
+
+def test_the_command_ends_cleanly_when_it_is_stopped(small: Params, data: Path, tmp_path: Path) -> None:
+    """A real process with loader workers, and a real SIGTERM at any moment of its training."""
+    (tmp_path / "params.yaml").write_bytes(msgspec.json.encode(replace(small, stream={"workers": 2})))  # YAML too
+    command = [sys.executable, "-m", "effimini.cli", "train", "--data", str(data)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        for line in running.stderr:  # once an epoch is through, it trains on
+            if line.startswith("epoch 1 "):
+                break
+        running.send_signal(signal.SIGTERM)
+        said = running.stderr.read()
+    assert (running.returncode, said.count("\n")) == (128 + signal.SIGTERM, said.count("epoch ") + 1), said
+    assert re.search(r"stopped by a signal after step \d+; the same command goes on from there\n$", said)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert "an interrupted training goes on after step" in done.stderr
+    _, undisturbed = trained(small, data, tmp_path / "whole")
+    assert tree(tmp_path / "models") == {
+        name.removeprefix("models/"): sha for name, sha in undisturbed.items() if name.startswith("models/")
+    }
+
+
+def test_a_disk_that_is_full_keeps_the_state_before(small: Params, data: Path, tmp_path: Path) -> None:
+    whole = trained(small, data, tmp_path / "whole")
+    running = Trainer(small, data / "shards", data / "weights.json", ONE).run()
+    next(running)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))  # no file may be larger
+    try:
+        with pytest.raises(UserError, match=r"state cannot be written .* the state after step \d+ is kept: make room"):
+            next(running)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert trained(small, data, tmp_path / "resumed") == whole
+
+
+def test_a_damaged_state_is_a_sentence(small: Params, data: Path) -> None:
+    trainer = Trainer(small, data / "shards", data / "weights.json", ONE)
+    next(trainer.run())
+    state = checkpoint.newest(trainer.state)
+    assert state is not None
+    for name in ("optimizer.pt", "last/model.safetensors", "progress.json"):
+        whole = (state / name).read_bytes()
+        for content in (whole[: len(whole) // 2], b"", b"nothing"):
+            (state / name).unlink()  # it may be another name of the best model's
+            (state / name).write_bytes(content)
+            with pytest.raises(UserError, match=r"state in .* cannot be read \(.*\); remove .* to start anew"):
+                Trainer(small, data / "shards", data / "weights.json", ONE)
+        (state / name).write_bytes(whole)
+    Trainer(small, data / "shards", data / "weights.json", ONE)
+
+
+def test_memory_that_does_not_suffice_is_a_sentence(small: Params, data: Path) -> None:
+    trainer = Trainer(small, data / "shards", data / "weights.json", ONE)
+    trainer.network.register_forward_hook(lambda *_: torch.empty(10**15))
+    with pytest.raises(UserError, match="memory of the cpu does not .*train.batch_size 16 in 1 parts; raise train.accumulate"):
+        list(trainer.run())
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 99])
+def test_parts_of_a_step_add_up_to_it(small: Params, data: Path, accumulate: int) -> None:
+    ours, parts = (
+        gradients(replace(small, train={"accumulate": n, "batch_size": 15}), data, ONE) for n in (1, accumulate)
+    )
+    assert ours.keys() == parts.keys()
+    for name, gradient in ours.items():
+        torch.testing.assert_close(parts[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "tolerance"),
+    [({"precision": "bf16"}, 0.05), pytest.param({"compile": True}, 1e-4, marks=pytest.mark.slow)],
+)
+def test_faster_arithmetic_changes_scores_by_rounding(
+    small: Params, data: Path, recipe: dict[str, object], tolerance: float
+) -> None:
+    whole = Trainer(small, data / "shards", data / "weights.json", ONE)
+    expected = predict_split(whole.scores, whole.data, ONE, small)
+    other = Trainer(replace(small, train=recipe), data / "shards", data / "weights.json", ONE)
+    found = predict_split(other.scores, other.data, ONE, small)
+    assert found.dtype == np.float32
+    assert 0 < np.abs(found - expected).max() < tolerance
+    next(other.run())
+    assert math.isfinite(other.progress.history[0]["train/loss"])
+
+
+def test_the_frozen_encoders_are_read_once(small: Params, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    frozen = replace(small, train={"frozen": True, "learning_rate": 0.01})
+    trainer = Trainer(frozen, tmp_path / "data/shards", tmp_path / "data/weights.json", ONE)
+    live = open_split(data / "shards", small, "train", trained_on(small), small.images.size)
+    expected = predict_split(trainer.model, live, ONE, small)
+    np.testing.assert_allclose(predict_split(trainer.scores, trainer.data, ONE, small), expected, rtol=1e-5)
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    for path in tmp_path.rglob("*.tar"):
+        path.unlink()  # the features are in the store: no image or text is read again
+    history, _ = trained(frozen, tmp_path / "data", tmp_path / "out")
+    assert history[-1]["train/loss"] < history[0]["train/loss"]
+    after = EffiMini.from_pretrained(tmp_path / "out/models/last").state_dict()
+    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert changed == {name for name in before if name.startswith("head.")}
+    with pytest.raises(UserError, match=r"train.frozen is true on 2 ranks"):
+        Trainer(frozen, data / "shards", data / "weights.json", Ranks(0, 2, torch.device("cpu")))
+
+
+def test_synchronised_batch_statistics_keep_the_network(small: Params, data: Path) -> None:
+    params = replace(small, train={"sync_batchnorm": True})
+    with pytest.raises(UserError, match="train.sync_batchnorm is true and there is no GPU"):
+        prepared(build(params), params, Ranks(0, 2, torch.device("cpu")))
+    model = build(params).eval()
+    images = torch.rand(2, 3, 32, 32)
+    expected = model.image(images)
+    converted = prepared(model, params, Ranks(0, 2, torch.device("cuda")))
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in converted.image.modules())
+    assert not any(type(module) is nn.BatchNorm2d for module in converted.image.modules())
+    torch.testing.assert_close(converted.image(images), expected)
+
+
 def test_other_parameters_do_not_take_up_the_state(small: Params, data: Path) -> None:
-    Trainer(small, data / "shards", data / "weights.json", ONE).epoch()
+    next(Trainer(small, data / "shards", data / "weights.json", ONE).run())
     same = Trainer(replace(small, stream={"workers": 1}), data / "shards", data / "weights.json", ONE)
     assert same.loader.epoch == 1
     other = Trainer(replace(small, train={"seed": 3}), data / "shards", data / "weights.json", ONE)
@@ -88,13 +270,11 @@ def test_other_parameters_do_not_take_up_the_state(small: Params, data: Path) ->
 
 
 def test_training_stops_when_no_epoch_gets_better(small: Params, data: Path) -> None:
-    trainer = Trainer(replace(small, train={"patience": 2}), data / "shards", data / "weights.json", ONE)
-    trainer.epoch()
-    assert not trainer.finished()
+    trainer = Trainer(replace(small, train={"patience": 2, "epochs": 9}), data / "shards", data / "weights.json", ONE)
+    running = trainer.run()
+    next(running)
     trainer.progress.best = 2.0  # no PLCC is better
-    trainer.epoch()
-    assert not trainer.finished()
-    trainer.progress.stale = 2
+    assert len(list(running)) == 2
     assert trainer.finished()
 
 
@@ -105,19 +285,26 @@ def test_a_loss_that_is_not_finite_is_a_sentence(small: Params, data: Path, tmp_
     assert not (tmp_path / "models").exists()
 
 
-def test_two_ranks_take_the_step_of_one(small: Params, data: Path, tmp_path: Path) -> None:
-    params = replace(small, train={"batch_size": 15, "epochs": 2})  # odd: the ranks' shares differ in size
-    (tmp_path / "given").write_bytes(pickle.dumps((params, data)))
+def on_two_ranks(params: Params, data: Path, out: Path, after: int = 0) -> subprocess.CompletedProcess[str]:
+    """Train under torchrun; rank 1 gets a SIGTERM after a step, 0 for never."""
+    out.mkdir(exist_ok=True)
+    (out / "given").write_bytes(pickle.dumps((params, data)))
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tests.effimini.two_ranks"]
-    done = subprocess.run(
-        [sys.executable, *command, tmp_path / "given", tmp_path],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=200,
+    return subprocess.run(
+        [sys.executable, *command, out / "given", out, str(after)],
+        cwd=out, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=200,
         check=False,
     )  # fmt: skip
+
+
+def test_two_ranks_take_the_step_of_one(small: Params, data: Path, tmp_path: Path) -> None:
+    # odd: the ranks' shares differ in size, and the parts of them
+    params = replace(small, train={"batch_size": 15, "epochs": 2, "accumulate": 2})
+    done = on_two_ranks(params, data, tmp_path)
     assert done.returncode == 0, done.stderr
 
     theirs = torch.load(tmp_path / "gradients.pt", weights_only=True)
-    ours = gradients(params, data, ONE)
+    ours = gradients(replace(params, train={"accumulate": 1}), data, ONE)
     assert theirs.keys() == ours.keys()
     for name, gradient in ours.items():
         torch.testing.assert_close(theirs[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
@@ -129,3 +316,12 @@ def test_two_ranks_take_the_step_of_one(small: Params, data: Path, tmp_path: Pat
         stars = predict_split(last, validation, here, params)
     found = files.read_json(tmp_path / "results/train/metrics.json")
     assert found["validation"]["plcc"] == pytest.approx(plcc(stars, validation.labels), abs=1e-5)
+
+    # a signal to one of them stops both after the same step, and they go on with the losses of an undisturbed training
+    stopped = on_two_ranks(params, data, tmp_path / "again", after=3)
+    assert stopped.returncode != 0
+    assert stopped.stderr.count("stopped by a signal after step 5") == 2, stopped.stderr
+    assert not (tmp_path / "again/models").exists()
+    resumed = on_two_ranks(params, data, tmp_path / "again")
+    assert resumed.returncode == 0, resumed.stderr
+    assert tree(tmp_path / "again/models") == tree(tmp_path / "models")

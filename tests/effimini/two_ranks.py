@@ -1,34 +1,54 @@
 """Run under torchrun: the gradients of one step on all ranks, and a whole training.
 
-In: a pickled (parameters, data folder) and an output folder. Out: gradients.pt by rank 0, models
-and results by train().
+In: a pickled (parameters, data folder), an output folder, and after which step the second rank gets a SIGTERM, 0 for
+none. Out: gradients.pt by rank 0, models and results by the training.
 """
 
+import os
 import pickle
+import signal
 import sys
 from pathlib import Path
 
 import torch
 
+from effimini import train as stage
 from effimini.ranks import Ranks, ranks
-from effimini.train import Trainer, train
+from effimini.train import Told, Trainer, train
+from prep.params import Params
+from shards.stream import Batch
 
 
-def gradients(params: object, data: Path, here: Ranks) -> dict[str, torch.Tensor]:
+class Interrupted(Trainer):
+    """A trainer whose process gets a SIGTERM while it computes a step; `after` counts from 1, 0 for never."""
+
+    after = 0
+
+    def step(self, epoch: int, step: int, batch: Batch) -> Told:
+        told = super().step(epoch, step, batch)
+        if self.progress.steps == self.after:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return told
+
+
+def gradients(params: Params, data: Path, here: Ranks) -> dict[str, torch.Tensor]:
     """Return the clipped gradients of the first step, batch normalisation in evaluation mode and without dropout."""
     trainer = Trainer(params, data / "shards", data / "weights.json", here)
     trainer.network.eval()
-    trainer._step(0, 0, next(iter(trainer.loader)), done=1)
+    trainer.step(0, 0, next(iter(trainer.loader)))
     named = trainer.model.named_parameters()
     return {name: parameter.grad.clone() for name, parameter in named if parameter.grad is not None}
 
 
 if __name__ == "__main__":
-    given, out = Path(sys.argv[1]), Path(sys.argv[2])
+    given, out, after = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     params, data = pickle.loads(given.read_bytes())
     torch.set_num_threads(1)
+    stage.Trainer = Interrupted
     with ranks() as here:
-        found = gradients(params, data, here)
-        if here.rank == 0:
-            torch.save(found, out / "gradients.pt")
+        Interrupted.after = after if here.rank == 1 else 0
+        if not after:
+            found = gradients(params, data, here)
+            if here.rank == 0:
+                torch.save(found, out / "gradients.pt")
         train(params, data / "shards", data / "weights.json", out / "models", out / "results/train")

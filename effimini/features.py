@@ -1,0 +1,103 @@
+"""Features of frozen encoders, computed once and kept: what trains on them takes seconds.
+
+In: a model and the samples of a split. Out: an array in the local store, and samples that carry a row of it instead of
+image and text. Guaranteed: the array is that of these encoders' weights, these shards and this precision, and it is
+whole; it is read from disk as batches ask for it.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from effimini.inference import each_sample
+from effimini.model import EffiMini
+from effimini.ranks import Ranks
+from prep import files
+from prep.faults import UserError
+from prep.params import Params
+from shards import order
+from shards.stream import Batch, ShardDataset
+
+FORMAT = 1  # raise it when the same encoders give other features
+
+
+class Head(nn.Module):
+    """The head of a model alone, called as the model is, with features in the place of images."""
+
+    def __init__(self, model: EffiMini) -> None:
+        super().__init__()
+        self.head = model.head  # so that it alone is put in training mode
+        self._score = model.score
+
+    def forward(self, features: Tensor, *_: Tensor) -> Tensor:
+        """Return stars, float32 [B], of features float32 [B, F + D]."""
+        return self._score(features)
+
+
+class FeatureDataset(ShardDataset):
+    """The samples of a split, whose batches hold features float32 [B, F + D] as their images, and no text."""
+
+    def __init__(self, dataset: ShardDataset, features: npt.NDArray[np.float32]) -> None:
+        """Take the samples of `dataset`, of which `features` float32 [N, F + D] holds a row each."""
+        self.__dict__.update(dataset.__dict__)
+        self._features = features
+
+    def batch(self, samples: order.Samples, global_size: int) -> Batch:
+        """Return the features of `samples`, a part of a step of `global_size`, on CPU."""
+        none = torch.zeros((len(samples), 1), dtype=torch.int64)
+        return Batch(
+            images=torch.from_numpy(self._features[samples]),
+            tokens=none,
+            mask=none + 1,
+            has_image=torch.from_numpy(self.has_image[samples]),
+            label=torch.from_numpy(self.labels[samples]),
+            rating_number=torch.from_numpy(self.rating_number[samples]),
+            review_count=torch.from_numpy(self.review_count[samples]),
+            keys=[self.keys[sample] for sample in samples],
+            global_size=global_size,
+            damaged=[],
+        )
+
+
+def of_split(model: EffiMini, dataset: ShardDataset, here: Ranks, params: Params) -> FeatureDataset:
+    """Return the samples of `dataset` as features of the model's encoders, from the store or computed.
+
+    Raises:
+        UserError: there are several ranks.
+    """
+    if here.world > 1:
+        raise UserError(f"train.frozen is true on {here.world} ranks; the head alone trains in one process, use one")
+    name = files.fingerprint(FORMAT, dataset.fingerprint, _weights(model), model.autocast)
+    path = files.store() / "features" / f"{name}.npy"
+    if not path.exists():
+        with files.aside(path) as partial:
+            _write(partial, model, dataset, here, params)
+    return FeatureDataset(dataset, np.load(path, mmap_mode="r"))
+
+
+def _write(path: Path, model: EffiMini, dataset: ShardDataset, here: Ranks, params: Params) -> None:
+    rows: np.memmap[Any, np.dtype[np.float32]] | None = None
+    of_key = {key: row for row, key in enumerate(dataset.keys)}
+    model.eval()
+    for keys, found in each_sample(model.features, dataset, here, params):
+        if rows is None:
+            shape = (len(dataset), found.shape[1])
+            rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+        rows[[of_key[key] for key in keys]] = found
+    assert rows is not None
+    rows.flush()
+
+
+def _weights(model: EffiMini) -> str:
+    """Return the hex sha256 of the encoders' tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if not name.startswith("head."):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,63 @@
+"""What a training spent its time on, and what bounds it.
+
+In: seconds by name, as `effimini.clock` counts them. Out: numbers for the metrics, and a sentence.
+"""
+
+import resource
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from effimini.ranks import Ranks
+
+OF_STEPS = ("data", "forward", "backward", "optimizer")
+WAITING = 0.1  # share of the steps' time from which waiting for data is said to bound a training
+
+
+def summary(seconds: Mapping[str, float], samples: float, here: Ranks) -> dict[str, Any]:
+    """Return what a training spent, of one rank.
+
+    Args:
+        seconds: by name.
+        samples: trained on, over all epochs and ranks.
+        here: this rank.
+
+    Returns:
+        seconds by name; shares of the steps' time by name; samples_per_second of the steps; peak_memory, bytes, on the
+        GPU or of the process; bound, what to look at to make it faster.
+    """
+    steps = sum(seconds.get(name, 0.0) for name in OF_STEPS) or 1.0
+    shares = {name: seconds.get(name, 0.0) / steps for name in OF_STEPS}
+    on_gpu = here.device.type == "cuda"
+    peak = torch.cuda.max_memory_allocated() if on_gpu else _peak()
+    device = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
+    bound = f"the {device} in the {max(shares, key=lambda name: shares[name])} pass"
+    if shares["data"] >= WAITING:
+        bound = "waiting for data: raise stream.workers"
+    elif max(shares, key=lambda name: shares[name]) == "optimizer":
+        bound = f"the {device} in the optimizer: raise train.batch_size"
+    return {
+        "seconds": dict(seconds),
+        "shares": shares,
+        "samples_per_second": samples / steps,
+        "peak_memory": peak,
+        "bound": bound,
+    }
+
+
+def sentence(spent: Mapping[str, Any]) -> str:
+    """Return what `summary` gave as one line."""
+    steps = ", ".join(f"{name} {share:.1%}" for name, share in spent["shares"].items())
+    others = ", ".join(f"{name} {value:.1f} s" for name, value in spent["seconds"].items() if name not in OF_STEPS)
+    return (
+        f"{spent['samples_per_second']:.1f} samples/s; of the steps {steps}; besides {others}; "
+        f"{spent['peak_memory'] / 1e9:.2f} GB at most; bound by {spent['bound']}"
+    )
+
+
+def _peak() -> int:
+    """Return the largest memory this process had, bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
