@@ -201,7 +201,7 @@ def validate(
 
 @app.command()
 def predict(
-    model: Annotated[Path, typer.Option(help="A model folder, models/best for example.")],
+    model: Annotated[Path, typer.Option(help="A model folder, models/best for example, or an exported one.")],
     input_csv: Annotated[Path, typer.Option("--input", help="The items, in the challenge's format.")],
     output_csv: Annotated[Path, typer.Option("--output", help="Where the scores go.")],
     images: Annotated[Path, typer.Option(help="The folder that image_paths are relative to.")] = Path("images"),
@@ -214,6 +214,21 @@ def predict(
     from effimini import predict as stage
 
     stage.predict(model, input_csv, images, output_csv)
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Option(help="A model folder, models/best for example.")],
+    output: Annotated[Path, typer.Option(help="The folder to make; an earlier export there is replaced.")],
+) -> None:
+    """Write a model as ONNX, which `effimini predict` runs without torch's network; needs `effimini[onnx]`.
+
+    In: a model folder. Out: model.onnx with the model's configuration and tokenizer, its scores compared with torch's.
+    Example: `effimini export --model models/best --output build/onnx`
+    """
+    from effimini import export as stage
+
+    stage.export(model, output)
 
 
 @app.command()

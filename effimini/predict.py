@@ -1,6 +1,6 @@
 """Predictions for items that are in no shard: the challenge's input file to its submission file.
 
-In: a saved model, a CSV file of items and a folder of images. Out: a CSV file with a score for each item.
+In: a saved or an exported model, a CSV file of items, a folder of images. Out: a CSV file with a score for each item.
 Guaranteed: text is cleaned and assembled, and images are fitted and encoded, by the functions that made the
 training data; the output is whole or absent; no image outside the folder is read.
 """
@@ -10,17 +10,20 @@ import csv
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
+from tokenizers import Tokenizer
 
 from effimini import metrics
+from effimini.export import GRAPH, Array, Graph
 from effimini.inference import STARS
-from effimini.model import Config, EffiMini
+from effimini.model import CONFIG, Config, EffiMini
 from prep import files
 from prep.faults import UserError
 from prep.progress import bar
@@ -43,11 +46,21 @@ class Item(NamedTuple):
     image: Path | None
 
 
+class Model(NamedTuple):
+    """What scores items, whichever library runs it."""
+
+    config: Config
+    tokenizer: Tokenizer
+    parameters: int
+    flops: int  # of one sample
+    score: Callable[..., npt.NDArray[np.float32]]  # the arguments of `EffiMini.forward` as arrays; stars, not clamped
+
+
 def predict(model: Path, items: Path, images: Path, out: Path) -> None:
     """Write a score for each item of the CSV file `items` to `out`.
 
     Args:
-        model: a folder written by `EffiMini.save_pretrained`.
+        model: a folder written by `EffiMini.save_pretrained`, or by `export`, which onnxruntime runs on the CPU.
         items: CSV with `COLUMNS`; further columns named as a text field (store, details) are read where the
             model's text uses them. Lists may be plain text, JSON or Python lists. Image paths are separated
             by ";" and relative to `images`; the first one is used, an empty cell is an item without an
@@ -60,22 +73,46 @@ def predict(model: Path, items: Path, images: Path, out: Path) -> None:
 
     Source: reference section 2 (challenge files).
     """
-    network = EffiMini.from_pretrained(model)
-    config = network.config
-    if config.source == "demo":
+    opened = _exported(model) if (model / GRAPH).exists() else _saved(model)
+    if opened.config.source == "demo":
         log.warning("%s was trained on made demo data: its scores say nothing about real products", model)
-    rows = read_items(items, images, config)
-    flops = metrics.flops(network, config.size, config.max_tokens)["total"]
-    costs = [f"{metrics.parameters(network)['total'] / 1e6:.1f}", f"{flops / 1e9:.1f}"]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network.to(device)
+    rows = read_items(items, images, opened.config)
+    costs = [f"{opened.parameters / 1e6:.1f}", f"{opened.flops / 1e9:.1f}"]
     with files.aside(out) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["item_id", "score", "params", "flops"])
         for first in bar(range(0, len(rows), BATCH), "predict"):
             part = rows[first : first + BATCH]
-            stars = _stars(network, part, device)
+            stars = np.clip(opened.score(*_inputs(opened, part)), *STARS).tolist()
             writer.writerows([item.id, f"{score:.2f}", *costs] for item, score in zip(part, stars, strict=True))
+
+
+def _saved(folder: Path) -> Model:
+    """Open a model that torch runs, on the GPU if there is one."""
+    network = EffiMini.from_pretrained(folder)
+    config = network.config
+    flops = metrics.flops(network, config.size, config.max_tokens)["total"]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network.to(device)
+
+    @torch.inference_mode()
+    def score(*inputs: Array) -> npt.NDArray[np.float32]:
+        stars = network(*(torch.from_numpy(array).to(device) for array in inputs))
+        return cast(npt.NDArray[np.float32], stars.cpu().numpy())
+
+    return Model(config, network.tokenizer, metrics.parameters(network)["total"], flops, score)
+
+
+def _exported(folder: Path) -> Model:
+    """Open a model that onnxruntime runs."""
+    try:
+        config = msgspec.json.decode((folder / CONFIG).read_bytes(), type=Config)
+    except (OSError, msgspec.DecodeError) as error:
+        raise UserError(
+            f"{folder / CONFIG} is not the configuration of an exported model ({error}); run `effimini export` again"
+        ) from None
+    graph = Graph(folder / GRAPH, config.size)
+    return Model(config, tokens.load(str(folder)), graph.parameters, graph.flops, graph.score)
 
 
 def read_items(path: Path, images: Path, config: Config) -> list[Item]:
@@ -172,21 +209,18 @@ def _image_path(cell: str, images: Path, where: str) -> Path | None:
     return path
 
 
-@torch.inference_mode()
-def _stars(network: EffiMini, items: list[Item], device: torch.device) -> list[float]:
-    config = network.config
-    ids = tokens.encode(network.tokenizer, [item.text for item in items], config.max_tokens)
-    padded = np.full((len(ids), max(map(len, ids))), tokens.pad_id(network.tokenizer), np.int64)
+def _inputs(model: Model, items: list[Item]) -> tuple[Array, Array, Array, Array]:
+    """Return the arguments of `EffiMini.forward` as arrays."""
+    config = model.config
+    ids = tokens.encode(model.tokenizer, [item.text for item in items], config.max_tokens)
+    padded = np.full((len(ids), max(map(len, ids))), tokens.pad_id(model.tokenizer), np.int64)
     mask = np.zeros_like(padded)
     pixels = np.zeros((len(items), config.size, config.size, 3), np.uint8)
     for row, (item, one) in enumerate(zip(items, ids, strict=True)):
         padded[row, : len(one)], mask[row, : len(one)] = one, 1
         if item.image is not None:
             pixels[row] = _pixels(item, config)
-    has_image = [item.image is not None for item in items]
-    images = torch.from_numpy(pixels.transpose(0, 3, 1, 2))
-    inputs = (images, torch.from_numpy(padded), torch.from_numpy(mask), torch.tensor(has_image))
-    return cast(list[float], network(*(tensor.to(device) for tensor in inputs)).clamp(*STARS).tolist())
+    return pixels.transpose(0, 3, 1, 2), padded, mask, np.array([item.image is not None for item in items])
 
 
 def _pixels(item: Item, config: Config) -> npt.NDArray[np.uint8]:

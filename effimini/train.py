@@ -23,7 +23,7 @@ from dvclive import Live  # type: ignore[attr-defined]  # its module has no __al
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from effimini import checkpoint, features, spent
+from effimini import checkpoint, features, model_card, spent
 from effimini.clock import Clock
 from effimini.inference import open_split, predict_split, to_device
 from effimini.loss import counts_of, sample_weights, weighted_huber
@@ -294,7 +294,7 @@ def train(
         if here.rank == 0:
             where = spent.summary(progress.seconds, progress.steps * len(trainer.data) / len(trainer.loader), here)
             log.info(spent.sentence(where))
-            _publish(trainer.state, progress, params.source.kind, where, out, results)
+            _publish(trainer, where, out, results)
         here.wait()
     return progress.history
 
@@ -353,21 +353,31 @@ def _recipe(params: Params) -> list[Any]:
     return [params.model, params.images.size, params.text, recipe, contents]
 
 
-def _publish(
-    state: Path, progress: checkpoint.Progress, source: str, where: dict[str, Any], out: Path, results: Path
-) -> None:
-    """Put models and curves where DVC looks for them, then drop the state."""
-    newest = checkpoint.newest(state)
-    assert newest is not None, state
+def _publish(trainer: Trainer, where: dict[str, Any], out: Path, results: Path) -> None:
+    """Put models with their cards, and curves, where DVC looks for them, then drop the state."""
+    params, progress = trainer.params, trainer.progress
+    newest = checkpoint.newest(trainer.state)
+    assert newest is not None, trainer.state
     with files.folder(out) as partial:
-        for name in ("best", "last"):
+        for name, epoch in (("best", progress.best_epoch), ("last", len(progress.history) - 1)):
             shutil.copytree(newest / name, partial / name)
+            text = model_card.card(
+                EffiMini.from_pretrained(partial / name),
+                params,
+                trainer.weights,
+                progress.history,
+                epoch,
+                chosen=name == "best",
+                samples=len(trainer.data),
+                fingerprint=trainer.data.fingerprint,
+            )
+            (partial / name / model_card.NAME).write_text(text, encoding="utf-8")
     with Live(dir=str(results), dvcyaml=None, save_dvc_exp=False, report=None) as live:
         for metrics in progress.history:
             for name in sorted(metrics):  # the order that a resumed training reads back
                 live.log_metric(name, metrics[name])
             live.next_step()
-        live.summary["source"] = source
+        live.summary["source"] = params.source.kind
         live.summary["best"] = {"epoch": progress.best_epoch + 1, "validation_plcc": progress.best}
     files.write_json(results / "time.json", where)
-    shutil.rmtree(state)
+    shutil.rmtree(trainer.state)

@@ -29,10 +29,8 @@ def scores(path: Path) -> dict[str, str]:
         return {line["item_id"]: line["score"] for line in csv.DictReader(file)}
 
 
-def test_scores_are_those_of_the_evaluation(
-    small: Params, run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The same item scores the same from the shards and from raw text and its original picture."""
+def raw_rows(small: Params, run: Path) -> list[dict[str, str]]:
+    """Return the test split as raw text and original pictures, in the challenge's format."""
     test = ShardDataset(run / "data/shards", small.source.categories, "test")
     rows = []
     for i in range(len(test)):
@@ -46,7 +44,14 @@ def test_scores_are_those_of_the_evaluation(
                 "image_paths": f"{picture};missing.jpg" if test.has_image[i] else "",
             }
         )
-    items = write_csv(tmp_path / "items.csv", rows)
+    return rows
+
+
+def test_scores_are_those_of_the_evaluation(
+    small: Params, run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same item scores the same from the shards and from raw text and its original picture."""
+    items = write_csv(tmp_path / "items.csv", raw_rows(small, run))
     with caplog.at_level(logging.WARNING):
         predict(run / "models/best", items, run / "data/pictures", tmp_path / "out.csv")
     assert "demo data" in caplog.text

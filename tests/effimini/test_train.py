@@ -198,7 +198,7 @@ def test_a_damaged_state_is_a_sentence(small: Params, data: Path) -> None:
 def test_memory_that_does_not_suffice_is_a_sentence(small: Params, data: Path) -> None:
     trainer = Trainer(small, data / "shards", data / "weights.json", ONE)
     trainer.network.register_forward_hook(lambda *_: torch.empty(10**15))
-    with pytest.raises(UserError, match="memory of the cpu does not .*train.batch_size 16 in 1 parts; raise train.accumulate"):
+    with pytest.raises(UserError, match="memory of the cpu .*train.batch_size 16 in 1 parts; raise train.accumulate"):
         list(trainer.run())
 
 

@@ -1,0 +1,172 @@
+"""How fast one CPU scores: torch in float32, onnxruntime, and, where the CPU multiplies it, torch in bfloat16.
+
+    python -m benchmarks.predict [--repeats 5]
+
+In: nothing; the paper's architecture (EfficientNet-B0, MiniLM-L6, a head) with random weights, images of 224 px, texts
+of 160 tokens. Out: a table, and each measurement in build/bench-predict/results.json. Guaranteed: each measurement is
+made in a process of its own; repeats are interleaved (A B C A B C); the sides are given the same arrays, laid out as
+`effimini predict` lays them out; opening the model, decoding and tokenising are left out; how far the scores of a side
+are from those of torch in float32 stands beside it.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import effimini.torchvision_shim  # noqa: F401 -- must come before what imports torchvision
+
+# isort: split
+import msgspec
+import numpy as np
+import torch
+
+from benchmarks.hardware import multiplies_bfloat16
+from effimini.export import GRAPH, Array, Graph, export
+from effimini.model import EffiMini, build
+from prep.params import Encoder, load
+
+ROOT = Path(__file__).parent.parent
+BUILD = ROOT / "build/bench-predict"
+SIZE, TOKENS, BATCH = 224, 160, 32
+BATCHES, SINGLES = 3, 20  # timed in a measurement, after two that are not
+VERSIONS = ("torch", "onnxruntime", "onnx", "onnxscript", "transformers", "timm", "numpy")
+
+Score = Callable[..., Array]
+
+
+def made(folder: Path) -> None:
+    """Save the model to `folder`/torch and export it to `folder`/onnx."""
+    params = load(ROOT / "params/paper.yaml")
+    text = Encoder(name=str(ROOT / "effimini/minilm"), weights="random")
+    params = msgspec.structs.replace(
+        params,
+        model=msgspec.structs.replace(params.model, text=text),
+        images=msgspec.structs.replace(params.images, size=SIZE),
+        text=msgspec.structs.replace(params.text, max_tokens=TOKENS),
+    )
+    torch.manual_seed(0)
+    build(params, random=True).save_pretrained(folder / "torch")
+    export(folder / "torch", folder / "onnx")
+
+
+def inputs() -> tuple[Array, Array, Array, Array]:
+    """Return a batch as arrays; every tenth item is without an image."""
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8)
+    ids = random.integers(5, 30_000, (BATCH, TOKENS), np.int64)
+    return pixels.transpose(0, 3, 1, 2), ids, np.ones_like(ids), np.arange(BATCH) % 10 != 9
+
+
+def in_torch(folder: Path, *, channels_last: bool = False, autocast: bool = False) -> Score:
+    """Torch; without options as `effimini predict` runs a model folder."""
+    network = EffiMini.from_pretrained(folder / "torch")
+    if channels_last:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+    network.autocast = autocast
+
+    @torch.inference_mode()
+    def score(*arrays: Array) -> Array:
+        found: Array = network(*(torch.from_numpy(array) for array in arrays)).numpy()
+        return found
+
+    return score
+
+
+def in_onnxruntime(folder: Path) -> Score:
+    """The exported graph, as `effimini predict` runs it."""
+    return Graph(folder / "onnx" / GRAPH, SIZE).score
+
+
+_REFERENCE = "torch, float32"
+SIDES = {_REFERENCE: float32, "onnxruntime, float32": onnxruntime}
+if multiplies_bfloat16():
+    SIDES["torch, bfloat16, channels last"] = bfloat16
+
+
+def seconds(score: Score, arrays: Sequence[Array]) -> float:
+    """Return how long a call takes, the median of those that `ENOUGH` has room for after a first."""
+    score(*arrays)
+    found: list[float] = []
+    while sum(found) < ENOUGH:
+        start = time.perf_counter()
+        score(*arrays)
+        found.append(time.perf_counter() - start)
+    return statistics.median(found)
+
+
+def measure(side: str, folder: Path) -> dict[str, Any]:
+    """Return samples/s of batches, ms of one item, and the batch's scores."""
+    score, batch = SIDES[side](folder), inputs()
+    return {
+        "rate": BATCH / seconds(score, batch),
+        "latency": 1000 * seconds(score, [array[:1] for array in batch]),
+        "scores": score(*batch).tolist(),
+    }
+
+
+def measured(side: str, folder: Path) -> dict[str, Any]:
+    """Make one measurement in a fresh process."""
+    words = [sys.executable, "-m", "benchmarks.predict", "--job", side, str(folder)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{side} failed:\n{done.stderr}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(f"{side}: {found['rate']:.1f} samples/s, {found['latency']:.1f} ms", file=sys.stderr, flush=True)
+    return found
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return median, least and most in words."""
+    return f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+
+
+def show(found: dict[str, list[dict[str, Any]]], repeats: int) -> None:
+    """Print what was measured as a Markdown table."""
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
+    print(
+        f"EffiMini {commit.stdout.strip()}, {', '.join(f'{name} {version(name)}' for name in VERSIONS)}, Python "
+        f"{platform.python_version()}, {platform.machine()}, {len(os.sched_getaffinity(0))} cores, "
+        f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}. Images of {SIZE} px, texts of "
+        f"{TOKENS} tokens; median of {repeats} (least to most).\n"
+    )
+    print(f"| side | samples/s, batch {BATCH} | ms, one item | x {_REFERENCE} | furthest score, stars |\n{'|---' * 5}|")
+    rates = {side: [float(run["rate"]) for run in runs] for side, runs in found.items()}
+    reference = np.array(found[_REFERENCE][0]["scores"])
+    for side, runs in found.items():
+        furthest = max(float(np.abs(np.array(run["scores"]) - reference).max()) for run in runs)
+        ratio = statistics.median(rates[side]) / statistics.median(rates[_REFERENCE])
+        latency = spread([float(run["latency"]) for run in runs])
+        print(f"| {side} | {spread(rates[side])} | {latency} | {ratio:.2f} | {furthest:.1e} |")
+    print(f"\nThe scores of {_REFERENCE} lie from {reference.min():.3f} to {reference.max():.3f}.")
+
+
+def main() -> None:
+    """Measure every side, one of each in turn."""
+    parser = argparse.ArgumentParser("python -m benchmarks.predict", description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    repeats = parser.parse_args().repeats
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=BUILD) as folder:
+        made(Path(folder))
+        rounds = [{side: measured(side, Path(folder)) for side in SIDES} for _ in range(repeats)]
+    found = {side: [one[side] for one in rounds] for side in SIDES}
+    show(found, repeats)
+    (BUILD / "results.json").write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--job"]:
+        print(json.dumps(measure(sys.argv[2], Path(sys.argv[3]))))
+    else:
+        main()

@@ -1,0 +1,71 @@
+"""The model card that lies beside a trained model's weights, in the hub's format.
+
+In: a saved model and how it was trained. Out: Markdown. Guaranteed: the same training gives the same text; it states
+what was configured and measured; a model of demo data says so first.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import msgspec
+
+from effimini import metrics
+from effimini.model import EffiMini
+from prep.params import Params
+
+NAME = "README.md"
+
+
+def card(
+    model: EffiMini,
+    params: Params,
+    weights: Mapping[str, Any],
+    history: list[dict[str, float]],
+    epoch: int,
+    *,
+    chosen: bool,
+    samples: int,
+    fingerprint: str,
+) -> str:
+    """Return the card.
+
+    Args:
+        model: as saved.
+        params: of the training.
+        weights: the content of data/weights.json.
+        history: metrics of each epoch.
+        epoch: after which the model was saved, from 0.
+        chosen: whether it was chosen by its validation PLCC.
+        samples: trained on.
+        fingerprint: of the shards.
+    """
+    config = model.config
+    parameters = metrics.parameters(model)["total"]
+    flops = metrics.flops(model, config.size, config.max_tokens)["total"]
+    c = metrics.cost(parameters, flops)
+    given = ((params.model.text.name, params.model.text.weights), (config.image, params.model.image.weights))
+    hub = [name if "/" in name else f"timm/{name}" for name, source in given if source == "pretrained"]
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("effimini", "."),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701 -- Markdown of parameters; no text of a product enters it
+    )
+    return environment.get_template("model_card.md.jinja").render(
+        base_models=[name for name in hub if not Path(name).exists()],
+        chosen=chosen,
+        config=config,
+        cost={"parameters": parameters, "flops": flops, "C": c, "E": metrics.efficiency(c)},
+        demo=config.source == "demo",
+        epoch=epoch + 1,
+        fingerprint=fingerprint,
+        measured={name: history[epoch][f"validation/{name}"] for name in ("plcc", "loss")},
+        params=params,
+        recipe=msgspec.structs.asdict(params.train),
+        samples=samples,
+        weights=weights,
+    )

@@ -1,0 +1,228 @@
+import csv
+import logging
+import resource
+import shutil
+import sys
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+from safetensors.torch import load_file, save_file
+from torch import nn
+from typer.testing import CliRunner
+
+from effimini.cli import app
+from effimini.export import BESIDE, GRAPH, Graph, export
+from effimini.model import EffiMini
+from effimini.predict import predict
+from prep.faults import UserError
+from prep.params import Params
+from shards.loader import Loader
+from shards.stream import ShardDataset
+
+from .test_predict import raw_rows, row, write_csv
+
+
+@pytest.fixture(scope="session")
+@torch.no_grad()
+def model(small: Params, run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run's model, its last layer such that the scores of the test split lie about 3: trained for a second only, it
+    gives all of them the least."""
+    network = EffiMini.from_pretrained(run / "models/best")
+    test = ShardDataset(run / "data/shards", small.source.categories, "test")
+    stars = torch.cat([network(*batch[:4]) for batch in Loader(test, batch_size=16, seed=None)])
+    last, factor = cast(nn.Linear, network.head[-1]), 0.5 / stars.std()
+    last.bias.copy_(3 + factor * (last.bias - stars.mean()))
+    last.weight.mul_(factor)
+    network.save_pretrained(folder := tmp_path_factory.mktemp("models") / "best")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model, exported by the command line."""
+    out = tmp_path_factory.mktemp("exported") / "onnx"
+    done = CliRunner().invoke(app, ["export", "--model", str(model), "--output", str(out)])
+    assert done.exit_code == 0, done
+    assert done.stdout == ""
+    return out
+
+
+def lines(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_real_rows_score_as_in_torch(
+    small: Params, run: Path, model: Path, exported: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The folder holds no weights of torch's network, so it is onnxruntime that scores."""
+    assert sorted(path.name for path in exported.iterdir()) == sorted([GRAPH, *BESIDE])
+    items = write_csv(tmp_path / "items.csv", raw_rows(small, run))
+    predict(model, items, run / "data/pictures", tmp_path / "torch.csv")
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        predict(exported, items, run / "data/pictures", tmp_path / "onnx.csv")
+    assert "demo data" in caplog.text
+    found, expected = lines(tmp_path / "onnx.csv"), lines(tmp_path / "torch.csv")
+    assert len({line["score"] for line in expected}) > 5
+    for ours, theirs in zip(found, expected, strict=True):
+        assert float(ours.pop("score")) == pytest.approx(float(theirs.pop("score")), abs=0.0101)  # rounded both
+        assert ours == theirs
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("rows", "tokens"), [(1, 1), (1, 24), (2, 2), (5, 3), (33, 24)])
+def test_a_graph_takes_any_batch_and_length(small: Params, model: Path, exported: Path, rows: int, tokens: int) -> None:
+    network, size = EffiMini.from_pretrained(model), small.images.size
+    random = np.random.default_rng(rows)
+    images = random.integers(0, 256, (rows, 3, size, size), np.uint8)
+    ids = random.integers(0, 1000, (rows, tokens), np.int64)
+    mask = (np.arange(tokens) < random.integers(1, tokens, rows, endpoint=True)[:, None]).astype(np.int64)
+    graph = Graph(exported / GRAPH, size)
+    for has_image in (np.arange(rows) % 2 == 0, np.zeros(rows, bool)):
+        expected = network(*(torch.from_numpy(array) for array in (images, ids, mask, has_image))).numpy()
+        found = graph.score(images, ids, mask, has_image)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
+
+
+def test_an_item_without_an_image_is_scored_from_its_text_alone(small: Params, exported: Path) -> None:
+    graph = Graph(exported / GRAPH, small.images.size)
+    images = np.full((2, 3, small.images.size, small.images.size), 90, np.uint8)
+    ids, has_image = np.full((2, 4), 7), np.array([True, False])
+    found, other = (graph.score(pixels, ids, np.ones_like(ids), has_image) for pixels in (images, 255 - images))
+    assert found[0] != other[0]
+    assert found[1] == other[1]
+
+
+def test_configuration_and_tokenizer_are_the_models_own(model: Path, exported: Path) -> None:
+    for name in BESIDE:
+        assert (exported / name).read_bytes() == (model / name).read_bytes()
+
+
+def test_scores_that_differ_are_a_sentence_and_nothing_is_written(model: Path, tmp_path: Path) -> None:
+    """Stars of millions, where the rounding of float32 is far over the tolerance."""
+    model = Path(shutil.copytree(model, tmp_path / "model"))
+    weights = load_file(model / "model.safetensors")
+    last = max(name for name in weights if name.startswith("head.") and name.endswith("weight"))
+    save_file(weights | {last: weights[last] * 1e7}, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"scores \S+ stars apart in torch and in onnxruntime, over the tolerance"):
+        export(model, tmp_path / "out/onnx")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_export_leaves_what_was_there_and_the_next_has_the_same_bytes(
+    model: Path, exported: Path, tmp_path: Path
+) -> None:
+    """The disk takes no more in the middle of the graph."""
+    out = Path(shutil.copytree(exported, tmp_path / "onnx"))
+    (out / GRAPH).write_bytes(b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            export(model, out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (out / GRAPH).read_bytes() == b"old"
+    export(model, out)
+    assert (out / GRAPH).read_bytes() == (exported / GRAPH).read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["onnx"]
+
+
+def test_what_is_no_export_is_not_replaced(run: Path, tmp_path: Path) -> None:
+    models = Path(shutil.copytree(run / "models", tmp_path / "models"))
+    for out in (models, models / "best"):
+        with pytest.raises(UserError, match="exists and is no exported model"):
+            export(models / "best", out)
+    (models / "best" / GRAPH).write_bytes(b"")
+    with pytest.raises(UserError, match="the model's own folder"):
+        export(models / "best", models / "last/../best")
+    assert EffiMini.from_pretrained(models / "best")
+
+
+def test_a_folder_without_a_model_is_a_sentence(model: Path, exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no saved model"):
+        export(tmp_path / "nothing", tmp_path / "out")
+    with pytest.raises(UserError, match=r"model\.safetensors cannot be read"):
+        export(exported, tmp_path / "out")
+    model = Path(shutil.copytree(model, tmp_path / "model"))
+    (model / "tokenizer_config.json").unlink()
+    with pytest.raises(UserError, match=r"lacks tokenizer_config\.json"):
+        export(model, tmp_path / "out")
+
+
+def test_without_the_extra_both_commands_say_how_to_have_it(
+    model: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = write_csv(tmp_path / "items.csv", [row()])
+    for name in ("onnxscript", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, name, None)
+        with pytest.raises(UserError, match=rf"{name} is not installed.*`pip install effimini\[onnx\]`"):
+            export(model, tmp_path / "out")
+    with pytest.raises(UserError, match=r"onnxruntime is not installed.*`pip install effimini\[onnx\]`"):
+        predict(exported, items, tmp_path, tmp_path / "out.csv")
+    predict(model, items, tmp_path, tmp_path / "out.csv")
+
+
+def other_graph() -> bytes:
+    """Return a whole ONNX file of another origin."""
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "other", ends[:1], ends[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return bytes(model.SerializeToString())
+
+
+def damage(folder: Path, how: str) -> None:
+    """Spoil an exported folder."""
+    graph, config = folder / GRAPH, folder / "config.json"
+    if how == "text":
+        graph.write_text("no graph")
+    elif how == "empty":
+        graph.write_bytes(b"")
+    elif how == "cut":
+        graph.write_bytes(graph.read_bytes()[:-1000])
+    elif how == "other":
+        graph.write_bytes(other_graph())
+    elif how == "unnamed":
+        model = onnx.load(graph)
+        del model.metadata_props[:]
+        onnx.save(model, graph)
+    elif how == "size":
+        config.write_text(config.read_text().replace('"size": 32', '"size": 64'))
+    elif how == "config":
+        config.write_text("{}")
+    elif how == "no config":
+        config.unlink()
+    elif how == "tokenizer":
+        (folder / "tokenizer.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ("text", r"model\.onnx cannot be read as ONNX"),
+        ("empty", r"model\.onnx cannot be read as ONNX"),
+        ("cut", r"model\.onnx cannot be read as ONNX"),
+        ("other", r"model\.onnx is a graph from x to y that `effimini export` has not made"),
+        ("unnamed", "that `effimini export` has not made"),
+        ("size", r"reads images of shape \[3, 32, 32\] where config\.json beside it says 64 px"),
+        ("config", r"config\.json is not the configuration of an exported model"),
+        ("no config", r"config\.json is not the configuration of an exported model"),
+        ("tokenizer", r"tokenizer\.json is no tokenizer"),
+    ],
+)
+def test_a_spoilt_folder_is_a_sentence_and_nothing_is_written(
+    exported: Path, tmp_path: Path, how: str, sentence: str
+) -> None:
+    folder = Path(shutil.copytree(exported, tmp_path / "onnx"))
+    damage(folder, how)
+    with pytest.raises(UserError, match=sentence) as raised:
+        predict(folder, write_csv(tmp_path / "items.csv", [row()]), tmp_path, tmp_path / "out.csv")
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "out.csv").exists()
