@@ -26,14 +26,8 @@ log = logging.getLogger(__name__)
 GRAPH = "model.onnx"
 BESIDE = (CONFIG, "tokenizer.json", "tokenizer_config.json")
 TOLERANCE = 1e-3  # stars; a score is written with two decimals, and rounding makes 1e-6 to 1e-5
-CHECKED = (
-    (1, 1),
-    (1, 2),
-    (1, None),
-    (3, 7),
-    (8, None),
-)  # batches and tokens compared; None is as many as the model reads
-# The graph's inputs; images are of the model's size, batch and tokens may be any.
+CHECKED = ((1, 1), (1, None), (3, 7), (8, None))  # batches and tokens compared; None: as many as the model reads
+# The graph's inputs: images of the model's size, any batch, any number of tokens that the model reads.
 INPUTS = {"images": "tensor(uint8)", "tokens": "tensor(int64)", "mask": "tensor(int64)", "has_image": "tensor(bool)"}
 OUTPUT = "stars"  # float32 [B], not clamped
 

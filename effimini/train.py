@@ -147,8 +147,8 @@ class Trainer:
             # each rank saw other samples in its last step, so the running statistics differ until they are shared
             self.here.share(self.model.buffers())
             self.clock.stop()
-            if stopping:
-                self.stop.now()
+        if stopping or self.stop.asked:
+            self.stop.now()
 
     def step(self, epoch: int, step: int, batch: Batch) -> Told:
         """Take one step."""
@@ -194,7 +194,7 @@ class Trainer:
             raise UserError(
                 f"the gradient of step {step + 1} in epoch {epoch + 1} is {float(told.norm)} (loss {loss}); lower "
                 f"train.learning_rate, which is {self.params.train.learning_rate:g}"
-                + (f", or go on from step {int(kept.name)} by running the same command" if kept else "")
+                + (f"; the state after step {int(kept.name)} is kept in {kept}" if kept else "")
             )
         self.progress.loss += loss * told.size
         return bool(asked > 0)

@@ -1,0 +1,62 @@
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from effimini import spent
+from effimini.clock import Clock
+from effimini.ranks import Ranks
+from effimini.train import train
+from prep import files
+from prep.params import Params
+
+ONE = Ranks(0, 1, torch.device("cpu"))
+
+
+def test_the_clock_counts_each_moment_once() -> None:
+    clock = Clock(ONE.device)
+    begun = time.perf_counter()
+    for name in ("data", "forward", "data", "backward"):
+        clock.start(name)
+        time.sleep(0.01)
+        clock.read()
+    clock.stop()
+    passed = time.perf_counter() - begun
+    clock.stop()  # nothing runs
+    assert set(clock.seconds) == {"data", "forward", "backward"}
+    assert 0.04 <= sum(clock.seconds.values()) <= passed
+    assert clock.seconds["data"] >= 0.02
+
+
+@pytest.mark.parametrize(
+    ("seconds", "bound"),
+    [
+        ({"data": 2.0, "forward": 3.0, "backward": 5.0, "optimizer": 1.0}, "waiting for data: raise stream.workers"),
+        ({"data": 0.1, "forward": 3.0, "backward": 5.0, "optimizer": 1.0}, "in the backward pass"),
+        ({"data": 0.1, "forward": 1.0, "backward": 2.0, "optimizer": 4.0}, "raise train.batch_size"),
+    ],
+)
+def test_what_bounds_a_training_is_said(seconds: dict[str, float], bound: str) -> None:
+    found = spent.summary({**seconds, "validation": 7.0}, 22.0, ONE)
+    assert bound in found["bound"]
+    assert sum(found["shares"].values()) == pytest.approx(1)
+    assert found["samples_per_second"] == pytest.approx(22 / sum(seconds.values()))
+    assert f"data {seconds['data'] / sum(seconds.values()):.1%}" in spent.sentence(found)
+    assert "validation 7.0 s" in spent.sentence(found)
+
+
+def test_a_training_accounts_for_its_time(
+    small: Params, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun = time.perf_counter()
+    with caplog.at_level("INFO"):
+        train(small, data / "shards", data / "weights.json", tmp_path / "models", tmp_path / "results")
+    passed = time.perf_counter() - begun
+    found = files.read_json(tmp_path / "results/time.json")
+    assert set(found["seconds"]) == {*spent.OF_STEPS, "validation", "saving"}
+    assert 0 < sum(found["seconds"].values()) < passed
+    steps = sum(found["seconds"][name] for name in spent.OF_STEPS)
+    assert found["samples_per_second"] == pytest.approx(3 * 80 / steps)  # three epochs
+    assert found["peak_memory"] > 10**8
+    assert f"bound by {found['bound']}" in caplog.text
