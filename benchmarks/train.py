@@ -245,7 +245,9 @@ def main() -> None:
             print(f"{name}: {side.samples_a_second[-1]:.2f}", file=sys.stderr)
     length = round(statistics.mean(len(s.ids) for s in data.samples(SAMPLES)))
     flops = 3 * metrics.flops(trainer.model.to("cpu"), data.SIZE, length)["total"]  # backward costs two forward passes
-    most = {dtype: peak(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    fast = torch.bfloat16 if settings["precision"] == "bf16" else torch.float32
+    dtypes = {name: fast if "best" in name else torch.float32 for name in sides}
+    most = {dtype: peak(dtype) for dtype in sorted(set(dtypes.values()), key=str)}
     threads = "" if DEVICE.type == "cuda" else f", {torch.get_num_threads()} threads"
     print(
         f"{SAMPLES:,} samples, texts of {length} tokens on average, batches of {chosen.batch}, {chosen.steps} "
@@ -257,18 +259,15 @@ def main() -> None:
     print(f"| {' | '.join(head)} | GPU memory, GB |\n|{'---|' * 6}")
     rate = {name: statistics.median(side.samples_a_second) for name, side in sides.items()}
     for name, side in sides.items():
-        dtype = torch.bfloat16 if "best" in name and settings["precision"] == "bf16" else torch.float32
-        found, gain = side.samples_a_second, rate[name] / rate[PLAIN]
+        found, gain, of_peak = side.samples_a_second, rate[name] / rate[PLAIN], rate[name] * flops / most[dtypes[name]]
         print(
             f"| {name} | {rate[name]:.2f} ({min(found):.2f} to {max(found):.2f}) | {gain:.2f} "
-            f"| {statistics.median(side.waiting):.1%} | {rate[name] * flops / most[dtype]:.0%} | {side.memory:.1f} |"
+            f"| {statistics.median(side.waiting):.1%} | {of_peak:.0%} | {side.memory:.1f} |"
         )
     if ONE_BATCH in rate:
         print(f"\nOurs at its best is {rate[BEST] / rate[ONE_BATCH]:.1%} of the rate with one batch in memory.")
-    print(
-        f"\nLargest matrix product: {most[torch.float32] / 1e9:.0f} GFLOP/s in float32, "
-        f"{most[torch.bfloat16] / 1e9:.0f} in bfloat16; a sample is 3 x {flops / 3e9:.2f} GFLOPs."
-    )
+    products = ", ".join(f"{most[dtype] / 1e9:.0f} GFLOP/s in {dtype}" for dtype in most)
+    print(f"\nLargest matrix product: {products}; a sample is 3 x {flops / 3e9:.2f} GFLOPs.")
 
 
 if __name__ == "__main__":
