@@ -33,6 +33,7 @@ import numpy as np
 import torch
 
 from benchmarks.hardware import multiplies_bfloat16
+from benchmarks.tables import spread
 from effimini.export import GRAPH, Array, Graph, export
 from effimini.model import EffiMini, build
 from prep.params import Encoder, load
@@ -131,11 +132,6 @@ def measured(side: str, folder: Path) -> dict[str, Any]:
     return found
 
 
-def spread(values: Sequence[float]) -> str:
-    """Return median, least and most in words."""
-    return f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
-
-
 def show(found: dict[str, list[dict[str, Any]]], repeats: int) -> None:
     """Print what was measured as a Markdown table."""
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
@@ -151,8 +147,8 @@ def show(found: dict[str, list[dict[str, Any]]], repeats: int) -> None:
     for side, runs in found.items():
         furthest = max(float(np.abs(np.array(run["scores"]) - reference).max()) for run in runs)
         ratio = statistics.median(rates[side]) / statistics.median(rates[_REFERENCE])
-        latency = spread([float(run["latency"]) for run in runs])
-        print(f"| {side} | {spread(rates[side])} | {latency} | {ratio:.2f} | {furthest:.1e} |")
+        latency = spread([float(run["latency"]) for run in runs], ".1f")
+        print(f"| {side} | {spread(rates[side], '.1f')} | {latency} | {ratio:.2f} | {furthest:.1e} |")
     print(f"\nThe scores of {_REFERENCE} lie from {reference.min():.3f} to {reference.max():.3f}.")
 
 

@@ -49,6 +49,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import stream_data as data
+from benchmarks.tables import spread, table
 from shards import manifest
 
 BATCH, WORKERS = 64, (1, 2)
@@ -375,18 +376,6 @@ def interleaved(jobs: dict[Any, dict[str, Any]], repeats: int) -> dict[Any, dict
     """Make each measurement `repeats` times, one of each in turn, and return the figures by job and name."""
     rounds = [{name: measured(**job) for name, job in jobs.items()} for _ in range(repeats)]
     return {name: {figure: [r[name][figure] for r in rounds] for figure in rounds[0][name]} for name in jobs}
-
-
-def spread(values: Sequence[float], form: str = ",.0f") -> str:
-    """Return median, least and most in words."""
-    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
-
-
-def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a Markdown table."""
-    print(f"\n{title}\n\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
-    for row in rows:
-        print(f"| {' | '.join(row)} |")
 
 
 def read(place: Path, samples: int, repeats: int) -> Any:

@@ -38,6 +38,7 @@ from transformers import AutoTokenizer, get_cosine_schedule_with_warmup
 
 from benchmarks import stream_data as data
 from benchmarks.hardware import multiplies_bfloat16
+from benchmarks.tables import spread
 from effimini import metrics
 from effimini.model import build
 from effimini.ranks import Ranks
@@ -259,9 +260,9 @@ def main() -> None:
     print(f"| {' | '.join(head)} | GPU memory, GB |\n|{'---|' * 6}")
     rate = {name: statistics.median(side.samples_a_second) for name, side in sides.items()}
     for name, side in sides.items():
-        found, gain, of_peak = side.samples_a_second, rate[name] / rate[PLAIN], rate[name] * flops / most[dtypes[name]]
+        gain, of_peak = rate[name] / rate[PLAIN], rate[name] * flops / most[dtypes[name]]
         print(
-            f"| {name} | {rate[name]:.2f} ({min(found):.2f} to {max(found):.2f}) | {gain:.2f} "
+            f"| {name} | {spread(side.samples_a_second, '.2f')} | {gain:.2f} "
             f"| {statistics.median(side.waiting):.1%} | {of_peak:.0%} | {side.memory:.1f} |"
         )
     if ONE_BATCH in rate:

@@ -5,7 +5,6 @@ accelerator: there the moments are events of its own queue, so that "data" is th
 """
 
 import time
-from collections import defaultdict
 
 import torch
 
@@ -19,8 +18,14 @@ class Clock:
         seconds: by name, of all that has ended and was read.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.seconds: defaultdict[str, float] = defaultdict(float)
+    def __init__(self, device: torch.device, seconds: dict[str, float]) -> None:
+        """Start at nothing.
+
+        Args:
+            device: that computes.
+            seconds: by name, of before; they are added to in place.
+        """
+        self.seconds = seconds
         self._cuda = device.type == "cuda"
         self._marks: list[tuple[str, Moment]] = []
 
@@ -40,9 +45,12 @@ class Clock:
             if isinstance(begun, torch.cuda.Event) and isinstance(ended, torch.cuda.Event):
                 if not ended.query():  # type: ignore[no-untyped-call]
                     return
-                self.seconds[name] += begun.elapsed_time(ended) / 1000
-            elif isinstance(begun, float) and isinstance(ended, float):
-                self.seconds[name] += ended - begun
+                spent = begun.elapsed_time(ended) / 1000
+            else:
+                assert isinstance(begun, float), begun
+                assert isinstance(ended, float), ended
+                spent = ended - begun
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
             self._marks.pop(0)
 
     def stop(self) -> None:

@@ -141,12 +141,9 @@ def _measure(params: Params, model: EffiMini, predictions: Mapping[str, Stars], 
             "mae": metrics.mae(stars, test.labels),
             "rmse": metrics.rmse(stars, test.labels),
         }
-    parameters = metrics.parameters(model)["total"]
-    flops = metrics.flops(model, model.config.size, model.config.max_tokens)["total"]
-    c = metrics.cost(parameters, flops)
-    e = metrics.efficiency(c)
-    measured[MODEL]["ces"] = metrics.ces(measured[MODEL]["plcc"], e)
-    cost = {"parameters": parameters, "flops": flops, "C": round(c, 6), "E": round(e, 6)}
+    costs = metrics.costs(model)
+    measured[MODEL]["ces"] = metrics.ces(measured[MODEL]["plcc"], costs["E"])
+    cost = {name: round(value, 6) for name, value in costs.items()}
     rounded = {name: {key: round(value, 6) for key, value in row.items()} for name, row in measured.items()}
     return {"source": params.source.kind, "samples": len(test), "test": rounded, "cost": cost}
 

@@ -155,9 +155,8 @@ def _graph(network: EffiMini, model: Path) -> bytes:
     assert program is not None  # it is without dynamo only
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # traces of torch's insides, other ones in each run
-    flops = metrics.flops(network, config.size, config.max_tokens)["total"]
-    program.model.metadata_props["parameters"] = str(metrics.parameters(network)["total"])
-    program.model.metadata_props["flops"] = str(flops)
+    costs = metrics.costs(network)
+    program.model.metadata_props.update({name: str(costs[name]) for name in ("parameters", "flops")})
     return bytes(program.model_proto.SerializeToString())
 
 

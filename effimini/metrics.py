@@ -5,6 +5,7 @@ deterministic; the definitions of C, E and CES are the challenge's (reference se
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -67,6 +68,14 @@ def cost(parameters: int, flops: int) -> float:
 def efficiency(c: float) -> float:
     """Return E = min(1 + 0.05 ln(1/C), 1.10) for C <= 1, else 1 / (1 + 2 ln C)."""
     return min(1 + 0.05 * math.log(1 / c), 1.10) if c <= 1 else 1 / (1 + 2 * math.log(c))
+
+
+def costs(model: EffiMini) -> dict[str, Any]:
+    """Return what a model costs at its own input: parameters, flops (of one sample), C and E."""
+    counted = flops(model, model.config.size, model.config.max_tokens)["total"]
+    total = parameters(model)["total"]
+    c = cost(total, counted)
+    return {"parameters": total, "flops": counted, "C": c, "E": efficiency(c)}
 
 
 def ces(r: float, e: float) -> float:

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import msgspec
 
 from effimini import metrics
 from effimini.model import EffiMini
 from prep.params import Params
+from prep.templates import render
 
 NAME = "README.md"
 
@@ -32,7 +32,7 @@ def card(
     """Return the card.
 
     Args:
-        model: as saved.
+        model: the trained one; what it costs and reads is read, no weight.
         params: of the training.
         weights: the content of data/weights.json.
         history: metrics of each epoch.
@@ -42,30 +42,23 @@ def card(
         fingerprint: of the shards.
     """
     config = model.config
-    parameters = metrics.parameters(model)["total"]
-    flops = metrics.flops(model, config.size, config.max_tokens)["total"]
-    c = metrics.cost(parameters, flops)
     given = ((params.model.text.name, params.model.text.weights), (config.image, params.model.image.weights))
     hub = [name if "/" in name else f"timm/{name}" for name, source in given if source == "pretrained"]
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("effimini", "."),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701 -- Markdown of parameters; no text of a product enters it
-    )
-    return environment.get_template("model_card.md.jinja").render(
-        base_models=[name for name in hub if not Path(name).exists()],
-        chosen=chosen,
-        config=config,
-        cost={"parameters": parameters, "flops": flops, "C": c, "E": metrics.efficiency(c)},
-        demo=config.source == "demo",
-        epoch=epoch + 1,
-        fingerprint=fingerprint,
-        measured={name: history[epoch][f"validation/{name}"] for name in ("plcc", "loss")},
-        params=params,
-        recipe=msgspec.structs.asdict(params.train),
-        samples=samples,
-        weights=weights,
+    return render(
+        "effimini",
+        "model_card.md.jinja",
+        {
+            "base_models": [name for name in hub if not Path(name).exists()],
+            "chosen": chosen,
+            "config": config,
+            "cost": metrics.costs(model),
+            "demo": config.source == "demo",
+            "epoch": epoch + 1,
+            "fingerprint": fingerprint,
+            "measured": {name: history[epoch][f"validation/{name}"] for name in ("plcc", "loss")},
+            "params": params,
+            "recipe": msgspec.structs.asdict(params.train),
+            "samples": samples,
+            "weights": weights,
+        },
     )

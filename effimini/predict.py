@@ -90,8 +90,7 @@ def predict(model: Path, items: Path, images: Path, out: Path) -> None:
 def _saved(folder: Path) -> Model:
     """Open a model that torch runs, on the GPU if there is one."""
     network = EffiMini.from_pretrained(folder)
-    config = network.config
-    flops = metrics.flops(network, config.size, config.max_tokens)["total"]
+    costs = metrics.costs(network)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.to(device)
 
@@ -100,7 +99,7 @@ def _saved(folder: Path) -> Model:
         stars = network(*(torch.from_numpy(array).to(device) for array in inputs))
         return cast(npt.NDArray[np.float32], stars.cpu().numpy())
 
-    return Model(config, network.tokenizer, metrics.parameters(network)["total"], flops, score)
+    return Model(network.config, network.tokenizer, costs["parameters"], costs["flops"], score)
 
 
 def _exported(folder: Path) -> Model:

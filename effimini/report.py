@@ -11,7 +11,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import matplotlib as mpl
 import msgspec
 import numpy as np
@@ -22,6 +21,7 @@ from rich.table import Table
 
 from prep import files
 from prep.params import Params
+from prep.templates import render
 
 DEMO = "DEMO DATA: made products; these numbers say nothing about real ones"
 STAGES = ("download", "join", "groups", "sample", "fetch", "shard", "evaluate")
@@ -54,22 +54,23 @@ def page(params: Params, measured: dict[str, Any], tables: dict[str, pd.DataFram
         data: where the stages' report.json files are.
         train: DVCLive's folder.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("effimini", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("report.html.jinja").render(
-        demo=DEMO if measured["source"] == "demo" else "",
-        categories=params.source.categories,
-        fraction=params.sample.fraction,
-        measured=measured,
-        metric_rows=_metric_rows(measured),
-        groups=_group_rows(tables["groups"]),
-        funnel=_funnel(data),
-        parameters=_flat({name: msgspec.to_builtins(part) for name, part in _sections(params)}),
-        scatter=_scatter(tables["predictions"]),
-        calibration=_calibration(tables["calibration"]),
-        baselines=_bars(measured),
-        curves=_curves(train),
+    return render(
+        "effimini",
+        "report.html.jinja",
+        {
+            "demo": DEMO if measured["source"] == "demo" else "",
+            "categories": params.source.categories,
+            "fraction": params.sample.fraction,
+            "measured": measured,
+            "metric_rows": _metric_rows(measured),
+            "groups": _group_rows(tables["groups"]),
+            "funnel": _funnel(data),
+            "parameters": _flat({name: msgspec.to_builtins(part) for name, part in _sections(params)}),
+            "scatter": _scatter(tables["predictions"]),
+            "calibration": _calibration(tables["calibration"]),
+            "baselines": _bars(measured),
+            "curves": _curves(train),
+        },
     )
 
 

@@ -90,8 +90,7 @@ class Trainer:
         self.steps = len(self.loader) * recipe.epochs  # of the whole schedule
         if here.world > 1:
             self.network = DistributedDataParallel(self.network)
-        self.stop, self.clock = Stop(), Clock(here.device)
-        self._saved = self.progress.steps, len(self.progress.history)
+        self.stop, self.clock = Stop(), Clock(here.device, self.progress.seconds)
 
     def finished(self) -> bool:
         """Tell whether all epochs are done, or too many have passed without a better validation PLCC."""
@@ -114,7 +113,7 @@ class Trainer:
                         self._train()
                     yield self._validate()
             except Stopped:
-                if (self.progress.steps, len(self.progress.history)) != self._saved:
+                if self.progress.steps and self.progress.loader != self.loader.state_dict():
                     self._save(best=False)
                 log.warning(
                     "stopped by a signal after step %d; the same command goes on from there", self.progress.steps
@@ -135,12 +134,13 @@ class Trainer:
                 self.clock.read()
                 # the device is given a step before the one before it is looked at, so that it never waits for us
                 stopping = before is not None and self._look(before)
-                if stopping or (every and progress.steps % every == 0):
+                due = every > 0 and progress.steps % every == 0
+                if stopping or due:
                     self._look(told)
                     told = None
                 if stopping:
                     self.stop.now()
-                if every and progress.steps % every == 0:
+                if due:
                     self._save(best=False)
                     self.clock.start("data")
             stopping = told is not None and self._look(told)
@@ -227,12 +227,8 @@ class Trainer:
         self.clock.stop()
         self.clock.start("saving")
         self.progress.loader = self.loader.state_dict()
-        for name, seconds in self.clock.seconds.items():
-            self.progress.seconds[name] = self.progress.seconds.get(name, 0.0) + seconds
-        self.clock.seconds.clear()
         if self.here.rank == 0:
             checkpoint.save(self.state, self.model, self.optimizer, self.progress, best=best)
-        self._saved = self.progress.steps, len(self.progress.history)
         self.clock.stop()
 
     def _exchanging(self, last: bool) -> AbstractContextManager[Any]:
@@ -362,7 +358,7 @@ def _publish(trainer: Trainer, where: dict[str, Any], out: Path, results: Path) 
         for name, epoch in (("best", progress.best_epoch), ("last", len(progress.history) - 1)):
             shutil.copytree(newest / name, partial / name)
             text = model_card.card(
-                EffiMini.from_pretrained(partial / name),
+                trainer.model,
                 params,
                 trainer.weights,
                 progress.history,

@@ -92,10 +92,10 @@ class Sample(_Section, frozen=True):
     """Which items are used, and in which split and band each stands."""
 
     require: tuple[Required, ...]  # an item without one of these is dropped
-    min_chars: Annotated[int, Meta(ge=0)]  # of title + features + description, cleaned
+    min_chars: NotNegativeInt  # of title + features + description, cleaned
     fraction: Annotated[float, Meta(gt=0, le=1)]  # of the training items
     bands: Annotated[int, Meta(ge=1, le=1000)]
-    min_per_category: Annotated[int, Meta(ge=0)]  # training items a category keeps whatever the fraction
+    min_per_category: NotNegativeInt  # training items a category keeps whatever the fraction
     eval_fraction: Annotated[float, Meta(gt=0, le=1)]  # of the validation and of the test items
     validation: Share
     test: Share
@@ -151,7 +151,7 @@ class Shards(_Section, frozen=True):
 class Stream(_Section, frozen=True):
     """How shards are read: nothing here changes a batch of whole images."""
 
-    workers: Annotated[int, Meta(ge=0)]  # loader processes a rank
+    workers: NotNegativeInt  # loader processes a rank
     cache_gb: Positive  # that remote shards may take on disk
     connections: Annotated[int, Meta(ge=1, le=256)]  # downloads of remote shards at once, of each loader process
     damaged_share: Share  # of an epoch's samples whose image may be unreadable; they are read as without one

@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from prep.faults import UserError
 from prep.strata import TEST, TRAIN, VALIDATION
 from prep.tables import FACTS
+from prep.templates import render
 from prep.text import LABELS
 from shards.location import Location, mapped
 from shards.manifest import Manifest, Shard
@@ -97,35 +97,32 @@ def card(manifests: Sequence[Manifest], with_image: WithImage, *, beside: bool) 
         UserError: the categories were made with different parameters.
     """
     parameters = _parameters(manifests)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("shards", "."),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701 -- Markdown; values stand in code spans, and no text of a product enters it
-    )
-    environment.filters |= {"code": _code, "number": "{:,}".format, "percent": lambda share: f"{100 * share:.4g} %"}
+    filters = {"code": _code, "number": "{:,}".format, "percent": lambda share: f"{100 * share:.4g} %"}
     rows = [(m.category, shard) for m in manifests for shard in m.shards]
     splits = [split for split in (TRAIN, VALIDATION, TEST) if any(shard.split == split for _, shard in rows)]
     holding = {split: sorted({category for category, shard in rows if shard.split == split}) for split in splits}
     first = manifests[0]
-    return environment.get_template("card.md.jinja").render(
-        by_category=[_row(m.category, [(m.category, s) for s in m.shards], with_image) for m in manifests],
-        by_split=[_row(split, [(c, s) for c, s in rows if s.split == split], with_image) for split in splits],
-        categories=[m.category for m in manifests],
-        data_files={s: [f"{'' if beside else f'{c}/'}{s}-*.tar" for c in holding[s]] for s in splits},
-        facts={name: FIELDS[name] for name in FACTS},
-        beside=beside,
-        images=first.parameters["images"],
-        join=first.parameters["join"],
-        labels=[LABELS[field] for field in first.tokens.fields],
-        max_link=first.parameters["groups"]["max_link"],
-        parameters=parameters,
-        rules=first.parameters["sample"],
-        size=_size_category(sum(shard.samples for _, shard in rows)),
-        source=first.source,
-        total=_row("all", rows, with_image),
+    return render(
+        "shards",
+        "card.md.jinja",
+        {
+            "by_category": [_row(m.category, [(m.category, s) for s in m.shards], with_image) for m in manifests],
+            "by_split": [_row(split, [(c, s) for c, s in rows if s.split == split], with_image) for split in splits],
+            "categories": [m.category for m in manifests],
+            "data_files": {s: [f"{'' if beside else f'{c}/'}{s}-*.tar" for c in holding[s]] for s in splits},
+            "facts": {name: FIELDS[name] for name in FACTS},
+            "beside": beside,
+            "images": first.parameters["images"],
+            "join": first.parameters["join"],
+            "labels": [LABELS[field] for field in first.tokens.fields],
+            "max_link": first.parameters["groups"]["max_link"],
+            "parameters": parameters,
+            "rules": first.parameters["sample"],
+            "size": _size_category(sum(shard.samples for _, shard in rows)),
+            "source": first.source,
+            "total": _row("all", rows, with_image),
+        },
+        filters,
     )
 
 

@@ -13,7 +13,6 @@ from itertools import chain, groupby, islice, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import msgspec
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 from prep import files
 from prep.faults import UserError, first_sentence
 from prep.tables import FACTS, SAMPLE
+from prep.templates import render
 from prep.text import LABELS, assemble
 from shards.location import Location
 from shards.manifest import Manifest
@@ -72,26 +72,23 @@ def page(
     chosen = _choose(shards.categories, shards.sizes, samples, f"{seed} {split}")
     shards.read_ahead(np.unique([shard for shard, _ in chosen]))
     shown = list(_read(shards, manifests, chosen, weighing))
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("shards", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("preview.html.jinja").render(
-        by_category=[(c, list(of)) for c, of in groupby(shown, lambda s: s.category)],
-        demo=any(manifest.source.kind == "demo" for manifest in manifests),
-        fractions=sorted({manifest.parameters["sample"]["fraction"] for manifest in manifests}),
-        image_size=shards.image_size,
-        labels=LABELS,
-        samples=len(shown),
-        seed=seed,
-        sources=sorted({(manifest.source.kind, manifest.source.revision) for manifest in manifests}),
-        split=split,
-        tokens=manifests[0].tokens,
-        total=sum(shards.sizes),
-        weighing=weighing,
+    return render(
+        "shards",
+        "preview.html.jinja",
+        {
+            "by_category": [(c, list(of)) for c, of in groupby(shown, lambda s: s.category)],
+            "demo": any(manifest.source.kind == "demo" for manifest in manifests),
+            "fractions": sorted({manifest.parameters["sample"]["fraction"] for manifest in manifests}),
+            "image_size": shards.image_size,
+            "labels": LABELS,
+            "samples": len(shown),
+            "seed": seed,
+            "sources": sorted({(manifest.source.kind, manifest.source.revision) for manifest in manifests}),
+            "split": split,
+            "tokens": manifests[0].tokens,
+            "total": sum(shards.sizes),
+            "weighing": weighing,
+        },
     )
 
 

@@ -15,7 +15,7 @@ ONE = Ranks(0, 1, torch.device("cpu"))
 
 
 def test_the_clock_counts_each_moment_once() -> None:
-    clock = Clock(ONE.device)
+    clock = Clock(ONE.device, {})
     begun = time.perf_counter()
     for name in ("data", "forward", "data", "backward"):
         clock.start(name)

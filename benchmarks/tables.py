@@ -1,0 +1,16 @@
+"""Figures of repeated measurements, as people read them."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+
+
+def spread(values: Sequence[float], form: str = ",.0f") -> str:
+    """Return median, least and most in words."""
+    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a Markdown table."""
+    print(f"\n{title}\n\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")

@@ -1,0 +1,35 @@
+"""Pages and Markdown out of the templates that lie beside the code.
+
+In: a template's name and values. Out: text. Guaranteed: a value that the template names and nobody gave is an
+error, and in a page whatever comes from outside stands as text.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jinja2
+
+
+def render(
+    room: str, name: str, values: Mapping[str, Any], filters: Mapping[str, Callable[..., str]] | None = None
+) -> str:
+    """Return the template `name` of the package `room`, filled in.
+
+    Args:
+        room: shards or effimini.
+        name: ends in .html.jinja or .md.jinja. Markdown is not escaped: no text of a product may enter it, and
+            Markdown keeps its last newline.
+        values: by their names in the template.
+        filters: by theirs.
+    """
+    is_page = name.endswith(".html.jinja")
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(room, "."),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=not is_page,
+        autoescape=is_page,  # noqa: S701 -- Markdown is none
+    )
+    environment.filters |= filters or {}
+    return environment.get_template(name).render(values)
