@@ -42,7 +42,9 @@ PARAMS, DATA = Path("params.yaml"), Path("data")
 def main() -> None:
     """Run the command line."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # one line a request is no log
+    for library in ("httpx", "httpx2"):  # one line a request is no log, and signed URLs belong in none
+        logging.getLogger(library).setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
     try:
         app()
     except UserError as error:
@@ -76,6 +78,29 @@ def _report(path: Path, as_json: bool) -> None:
         )
     if as_json:
         typer.echo(json.dumps(report))
+
+
+@app.command()
+def categories(
+    hub: Annotated[
+        bool, typer.Option("--hub", help="List the hub's newest commit, whatever the parameters say.")
+    ] = False,
+    count: Annotated[
+        bool, typer.Option("--count", help="Count items in the footers of the metadata's parquet.")
+    ] = False,
+    params: ParamsFile = PARAMS,
+    data: Data = DATA,
+    as_json: Json = False,
+) -> None:
+    """List the categories that the source has, with sizes, and counts where they are known.
+
+    In: the source of params.yaml; the reports in data/raw. Out: a table. Examples: `effimini categories`,
+    `effimini categories --hub --count`
+    """
+    from prep import categories as stage
+
+    content = stage.of_hub(count) if hub else stage.of_source(load(params).source, data, count)
+    _show(content, stage.table, as_json)
 
 
 @app.command()

@@ -7,19 +7,20 @@ row or a reject with its reason; memory is bounded by the row groups of the open
 review text and no user id is stored.
 """
 
+import io
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prep import files, progress
+from prep import files
 from prep.faults import Funnel, UserError, check_budget
 from prep.params import Params
 from prep.records import Reject, item_row, review_row
-from prep.source import Location, Table, locate
+from prep.source import Table, raw_file
 from prep.strata import hash64
 from prep.tables import ITEMS, REJECTS, REVIEWS
 
@@ -32,12 +33,11 @@ def download(category: str, params: Params, data: Path = Path("data")) -> None:
     Raises:
         UserError: a raw file is missing, cannot be read, holds no line, or is over ``download.bad_share``.
     """
-    source = locate(params.source)
     with files.folder(data / "raw" / category) as out:
         rejects: list[tuple[str, int, str]] = []
-        tables = {"items": _type_lines(source, "items", category, params, out, rejects)}
+        tables = {"items": _type_lines("items", category, params, out, rejects)}
         if params.source.reviews:
-            tables["reviews"] = _type_lines(source, "reviews", category, params, out, rejects)
+            tables["reviews"] = _type_lines("reviews", category, params, out, rejects)
         else:
             _Buckets(out, "reviews", REVIEWS, params.download.buckets).close()
             tables["reviews"] = Funnel.of(0, {})
@@ -88,7 +88,6 @@ class _Buckets:
 
 
 def _type_lines(
-    source: Location,
     table: Table,
     category: str,
     params: Params,
@@ -100,22 +99,33 @@ def _type_lines(
     buckets = _Buckets(out, table, ITEMS if table == "items" else REVIEWS, params.download.buckets)
     reasons: Counter[str] = Counter()
     number = 0
-    with source.raw_file(table, category) as path:
-        with path.open("rb") as lines:
-            for number, line in enumerate(progress.bar(lines, f"{category} {table}"), start=1):
-                try:
-                    buckets.add(to_row(line, number))
-                except Reject as reject:
-                    reasons[str(reject)] += 1
-                    rejects.append((path.name, number, str(reject)))
-        buckets.close()
-        check_budget(
-            reasons,
-            number,
-            params.download.bad_share,
-            f"lines of {path.name}",
-            f"look at the file, or raise download.bad_share ({params.download.bad_share})",
-        )
+    raw = raw_file(params.source, table, category)
+    name = Path(raw.name).name
+    for number, line in enumerate(_lines(raw.chunks()), start=1):
+        try:
+            buckets.add(to_row(line, number))
+        except Reject as reject:
+            reasons[str(reject)] += 1
+            rejects.append((name, number, str(reject)))
+    buckets.close()
+    check_budget(
+        reasons,
+        number,
+        params.download.bad_share,
+        f"lines of {name}",
+        f"look at the file, or raise download.bad_share ({params.download.bad_share})",
+    )
     if table == "items" and number == 0:
-        raise UserError(f"{path.name} of the source is empty; check source.location and source.categories")
+        raise UserError(f"{name} of the source is empty; check source.location and source.categories")
     return Funnel.of(number, reasons)
+
+
+def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the lines of bytes that come in pieces, each with its end."""
+    rest = b""
+    for chunk in chunks:
+        lines = io.BytesIO(rest + chunk).readlines()
+        rest = b"" if not lines or lines[-1].endswith(b"\n") else lines.pop()
+        yield from lines
+    if rest:
+        yield rest

@@ -36,11 +36,16 @@ def aside(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
-        _sync(partial)
-        partial.replace(path)
-        _sync(path.parent)
+        settle(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def settle(partial: Path, path: Path) -> None:
+    """Let the whole file `partial`, in the folder of `path`, become `path`: flushed to disk, then renamed."""
+    _sync(partial)
+    partial.replace(path)
+    _sync(path.parent)
 
 
 @contextmanager

@@ -55,8 +55,10 @@ class Source(_Section, frozen=True):
     kind: Literal["demo", "mirror", "hub"]
     categories: Annotated[tuple[Name, ...], Meta(min_length=1)]
     location: str  # mirror: a directory, or an http(s) base URL, laid out like the hub repository
-    revision: str  # hub: the commit or tag that is read
+    revision: str  # hub: the commit that is read, 40 hexadecimal digits
+    metadata: Literal["jsonl", "parquet"]  # which of the hub's two files of the same items are read
     reviews: bool  # whether the source has review files
+    keep_raw: bool  # whether raw files that come over HTTP stay in the local store; changes no byte of the result
     demo: Demo
 
     def __post_init__(self) -> None:
@@ -65,8 +67,11 @@ class Source(_Section, frozen=True):
             raise ValueError("categories names one twice; name each once")
         if self.kind == "mirror" and not self.location:
             raise ValueError("kind mirror needs location: a directory or an http(s) base URL")
-        if self.kind == "hub" and not self.revision:
-            raise ValueError("kind hub needs revision: a commit of the hub repository")
+        if self.kind == "hub" and not re.fullmatch("[0-9a-f]{40}", self.revision):
+            raise ValueError(
+                f"kind hub needs revision: a whole commit, since a branch or tag moves, found {self.revision!r}; "
+                "`effimini categories --hub` prints the newest commit"
+            )
 
 
 class Download(_Section, frozen=True):

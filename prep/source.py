@@ -1,26 +1,27 @@
 """Where raw files and images come from: the demo catalogue, a mirror of the hub's layout, or the hub.
 
-In: the parameters' source section. Out: local paths of raw JSONL files, and the base that images are read from.
+In: the parameters' source section. Out: raw JSONL files, and the base that images are read from. Guaranteed: a file's
+bytes are all that the source announced, or there is a sentence; with ``source.keep_raw: false`` nothing of a file that
+comes over HTTP is kept here.
 """
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import httpx
-import tenacity
-
-from prep import demo, files
+from prep import demo, files, hub, progress, ranges
 from prep.faults import UserError
 from prep.params import Source
+from prep.retry import Patience
 
 Table = Literal["items", "reviews"]
-_PATHS: dict[Table, str] = {
+PATHS: dict[Table, str] = {  # of the dataset's repository, and of a mirror
     "items": "raw/meta_categories/meta_{}.jsonl",
     "reviews": "raw/review_categories/{}.jsonl",
 }
+IMAGE_HOST = "https://m.media-amazon.com"  # of the hub's image URLs
+_BLOCK = 1 << 20  # bytes of a local file read at a time
 
 
 class Location(NamedTuple):
@@ -33,75 +34,99 @@ class Location(NamedTuple):
         """Whether it is reached over HTTP."""
         return self.base.startswith(("http://", "https://"))
 
-    @contextmanager
-    def raw_file(self, table: Table, category: str) -> Iterator[Path]:
-        """Give the path of a raw JSONL file; one that came over HTTP is gone afterwards.
 
-        Raises:
-            UserError: the file does not exist there or cannot be had.
-        """
-        name = _PATHS[table].format(category)
-        if self.is_remote:
-            with tempfile.TemporaryDirectory(prefix="effimini-") as scratch:
-                path = Path(scratch) / Path(name).name
-                _download(f"{self.base.rstrip('/')}/{name}", path)
-                yield path
-        else:
-            path = Path(self.base) / name
-            if not path.is_file():
-                raise UserError(
-                    f"source.location {self.base} has no file {name}; check source.location and source.categories"
-                )
-            yield path
+class RawFile(NamedTuple):
+    """A raw file of the source."""
+
+    name: str  # its path in the layout, raw/meta_categories/meta_All_Beauty.jsonl for example
+    size: int  # bytes
+    path: Path | None  # where it stands on this machine, if it does
+    chunks: Callable[[], Iterator[bytes]]  # its bytes in order, with a bar; or a UserError
 
 
 def locate(source: Source) -> Location:
     """Return where the source's files are, making the demo catalogue first if that is the source.
 
-    Raises:
-        UserError: the source is the hub, which is not supported yet.
+    The hub has no images; its location is the host of those that its files name.
     """
     if source.kind == "hub":
-        raise UserError(
-            "source.kind is hub, which this version cannot read yet; "
-            "download the raw files and set source.kind: mirror and source.location to their folder"
-        )
+        return Location(IMAGE_HOST)
     if source.kind == "mirror":
         return Location(source.location)
     return Location(str(_demo_catalogue(source)))
+
+
+def raw_file(source: Source, table: Table, category: str, patience: Patience = ranges.PATIENT) -> RawFile:
+    """Find a raw file; over HTTP and with ``source.keep_raw``, bring it into the local store first.
+
+    Args:
+        source: of the parameters.
+        table: which of the category's two files.
+        category: a name of ``source.categories``.
+        patience: how long a fault of the server is borne.
+
+    Raises:
+        UserError: the file is not there, cannot be had, or has no room here.
+    """
+    name = PATHS[table].format(category)
+    location = locate(source)
+    if source.kind != "hub" and not location.is_remote:
+        path = Path(location.base) / name
+        if not path.is_file():
+            raise UserError(
+                f"source.location {location.base} has no file {name}; check source.location and source.categories"
+            )
+        return _local(name, path)
+    remote = remote_file(source, name, patience)
+    if not source.keep_raw:
+        return RawFile(name, remote.size, None, partial(ranges.read, remote, patience=patience))
+    place, revision = (hub.REPO, source.revision) if source.kind == "hub" else (location.base, "")
+    made_of = files.fingerprint(place, revision, name, remote.version, remote.size)
+    path = files.store() / "raw" / made_of[:16] / name
+    ranges.keep(remote, path, patience)
+    return _local(name, path)
+
+
+def remote_file(source: Source, name: str, patience: Patience = ranges.PATIENT) -> ranges.Remote:
+    """Return what a file of the hub or of an http(s) mirror is.
+
+    Args:
+        source: of the parameters.
+        name: the file's path in the layout.
+        patience: how long a fault of the server is borne.
+
+    Raises:
+        UserError: it is not there, or cannot be had.
+    """
+    if source.kind == "hub":
+        return hub.remote(source.revision, name, patience)
+    url = f"{source.location.rstrip('/')}/{name}"
+    return ranges.probe(url, "check source.location and source.categories, and that its server runs", patience)
+
+
+def _local(name: str, path: Path) -> RawFile:
+    size = path.stat().st_size
+    return RawFile(name, size, path, partial(_blocks, path, size))
+
+
+def _blocks(path: Path, size: int) -> Iterator[bytes]:
+    read = 0
+    try:
+        with path.open("rb") as file, progress.byte_bar(path.name, size) as advance:
+            while block := file.read(_BLOCK):
+                read += len(block)
+                advance(len(block))
+                yield block
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check the file and its disk") from error
+    if read != size:
+        raise UserError(f"{path} changed while it was read: {read} bytes came of {size}; run again when it is whole")
 
 
 def _demo_catalogue(source: Source) -> Path:
     """Make the demo catalogue in the local store, once for its parameters."""
     catalogue = files.store() / "demo" / files.fingerprint(demo.FORMAT, source.demo, source.categories)[:16]
     if not catalogue.exists():
-        with files.folder(catalogue) as partial:
-            demo.write_catalogue(partial, source.categories, source.demo.items, source.demo.seed)
+        with files.folder(catalogue) as folder:
+            demo.write_catalogue(folder, source.categories, source.demo.items, source.demo.seed)
     return catalogue
-
-
-@tenacity.retry(
-    retry=tenacity.retry_if_exception_type(httpx.TransportError),
-    wait=tenacity.wait_random_exponential(multiplier=0.5, max=20),
-    stop=tenacity.stop_after_attempt(5),
-    reraise=True,
-)
-def _stream(url: str, path: Path) -> None:
-    with httpx.stream("GET", url, timeout=30, follow_redirects=True) as answer, path.open("wb") as file:
-        answer.raise_for_status()
-        # httpx raises a TransportError when the body ends before its Content-Length
-        for block in answer.iter_bytes(1 << 20):
-            file.write(block)
-
-
-def _download(url: str, path: Path) -> None:
-    try:
-        _stream(url, path)
-    except httpx.HTTPStatusError as error:
-        raise UserError(
-            f"{url} answered {error.response.status_code}; check source.location and source.categories"
-        ) from error
-    except httpx.TransportError as error:
-        raise UserError(
-            f"{url} cannot be read ({type(error).__name__}: {error}); check source.location and that its server runs"
-        ) from error

@@ -8,7 +8,6 @@ and a host that refuses everything ends the run with a sentence. Every `get` end
 """
 
 import asyncio
-import email.utils
 import ipaddress
 import socket
 import time
@@ -23,6 +22,7 @@ import tenacity
 
 from prep.faults import UserError
 from prep.params import Fetch
+from prep.retry import retry_after
 
 HOPS = 5  # redirects followed
 LONGEST_WAIT = 60.0  # seconds before a retry, whatever the host asks for
@@ -259,21 +259,6 @@ def is_public(address: str) -> bool:
     if isinstance(parsed, ipaddress.IPv6Address):
         parsed = parsed.ipv4_mapped or parsed.sixtofour or parsed
     return parsed.is_global and not parsed.is_multicast
-
-
-def retry_after(header: str | None) -> float | None:
-    """Return the seconds that a Retry-After header asks to wait, from either of its forms, or None.
-
-    Source: RFC 9110, section 10.2.3 (a number of seconds, or an HTTP date).
-    """
-    if header is None:
-        return None
-    if header.strip().isdecimal():
-        return float(header)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return None
 
 
 def _origin(url: httpx.URL) -> tuple[str, str, int | None]:

@@ -12,8 +12,9 @@ import tenacity
 
 from prep.faults import UserError
 from prep.params import Fetch
+from prep.retry import retry_after
 from shards import client
-from shards.client import Answer, Client, Gate, is_public, retry_after
+from shards.client import Answer, Client, Gate, is_public
 from tests.shards.host import Host
 
 BODY = b"picture " * 500

@@ -1,0 +1,150 @@
+"""Item metadata as the hub's parquet: ``raw_meta_<Category>/full-*.parquet``.
+
+In: the source. Out: record batches of the columns used, as the JSONL of the same items gives them: absent lists are
+empty, an image is its URL. Guaranteed: types are those of `datasets` features written down here, never inferred; only
+the columns used are read; memory is bounded by a batch and a row group, not by the file.
+"""
+
+import glob
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Features, List, Value, load_dataset
+from huggingface_hub.errors import HfHubHTTPError
+
+from prep import hub
+from prep.faults import UserError, first_sentence
+from prep.params import Source
+from prep.source import locate
+
+BATCH = 10_000  # rows, at most
+FOLDER, NAMES = "raw_meta_{}", "full-*.parquet"
+
+_STRING, _STRINGS = Value("string"), List(Value("string"))
+# Reference, section 3. The file holds more columns; those named here are read.
+_FEATURES = Features(
+    {
+        "parent_asin": _STRING,
+        "main_category": _STRING,
+        "title": _STRING,
+        "average_rating": Value("float64"),
+        "rating_number": Value("int64"),
+        "features": _STRINGS,
+        "description": _STRINGS,
+        "store": _STRING,
+        "details": _STRING,
+        "images": {"hi_res": _STRINGS, "large": _STRINGS, "thumb": _STRINGS, "variant": _STRINGS},
+    }
+)
+ITEM_BATCH = pa.schema(
+    [
+        ("parent_asin", pa.string()),
+        ("main_category", pa.string()),
+        ("title", pa.string()),
+        ("average_rating", pa.float64()),
+        ("rating_number", pa.int64()),
+        ("features", pa.list_(pa.string())),
+        ("description", pa.list_(pa.string())),
+        ("store", pa.string()),
+        ("details", pa.string()),  # the object as JSON
+        ("hi_res", pa.string()),  # the first such URL of the item's images
+        ("large", pa.string()),
+    ]
+)
+
+
+def item_batches(source: Source, category: str) -> Iterator[pa.RecordBatch]:
+    """Yield the items of a category in the files' order, as `ITEM_BATCH`.
+
+    Args:
+        source: of the parameters.
+        category: a name of ``source.categories``.
+
+    Raises:
+        UserError: the source has no such files, or they are not parquet with these columns.
+    """
+    urls = parquet_files(source, category)
+    where = urls[0].rpartition("/")[0]
+    try:
+        rows = load_dataset(
+            "parquet",
+            data_files=list(map(glob.escape, urls)),
+            split="train",
+            streaming=True,
+            features=_FEATURES,
+            columns=list(_FEATURES),
+            batch_size=BATCH,
+        )
+        for table in rows.with_format("arrow").iter(BATCH):
+            yield _item_batch(table)
+    except (HfHubHTTPError, httpx2.RequestError) as error:
+        raise UserError(f"{where} cannot be read ({first_sentence(error)}); wait a while and run again") from error
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        raise UserError(
+            f"{where} is not the hub's metadata as parquet ({first_sentence(error)}); have its {NAMES} anew, or set "
+            "source.metadata: jsonl"
+        ) from error
+
+
+def parquet_files(source: Source, category: str) -> list[str]:
+    """Return the metadata's parquet files of a category in order, as paths or hf:// URLs.
+
+    Args:
+        source: of the parameters.
+        category: a name of ``source.categories``.
+
+    Raises:
+        UserError: there are none, or the source cannot be listed.
+    """
+    folder = FOLDER.format(category)
+    location = locate(source)
+    if source.kind == "hub":
+        names = hub.listing(source.revision, folder)
+        found = [hub.address(source.revision, name) for name in names if Path(name).match(NAMES)]
+    elif location.is_remote:
+        raise UserError(
+            f"parquet files cannot be listed at {location.base}; read JSONL (source.metadata: jsonl, no --count), or "
+            "take a directory or the hub"
+        )
+    else:
+        found = sorted(map(str, (Path(location.base) / folder).glob(NAMES)))
+    if not found:
+        place = hub.REPO if source.kind == "hub" else location.base
+        raise UserError(
+            f"{place} has no {folder}/{NAMES}; check source.categories, or read JSONL (source.metadata: jsonl, no "
+            "--count)"
+        )
+    return found
+
+
+def _item_batch(table: pa.Table) -> pa.RecordBatch:
+    """Give rows of `_FEATURES` the columns of `ITEM_BATCH`."""
+    columns: dict[str, Any] = {name: table[name].combine_chunks() for name in table.column_names}
+    images = columns.pop("images")
+    columns |= {name: _without_null(columns[name]) for name in ("features", "description")}
+    columns |= {name: _first(pc.struct_field(images, name)) for name in ("hi_res", "large")}
+    return pa.RecordBatch.from_arrays([columns[name] for name in ITEM_BATCH.names], schema=ITEM_BATCH)
+
+
+def _without_null(lists: pa.ListArray) -> pa.ListArray:
+    """Leave null elements out; a null list is an empty one."""
+    valid = pc.is_valid(pc.list_flatten(lists))
+    owners = pc.list_parent_indices(lists).filter(valid)
+    counts = np.bincount(owners.to_numpy(), minlength=len(lists))
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype("int32")
+    return pa.ListArray.from_arrays(pa.array(offsets), pc.list_flatten(lists).filter(valid))
+
+
+def _first(lists: pa.ListArray) -> pa.Array:
+    """Return the first element of each list that is not null or empty, null where there is none."""
+    values = pc.list_flatten(lists)
+    whole = pc.fill_null(pc.not_equal(values, ""), False)
+    owners, first = np.unique(pc.list_parent_indices(lists).filter(whole).to_numpy(), return_index=True)
+    places = np.full(len(lists), -1)
+    places[owners] = first
+    return values.filter(whole).take(pa.array(places, mask=places < 0))
