@@ -53,12 +53,13 @@ def of_source(settings: Source, data: Path, count: bool = False) -> dict[str, An
     rows = []
     for category in sorted({*sizes, *settings.categories}):
         known = _counted(data / "raw" / category / "report.json")
+        has_items = "items" in sizes.get(category, {})
         rows.append(
             {
                 "category": category,
                 "metadata_bytes": sizes.get(category, {}).get("items"),
                 "review_bytes": sizes.get(category, {}).get("reviews"),
-                "items": _rows(settings, category) if count else known.get("items"),
+                "items": _rows(settings, category) if count and has_items else known.get("items"),
                 "reviews": known.get("reviews"),
             }
         )

@@ -43,7 +43,7 @@ def remote(revision: str, name: str, patience: Patience = PATIENT) -> Remote:
     Raises:
         UserError: there is no such repository, commit or file, it may not be read, or the hub does not answer.
     """
-    found = _ask(
+    found = asking(
         lambda: HfApi().get_paths_info(REPO, [name], revision=revision, repo_type="dataset"), revision, patience
     )
     file = next((file for file in found if isinstance(file, RepoFile)), None)
@@ -71,7 +71,7 @@ def newest(patience: Patience = PATIENT) -> str:
     Raises:
         UserError: the repository cannot be read.
     """
-    refs = _ask(lambda: HfApi().list_repo_refs(REPO, repo_type="dataset"), "main", patience)
+    refs = asking(lambda: HfApi().list_repo_refs(REPO, repo_type="dataset"), "main", patience)
     return next(str(branch.target_commit) for branch in refs.branches if branch.name == "main")
 
 
@@ -92,7 +92,7 @@ def listing(revision: str, folder: str = "") -> dict[str, int]:
         )
         return list(tree)
 
-    found = _ask(ask, revision, Patience(tries=1))  # the library itself asks for a page of a listing again
+    found = asking(ask, revision, Patience(tries=1))  # the library itself asks for a page of a listing again
     return {entry.path: entry.size if isinstance(entry, RepoFile) else 0 for entry in sorted(found, key=_path)}
 
 
@@ -105,13 +105,17 @@ def address(revision: str, name: str) -> str:
     return f"hf://datasets/{REPO}@{revision}/{name}"
 
 
-def _may_read() -> str:
-    page = f"{constants.ENDPOINT}/datasets/{REPO}"
-    return f"check that {page} may be read: accept its terms there if it has any, and {_LOG_IN}"
+def asking(ask: Callable[[], T], revision: str, patience: Patience = PATIENT) -> T:
+    """Return what the hub answers, asking again while a fault may pass.
 
+    Args:
+        ask: asks by the library.
+        revision: what is asked for, for the sentence.
+        patience: how long a fault is borne.
 
-def _ask(ask: Callable[[], T], revision: str, patience: Patience) -> T:
-    """Return what the hub answers, asking again while a fault may pass; what does not becomes a sentence."""
+    Raises:
+        UserError: the fault did not pass, or cannot.
+    """
 
     def once() -> T:
         try:
@@ -137,6 +141,11 @@ def _ask(ask: Callable[[], T], revision: str, patience: Patience) -> T:
         raise UserError(_refusal(error, hub, revision)) from error
 
 
+def _may_read() -> str:
+    page = f"{constants.ENDPOINT}/datasets/{REPO}"
+    return f"check that {page} may be read: accept its terms there if it has any, and {_LOG_IN}"
+
+
 def _refusal(error: HfHubHTTPError, hub: str, revision: str) -> str:
     """Return the sentence for an answer that refuses."""
     if isinstance(error, GatedRepoError):
@@ -146,9 +155,7 @@ def _refusal(error: HfHubHTTPError, hub: str, revision: str) -> str:
     if isinstance(error, RevisionNotFoundError):
         return f"{REPO} has no commit {revision}; set source.revision to one that `effimini categories --hub` prints"
     if isinstance(error, EntryNotFoundError):
-        return (
-            f"{REPO} has no such folder at {revision} ({error.response.url.path}); `effimini categories --hub` lists it"
-        )
+        return f"{REPO} has no {error.response.url.path} at {revision}; compare with `effimini categories --hub`"
     status = error.response.status_code
     said = error.response.headers.get("X-Error-Message", "no reason given")[:200]
     refused = f"the token is refused: {_LOG_IN}" if status in {401, 403} else _may_read()

@@ -7,6 +7,7 @@ the columns used are read; memory is bounded by a batch and a row group, not by 
 
 import glob
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,16 +71,18 @@ def item_batches(source: Source, category: str) -> Iterator[pa.RecordBatch]:
     """
     urls = parquet_files(source, category)
     where = urls[0].rpartition("/")[0]
+    opened = partial(
+        load_dataset,
+        "parquet",
+        data_files=list(map(glob.escape, urls)),
+        split="train",
+        streaming=True,
+        features=_FEATURES,
+        columns=list(_FEATURES),
+        batch_size=BATCH,
+    )
     try:
-        rows = load_dataset(
-            "parquet",
-            data_files=list(map(glob.escape, urls)),
-            split="train",
-            streaming=True,
-            features=_FEATURES,
-            columns=list(_FEATURES),
-            batch_size=BATCH,
-        )
+        rows = hub.asking(opened, source.revision) if source.kind == "hub" else opened()
         for table in rows.with_format("arrow").iter(BATCH):
             yield _item_batch(table)
     except (HfHubHTTPError, httpx2.RequestError) as error:

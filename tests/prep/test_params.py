@@ -38,7 +38,8 @@ def test_the_papers_file_holds_the_papers_values() -> None:
         ("epochs: 9", "epochs: 0", r"train\.epochs: expected `int` >= 1, found 0"),
         ("kind: demo", "kind: demon", r"source\.kind: 'demon' is none of demo, mirror, hub"),
         ("kind: demo", "kind: mirror", r"source: kind mirror needs location"),
-        ("kind: demo", "kind: hub", r"source: kind hub needs revision"),
+        ("kind: demo", "kind: hub", r"source: kind hub needs revision: .* found ''; .*categories --hub` prints"),
+        ("metadata: jsonl", "metadata: json", r"source\.metadata: 'json' is none of jsonl, parquet"),
         ("  salt: effimini\n", "", r"sample\.salt is missing"),
         ("[main_category, title, f", "[main_categry, title, f", r"text\.fields\.0: 'main_categry' is none of .*title"),
         ("hidden: [512, 256]", "hidden: [512, x]", r"model\.hidden\.1: expected `int`, got `str`, found 'x'"),
@@ -60,6 +61,17 @@ def test_a_mistake_is_one_sentence_with_file_key_value(tmp_path: Path, line: str
     assert str(path) in message
     assert re.search(sentence, message), message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("revision", ["main", "v1.0", "2b6d039", "2B6D039ED471F2BA5FD2ACB718BF33B0A7E5598E"])
+def test_a_revision_that_could_move_is_refused(tmp_path: Path, revision: str) -> None:
+    path = tmp_path / "params.yaml"
+    text = DEMO.replace("kind: demo", "kind: hub")
+    path.write_text(text.replace("revision: ''", f"revision: {'a1' * 20}"))
+    assert load(path).source.revision == "a1" * 20
+    path.write_text(text.replace("revision: ''", f"revision: {revision}"))
+    with pytest.raises(UserError, match=rf"a branch or tag moves, found '{revision}'"):
+        load(path)
 
 
 def test_an_absent_file_says_how_to_get_one(tmp_path: Path) -> None:

@@ -1,0 +1,164 @@
+import json
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from prep import metadata
+from prep.faults import UserError
+from prep.hub import REPO
+from prep.metadata import ITEM_BATCH, item_batches
+from prep.params import Params, Source
+from tests.prep import hub_server
+from tests.prep.hub_server import COMMIT, Hub
+from tests.prep.test_source import point_at
+
+STRINGS = pa.list_(pa.string())
+# The columns of the hub's files and their types.
+HUB = pa.schema(
+    [
+        ("main_category", pa.string()), ("title", pa.string()), ("average_rating", pa.float64()),
+        ("rating_number", pa.int64()), ("features", STRINGS), ("description", STRINGS), ("price", pa.string()),
+        ("images", pa.struct([(name, STRINGS) for name in ("hi_res", "large", "thumb", "variant")])),
+        ("videos", pa.struct([(name, STRINGS) for name in ("title", "url", "user_id")])), ("store", pa.string()),
+        ("categories", STRINGS), ("details", pa.string()), ("parent_asin", pa.string()),
+        ("bought_together", pa.string()), ("subtitle", pa.string()), ("author", pa.string()),
+    ]
+)  # fmt: skip
+
+
+def write(folder: Path, rows: list[dict[str, Any]], files: int = 1, row_group_size: int = 3_000) -> Path:
+    """Write lines of the JSONL as the hub's parquet."""
+    folder = folder / "raw_meta_Toys"
+    folder.mkdir(parents=True)
+    keys = ("hi_res", "large", "thumb", "variant")
+    as_hub = [
+        row
+        | {
+            "images": {key: [image.get(key) for image in row["images"]] for key in keys} if row["images"] else None,
+            "details": json.dumps(row["details"]),
+            "price": None if row.get("price") is None else str(row["price"]),
+            "videos": None,
+            **dict.fromkeys(("bought_together", "subtitle", "author")),
+        }
+        for row in rows
+    ]
+    size = -(-len(rows) // files)
+    for number in range(files):
+        table = pa.Table.from_pylist(as_hub[number * size : (number + 1) * size], schema=HUB)
+        path = folder / f"full-{number:05d}-of-{files:05d}.parquet"
+        pq.write_table(table, path, row_group_size=row_group_size)
+    return folder
+
+
+def item(number: int = 0, **changes: Any) -> dict[str, Any]:
+    images = [{"hi_res": None, "large": "", "thumb": "t", "variant": "MAIN"}]
+    images += [{"hi_res": "", "large": "large", "thumb": "t", "variant": "PT01"}]
+    images += [{"hi_res": "high", "large": "second", "thumb": "t", "variant": "PT02"}]
+    return {
+        "parent_asin": f"B{number}", "main_category": None, "title": "A pan", "average_rating": 4.5, "rating_number": 3,
+        "features": ["x", None], "description": [], "price": "None", "images": images, "store": None,
+        "categories": ["a"], "details": {"any": {"thing": [number]}},
+    } | changes  # fmt: skip
+
+
+def expected(row: dict[str, Any]) -> dict[str, Any]:
+    """Return what the reader of JSONL makes of a row."""
+    row = {name: row.get(name) for name in ITEM_BATCH.names} | {"images": row["images"]}
+    for name in ("features", "description"):
+        row[name] = [part for part in row[name] or () if part is not None]
+    images = row.pop("images") or ()
+    urls = {name: [image[name] for image in images if image.get(name)] for name in ("hi_res", "large")}
+    return row | {name: (found or [None])[0] for name, found in urls.items()} | {"details": json.dumps(row["details"])}
+
+
+@pytest.fixture
+def settings(make_params: Callable[..., Params]) -> Callable[..., Source]:
+    def of(location: Path | str = "") -> Source:
+        where = {"kind": "mirror", "location": str(location)} if location else {"kind": "hub", "revision": COMMIT}
+        given = {**where, "categories": ["Toys"], "metadata": "parquet"}
+        return make_params(**{f"source.{key}": value for key, value in given.items()}).source
+
+    return of
+
+
+def rows(source: Source) -> list[dict[str, Any]]:
+    batches = list(item_batches(source, "Toys"))
+    assert all(batch.schema == ITEM_BATCH for batch in batches)
+    assert all(batch.num_rows <= metadata.BATCH for batch in batches)
+    return [row for batch in batches for row in batch.to_pylist()]
+
+
+def test_files_over_10_mb_give_the_rows_of_the_jsonl(tmp_path: Path, settings: Callable[..., Source]) -> None:
+    # The types are given, so what a first block would teach is of no weight: here it has nulls and no images alone.
+    dull = {"store": None, "images": [], "features": [], "description": None, "details": {}, "average_rating": None}
+    made = [item(n, **dull) for n in range(12_000)]
+    text = random.Random(0).randbytes
+    made += [item(n, description=[text(200).hex()], store="S", title=text(50).hex()) for n in range(12_000, 60_000)]
+    folder = write(tmp_path, made, files=2)
+    assert sum(path.stat().st_size for path in folder.iterdir()) > 10 << 20
+    assert rows(settings(tmp_path)) == [expected(row) for row in made]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"images": []},
+        {"images": [{"hi_res": None, "large": None}]},
+        {"features": None, "description": [None]},
+        {"title": None, "average_rating": None, "rating_number": None},
+    ],
+)
+def test_what_a_row_can_lack(tmp_path: Path, settings: Callable[..., Source], changes: dict[str, Any]) -> None:
+    made = [item(0), item(1, **changes), item(2)]
+    write(tmp_path, made)
+    assert rows(settings(tmp_path)) == [expected(row) for row in made]
+
+
+def test_the_real_rows_give_what_their_jsonl_gives(
+    corpus: Path, tmp_path: Path, settings: Callable[..., Source]
+) -> None:
+    lines = (corpus / "amazon/raw/meta_categories/meta_Health_and_Personal_Care.jsonl").read_bytes().splitlines()
+    made = [json.loads(line) for line in lines]
+    write(tmp_path, made, files=3, row_group_size=100)
+    assert rows(settings(tmp_path)) == [expected(row) for row in made]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    folder = write(tmp_path, [item(n) for n in range(100)], files=2)
+    with Hub({f"{folder.name}/{path.name}": path.read_bytes() for path in folder.iterdir()}) as served:
+        point_at(served, monkeypatch)
+        yield served
+
+
+def test_the_hubs_files_are_read_at_the_commit(hub: Hub, settings: Callable[..., Source]) -> None:
+    hub.faults.append(hub_server.cut)
+    hub.api_faults.extend([hub_server.status(429, Retry_After="0"), None, hub_server.status(503)])
+    assert [row["parent_asin"] for row in rows(settings())] == [f"B{n}" for n in range(100)]
+    assert all(COMMIT in asked.path for asked in hub.hub.asked if REPO in asked.path)
+    assert {asked.token for asked in hub.cdn.asked} == {""}
+
+
+def test_what_is_no_metadata_is_a_sentence(tmp_path: Path, settings: Callable[..., Source]) -> None:
+    with pytest.raises(UserError, match=r"has no raw_meta_Toys/full-\*.parquet; check source.categories"):
+        rows(settings(tmp_path))
+    with pytest.raises(UserError, match=r"cannot be listed at http://.*metadata: jsonl.* a directory or the hub"):
+        rows(settings("http://127.0.0.1:9"))
+    path = write(tmp_path, [item()]) / "full-00000-of-00001.parquet"
+    for spoil in (
+        lambda: path.write_bytes(b"<html>come back later</html>"),
+        lambda: pq.write_table(pa.table({"title": ["a"], "price": ["1"]}), path),
+        lambda: pq.write_table(pa.Table.from_pylist([{**item(), "details": "{}"}]), path),  # images as in the JSONL
+    ):
+        spoil()
+        with pytest.raises(
+            UserError, match="raw_meta_Toys is not the hub's metadata as parquet.*anew, or set"
+        ) as caught:
+            rows(settings(tmp_path))
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,306 @@
+import hashlib
+import logging
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import datasets
+import msgspec
+import pytest
+from huggingface_hub import constants
+
+from prep import hub as the_hub
+from prep import ranges
+from prep.faults import UserError
+from prep.params import Params, Source
+from prep.retry import Patience
+from prep.source import IMAGE_HOST, locate, raw_file
+from tests.prep import hub_server
+from tests.prep.hub_server import COMMIT, Hub
+
+ITEMS = "raw/meta_categories/meta_Toys.jsonl"
+BODY = random.Random(1).randbytes(1 << 20)
+ROOT = Path(__file__).parents[2]
+QUICK = Patience(tries=3, first=0.001)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """Give the hub with one file, read in ranges of 256 KiB, as the endpoint of huggingface_hub."""
+    with Hub({ITEMS: BODY}) as served:
+        point_at(served, monkeypatch)
+        monkeypatch.setattr(ranges, "RANGE", 1 << 18)
+        yield served
+
+
+def point_at(served: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", served.url)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", served.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", served.url)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+
+
+@pytest.fixture
+def source(make_params: Callable[..., Params]) -> Callable[..., Source]:
+    def of(location: str = "", **changes: object) -> Source:
+        where = {"kind": "mirror", "location": location} if location else {"kind": "hub", "revision": COMMIT}
+        given = {"categories": ["Toys"], **where, **changes}
+        return make_params(**{f"source.{key}": value for key, value in given.items()}).source
+
+    return of
+
+
+def had(settings: Source, patience: Patience = QUICK) -> bytes:
+    return b"".join(raw_file(settings, "items", "Toys", patience).chunks())
+
+
+def left() -> list[Path]:
+    return [path for path in Path(os.environ["EFFIMINI_STORE"]).rglob("*") if path.is_file()]
+
+
+FAULTS = {
+    "429": hub_server.status(429),
+    "429 with 0 s": hub_server.status(429, Retry_After="0"),
+    "429 with a date": hub_server.status(429, Retry_After=hub_server.http_date(-5)),
+    "429 of the hub": hub_server.status(429, RateLimit='"resolvers";r=0;t=0'),
+    "408": hub_server.status(408),
+    "503": hub_server.status(503),
+    "reset": hub_server.reset,
+    "cut": hub_server.cut,
+    "short": hub_server.short,
+    "elsewhere": hub_server.elsewhere,
+    "page": hub_server.page,
+    "whole": hub_server.whole,
+}
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("mirror", [True, False])
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_bytes_are_the_files_through_every_passing_fault(
+    hub: Hub, source: Callable[..., Source], name: str, mirror: bool, keep: bool
+) -> None:
+    fault = FAULTS[name]
+    hub.faults.extend([None, fault, fault, None, fault])
+    assert had(source(hub.cdn.url if mirror else "", keep_raw=keep)) == BODY
+    assert not hub.faults or name == "whole"  # which brings the rest at once
+
+
+def test_a_fault_that_stays_is_a_sentence_after_the_tries(hub: Hub, source: Callable[..., Source]) -> None:
+    hub.faults.extend([hub_server.status(503)] * 4)
+    with pytest.raises(UserError, match=rf"{ITEMS} cannot be read after 3 tries \(HTTP 503\); check that .*HF_TOKEN"):
+        had(source(keep_raw=False))
+    assert len(hub.faults) == 1
+    with pytest.raises(UserError, match=r"meta_Toys.jsonl cannot be read after 3 tries.*check source.location"):
+        had(source("http://127.0.0.1:9"))
+
+
+@pytest.mark.parametrize("headers", [{"Retry_After": "1"}, {"RateLimit": '"api";r=0;t=1'}, "date"])
+def test_a_server_is_left_alone_for_as_long_as_it_asks(
+    hub: Hub, source: Callable[..., Source], headers: dict[str, str] | str
+) -> None:
+    # Who does not wait has spent the tries before the server opens.
+    given = {"Retry_After": hub_server.http_date(2)} if isinstance(headers, str) else headers
+    hub_server.closed_for(hub, 0.9, **given)
+    assert had(source(keep_raw=False), Patience(tries=2, first=0.001)) == BODY
+
+
+def test_an_answer_that_breaks_off_is_asked_on_from_where_it_broke(hub: Hub, source: Callable[..., Source]) -> None:
+    hub.faults.append(hub_server.cut)
+    had(source(hub.cdn.url))
+    first, second, *_ = (tuple(map(int, asked.split("-"))) for asked in hub.ranges())
+    assert first == (0, (1 << 18) - 1)
+    assert second == (1 << 17, (1 << 17) + (1 << 18) - 1)
+
+
+@pytest.mark.parametrize("fault", [hub_server.changed, hub_server.grown])
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    hub: Hub, source: Callable[..., Source], fault: Callable[..., None]
+) -> None:
+    hub.faults.extend([None, fault])
+    with pytest.raises(UserError, match=r"meta_Toys.jsonl changed while it was read: .*run again"):
+        had(source(hub.cdn.url))
+    assert not [path for path in left() if path.name == "meta_Toys.jsonl"]
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_other_bytes_of_the_right_length_are_found_by_their_sha256(
+    hub: Hub, source: Callable[..., Source], keep: bool
+) -> None:
+    hub.faults.extend([None, hub_server.corrupt])
+    with pytest.raises(UserError, match=f"with sha256 .* should be {hashlib.sha256(BODY).hexdigest()}; run again"):
+        had(source(keep_raw=keep))
+    assert had(source(keep_raw=keep)) == BODY  # not with what was wrong
+
+
+def test_a_kept_file_is_asked_once_and_one_not_kept_leaves_nothing(hub: Hub, source: Callable[..., Source]) -> None:
+    streamed = raw_file(source(keep_raw=False), "items", "Toys")
+    assert (streamed.name, streamed.size, streamed.path) == (ITEMS, len(BODY), None)
+    assert b"".join(streamed.chunks()) == BODY
+    assert left() == []
+    kept = raw_file(source(keep_raw=True), "items", "Toys")
+    assert kept.path is not None
+    assert kept.path.read_bytes() == BODY
+    asked = len(hub.ranges())
+    assert raw_file(source(keep_raw=True), "items", "Toys").path == kept.path
+    assert len(hub.ranges()) == asked
+
+
+def run(settings: Source, *code: str, **environment: str) -> subprocess.Popen[bytes]:
+    """Read the raw file in a process of its own, with HF_ENDPOINT as a user sets it."""
+    script = (
+        "import sys, msgspec; from prep.params import Source; from prep import ranges, source;"
+        f"ranges.RANGE = 1 << 18; settings = msgspec.json.decode(sys.argv[1], type=Source);{';'.join(code)}"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", script, msgspec.json.encode(settings).decode()], stderr=subprocess.PIPE, cwd=ROOT,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("mirror", [True, False])
+def test_what_a_killed_run_had_is_not_asked_again(hub: Hub, source: Callable[..., Source], mirror: bool) -> None:
+    hub.faults.extend([None, None, lambda request, *_: request.connection.recv(1)])  # two ranges, then silence
+    settings = source(hub.cdn.url if mirror else "", keep_raw=True)
+    process = run(settings, 'source.raw_file(settings, "items", "Toys")', HF_ENDPOINT=hub.url)
+    while len(hub.ranges()) < 3:
+        assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert [path.name for path in left() if path.stat().st_size] == [".meta_Toys.jsonl.partial"]
+    before = len(hub.ranges())
+    assert had(settings) == BODY
+    assert hub.ranges()[before:] == ["524288-786431", "786432-1048575"]
+    assert [path.name for path in left() if path.stat().st_size] == ["meta_Toys.jsonl"]
+
+
+def test_the_token_goes_to_the_hub_alone_and_into_no_log(
+    hub: Hub, source: Callable[..., Source], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    hub.faults.append(hub_server.status(503))
+    had(source(keep_raw=False))
+    hub.faults.extend([hub_server.status(503)] * 3)
+    with pytest.raises(UserError) as caught:
+        had(source(keep_raw=False))
+    assert {asked.token for asked in hub.hub.asked} == {"Bearer hf_secret"}
+    assert {asked.token for asked in hub.cdn.asked} == {""}
+    assert "hf_secret" not in caplog.text + str(caught.value) + repr(the_hub.remote(COMMIT, ITEMS))
+
+
+def test_every_url_holds_the_commit(hub: Hub, source: Callable[..., Source]) -> None:
+    had(source())
+    assert all(COMMIT in asked.path for asked in hub.hub.asked if the_hub.REPO in asked.path)
+
+
+def test_the_end_of_each_file_is_one_line_with_bytes_time_and_rate(
+    hub: Hub, source: Callable[..., Source], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "prep")
+    had(source(keep_raw=False))
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("prep")]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"meta_Toys.jsonl: {len(BODY)} bytes in ")
+    assert lines[0].endswith(" MB/s")
+
+
+def test_a_disk_without_room_is_said_before_anything_is_fetched(hub: Hub, source: Callable[..., Source]) -> None:
+    hub.announced[ITEMS] = 10**18
+    for settings in (source(), source(hub.cdn.url)):
+        with pytest.raises(UserError, match=r"needs 1,000,000,.* bytes more in .*EFFIMINI_STORE .*keep_raw: false"):
+            had(settings)
+    assert hub.ranges() == []
+
+
+def test_a_disk_that_fills_up_meanwhile_is_a_sentence(
+    hub: Hub, source: Callable[..., Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", str(disk)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        monkeypatch.setenv("EFFIMINI_STORE", str(disk))
+
+        def fill(request: object, *_: object) -> None:
+            (disk / "other").write_bytes(bytes(900_000))
+            hub_server.cut(request, *_)  # type: ignore[arg-type]
+
+        hub.faults.append(fill)
+        with pytest.raises(UserError, match="bytes more in .* are free; make room"):
+            had(source())
+        (disk / "other").unlink()
+        assert had(source()) == BODY
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        (hub_server.refusing(403, "GatedRepo"), r"keeps .* behind terms; .*accept its terms"),
+        (hub_server.refusing(404, "RepoNotFound"), r"shows no McAuley-Lab/.*HF_TOKEN"),
+        (hub_server.refusing(404, "RevisionNotFound"), r"has no commit 1{40}; set source.revision .*categories --hub"),
+        (
+            hub_server.refusing(401, "", "Invalid credentials in Authorization header"),
+            r"401 .*the token is refused: log",
+        ),
+    ],
+)
+def test_what_the_hub_refuses_is_one_sentence(
+    hub: Hub, source: Callable[..., Source], fault: Callable[..., None], sentence: str
+) -> None:
+    hub.api_faults.append(fault)
+    with pytest.raises(UserError, match=sentence) as caught:
+        had(source())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there_or_may_not_be_read_is_a_sentence(hub: Hub, source: Callable[..., Source]) -> None:
+    with pytest.raises(UserError, match=rf"no file raw/meta_categories/meta_Gone.jsonl at {COMMIT}; check"):
+        raw_file(source(), "items", "Gone", QUICK)
+    with pytest.raises(UserError, match=r"meta_Gone.jsonl answered 404; check source.location"):
+        raw_file(source(hub.cdn.url), "items", "Gone", QUICK)
+    hub.api_faults.extend([None, hub_server.refusing(403, "GatedRepo", "Access to dataset is restricted")])
+    with pytest.raises(UserError, match=r"answered 403 \(Access to dataset is restricted\); .*accept its terms"):
+        had(source())
+
+
+def test_a_hub_that_does_not_answer_is_a_sentence(hub: Hub, source: Callable[..., Source]) -> None:
+    hub.api_faults.extend([hub_server.status(503)] * 2)
+    assert had(source()) == BODY
+    hub.api_faults.extend([hub_server.reset] * 3)
+    with pytest.raises(UserError, match=r"does not answer.*check the network and HF_ENDPOINT"):
+        had(source())
+    stopped = run(source(), 'source.raw_file(settings, "items", "Toys")', HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="1")
+    _, said = stopped.communicate()
+    assert b"HF_HUB_OFFLINE is set; unset it" in said
+
+
+def test_a_local_file_is_given_in_pieces_and_one_that_changes_is_refused(
+    tmp_path: Path, source: Callable[..., Source]
+) -> None:
+    path = tmp_path / ITEMS
+    path.parent.mkdir(parents=True)
+    path.write_bytes(BODY * 3)
+    raw = raw_file(source(str(tmp_path)), "items", "Toys")
+    assert raw.path == path
+    assert b"".join(raw.chunks()) == BODY * 3
+    assert max(map(len, raw.chunks())) <= len(BODY)
+    path.write_bytes(BODY)
+    with pytest.raises(UserError, match="changed while it was read"):
+        list(raw.chunks())
+
+
+def test_the_hubs_images_come_from_their_own_host(source: Callable[..., Source]) -> None:
+    assert locate(source()).base == IMAGE_HOST
