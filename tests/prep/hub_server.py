@@ -51,7 +51,8 @@ class _Request(BaseHTTPRequestHandler):
         self.send_response(status)
         given = {name.replace("_", "-"): value for name, value in headers.items()}
         for name, value in ({"Content-Length": str(len(body))} | given).items():
-            self.send_header(name, value)
+            if value:  # Content_Length="" leaves it out
+                self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
@@ -247,8 +248,17 @@ def short(request: _Request, content: bytes, etag: str) -> None:
 
 
 def elsewhere(request: _Request, content: bytes, etag: str) -> None:
-    """Fault: another range than the one asked for."""
-    request.answer(206, content[1:9], ETag=etag, Content_Range=f"bytes 1-8/{len(content)}")
+    """Fault: another range than the one asked for, without a length."""
+    request.close_connection = True
+    request.answer(206, content[1:9], ETag=etag, Content_Length="", Content_Range=f"bytes 1-8/{len(content)}")
+
+
+def faint(request: _Request, content: bytes, etag: str) -> None:
+    """Fault: the connection ends early, without a length that would tell."""
+    request.close_connection = True
+    begin = int(request.headers["Range"].removeprefix("bytes=").partition("-")[0])
+    given = f"bytes {begin}-{begin + 99}/{len(content)}"
+    request.answer(206, content[begin : begin + 50], ETag=etag, Content_Length="", Content_Range=given)
 
 
 def page(request: _Request, *_: object) -> None:

@@ -15,8 +15,8 @@ import msgspec
 import pytest
 from huggingface_hub import constants
 
+from prep import download, ranges
 from prep import hub as the_hub
-from prep import ranges
 from prep.faults import UserError
 from prep.params import Params, Source
 from prep.retry import Patience
@@ -77,6 +77,7 @@ FAULTS = {
     "cut": hub_server.cut,
     "short": hub_server.short,
     "elsewhere": hub_server.elsewhere,
+    "faint": hub_server.faint,
     "page": hub_server.page,
     "whole": hub_server.whole,
 }
@@ -111,6 +112,15 @@ def test_a_server_is_left_alone_for_as_long_as_it_asks(
     given = {"Retry_After": hub_server.http_date(2)} if isinstance(headers, str) else headers
     hub_server.closed_for(hub, 0.9, **given)
     assert had(source(keep_raw=False), Patience(tries=2, first=0.001)) == BODY
+
+
+def test_an_answer_that_ends_early_costs_a_try(hub: Hub, source: Callable[..., Source]) -> None:
+    hub.faults.extend([hub_server.faint, hub_server.status(503), hub_server.status(503)])
+    with pytest.raises(UserError, match="after 3 tries"):
+        had(source(hub.cdn.url, keep_raw=False))
+    hub.faults.extend([hub_server.page] * 3)
+    with pytest.raises(UserError, match=r"after 3 tries \(28 bytes of text/html came\)"):
+        had(source(hub.cdn.url, keep_raw=False))
 
 
 def test_an_answer_that_breaks_off_is_asked_on_from_where_it_broke(hub: Hub, source: Callable[..., Source]) -> None:
@@ -285,6 +295,24 @@ def test_a_hub_that_does_not_answer_is_a_sentence(hub: Hub, source: Callable[...
     stopped = run(source(), 'source.raw_file(settings, "items", "Toys")', HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="1")
     _, said = stopped.communicate()
     assert b"HF_HUB_OFFLINE is set; unset it" in said
+
+
+def test_the_download_has_the_same_bytes_from_wherever_it_comes(
+    tmp_path: Path, make_params: Callable[..., Params], monkeypatch: pytest.MonkeyPatch, digests: Callable[..., object]
+) -> None:
+    demo = make_params(**{"source.categories": ["Demo_Toys"], "source.demo.items": 500})
+    catalogue = Path(locate(demo.source).base)
+    served = {str(path.relative_to(catalogue)): path.read_bytes() for path in catalogue.rglob("*.jsonl")}
+    with Hub(served) as hub:
+        point_at(hub, monkeypatch)
+        download.download("Demo_Toys", demo, tmp_path / "demo")
+        for number, where in enumerate(
+            ({"kind": "hub", "revision": COMMIT}, {"kind": "mirror", "location": hub.cdn.url}) * 2
+        ):
+            given = {"categories": ["Demo_Toys"], "keep_raw": number < 2, **where}
+            params = make_params(**{f"source.{key}": value for key, value in given.items()})
+            download.download("Demo_Toys", params, tmp_path / str(number))
+            assert digests(tmp_path / str(number)) == digests(tmp_path / "demo")
 
 
 def test_a_local_file_is_given_in_pieces_and_one_that_changes_is_refused(
