@@ -141,12 +141,18 @@ def groups(params: ParamsFile = PARAMS, data: Data = DATA, as_json: Json = False
 def sample(category: Category, params: ParamsFile = PARAMS, data: Data = DATA, as_json: Json = False) -> None:
     """Filter a category, and draw its splits and the bands of the fraction.
 
-    In: data/items/CATEGORY, data/groups/CATEGORY.parquet. Out: data/sample/CATEGORY.
+    In: data/items/CATEGORY, data/groups/CATEGORY. Out: data/sample/CATEGORY.
     Example: `effimini sample Demo_Toys`
     """
     from prep import sample as stage
 
     _run(stage.sample, category, params, data / "sample", as_json)
+    found = json.loads((data / "sample" / category / "report.json").read_text(encoding="utf-8"))["largest_deviation"]
+    logging.info(
+        "largest deviation of a training share from its population: %.2f %% by rating, %.2f %% by rating count",
+        100 * found["average_rating"],
+        100 * found["rating_number"],
+    )
 
 
 @app.command()

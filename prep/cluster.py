@@ -2,37 +2,89 @@
 
 In: a function and the arguments of each call. Out: the results in the order of the calls, so that nothing
 downstream can see how many workers there were (promise 1). The workers of a cluster see the same files under the
-same paths.
+same paths. A call whose worker died is made again elsewhere, so whatever a function writes it writes aside
+(`prep.files`) or to a file of its own.
 """
 
-import sys
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
-from typing import Any, TypeVar
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from prep import progress
 from prep.params import Dask
 
+if TYPE_CHECKING:
+    from distributed import Client
+
 Result = TypeVar("Result")
+_AHEAD = 4  # calls a worker that are drawn before they are needed
 
 
-def run(function: Callable[..., Result], calls: Iterable[tuple[Any, ...]], settings: Dask) -> list[Result]:
-    """Call `function` with each tuple of arguments and return the results in order.
+class Workers:
+    """Those who make the calls: this process, or what a Dask client leads to."""
+
+    def __init__(self, client: "Client | None") -> None:
+        self._client = client
+
+    def each(
+        self, function: Callable[..., Result], calls: Iterable[tuple[Any, ...]], what: str = ""
+    ) -> Iterator[Result]:
+        """Call `function` with each tuple of arguments and yield the results in order.
+
+        `calls` are drawn as workers become free, a few ahead, so they may be made while others run.
+
+        Args:
+            function: importable, with picklable arguments and result.
+            calls: the arguments of each call.
+            what: names the work in a progress bar.
+        """
+        results = self._spread(function, calls) if self._client else (function(*call) for call in calls)
+        total = len(calls) if isinstance(calls, list) else None
+        yield from progress.bar(results, what, total) if what else results
+
+    def run(self, function: Callable[..., Result], calls: Iterable[tuple[Any, ...]], what: str = "") -> list[Result]:
+        """Call `function` with each tuple of arguments and return the results in order."""
+        return list(self.each(function, calls, what))
+
+    def _spread(self, function: Callable[..., Result], calls: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
+        assert self._client is not None
+        ahead = _AHEAD * max(1, sum(self._client.nthreads().values()))
+        waiting: deque[Any] = deque()
+        for call in calls:
+            if len(waiting) == ahead:
+                yield waiting.popleft().result()
+            waiting.append(self._client.submit(function, *call, pure=False))
+        while waiting:
+            yield waiting.popleft().result()
+
+
+@contextmanager
+def workers(settings: Dask) -> Iterator[Workers]:
+    """Give the workers of a stage; those started here end with it.
 
     Args:
-        function: importable, with picklable arguments and result.
-        calls: the arguments of each call.
-        settings: ``scheduler`` is one of Dask's own words (synchronous, threads, processes) or the address of a
-            running scheduler (tcp://host:port); ``workers`` counts local workers.
+        settings: ``scheduler`` is synchronous (this process), threads or processes (``workers`` of them, here), or
+            the address of a running scheduler (tcp://host:port).
     """
-    import dask  # noqa: PLC0415 -- a stage that does not spread work should not pay for it
-    from dask.diagnostics import ProgressBar  # noqa: PLC0415
+    if settings.scheduler == "synchronous":
+        yield Workers(None)
+        return
+    from distributed import Client, LocalCluster  # noqa: PLC0415 -- a second that a stage in one process does not pay
 
-    tasks = [dask.delayed(function, pure=False)(*call) for call in calls]
-    if settings.scheduler.startswith("tcp://"):
-        from distributed import Client  # noqa: PLC0415
-
-        with Client(settings.scheduler) as client:
-            return list(client.gather(client.compute(tasks)))
-    bar = ProgressBar(minimum=2, out=sys.stderr) if sys.stderr.isatty() else nullcontext()
-    with bar:
-        return list(dask.compute(*tasks, scheduler=settings.scheduler, num_workers=settings.workers))
+    with ExitStack() as stack:
+        address: Any = settings.scheduler
+        if not address.startswith("tcp://"):
+            processes = address == "processes"
+            address = stack.enter_context(
+                LocalCluster(
+                    n_workers=settings.workers if processes else 1,
+                    threads_per_worker=1 if processes else settings.workers,
+                    processes=processes,
+                    memory_limit=0,  # stages bound their memory themselves; a worker stopped by a limit helps nobody
+                    dashboard_address=None,
+                    scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+                    worker_dashboard_address="127.0.0.1:0",
+                )
+            )
+        yield Workers(stack.enter_context(Client(address)))

@@ -1,131 +1,149 @@
-"""Download: the raw lines of a category, typed, in buckets.
+"""Download: the raw rows of a category, typed, in buckets.
 
-In: ``meta_<category>.jsonl`` and ``<category>.jsonl`` of the source. Out: ``data/raw/<category>/`` with
-``items-NNN.parquet`` and ``reviews-NNN.parquet``, a bucket by hash of parent_asin each, ``rejects.parquet`` and
-``report.json``. Guaranteed: items and reviews of one product stand in buckets of the same number; every line is a
-row or a reject with its reason; memory is bounded by the row groups of the open buckets, not by the lines; no
-review text and no user id is stored.
+In: the item and review files of the source. Out: ``data/raw/<category>/`` with ``items-NNN.parquet`` and
+``reviews-NNN.parquet``, a bucket by hash of parent_asin each, ``rejects.parquet`` and ``report.json``. Guaranteed:
+items and reviews of one product stand in buckets of the same number, in the order of their lines; every line is a row
+or a reject with its reason; no review text and no user id is stored; memory is that of the blocks under way.
 """
 
-import io
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
-from prep import files
+from prep import buckets, files, records
+from prep.blocks import Block, cut
+from prep.cluster import Workers, workers
 from prep.faults import Funnel, UserError, check_budget
 from prep.params import Params
-from prep.records import Reject, item_row, review_row
-from prep.source import Table, raw_file
-from prep.strata import hash64
+from prep.records import Kind, Reject
+from prep.source import raw_file
 from prep.tables import ITEMS, REJECTS, REVIEWS
 
-_ROW_GROUP = 10_000  # rows of a bucket held in memory
+SCHEMAS: dict[Kind, pa.Schema] = {"items": ITEMS, "reviews": REVIEWS}
+
+
+class _Typed(NamedTuple):
+    """A piece: rows of the raw file, spread over the buckets."""
+
+    path: Path
+    rows: int  # in
+    rejects: list[Reject]
 
 
 def download(category: str, params: Params, data: Path = Path("data")) -> None:
     """Write ``data/raw/<category>``.
 
     Raises:
-        UserError: a raw file is missing, cannot be read, holds no line, or is over ``download.bad_share``.
+        UserError: a raw file is missing, cannot be read, holds no item, or is over ``download.bad_share``.
     """
-    with files.folder(data / "raw" / category) as out:
-        rejects: list[tuple[str, int, str]] = []
-        tables = {"items": _type_lines("items", category, params, out, rejects)}
-        if params.source.reviews:
-            tables["reviews"] = _type_lines("reviews", category, params, out, rejects)
-        else:
-            _Buckets(out, "reviews", REVIEWS, params.download.buckets).close()
-            tables["reviews"] = Funnel.of(0, {})
-        files.write_table(out / "rejects.parquet", table_of(rejects, REJECTS))
+    data = data.absolute()  # workers may have started elsewhere
+    with files.folder(data / "raw" / category) as out, workers(params.dask) as crew:
+        tables, rejects = {}, []
+        for kind, schema in SCHEMAS.items():
+            work = out / "work"
+            work.mkdir()
+            if kind == "reviews" and not params.source.reviews:
+                name, typed = "", []
+            elif kind == "items" and params.source.metadata == "parquet":
+                name, typed = "the item metadata", list(_typed_batches(category, params, work))
+            else:
+                name, typed = _type_lines(category, kind, params, work, crew)
+            tables[kind], rejected = _account(category, kind, name, typed, params)
+            rejects.append(rejected)
+            pieces = [piece.path for piece in typed]
+            names = [out / name for name in buckets.bucket_names(kind, params.download.buckets)]
+            calls = [(pieces, number, schema, path) for number, path in enumerate(names)]
+            crew.run(_gather, calls, f"{category} {kind}: buckets")
+            shutil.rmtree(work)
+        files.write_table(out / "rejects.parquet", pa.concat_tables(rejects))
         files.write_json(out / "report.json", {"stage": "download", "category": category, "tables": tables})
 
 
-def bucket_files(folder: Path, table: Table) -> list[Path]:
-    """Return the bucket files of a table of ``data/raw/<category>`` or ``data/items/<category>``, in order."""
-    return sorted(folder.glob(f"{table}-*.parquet"))
+def _type_lines(category: str, kind: Kind, params: Params, work: Path, crew: Workers) -> tuple[str, list[_Typed]]:
+    """Type the lines of a raw file, block by block; return its name and the pieces."""
+    raw = raw_file(params.source, kind, category)
+    under_way: list[Path] = []  # blocks that arrived and are not yet typed
+
+    def calls() -> Iterator[tuple[Block, Kind, int, Path]]:
+        for number, block in enumerate(cut(raw, work)):
+            under_way.append(block.path)
+            yield block, kind, params.download.buckets, work / f"{number:06d}.arrow"
+
+    typed = []
+    for piece in crew.each(_type_block, calls()):
+        typed.append(piece)
+        arrived = under_way.pop(0)
+        if not raw.path:
+            arrived.unlink()
+    return Path(raw.name).name, typed
 
 
-def table_of(rows: list[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
-    """Make a table of `schema` from rows in its column order."""
-    columns = zip(*rows, strict=True) if rows else [()] * len(schema)
-    return pa.table(
-        [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)], schema=schema
-    )
+def _type_block(block: Block, kind: Kind, count: int, piece: Path) -> _Typed:
+    """Write one block as a piece."""
+    read = [records.read(kind, content, first) for content, first in block.portions()]
+    table = pa.concat_tables([table for table, _ in read])
+    rejects = [reject for _, found in read for reject in found]
+    _write(piece, table, count)
+    return _Typed(piece, table.num_rows + len(rejects), rejects)
 
 
-class _Buckets:
-    """The files of a table: rows spread by hash of parent_asin, each written a row group at a time."""
+def _typed_batches(category: str, params: Params, work: Path) -> Iterator[_Typed]:
+    """Write batches of the metadata's parquet as pieces."""
+    from prep.metadata import item_batches  # noqa: PLC0415 -- seconds, and only a source of parquet needs it
 
-    def __init__(self, folder: Path, table: Table, schema: pa.Schema, buckets: int) -> None:
-        self._schema = schema
-        self._rows: list[list[tuple[Any, ...]]] = [[] for _ in range(buckets)]
-        self._writers = [
-            pq.ParquetWriter(folder / f"{table}-{number:03d}.parquet", schema, compression="zstd")
-            for number in range(buckets)
-        ]
-
-    def add(self, row: tuple[Any, ...]) -> None:
-        """Add a row; its first column is the parent_asin."""
-        bucket = hash64("effimini/bucket", row[0]) % len(self._rows)
-        self._rows[bucket].append(row)
-        if len(self._rows[bucket]) == _ROW_GROUP:
-            self._flush(bucket)
-
-    def close(self) -> None:
-        """Write what is left and close the files."""
-        for bucket, writer in enumerate(self._writers):
-            self._flush(bucket)
-            writer.close()
-
-    def _flush(self, bucket: int) -> None:
-        self._writers[bucket].write_table(table_of(self._rows[bucket], self._schema))
-        self._rows[bucket].clear()
+    first = 1
+    for number, batch in enumerate(item_batches(params.source, category)):
+        lines = pa.array(range(first, first + batch.num_rows), pa.int64())
+        named = pc.match_substring_regex(pc.fill_null(batch["parent_asin"], ""), records.ASIN)
+        count, stars = batch["rating_number"], batch["average_rating"]
+        typed = pc.and_(
+            pc.fill_null(pc.and_(pc.greater_equal(count, 0), pc.less_equal(count, 2**53)), True),
+            pc.fill_null(pc.is_finite(stars), True),
+        )
+        good = pc.and_(named, typed)
+        reasons = pc.if_else(typed, "bad_parent_asin", "wrong_type")
+        bad = pc.invert(good)
+        rejects = list(map(Reject, lines.filter(bad).to_pylist(), reasons.filter(bad).to_pylist()))
+        details = pc.if_else(pc.fill_null(pc.starts_with(batch["details"], "{"), False), batch["details"], "{}")
+        columns = {name: batch[name] for name in batch.schema.names} | {"line": lines, "details": details}
+        rows = pa.table([columns[name] for name in ITEMS.names], schema=ITEMS).filter(good)
+        piece = work / f"{number:06d}.arrow"
+        _write(piece, rows, params.download.buckets)
+        yield _Typed(piece, batch.num_rows, rejects)
+        first += batch.num_rows
 
 
-def _type_lines(
-    table: Table,
-    category: str,
-    params: Params,
-    out: Path,
-    rejects: list[tuple[str, int, str]],
-) -> Funnel:
-    """Turn one raw file into the buckets of one table; append its rejects and return its funnel."""
-    to_row: Callable[[bytes, int], tuple[Any, ...]] = item_row if table == "items" else review_row
-    buckets = _Buckets(out, table, ITEMS if table == "items" else REVIEWS, params.download.buckets)
-    reasons: Counter[str] = Counter()
-    number = 0
-    raw = raw_file(params.source, table, category)
-    name = Path(raw.name).name
-    for number, line in enumerate(_lines(raw.chunks()), start=1):
-        try:
-            buckets.add(to_row(line, number))
-        except Reject as reject:
-            reasons[str(reject)] += 1
-            rejects.append((name, number, str(reject)))
-    buckets.close()
+def _write(piece: Path, table: pa.Table, count: int) -> None:
+    order = buckets.item_order(table["parent_asin"])
+    buckets.write_piece(piece, table, buckets.bucket_of(order, count), count)
+
+
+def _gather(pieces: list[Path], number: int, schema: pa.Schema, out: Path) -> None:
+    files.write_batches(out, schema, buckets.read_bucket(pieces, number))
+
+
+def _account(category: str, kind: Kind, name: str, typed: list[_Typed], params: Params) -> tuple[Funnel, pa.Table]:
+    """Return the funnel of one raw file and the table of its rejects.
+
+    Raises:
+        UserError: too many lines are rejected, or there is no item.
+    """
+    rejects = [reject for piece in typed for reject in piece.rejects]
+    reasons, rows = Counter(reject.reason for reject in rejects), sum(piece.rows for piece in typed)
     check_budget(
         reasons,
-        number,
+        rows,
         params.download.bad_share,
         f"lines of {name}",
         f"look at the file, or raise download.bad_share ({params.download.bad_share})",
     )
-    if table == "items" and number == 0:
-        raise UserError(f"{name} of the source is empty; check source.location and source.categories")
-    return Funnel.of(number, reasons)
-
-
-def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield the lines of bytes that come in pieces, each with its end."""
-    rest = b""
-    for chunk in chunks:
-        lines = io.BytesIO(rest + chunk).readlines()
-        rest = b"" if not lines or lines[-1].endswith(b"\n") else lines.pop()
-        yield from lines
-    if rest:
-        yield rest
+    if kind == "items" and rows == 0:
+        raise UserError(f"{name} of {category} is empty; check source.location and source.categories")
+    columns = [[name] * len(rejects), [reject.line for reject in rejects], [reject.reason for reject in rejects]]
+    table = pa.table([pa.array(v, field.type) for v, field in zip(columns, REJECTS, strict=True)], schema=REJECTS)
+    return Funnel.of(rows, reasons), table

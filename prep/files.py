@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prep.faults import UserError
+
+_ROW_GROUP = 10_000  # rows
 
 
 def _sync(path: Path) -> None:
@@ -59,6 +61,8 @@ def folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
     yield partial
+    for leftover in partial.rglob(".*.partial"):  # of a worker that was killed and whose call was made again
+        leftover.unlink()
     for file in sorted(partial.rglob("*")):
         _sync(file)
     if path.exists():
@@ -89,10 +93,32 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not JSON ({error}); remove it and run `dvc repro`") from error
 
 
-def write_table(path: Path, table: pa.Table, row_group_size: int = 10_000) -> None:
+def write_table(path: Path, table: pa.Table) -> None:
     """Write `table` as parquet: the same rows give the same bytes with the pinned pyarrow."""
-    with aside(path) as partial:
-        pq.write_table(table, partial, compression="zstd", row_group_size=row_group_size)
+    write_batches(path, table.schema, table.to_batches())
+
+
+def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
+    """Write rows as parquet, a row group in memory at a time, and return how many they are.
+
+    The bytes depend on the rows alone, not on how they come in batches.
+    """
+    held: list[pa.RecordBatch] = []
+    total = waiting = 0
+    with aside(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+        for batch in batches:
+            held.append(batch)
+            waiting += batch.num_rows
+            if waiting >= _ROW_GROUP:
+                rows = pa.Table.from_batches(held, schema)
+                for start in range(0, waiting - _ROW_GROUP + 1, _ROW_GROUP):
+                    writer.write_table(rows.slice(start, _ROW_GROUP).combine_chunks())
+                    total += _ROW_GROUP
+                rest = rows.slice(waiting // _ROW_GROUP * _ROW_GROUP)
+                held, waiting = rest.to_batches(), rest.num_rows
+        if waiting:
+            writer.write_table(pa.Table.from_batches(held, schema).combine_chunks())
+    return total + waiting
 
 
 def sha256(path: Path) -> str:
@@ -109,7 +135,7 @@ def fingerprint(*parts: Any) -> str:
 
 def store() -> Path:
     """Return the folder of what was made once, outside DVC's outs: ``$EFFIMINI_STORE``, or ``.effimini``."""
-    return Path(os.environ.get("EFFIMINI_STORE", ".effimini"))
+    return Path(os.environ.get("EFFIMINI_STORE", ".effimini")).absolute()
 
 
 def made_once(name: str, make: Callable[[Path], None], target: Path) -> bool:

@@ -1,115 +1,183 @@
 """Groups: which items are the same product, over all categories.
 
-In: ``data/items/``. Out: ``data/groups/<category>.parquet``, the group of each item, and ``report.json``.
-Guaranteed (promise 3): two items with the same normalised title and store, or the same main image, share a group,
-directly or through others, in whatever categories they stand; a title or image shared by more than
-``groups.max_link`` items, as placeholders are, links none.
+In: ``data/items/``. Out: ``data/groups/<category>/groups-NNN.parquet``, row by row the items of the bucket of the same
+number, and ``report.json``. Guaranteed (promise 3): two items with the same normalised title and store, or the same
+main image, share a group, directly or through others, in whatever categories they stand; a title or image shared by
+more than ``groups.max_link`` items, as placeholders are, links none. Memory is that of a bucket of all categories,
+and of the items that share a key with another.
 
 A group's id is the smallest parent_asin in it, so an item that joins changes only the groups that it links.
 """
 
 import re
+import shutil
 import unicodedata
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from prep import cluster, files
-from prep.download import bucket_files
-from prep.faults import Funnel
+from prep import buckets, files
+from prep.buckets import bucket_files, bucket_names
+from prep.cluster import workers
+from prep.faults import Funnel, UserError
+from prep.hashes import hashes
 from prep.params import Params
-from prep.strata import hash64
 from prep.tables import GROUPS
 
 _NOT_WORD = re.compile(r"[\W_]+")
-_NO_KEY = 0
+_KEYS = pa.schema([("kind", pa.string()), ("key", pa.uint64()), ("parent_asin", pa.string())])
+_EDGES = pa.schema([("one", pa.string()), ("other", pa.string())])
+_LARGEST = 10  # groups in the report
+
+
+class _Linked(NamedTuple):
+    """What one share of the keys adds."""
+
+    edges: pa.Table
+    too_wide: Counter[str]  # keys shared by too many items, by kind
 
 
 def group(params: Params, data: Path = Path("data")) -> None:
-    """Write ``data/groups``."""
-    buckets = [(c, path) for c in params.source.categories for path in bucket_files(data / "items" / c, "items")]
-    links = pd.concat(cluster.run(_links, buckets, params.dask), ignore_index=True)
-    links["group"], unlinked = _components(links, params.groups.max_link)
-    sizes = links.drop_duplicates("parent_asin").groupby("group")["parent_asin"].size().astype("int32")
-    links["group_size"] = links["group"].map(sizes)
-    with files.folder(data / "groups") as out:
-        for category, rows in links.sort_values("parent_asin").groupby("category"):
-            table = pa.Table.from_pandas(rows[GROUPS.names], GROUPS, preserve_index=False)
-            files.write_table(out / f"{category}.parquet", table.replace_schema_metadata(None))
+    """Write ``data/groups``.
+
+    Raises:
+        UserError: the items of a category stand in another number of buckets than ``download.buckets``.
+    """
+    data = data.absolute()
+    count = params.download.buckets
+    held = [(c, bucket_files(data / "items" / c, "items")) for c in params.source.categories]
+    for category, paths in held:
+        if len(paths) != count:
+            raise UserError(
+                f"{data / 'items' / category} holds {len(paths)} buckets, download.buckets is {count}; "
+                f"run `dvc repro join@{category}`"
+            )
+    with files.folder(data / "groups") as out, workers(params.dask) as crew:
+        work = out / "work"
+        keyed = [(number, [paths[number] for _, paths in held], count, work) for number in range(count)]
+        items = sum(crew.run(_write_keys, keyed, "groups: keys"))
+        pieces = [work / f"keys-{number:03d}.arrow" for number in range(count)]
+        links = [(pieces, number, params.groups.max_link) for number in range(count)]
+        linked = crew.run(_link, links, "groups: links")
+        grouped = _components(pa.concat_tables([one.edges for one in linked]))
+        _write_grouped(work / "grouped.arrow", grouped, count)
+        placed = [
+            (path, work / "grouped.arrow", number, out / category / name)
+            for category, paths in held
+            for number, (path, name) in enumerate(zip(paths, bucket_names("groups", count), strict=True))
+        ]
+        rows = sum(crew.run(_write_groups, placed, "groups: rows"))
+        shutil.rmtree(work)
+        sizes = grouped.groupby("group").size()
         report = {
             "stage": "groups",
-            "tables": {"groups": Funnel.of(len(links), {})},
-            "groups": len(sizes),
-            "groups_of_several": int((sizes > 1).sum()),
-            "shared_too_widely": unlinked,
+            "tables": {"groups": Funnel.of(rows, {})},
+            "groups": items - len(grouped) + len(sizes),
+            "groups_of_several": len(sizes),
+            "shared_too_widely": dict.fromkeys(("image", "title"), 0)
+            | dict(sum((one.too_wide for one in linked), Counter[str]())),
             "largest": _largest(sizes),
         }
         files.write_json(out / "report.json", report)
 
 
-def title_key(title: str | None, store: str | None) -> int:
-    """Return the link key of a title and store: case, punctuation and spacing do not count; 0 for an empty title."""
-    words = _words(title)
-    return hash64("effimini/title", words, _words(store)) if words else _NO_KEY
+def title_key(title: str | None, store: str | None) -> str:
+    """Return what two titles of a store have in common when they are the same: "" for a title without a word.
 
-
-def image_key(images: list[dict[str, Any]] | None) -> int:
-    """Return the link key of the main image: the id in the URL of the first image; 0 where there is none.
-
-    The `large` URL is taken where there is one, since every image has it, and hi_res of the same image has another
-    id.
+    Case, punctuation and spacing do not count.
     """
-    url = next((url for image in images or () for url in (image["large"], image["hi_res"]) if url), None)
-    name = unquote(url.rsplit("/", 1)[-1]).split(".", 1)[0] if url else ""
-    return hash64("effimini/image", name) if name else _NO_KEY
+    words = _words(title)
+    return f"{words}\x1f{_words(store)}" if words else ""
+
+
+def image_key(hi_res: str | None, large: str | None) -> str:
+    """Return the id in the URL of an item's main image, "" where there is none.
+
+    The `large` URL is taken where there is one, since nearly every image has it, and hi_res of the same image has
+    another id.
+    """
+    url = large or hi_res or ""
+    return unquote(url.rsplit("/", 1)[-1]).split(".", 1)[0]
 
 
 def _words(text: str | None) -> str:
     return _NOT_WORD.sub(" ", unicodedata.normalize("NFKC", text or "").casefold()).strip()
 
 
-def _links(category: str, bucket: Path) -> pd.DataFrame:
-    rows = pq.read_table(bucket, columns=["parent_asin", "title", "store", "images"]).to_pylist()
-    return pd.DataFrame(
-        {
-            "category": category,
-            "parent_asin": [row["parent_asin"] for row in rows],
-            "title": np.array([title_key(row["title"], row["store"]) for row in rows], "uint64"),
-            "image": np.array([image_key(row["images"]) for row in rows], "uint64"),
+def _write_keys(number: int, bucket: list[Path], count: int, work: Path) -> int:
+    """Write the keys of a bucket of all categories, spread by key; return how many different items it has."""
+    names = ["parent_asin", "title", "store", "hi_res", "large"]
+    rows = pa.concat_tables([pq.read_table(path, columns=names) for path in bucket])
+    ids, titles, stores, hi_res, large = (rows[name].to_pylist() for name in names)
+    keys = {"title": list(map(title_key, titles, stores)), "image": list(map(image_key, hi_res, large))}
+    tables = []
+    for kind, values in keys.items():
+        present = [i for i, value in enumerate(values) if value]
+        columns = {
+            "kind": pa.array([kind] * len(present), pa.string()),
+            "key": hashes(f"effimini/{kind}", [values[i] for i in present]),
+            "parent_asin": pa.array([ids[i] for i in present], pa.string()),
         }
-    )
+        tables.append(pa.table(columns, schema=_KEYS))
+    table = pa.concat_tables(tables)
+    shares = buckets.bucket_of(table["key"].to_numpy(), count)
+    buckets.write_piece(work / f"keys-{number:03d}.arrow", table, shares, count)
+    return len(set(ids))
 
 
-def _components(links: pd.DataFrame, max_link: int) -> tuple[npt.NDArray[np.object_], dict[str, int]]:
-    """Return the group of each row, and how many titles and images were shared too widely to link."""
-    item, ids = pd.factorize(links["parent_asin"], sort=True)
-    nodes, edges, unlinked = len(ids), [], {}
-    for name in ("title", "image"):
-        # one edge an item and key, whatever the number of categories the item stands in
-        pairs = pd.DataFrame({"item": item, "key": links[name]}).drop_duplicates()
-        pairs = pairs[pairs["key"] != _NO_KEY]
-        code, keys = pd.factorize(pairs["key"])
-        shared_by = np.bincount(code, minlength=len(keys))
-        unlinked[name] = int((shared_by > max_link).sum())
-        linking = shared_by[code] <= max_link
-        edges.append((pairs["item"].to_numpy()[linking], code[linking] + nodes))
-        nodes += len(keys)
-    rows, columns = (np.concatenate(ends) for ends in zip(*edges, strict=True))
-    graph = coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(nodes, nodes))
-    component = connected_components(graph, directed=False)[1][: len(ids)]
+def _link(pieces: list[Path], number: int, max_link: int) -> _Linked:
+    """Return an edge from the first item of each key of this share to each of its other ones."""
+    # an item of two categories has a key once
+    keys = pa.Table.from_batches(buckets.read_bucket(pieces, number), _KEYS).group_by(_KEYS.names).aggregate([])
+    of_key = keys.group_by(["kind", "key"]).aggregate([("parent_asin", "count"), ("parent_asin", "min")])
+    wide = of_key.filter(pc.greater(of_key["parent_asin_count"], max_link))
+    linking = of_key.filter(pc.is_in(of_key["parent_asin_count"], pa.array(range(2, max_link + 1))))
+    both = keys.join(linking, ["kind", "key"], join_type="inner")
+    others = both.filter(pc.not_equal(both["parent_asin"], both["parent_asin_min"]))
+    edges = pa.table([others["parent_asin_min"], others["parent_asin"]], schema=_EDGES)
+    return _Linked(edges.group_by(_EDGES.names).aggregate([]), Counter(wide["kind"].to_pylist()))
+
+
+def _components(edges: pa.Table) -> pd.DataFrame:
+    """Return the group of each item that an edge touches, with the group's size."""
+    ends = pa.chunked_array([*edges["one"].chunks, *edges["other"].chunks], pa.string())
+    ids = pc.unique(ends)
+    ids = ids.take(pc.sort_indices(ids))
+    one, other = (pc.index_in(edges[name], value_set=ids).to_numpy() for name in _EDGES.names)
+    graph = coo_array((np.ones(len(one), bool), (one, other)), shape=(len(ids), len(ids)))
+    component = connected_components(graph, directed=False)[1]
     # ids are sorted, so the first of a component is its smallest
-    _, first, inverse = np.unique(component, return_index=True, return_inverse=True)
-    return np.asarray(ids)[first][inverse][item], unlinked
+    _, first, inverse, size = np.unique(component, return_index=True, return_inverse=True, return_counts=True)
+    names = ids.to_numpy(zero_copy_only=False)
+    return pd.DataFrame({"parent_asin": names, "group": names[first][inverse], "group_size": size[inverse]})
+
+
+def _write_grouped(path: Path, grouped: pd.DataFrame, count: int) -> None:
+    table = pa.Table.from_pandas(grouped, GROUPS, preserve_index=False).replace_schema_metadata(None)
+    order = buckets.item_order(table["parent_asin"])
+    buckets.write_piece(path, table, buckets.bucket_of(order, count), count)
+
+
+def _write_groups(items: Path, grouped: Path, number: int, out: Path) -> int:
+    """Write the group of each item of a bucket: itself, where it shares no key; return how many rows there are."""
+    ids = pq.read_table(items, columns=["parent_asin"])["parent_asin"]
+    known = pa.Table.from_batches(buckets.read_bucket([grouped], number), GROUPS)
+    place = pc.index_in(ids, value_set=known["parent_asin"].combine_chunks())
+    groups = pc.coalesce(known["group"].take(place), ids)
+    sizes = pc.fill_null(known["group_size"].take(place), 1)
+    files.write_table(out, pa.table([ids, groups, sizes], schema=GROUPS))
+    return len(ids)
 
 
 def _largest(sizes: "pd.Series[int]") -> list[dict[str, Any]]:
-    top = sizes[sizes > 1].sort_index().sort_values(ascending=False, kind="stable").head(10)
-    return [{"group": group, "items": int(size)} for group, size in top.items()]
+    top = sizes.sort_index().sort_values(ascending=False, kind="stable").head(_LARGEST)
+    return [{"group": name, "items": int(size)} for name, size in top.items()]

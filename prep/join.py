@@ -2,27 +2,34 @@
 
 In: ``data/raw/<category>/``. Out: ``data/items/<category>/`` with ``items-NNN.parquet``, a bucket each, and
 ``report.json``. Guaranteed: buckets are joined one by one (items and reviews of a product share a bucket number),
-so nothing is shuffled and memory is that of the largest bucket; rows are ordered by parent_asin and each
-parent_asin stands once.
+so nothing is shuffled and memory is that of the largest bucket; rows stand in the order of items (`prep.tables`) and
+each parent_asin once.
 
 The rules: of several rows of one parent_asin the one with the most ratings is kept, of those the first in the file.
 Of reviews equal to the letter one counts. Ratings outside 1 to 5 do not count. With ``join.reviews: first_by_user``
 the earliest of several reviews of one item by one user counts.
 """
 
+import math
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from prep import cluster, files
-from prep.download import bucket_files
+from prep import buckets, files
+from prep.buckets import bucket_files
+from prep.cluster import workers
 from prep.faults import Funnel
 from prep.params import Params
 from prep.tables import JOINED
+
+Gaps = dict[str, float]
 
 
 class _Counted(NamedTuple):
@@ -33,68 +40,80 @@ class _Counted(NamedTuple):
     dropped_items: Counter[str]
     dropped_reviews: Counter[str]
     unreviewed: int
-    count_gap: int  # sum over items of |rating_number - review_count|
-    mean_gap: float  # sum over reviewed items of |average_rating - review_mean|
+    counts: Gaps  # rating_number less review_count, over items with a rating_number
+    means: Gaps  # average_rating less review_mean, over items with both
 
 
 def join(category: str, params: Params, data: Path = Path("data")) -> None:
     """Write ``data/items/<category>``."""
+    data = data.absolute()
     raw = data / "raw" / category
-    with files.folder(data / "items" / category) as out:
+    with files.folder(data / "items" / category) as out, workers(params.dask) as crew:
         pairs = zip(bucket_files(raw, "items"), bucket_files(raw, "reviews"), strict=True)
         calls = [(items, reviews, out / items.name, params.join.reviews) for items, reviews in pairs]
-        counted = cluster.run(_join_bucket, calls, params.dask)
+        counted = crew.run(_join_bucket, calls, f"{category} join")
         items = Funnel.of(sum(c.items for c in counted), sum((c.dropped_items for c in counted), Counter()))
         reviews = Funnel.of(sum(c.reviews for c in counted), sum((c.dropped_reviews for c in counted), Counter()))
-        unreviewed = sum(c.unreviewed for c in counted)
-        reviewed = items.rows_out - unreviewed
         report = {
             "stage": "join",
             "category": category,
             "tables": {"items": items, "reviews": reviews},
-            "items_without_reviews": unreviewed,
-            "mean_gap_rating_number_review_count": _mean(sum(c.count_gap for c in counted), items.rows_out),
-            "mean_gap_average_rating_review_mean": _mean(sum(c.mean_gap for c in counted), reviewed),
+            "items_without_reviews": sum(c.unreviewed for c in counted),
+            "rating_number_less_review_count": _summary([c.counts for c in counted]),
+            "average_rating_less_review_mean": _summary([c.means for c in counted]),
         }
         files.write_json(out / "report.json", report)
-
-
-def _mean(total: float, count: int) -> float | None:
-    return round(total / count, 4) if count else None
 
 
 def _join_bucket(items_file: Path, reviews_file: Path, out: Path, rule: str) -> _Counted:
     items = pq.read_table(items_file)
     kept = _one_row_an_item(items)
-    reviews: pd.DataFrame = pq.read_table(reviews_file).to_pandas()
-    counting, dropped = _counting(reviews, kept["parent_asin"], rule)
-    joined = _aggregate(counting).reindex(kept["parent_asin"].to_pylist())
-    count = joined["review_count"].fillna(0).astype("int64").to_numpy()
-    columns = {name: kept[name] for name in kept.column_names if name != "line"}
-    columns |= {name: pa.array(joined[name], from_pandas=True) for name in joined.columns}
-    columns["review_count"] = pa.array(count)
+    reviews = _reviews(reviews_file, kept["parent_asin"])
+    counting, dropped = _counting(reviews, rule)
+    said = _aggregate(counting, kept.num_rows)
+    columns = {name: kept[name] for name in kept.column_names if name in JOINED.names} | said
     table = pa.table({name: columns[name] for name in JOINED.names}).cast(JOINED)
     files.write_table(out, table)
-    frame = table.select(["rating_number", "review_count", "average_rating", "review_mean"]).to_pandas()
+    numbers = {
+        name: table[name].to_numpy() for name in ("rating_number", "review_count", "average_rating", "review_mean")
+    }
     return _Counted(
         items=items.num_rows,
         reviews=len(reviews),
         dropped_items=Counter(duplicate_id=items.num_rows - kept.num_rows),
         dropped_reviews=dropped,
-        unreviewed=int((count == 0).sum()),
-        count_gap=int((frame["rating_number"].fillna(0) - frame["review_count"]).abs().sum()),
-        mean_gap=float((frame["average_rating"] - frame["review_mean"]).abs().sum()),
+        unreviewed=int((numbers["review_count"] == 0).sum()),
+        counts=_gaps(numbers["rating_number"], numbers["review_count"], 0),
+        means=_gaps(numbers["average_rating"], numbers["review_mean"], 0.05),
     )
 
 
 def _one_row_an_item(items: pa.Table) -> pa.Table:
-    keys = items.select(["parent_asin", "rating_number", "line"]).to_pandas()
-    keys["rating_number"] = keys["rating_number"].fillna(-1)
-    order = keys.sort_values(["parent_asin", "rating_number", "line"], ascending=[True, False, True])
-    return items.take(order.drop_duplicates("parent_asin").index.to_numpy())
+    """Return the row that stands for each item, in the order of items."""
+    keys = items.select(["parent_asin", "rating_number", "line"]).append_column(
+        "order", pa.array(buckets.item_order(items["parent_asin"]))
+    )
+    by = [("order", "ascending"), ("parent_asin", "ascending"), ("rating_number", "descending"), ("line", "ascending")]
+    ranked = pc.sort_indices(keys, by)  # a rating_number of null stands last
+    ids = keys["parent_asin"].take(ranked).combine_chunks()
+    first = np.ones(len(ids), bool)
+    first[1:] = pc.not_equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)
+    return items.take(ranked.filter(pa.array(first)))
 
 
-def _counting(reviews: pd.DataFrame, ids: pa.ChunkedArray, rule: str) -> tuple[pd.DataFrame, Counter[str]]:
+def _reviews(file: Path, ids: pa.ChunkedArray) -> pd.DataFrame:
+    """Return the reviews of a bucket as numbers; ``item`` is the row of its item, -1 for none."""
+    columns = {}
+    for field in pq.read_schema(file):
+        column = pq.read_table(file, columns=[field.name])[field.name]
+        if field.name == "parent_asin":
+            columns["item"] = pc.fill_null(pc.index_in(column, value_set=ids.combine_chunks()), -1).to_numpy()
+        else:
+            columns[field.name] = column.to_numpy()
+    return pd.DataFrame(columns, copy=False)
+
+
+def _counting(reviews: pd.DataFrame, rule: str) -> tuple[pd.DataFrame, Counter[str]]:
     """Return the reviews that count, and how many do not, by reason; the first reason that holds is counted."""
     dropped: Counter[str] = Counter()
 
@@ -104,18 +123,18 @@ def _counting(reviews: pd.DataFrame, ids: pa.ChunkedArray, rule: str) -> tuple[p
 
     reviews = keep("duplicate_line", ~reviews["line_hash"].duplicated())
     reviews = keep("rating_out_of_range", reviews["rating"].between(1, 5))
-    reviews = keep("no_item", reviews["parent_asin"].isin(ids.to_pandas()))
+    reviews = keep("no_item", reviews["item"] >= 0)
     if rule == "first_by_user":
         reviews = reviews.sort_values(["timestamp", "line_hash"])
-        reviews = keep("later_by_user", ~reviews.duplicated(["parent_asin", "user_hash"]))
+        reviews = keep("later_by_user", ~reviews.duplicated(["item", "user_hash"]))
     return reviews, dropped
 
 
-def _aggregate(reviews: pd.DataFrame) -> pd.DataFrame:
-    """Return count, mean, spread, verified share, first and last time of the reviews of each item."""
-    joined = (
+def _aggregate(reviews: pd.DataFrame, items: int) -> dict[str, pa.Array]:
+    """Return count, mean, spread, verified share, first and last time of the reviews of each item, null for none."""
+    said = (
         reviews.assign(square=reviews["rating"] ** 2)
-        .groupby("parent_asin")
+        .groupby("item")
         .agg(
             review_count=("rating", "size"),
             review_mean=("rating", "mean"),
@@ -125,5 +144,32 @@ def _aggregate(reviews: pd.DataFrame) -> pd.DataFrame:
             last_review=("timestamp", "max"),
         )
     )
-    joined["review_spread"] = (joined["review_spread"] - joined["review_mean"] ** 2).clip(lower=0) ** 0.5
-    return joined
+    said["review_spread"] = (said["review_spread"] - said["review_mean"] ** 2).clip(lower=0) ** 0.5
+    row = np.full(items, -1)
+    row[said.index.to_numpy()] = np.arange(len(said))
+    places = pa.array(row, mask=row < 0)
+    columns = {name: pa.array(said[name].to_numpy()).take(places) for name in said.columns}
+    return columns | {"review_count": pc.fill_null(columns["review_count"], 0)}
+
+
+def _gaps(one: npt.NDArray[Any], other: npt.NDArray[Any], same: float) -> Gaps:
+    """Sum up the differences where both have a value; those of at most `same` count as equal."""
+    gap = (one.astype(float) - other.astype(float))[~(np.isnan(one.astype(float)) | np.isnan(other.astype(float)))]
+    return {
+        "items": len(gap),
+        "sum": math.fsum(gap),
+        "sum_absolute": math.fsum(np.abs(gap)),
+        "equal": int((np.abs(gap) <= same + 1e-9).sum()),
+    }
+
+
+def _summary(gaps: list[Gaps]) -> dict[str, float]:
+    """Return how many items were compared, the mean difference, the mean of its size, and the share without one."""
+    total = {name: math.fsum(gap[name] for gap in gaps) for name in ("items", "sum", "sum_absolute", "equal")}
+    items = max(total["items"], 1)
+    return {
+        "items": int(total["items"]),
+        "mean": round(total["sum"] / items, 4),
+        "mean_absolute": round(total["sum_absolute"] / items, 4),
+        "share_equal": round(total["equal"] / items, 4),
+    }

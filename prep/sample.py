@@ -1,31 +1,54 @@
 """Sample: which items are trained and measured on, and in which split and band each stands.
 
-In: ``data/items/<category>/`` and ``data/groups/<category>.parquet``. Out: ``data/sample/<category>/`` with a file
-a part, ``train-00.parquet`` ... for the bands of train, ``validation.parquet``, ``test.parquet``, and
-``report.json``. Guaranteed (promise 2): a part's bytes do not depend on the fraction; a larger fraction adds parts,
-a smaller one removes them.
+In: ``data/items/<category>/`` and ``data/groups/<category>/``. Out: ``data/sample/<category>/`` with a file a part,
+``train-00.parquet`` ... for the bands of train, ``validation.parquet``, ``test.parquet``, with ``strata.csv`` and
+``report.json``. Guaranteed (promise 2): a part's bytes do not depend on the fraction; a larger fraction adds parts, a
+smaller one removes them. Items are ranked on a few numbers each; texts are read again for those that are taken.
 """
 
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from prep import cluster, files, strata
-from prep.download import bucket_files
+from prep import buckets, files, strata
+from prep.buckets import bucket_files
+from prep.cluster import workers
 from prep.faults import Funnel, UserError
 from prep.params import Params, Sample
+from prep.strata import TEST, TRAIN, VALIDATION
 from prep.tables import SAMPLE, TEXTS
 from prep.text import clean, clean_details, clean_list
 
-_SLIM = ["parent_asin", "group", "split", "average_rating", "rating_number"]
+NOT_TAKEN = ("beyond_fraction", "held_out")  # why a usable item is in no part: train, and the others
+_ROWS = 2000  # cleaned at once
+_SPLITS = (TEST, TRAIN, VALIDATION)
+# What an item is ranked by.
+_SLIM = pa.schema(
+    [
+        ("parent_asin", pa.string()),
+        ("row", pa.int32()),  # of its bucket
+        ("split", pa.int8()),  # of _SPLITS
+        ("stratum", pa.int16()),
+        ("order", pa.uint64()),
+    ]
+)
+
+
+class _Placed(NamedTuple):
+    """Where the usable items of a category stand."""
+
+    band: npt.NDArray[np.int16]  # -1 outside train
+    part: npt.NDArray[np.int16]  # the number of its part, -1 for one that is not taken
+    parts: list[str]
+    dropped: Counter[str]
 
 
 def sample(category: str, params: Params, data: Path = Path("data")) -> None:
@@ -34,34 +57,40 @@ def sample(category: str, params: Params, data: Path = Path("data")) -> None:
     Raises:
         UserError: no item of the category is left to train on.
     """
-    groups = data / "groups" / f"{category}.parquet"
-    buckets = bucket_files(data / "items" / category, "items")
-    with files.folder(data / "sample" / category) as out:
+    data = data.absolute()
+    items = bucket_files(data / "items" / category, "items")
+    groups = bucket_files(data / "groups" / category, "groups")
+    with files.folder(data / "sample" / category) as out, workers(params.dask) as crew:
         work = out / "work"
-        usable = [(category, bucket, groups, work / bucket.name, params) for bucket in buckets]
-        dropped = sum(cluster.run(_write_usable, usable, params.dask), Counter[str]())
-        slim = pd.concat([pq.read_table(file, columns=_SLIM).to_pandas() for *_, file, _ in usable], ignore_index=True)
-        placed = _place(slim, params.sample)
-        taken = placed[placed["part"] != ""]
-        if not (taken["split"] == strata.TRAIN).any():
-            dropped += Counter(placed["dropped"])
-            reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items()) if reason)
+        slim = [work / path.name for path in items]
+        calls = list(zip(items, groups, slim, [params] * len(items), strict=True))
+        dropped = sum(crew.run(_rank, calls, f"{category} sample: filter"), Counter[str]())
+        usable = pa.concat_tables([pq.read_table(path) for path in slim])
+        placed = _place(usable, params.sample)
+        if not any(part.startswith(TRAIN) for part in placed.parts):
+            reasons = ", ".join(f"{reason} {count}" for reason, count in sorted((dropped + placed.dropped).items()))
             raise UserError(
                 f"{category}: no item is left to train on ({reasons}); raise sample.fraction or "
                 "sample.min_per_category, loosen sample.require, or take the category out of source.categories"
             )
-        spread = [(file, taken, work / "parts") for *_, file, _ in usable]
-        cluster.run(_spread, spread, params.dask)
-        parts = sorted(taken["part"].unique())
-        cluster.run(_gather, [(work / "parts" / part, out / f"{part}.parquet") for part in parts], params.dask)
+        last = np.cumsum([pq.read_metadata(path).num_rows for path in slim])
+        shares = [slice(begin, end) for begin, end in zip([0, *last[:-1]], last, strict=True)]
+        spread = [
+            (*call, category, placed.band[share], placed.part[share], len(placed.parts))
+            for call, share in zip(calls, shares, strict=True)
+        ]
+        pieces = crew.run(_spread, spread, f"{category} sample: texts")
+        gathered = [(pieces, number, out / f"{part}.parquet") for number, part in enumerate(placed.parts)]
+        rows = crew.run(_gather, gathered, f"{category} sample: parts")
         shutil.rmtree(work)
-        rows_in = len(slim) + dropped.total()
-        dropped += Counter(placed.loc[placed["part"] == "", "dropped"])
+        table = _strata(usable, placed)
+        table.to_csv(out / "strata.csv", index=False, lineterminator="\n")
         report = {
             "stage": "sample",
             "category": category,
-            "tables": {"items": Funnel.of(rows_in, dropped)},
-            "rows": {part: int(count) for part, count in taken["part"].value_counts().sort_index().items()},
+            "tables": {"items": Funnel.of(usable.num_rows + dropped.total(), dropped + placed.dropped)},
+            "rows": dict(zip(placed.parts, rows, strict=True)),
+            "largest_deviation": deviation(table),
         }
         files.write_json(out / "report.json", report)
 
@@ -71,37 +100,82 @@ def part_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.parquet"))
 
 
-def candidates(images: Iterable[dict[str, Any]], prefer: str) -> list[str]:
-    """Return the image URLs to ask for, best first: the first of the preferred kind, then the first of the other.
+def candidates(hi_res: str | None, large: str | None, prefer: str) -> list[str]:
+    """Return the image URLs to ask for, best first: the one of the preferred kind, then the other.
 
     Source: reference, section 1 (first hi_res, else first large).
     """
-    kinds = ("hi_res", "large") if prefer == "hi_res" else ("large", "hi_res")
-    firsts = (next((image[kind] for image in images if image[kind]), None) for kind in kinds)
-    return list(dict.fromkeys(filter(None, firsts)))
+    urls = (hi_res, large) if prefer == "hi_res" else (large, hi_res)
+    return list(dict.fromkeys(filter(None, urls)))
 
 
-def _write_usable(category: str, bucket: Path, groups: Path, out: Path, params: Params) -> Counter[str]:
-    """Write the cleaned rows of a bucket that pass the filter, and count those that do not."""
-    rows, dropped = [], Counter[str]()
-    group_of = pq.read_table(groups, columns=["parent_asin", "group"]).to_pandas().set_index("parent_asin")["group"]
-    for item in pq.read_table(bucket).to_pylist():
-        row = _row(item, params)
-        if reason := _unusable(row, params.sample):
-            dropped[reason] += 1
-            continue
-        row["category"] = category
-        row["group"] = group_of[row["parent_asin"]]
-        row["split"] = strata.split_of(row["group"], params.sample.salt, params.sample.validation, params.sample.test)
-        rows.append(row)
-    files.write_table(out, pa.Table.from_pylist(rows, SAMPLE))
+def deviation(table: pd.DataFrame) -> dict[str, float]:
+    """Return how far the training sample is from its population.
+
+    Args:
+        table: ``strata.csv``.
+
+    Returns:
+        The largest difference of a share of rows, by rating value and by count bucket, rounded to six places.
+    """
+    train = table[table["split"] == TRAIN]
+    found = {}
+    for column, name in (("average_rating", "average_rating"), ("rating_number_from", "rating_number")):
+        sums = train.groupby(column)[["population", "taken"]].sum()
+        shares = sums / sums.sum()
+        found[name] = round(float((shares["taken"] - shares["population"]).abs().max()), 6)
+    return found
+
+
+def _rank(items: Path, groups: Path, out: Path, params: Params) -> Counter[str]:
+    """Write what the usable items of a bucket are ranked by, and count those that are not usable."""
+    group_of = pq.read_table(groups, columns=["group"])["group"]
+    rules = params.sample
+    dropped: Counter[str] = Counter()
+    tables = []
+    for rows in _rows(items, params):
+        kept = []
+        for number, row in rows:
+            if reason := _unusable(row, rules):
+                dropped[reason] += 1
+            else:
+                kept.append((number, row))
+        numbers = pa.array([number for number, _ in kept], pa.int32())
+        group = group_of.take(numbers).to_pylist()
+        split = strata.split_of(group, rules.salt, rules.validation, rules.test)
+        ratings = np.array([row["average_rating"] for _, row in kept], float)
+        counts = np.array([row["rating_number"] for _, row in kept], np.int64)
+        columns = {
+            "parent_asin": [row["parent_asin"] for _, row in kept],
+            "row": numbers,
+            "split": np.searchsorted(_SPLITS, split).astype(np.int8),
+            "stratum": strata.stratum_of(ratings, counts),
+            "order": strata.order_of(group, rules.salt),
+        }
+        tables.append(pa.table(columns, schema=_SLIM))
+    files.write_table(out, pa.concat_tables([_SLIM.empty_table(), *tables]))
     return dropped
+
+
+def _rows(
+    items: Path, params: Params, chosen: npt.NDArray[np.int32] | None = None
+) -> Iterator[list[tuple[int, dict[str, Any]]]]:
+    """Yield the rows of a bucket, some at a time, clean and with their numbers; only the `chosen` ones if given."""
+    numbers: npt.NDArray[np.int64]
+    last = 0
+    with pq.ParquetFile(items) as file:
+        for batch in file.iter_batches(_ROWS):
+            first, last = last, last + batch.num_rows
+            numbers = np.arange(first, last)
+            if chosen is not None:
+                numbers = numbers[np.isin(numbers, chosen)]
+            rows = batch.take(pa.array(numbers - first)).to_pylist()
+            yield [(number, _row(row, params)) for number, row in zip(numbers.tolist(), rows, strict=True)]
 
 
 def _row(item: dict[str, Any], params: Params) -> dict[str, Any]:
     return {
         "parent_asin": item["parent_asin"],
-        "band": -1,
         "main_category": clean(item["main_category"]),
         "title": clean(item["title"]),
         "features": clean_list(item["features"], " | "),
@@ -111,7 +185,7 @@ def _row(item: dict[str, Any], params: Params) -> dict[str, Any]:
         "average_rating": item["average_rating"],
         "rating_number": item["rating_number"],
         "review_count": item["review_count"],
-        "image_urls": candidates(item["images"], params.images.prefer),
+        "image_urls": candidates(item["hi_res"], item["large"], params.images.prefer),
     }
 
 
@@ -133,45 +207,75 @@ def _unusable(row: dict[str, Any], rules: Sample) -> str:
     return ""
 
 
-def _place(slim: pd.DataFrame, rules: Sample) -> pd.DataFrame:
-    """Add to each usable item its band, and its part or why it has none."""
-    slim = slim.assign(band=np.int16(-1), part="", dropped="")
-    for split, rows in slim.groupby("split"):
-        u = strata.positions(
-            rows["group"].tolist(),
-            rows["parent_asin"].tolist(),
-            rows["average_rating"].to_numpy(),
-            rows["rating_number"].to_numpy(),
-            f"{rules.salt}/{split}",
-        )
-        if split == strata.TRAIN:
-            band = np.floor(u * rules.bands).astype("int16")
-            taken = band < strata.limit(band, rules.fraction, rules.bands, rules.min_per_category)
-            slim.loc[rows.index, "band"] = band
-            slim.loc[rows.index, "part"] = np.where(taken, [f"{split}-{number:02d}" for number in band], "")
-            slim.loc[rows.index, "dropped"] = np.where(taken, "", "beyond_fraction")
+def _place(usable: pa.Table, rules: Sample) -> _Placed:
+    """Give each usable item its band, and its part or the reason why it has none."""
+    split, stratum, order = (usable[name].to_numpy() for name in ("split", "stratum", "order"))
+    band = np.full(usable.num_rows, -1, np.int16)
+    part = np.full(usable.num_rows, -1, np.int16)
+    parts: list[str] = []
+    dropped: Counter[str] = Counter()
+    for number, name in enumerate(_SPLITS):
+        rows = np.flatnonzero(split == number)
+        u = strata.positions(stratum[rows], order[rows], usable["parent_asin"].take(rows), f"{rules.salt}/{name}")
+        if name == TRAIN:
+            band[rows] = np.floor(u * rules.bands)
+            taken = band[rows] < strata.limit(band[rows], rules.fraction, rules.bands, rules.min_per_category)
+            present = np.unique(band[rows][taken])
+            part[rows] = np.where(taken, len(parts) + np.searchsorted(present, band[rows]), -1)
+            parts += [f"{name}-{each:02d}" for each in present]
+            dropped[NOT_TAKEN[0]] = int((~taken).sum())
         else:
             taken = u < rules.eval_fraction
-            slim.loc[rows.index, "part"] = np.where(taken, split, "")
-            slim.loc[rows.index, "dropped"] = np.where(taken, "", "held_out")
-    return slim
+            part[rows] = np.where(taken, len(parts), -1)
+            parts += [name] if taken.any() else []
+            dropped[NOT_TAKEN[1]] += int((~taken).sum())
+    return _Placed(band, part, parts, +dropped)
 
 
-def _spread(usable: Path, taken: pd.DataFrame, parts: Path) -> None:
-    """Write the taken rows of one bucket into a file a part."""
-    rows = pq.read_table(usable)
-    places = taken.set_index("parent_asin").reindex(rows["parent_asin"].to_pylist())
-    rows = rows.set_column(
-        SAMPLE.get_field_index("band"),
-        SAMPLE.field("band"),
-        pa.array(places["band"].fillna(-1).astype("int16")),
+def _spread(
+    items: Path,
+    groups: Path,
+    slim: Path,
+    params: Params,
+    category: str,
+    band: npt.NDArray[np.int16],
+    part: npt.NDArray[np.int16],
+    parts: int,
+) -> Path:
+    """Write the taken rows of one bucket as a piece, spread over the parts; return it."""
+    taken = part >= 0
+    ranked = pq.read_table(slim, columns=["row", "split"])
+    chosen, split = (ranked[name].to_numpy()[taken] for name in ("row", "split"))
+    group = pq.read_table(groups, columns=["group"])["group"].take(chosen).to_pylist()
+    places = zip(np.array(_SPLITS)[split].tolist(), group, band[taken].tolist(), strict=True)
+    tables = [SAMPLE.empty_table()]
+    for rows in _rows(items, params, chosen):
+        for _, row in rows:
+            row["split"], row["group"], row["band"] = next(places)
+            row["category"], row["rating_number"] = category, row["rating_number"] or 0
+        tables.append(pa.Table.from_pylist([row for _, row in rows], SAMPLE))
+    piece = slim.with_suffix(".arrow")
+    buckets.write_piece(piece, pa.concat_tables(tables), part[taken], parts)
+    return piece
+
+
+def _gather(pieces: list[Path], number: int, out: Path) -> int:
+    return files.write_batches(out, SAMPLE, buckets.read_bucket(pieces, number))
+
+
+def _strata(usable: pa.Table, placed: _Placed) -> pd.DataFrame:
+    """Return how many items each stratum of each split has, and how many of them are taken."""
+    frame = pd.DataFrame(
+        {"split": usable["split"].to_numpy(), "stratum": usable["stratum"].to_numpy(), "taken": placed.part >= 0}
     )
-    part = places["part"].fillna("").to_numpy()
-    for name in sorted(set(part) - {""}):
-        files.write_table(parts / name / usable.name, rows.filter(pa.array(part == name)))
-
-
-def _gather(buckets: Path, out: Path) -> None:
-    """Write one part from what the buckets hold of it, ordered by parent_asin."""
-    rows = pa.concat_tables([pq.read_table(file) for file in sorted(buckets.iterdir())])
-    files.write_table(out, rows.take(pc.sort_indices(rows, [("parent_asin", "ascending")])).cast(SAMPLE))
+    counted = frame.groupby(["split", "stratum"])["taken"].agg(["size", "sum"]).reset_index()
+    stars, bucket = np.divmod(counted["stratum"].to_numpy(), len(strata.COUNT_BUCKETS))
+    return pd.DataFrame(
+        {
+            "split": np.array(_SPLITS)[counted["split"]],
+            "average_rating": stars / 10,
+            "rating_number_from": np.array(strata.COUNT_BUCKETS)[bucket],
+            "population": counted["size"],
+            "taken": counted["sum"],
+        }
+    )

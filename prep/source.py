@@ -20,7 +20,6 @@ PATHS: dict[Table, str] = {  # of the dataset's repository, and of a mirror
     "items": "raw/meta_categories/meta_{}.jsonl",
     "reviews": "raw/review_categories/{}.jsonl",
 }
-IMAGE_HOST = "https://m.media-amazon.com"  # of the hub's image URLs
 _BLOCK = 1 << 20  # bytes of a local file read at a time
 
 
@@ -47,10 +46,10 @@ class RawFile(NamedTuple):
 def locate(source: Source) -> Location:
     """Return where the source's files are, making the demo catalogue first if that is the source.
 
-    The hub has no images; its location is the host of those that its files name.
+    The hub holds no images: its base is "", which leaves an image's URL as it is, for public addresses only.
     """
     if source.kind == "hub":
-        return Location(IMAGE_HOST)
+        return Location("")
     if source.kind == "mirror":
         return Location(source.location)
     return Location(str(_demo_catalogue(source)))
@@ -105,6 +104,7 @@ def remote_file(source: Source, name: str, patience: Patience = ranges.PATIENT) 
 
 
 def _local(name: str, path: Path) -> RawFile:
+    path = path.absolute()
     size = path.stat().st_size
     return RawFile(name, size, path, partial(_blocks, path, size))
 

@@ -5,10 +5,14 @@ In: groups, rating values and counts of a category's items. Out: split names, po
 and depend on nothing but the set of items: not on the row order, the partitioning or the fraction.
 """
 
-from hashlib import blake2b
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from prep.hashes import hashes, units
 
 # The lowest rating_number of each count bucket: strata, and the report's table by count.
 COUNT_BUCKETS = (0, 2, 5, 10, 20, 50, 100, 1000)
@@ -16,21 +20,15 @@ COUNT_BUCKETS = (0, 2, 5, 10, 20, 50, 100, 1000)
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
 
-def hash64(salt: str, *parts: str) -> int:
-    """Return an unsigned 64-bit hash of the parts; another salt gives an unrelated hash."""
-    text = "\x1f".join(parts).encode("utf-8", "surrogatepass")
-    return int.from_bytes(blake2b(text, digest_size=8, key=salt.encode()[:64]).digest(), "little")
+def split_of(groups: Sequence[str], salt: str, validation: float, test: float) -> npt.NDArray[np.str_]:
+    """Return the split of each group: test, validation or train with the given shares, by its hash alone."""
+    position = units(f"{salt}/split", groups)
+    return np.where(position < test, TEST, np.where(position < test + validation, VALIDATION, TRAIN))
 
 
-def unit(salt: str, *parts: str) -> float:
-    """Return the hash of the parts as a number in [0, 1)."""
-    return (hash64(salt, *parts) >> 11) / (1 << 53)
-
-
-def split_of(group: str, salt: str, validation: float, test: float) -> str:
-    """Return the split of a group: test, validation or train with the given shares, by its hash alone."""
-    position = unit(f"{salt}/split", group)
-    return TEST if position < test else VALIDATION if position < test + validation else TRAIN
+def order_of(groups: Sequence[str], salt: str) -> npt.NDArray[np.uint64]:
+    """Return what orders the items of a stratum: the hash of each item's group."""
+    return hashes(f"{salt}/order", groups)
 
 
 def count_bucket(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -38,47 +36,47 @@ def count_bucket(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return np.searchsorted(COUNT_BUCKETS, counts, side="right") - 1
 
 
+def stratum_of(ratings: npt.NDArray[np.float64], counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int16]:
+    """Return the stratum of each item: ten times its rating value (one decimal), and its count bucket, as one number.
+
+    Args:
+        ratings: average_rating, stars.
+        counts: rating_number.
+    """
+    return (np.rint(ratings * 10).astype(np.int16) * len(COUNT_BUCKETS) + count_bucket(counts)).astype(np.int16)
+
+
 def positions(
-    groups: list[str],
-    ids: list[str],
-    ratings: npt.NDArray[np.float64],
-    counts: npt.NDArray[np.int64],
-    salt: str,
+    strata: npt.NDArray[np.int16], order: npt.NDArray[np.uint64], ids: pa.Array | pa.ChunkedArray, salt: str
 ) -> npt.NDArray[np.float64]:
     """Rank the items of one split of one category within their strata.
 
-    A stratum is a rating value (one decimal) and a count bucket. Its n items, ordered by hash of the group, ties by
-    id, get u = (p + o) / n for p = 0 .. n-1, with a start o in [0, 1) hashed from the stratum. Taking u < f thus
-    takes f * n items of every stratum, rounded up or down without bias, and a larger f takes a superset.
+    The n items of a stratum, ordered by hash of the group, ties by id, get u = (p + o) / n for p = 0 .. n-1, with a
+    start o in [0, 1) hashed from the stratum. Taking u < f thus takes f * n items of every stratum, rounded up or
+    down without bias, and a larger f takes a superset.
 
     Args:
-        groups: the group id of each item.
-        ids: its parent_asin, unique.
-        ratings: average_rating, stars.
-        counts: rating_number.
-        salt: another salt, another order.
+        strata: of each item, by `stratum_of`.
+        order: of each item, by `order_of`.
+        ids: parent_asin of each item, unique.
+        salt: another salt, other starts.
 
     Returns:
         u of each item, in [0, 1).
+
+    Source: design, section 4 (band).
     """
-    stars = np.rint(np.asarray(ratings) * 10).astype(np.int64)
-    buckets = count_bucket(np.asarray(counts))
-    order = sorted(range(len(ids)), key=lambda i: (stars[i], buckets[i], hash64(f"{salt}/order", groups[i]), ids[i]))
-    result = np.empty(len(ids))
-    edges = [
-        k for k in range(len(order)) if k == 0 or _key(order[k], stars, buckets) != _key(order[k - 1], stars, buckets)
-    ]
-    for first, last in zip(edges, [*edges[1:], len(order)], strict=True):
-        start = unit(f"{salt}/start", *map(str, _key(order[first], stars, buckets)))
-        result[order[first:last]] = (np.arange(last - first) + start) / (last - first)
-    return result
+    table = pa.table({"stratum": strata, "order": order, "id": ids})
+    ranked = pc.sort_indices(table, [(name, "ascending") for name in table.column_names]).to_numpy()
+    present, first, size = np.unique(strata[ranked], return_index=True, return_counts=True)
+    start = units(f"{salt}/start", [str(stratum) for stratum in present])
+    place = np.arange(len(ranked)) - np.repeat(first, size)
+    result = np.empty(len(ranked))
+    result[ranked] = (place + np.repeat(start, size)) / np.repeat(size, size)
+    return np.minimum(result, np.nextafter(1, 0))  # a start just below 1 may round the last one up
 
 
-def _key(i: int, stars: npt.NDArray[np.int64], buckets: npt.NDArray[np.int64]) -> tuple[int, int]:
-    return int(stars[i]), int(buckets[i])
-
-
-def limit(bands: npt.NDArray[np.int64], fraction: float, count: int, minimum: int) -> int:
+def limit(bands: npt.NDArray[np.integer], fraction: float, count: int, minimum: int) -> int:
     """Return the number of bands that a fraction takes, at least enough to hold `minimum` items.
 
     Args:

@@ -24,7 +24,8 @@ ITEMS = pa.schema(
         _required("description", pa.list_(pa.string())),
         pa.field("store", pa.string()),
         _required("details", pa.string()),  # the object as JSON
-        _required("images", pa.list_(pa.struct([("hi_res", pa.string()), ("large", pa.string())]))),
+        pa.field("hi_res", pa.string()),  # the first URL of this kind among the item's images
+        pa.field("large", pa.string()),  # likewise
     ]
 )
 REVIEWS = pa.schema(
@@ -39,6 +40,10 @@ REVIEWS = pa.schema(
 )
 REJECTS = pa.schema([_required("file", pa.string()), _required("line", pa.int64()), _required("reason", pa.string())])
 
+# The order of items from the join on: by this hash of parent_asin, ties by parent_asin. A bucket is a range of it, so
+# buckets one after another are in order whatever their number.
+ORDER_SALT = "effimini/item"
+
 # data/items: one row an item, with what its reviews say.
 JOINED = pa.schema(
     [
@@ -52,7 +57,7 @@ JOINED = pa.schema(
     ]
 )
 
-# data/groups: which items are the same product.
+# data/groups: which items are the same product; row by row the items of the bucket of the same number.
 GROUPS = pa.schema(
     [
         _required("parent_asin", pa.string()),

@@ -25,8 +25,9 @@ LABELS = {
 _TAG = re.compile(r"<(?:[a-zA-Z/!][^<>]{0,1000})>")
 _SCRIPT = re.compile(r"<(script|style)\b.*?</\1\s*>", re.IGNORECASE | re.DOTALL)
 _URL = re.compile(r"(?:https?://|www\.)\S+", re.IGNORECASE)
+_DEEP = 200  # brackets: nesting beyond it is not followed
 _SPACE = re.compile(r"\s+")
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\ufeff\ufffd]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\ufeff\ufffd\ud800-\udfff]")
 
 
 def clean(text: str | None) -> str:
@@ -52,6 +53,8 @@ def clean_details(details: str) -> str:
     Nested values are flattened. Text that is no JSON object is cleaned as it is: at prediction time a team may write
     the details by hand.
     """
+    if details.count("{") + details.count("[") > _DEEP:
+        return clean(details)
     try:
         content = json.loads(details)
     except ValueError:

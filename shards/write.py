@@ -15,7 +15,8 @@ from typing import Any
 import msgspec
 import pyarrow.parquet as pq
 
-from prep import cluster, files
+from prep import files
+from prep.cluster import workers
 from prep.faults import Funnel, UserError
 from prep.params import Params
 from prep.sample import part_files
@@ -38,12 +39,13 @@ def write(category: str, params: Params, data: Path = Path("data")) -> int:
     """
     how = Tokens(params.model.text.name, params.text.fields, params.text.max_tokens)
     tokenizer = tokens.fingerprint(tokens.load(how.name))
-    with files.folder(data / "shards" / category) as out:
+    data = data.absolute()
+    with files.folder(data / "shards" / category) as out, workers(params.dask) as crew:
         calls = [
             (part, data / "images" / category / part.name, out, params.shards.samples, how, tokenizer)
             for part in part_files(data / "sample" / category)
         ]
-        written = [shard for shards in cluster.run(_write_part, calls, params.dask) for shard in shards]
+        written = [shard for shards in crew.run(_write_part, calls, f"{category} shards") for shard in shards]
         shards = [shard for shard, _ in written]
         about = Manifest(
             format=manifest.FORMAT,

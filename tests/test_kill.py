@@ -1,11 +1,17 @@
 """Promise 7: a stage killed in the middle leaves nothing under a name, and the next run has the undisturbed bytes."""
 
 import os
+import random
+import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import psutil
+import pytest
 
 from prep.params import load
 
@@ -23,7 +29,9 @@ STAGES = {
 def start(stage: str, data: Path, params: Path) -> subprocess.Popen[bytes]:
     env = os.environ | {"EFFIMINI_STORE": str(data / "store")}
     command = [sys.executable, "-m", "effimini.cli", *stage.split(), "--params", str(params), "--data", str(data)]
-    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
 
 
 def killed_while_writing(process: subprocess.Popen[bytes], out: Path) -> bool:
@@ -65,3 +73,65 @@ def test_a_kill_keeps_the_old_table_whole(
     before = digests(out)
     assert killed_while_writing(start(stage, data, ROOT / "params.yaml"), out)
     assert digests(out) == before
+
+
+def seen_writing(process: subprocess.Popen[bytes], out: Path) -> bool:
+    """Wait until the process has begun to write `out`; tell whether it did before it ended."""
+    while process.poll() is None:
+        if any(out.parent.glob(f".{out.name}*.partial")):
+            return True
+        time.sleep(0.001)
+    return False
+
+
+def killed(process: subprocess.Popen[bytes], group: bool) -> bool:
+    """Kill the process, alone or with all that it started; tell whether it still ran. None of those outlives it."""
+    if process.poll() is not None:
+        return False
+    started = psutil.Process(process.pid).children(recursive=True)
+    if group:
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    _, alive = psutil.wait_procs(started, timeout=30)
+    assert alive == []
+    return process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("scheduler", ["synchronous", "processes"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_killed_at_random_moments_has_the_undisturbed_bytes_in_the_end(
+    tmp_path: Path, digests: Callable[[Path], dict[str, str]], stage: str, scheduler: str
+) -> None:
+    plain, params = tmp_path / "plain.yaml", tmp_path / "params.yaml"
+    plain.write_text(
+        (ROOT / "params.yaml").read_text().replace("[Demo_Kitchen, Demo_Toys, Demo_Beauty]", "[Demo_Toys]")
+    )
+    params.write_text(plain.read_text().replace("scheduler: synchronous", f"scheduler: {scheduler}"))
+    data, out = tmp_path / "data", tmp_path / "data" / STAGES[stage]
+    for before in list(STAGES)[: list(STAGES).index(stage)]:
+        assert start(before, data, plain).wait() == 0
+    process = start(stage, data, params)
+    seen, begin = seen_writing(process, out), time.monotonic()
+    assert process.wait() == 0
+    lasts = time.monotonic() - begin if seen else 0.0  # from the first sign of its table to its end
+    whole = digests(out)
+    moments = random.Random(f"{stage} {scheduler}")
+    kills = 0
+    for attempt in range(40):
+        process = start(stage, data, params)
+        if attempt % 4:  # one in four anywhere, even before it has read its parameters
+            seen_writing(process, out)
+        time.sleep(moments.uniform(0, lasts))
+        kills += killed(process, group=attempt % 2 == 0)
+        assert digests(out) in ({}, whole)
+        if kills == 4:
+            break
+        if attempt % 3 == 2:  # from nothing, as well as over the old table
+            shutil.rmtree(out, ignore_errors=True)
+    assert kills == 4
+    assert start(stage, data, params).wait() == 0
+    assert digests(out) == whole
+    assert [path for path in data.rglob("*.partial") if "store" not in path.parts] == []

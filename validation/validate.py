@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prep import files
-from prep.download import bucket_files
+from prep.buckets import bucket_files, bucket_names
 from prep.faults import UserError
 from prep.params import Params
-from prep.sample import part_files
+from prep.sample import NOT_TAKEN, part_files
 from prep.strata import TEST, VALIDATION
 from prep.tables import IMAGES, JOINED, PREDICTIONS, REJECTS, SAMPLE
-from validation import columns, funnel, links
+from validation import columns, funnel, links, proportions
 from validation.suites import OK, Suite, suites
 from validation.verdicts import Verdict, judge, require
 
@@ -90,8 +90,6 @@ def _check_category(table: str, stage: str, check: Callable[[Place], list[Verdic
         UserError: the category's data is absent, or an expectation fails.
     """
     held = place.folder(table)
-    if table == "groups":  # one stage makes a file a category
-        held = held.with_suffix(".parquet")
     if not held.exists():
         raise UserError(f"{held} does not exist; run `dvc repro`, or `dvc pull`, to have it")
     verdicts = check(place)
@@ -146,16 +144,12 @@ def _names(table: str, expected: Iterable[str], paths: Iterable[Path]) -> Verdic
     return judge(table, "the files of the stage", len(wanted), wrong)
 
 
-def _buckets(table: str, params: Params) -> list[str]:
-    return [f"{table}-{number:03d}.parquet" for number in range(params.download.buckets)]
-
-
 def _raw(place: Place) -> list[Verdict]:
     folder, counts = place.folder("raw"), place.counts("raw")
     verdicts = []
     for name in ("items", "reviews"):
         paths = bucket_files(folder, name)
-        verdicts.append(_names(name, _buckets(name, place.params), paths))
+        verdicts.append(_names(name, bucket_names(name, place.params.download.buckets), paths))
         verdicts += columns.check(name, place.suite(name), paths)
         verdicts += funnel.check(counts, name, _rows(paths), None)
     rejects = folder / "rejects.parquet"
@@ -170,7 +164,7 @@ def _raw(place: Place) -> list[Verdict]:
 def _items(place: Place) -> list[Verdict]:
     paths, counts = bucket_files(place.folder("items"), "items"), place.counts("items")
     own = columns.check("joined", place.suite("joined"), paths)
-    verdicts = [_names("joined", _buckets("items", place.params), paths), *own]
+    verdicts = [_names("joined", bucket_names("items", place.params.download.buckets), paths), *own]
     if not own[0].passed:
         return verdicts
     reviewed = pc.sum(columns.read(paths, ["review_count"], JOINED)["review_count"]).as_py() or 0
@@ -179,19 +173,20 @@ def _items(place: Place) -> list[Verdict]:
 
 
 def _groups(place: Place) -> list[Verdict]:
-    path = place.data / "groups" / f"{place.category}.parquet"
-    verdicts = columns.check("groups", place.suite("groups"), [path])
-    if not verdicts[0].passed:
+    paths = bucket_files(place.folder("groups"), "groups")
+    own = columns.check("groups", place.suite("groups"), paths)
+    verdicts = [_names("groups", bucket_names("groups", place.params.download.buckets), paths), *own]
+    if not own[0].passed:
         return verdicts
     items = columns.read(bucket_files(place.folder("items"), "items"), ["parent_asin"], JOINED)["parent_asin"]
     return [
         *verdicts,
-        links.same_items("groups", "data/items", items, links.read_groups([path])["parent_asin"]),
+        links.same_items("groups", "data/items", items, links.read_groups(paths)["parent_asin"]),
     ]
 
 
 def _groups_all(params: Params, data: Path) -> list[Verdict]:
-    paths = [data / "groups" / f"{category}.parquet" for category in params.source.categories]
+    paths = [path for c in params.source.categories for path in bucket_files(data / "groups" / c, "groups")]
     before = sum(Place(params, data, c).rows_out("items", "items") for c in params.source.categories)
     counts = funnel.counts(data / "groups" / "report.json")
     return [
@@ -208,13 +203,16 @@ def _sample(place: Place) -> list[Verdict]:
     if not own[0].passed:
         return verdicts
     samples = columns.read(paths, ["parent_asin", "group"], SAMPLE)
-    groups = links.read_groups([place.data / "groups" / f"{place.category}.parquet"])
+    counts = place.counts("sample")
+    passed = counts["items"].rows_out + sum(counts["items"].dropped.get(reason, 0) for reason in NOT_TAKEN)
+    groups = links.read_groups(bucket_files(place.folder("groups"), "groups"))
     return [
         *verdicts,
         links.parts(paths),
         links.band_limit(paths, round(params.fraction * params.bands), params.min_per_category),
         links.groups_of(samples, groups),
-        *funnel.check(place.counts("sample"), "items", _rows(paths), place.rows_out("items", "items"), "data/items"),
+        *funnel.check(counts, "items", _rows(paths), place.rows_out("items", "items"), "data/items"),
+        *proportions.check(place.folder("sample") / proportions.NAME, paths, params.fraction, params.bands, passed),
     ]
 
 

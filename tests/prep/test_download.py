@@ -1,15 +1,11 @@
 import json
-import threading
-from collections.abc import Callable, Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import tenacity
 
-from prep import download, source
+from prep import download
 from prep.faults import UserError
 from prep.params import Params
 
@@ -96,7 +92,7 @@ def test_only_the_columns_used_are_kept_and_no_review_text_or_user(
     reviews = json.dumps(REVIEW).encode() + b"\n"
     download.download("Toys", settings(mirror(tmp_path / "m", line(), reviews)), tmp_path)
     item = rows(tmp_path, "items")[0]
-    assert item["images"] == ITEM["images"]
+    assert (item["hi_res"], item["large"]) == (None, ITEM["images"][0]["large"])
     assert json.loads(item["details"]) == ITEM["details"]
     assert "price" not in item
     assert all(b"secret" not in file.read_bytes() for file in (tmp_path / "raw/Toys").iterdir())
@@ -124,7 +120,7 @@ def test_too_many_bad_lines_stop_the_stage_and_leave_nothing(tmp_path: Path, set
 
 
 def test_an_empty_file_and_a_missing_one_are_sentences(tmp_path: Path, settings: Callable[..., Params]) -> None:
-    with pytest.raises(UserError, match="meta_Toys.jsonl of the source is empty"):
+    with pytest.raises(UserError, match="meta_Toys.jsonl of Toys is empty"):
         download.download("Toys", settings(mirror(tmp_path / "m", b"")), tmp_path)
     with pytest.raises(UserError, match="has no file raw/meta_categories/meta_Toys.jsonl"):
         download.download("Toys", settings(tmp_path / "nowhere"), tmp_path)
@@ -137,55 +133,3 @@ def test_a_source_without_reviews_is_said_to_have_none(tmp_path: Path, settings:
         download.download("Toys", settings(folder), tmp_path)
     download.download("Toys", settings(folder, **{"source.reviews": False}), tmp_path)
     assert rows(tmp_path, "reviews") == []
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    """Serve tmp_path/m over real HTTP; the first two requests of each file break off in the body."""
-    seen: dict[str, int] = {}
-
-    class Handler(SimpleHTTPRequestHandler):
-        def do_GET(self) -> None:
-            seen[self.path] = seen.get(self.path, 0) + 1
-            if seen[self.path] <= 2:
-                self.send_response(200)
-                self.send_header("Content-Length", "1000")
-                self.end_headers()
-                self.wfile.write(b"half")
-            else:
-                super().do_GET()
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    handler = partial(Handler, directory=str(tmp_path / "m"))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
-        threading.Thread(target=httpd.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{httpd.server_port}"
-        httpd.shutdown()
-
-
-def test_a_mirror_over_http_gives_the_same_bytes_although_its_answers_break_off(
-    tmp_path: Path, settings: Callable[..., Params], server: str, digests: Callable[[Path], dict[str, str]]
-) -> None:
-    folder = mirror(tmp_path / "m", line(), json.dumps(REVIEW).encode() + b"\n")
-    download.download("Toys", settings(folder), tmp_path / "local")
-    download.download("Toys", settings(server), tmp_path / "remote")
-    assert digests(tmp_path / "local") == digests(tmp_path / "remote")
-
-
-def test_a_mirror_that_does_not_answer_is_a_sentence(
-    tmp_path: Path, settings: Callable[..., Params], server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mirror(tmp_path / "m", line())
-    with pytest.raises(UserError, match=r"Gone\.jsonl answered 404; check"):
-        download.download("Gone", settings(server, **{"source.categories": ["Gone"]}), tmp_path)
-    monkeypatch.setattr(source._stream.retry, "wait", tenacity.wait_none())  # the waits themselves are tenacity's
-    with pytest.raises(UserError, match=r"127.0.0.1:9/.*cannot be read.*check source.location"):
-        download.download("Toys", settings("http://127.0.0.1:9"), tmp_path)
-
-
-def test_the_hub_is_said_to_be_out_of_reach_of_this_version(tmp_path: Path, make_params: Callable[..., Params]) -> None:
-    params = make_params(**{"source.kind": "hub", "source.revision": "main"})
-    with pytest.raises(UserError, match=r"source\.kind is hub, which this version cannot read yet; .*mirror"):
-        download.download("Demo_Toys", params, tmp_path)

@@ -3,55 +3,53 @@ from itertools import pairwise
 from pathlib import Path
 
 import networkx
-import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from prep.files import read_json, write_table
+from prep.buckets import bucket_files
+from prep.files import read_json
 from prep.groups import group, image_key, title_key
 from prep.params import Params
-from prep.tables import JOINED
+from tests.prep.made import write_items
 
 HOST = "https://m.media-amazon.com/images/I"
+BUCKETS = 4  # of params.yaml
 
 
-def image(name: str | None) -> list[dict]:
-    return [{"hi_res": None, "large": f"{HOST}/{name}._AC_.jpg"}] if name else []
-
-
-def write_items(data: Path, category: str, items: list[tuple[str, str, str | None]]) -> None:
+def write(data: Path, category: str, items: list[tuple[str, str, str | None]]) -> None:
     """Write (parent_asin, title, image) as the joined items of a category."""
     rows = [
-        {
-            "parent_asin": asin, "title": title, "store": "S", "features": [], "description": [], "details": "{}",
-            "images": image(picture), "review_count": 0,
-        }
+        {"parent_asin": asin, "title": title, "large": picture and f"{HOST}/{picture}._AC_.jpg"}
         for asin, title, picture in items
-    ]  # fmt: skip
-    write_table(data / "items" / category / "items-000.parquet", pa.Table.from_pylist(rows, JOINED))
+    ]
+    write_items(data, category, rows, BUCKETS)
 
 
 def groups_of(data: Path, *categories: str) -> dict[tuple[str, str], str]:
-    rows = [(c, row) for c in categories for row in pq.read_table(data / "groups" / f"{c}.parquet").to_pylist()]
+    rows = [
+        (category, row)
+        for category in categories
+        for path in bucket_files(data / "groups" / category, "groups")
+        for row in pq.read_table(path).to_pylist()
+    ]
     return {(c, row["parent_asin"]): row["group"] for c, row in rows}
 
 
 def test_the_same_title_and_store_or_the_same_image_is_the_same_product() -> None:
     assert title_key("A Pan!", "Store") == title_key("  a  PAN", "store") != title_key("A pot", "Store")
     assert title_key("A pan", "S") != title_key("A pan", "T")
-    assert title_key(" - ", "S") == title_key(None, "S") == 0
-    assert image_key(image("71ab+c")) == image_key(
-        [{"hi_res": f"{HOST}/other._SL_.jpg", "large": f"{HOST}/71ab%2Bc.jpg"}]
-    )
-    assert image_key([]) == image_key([{"hi_res": None, "large": None}]) == 0
+    assert title_key(" - ", "S") == title_key(None, "S") == ""
+    assert image_key(None, f"{HOST}/71ab+c._AC_.jpg") == image_key(f"{HOST}/x._SL_.jpg", f"{HOST}/71ab%2Bc.jpg")
+    assert image_key(f"{HOST}/only.jpg", None) == "only"
+    assert image_key(None, None) == image_key("", "") == ""
 
 
 def test_links_chain_across_ids_titles_images_and_categories(
     tmp_path: Path, make_params: Callable[..., Params]
 ) -> None:
-    write_items(tmp_path, "Toys", [("C", "pan", "1"), ("B", "pot", "1"), ("X", "lamp", "9")])
-    write_items(tmp_path, "Home", [("A", "POT.", "2"), ("D", "mug", "2"), ("X", "another lamp", "8")])
+    write(tmp_path, "Toys", [("C", "pan", "1"), ("B", "pot", "1"), ("X", "lamp", "9")])
+    write(tmp_path, "Home", [("A", "POT.", "2"), ("D", "mug", "2"), ("X", "another lamp", "8")])
     group(make_params(**{"source.categories": ["Toys", "Home"]}), tmp_path)
     groups = groups_of(tmp_path, "Toys", "Home")
     assert {groups[key] for key in [("Toys", "C"), ("Toys", "B"), ("Home", "A"), ("Home", "D")]} == {"A"}
@@ -62,7 +60,7 @@ def test_links_chain_across_ids_titles_images_and_categories(
 
 
 def test_a_placeholder_shared_by_many_chains_nothing(tmp_path: Path, make_params: Callable[..., Params]) -> None:
-    write_items(tmp_path, "Toys", [(f"I{i}", f"title {i}", "placeholder") for i in range(4)])
+    write(tmp_path, "Toys", [(f"I{i}", f"title {i}", "placeholder") for i in range(4)])
     params = {"source.categories": ["Toys"]}
     group(make_params(**params, **{"groups.max_link": 3}), tmp_path)
     assert len(set(groups_of(tmp_path, "Toys").values())) == 4
@@ -93,7 +91,7 @@ def test_groups_are_the_connected_components(
     graph = networkx.Graph()
     shared: dict[str, set[str]] = {}
     for category, rows in in_category.items():
-        write_items(tmp_path, category, [(a, f"t{t}", str(p) if p else None) for a, (t, p) in rows.items()])
+        write(tmp_path, category, [(a, f"t{t}", str(p) if p else None) for a, (t, p) in rows.items()])
         for asin, (title, picture) in rows.items():
             graph.add_node(asin)
             for key in [f"t{title}", *([f"p{picture}"] if picture else [])]:

@@ -6,7 +6,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prep.download import table_of
 from prep.files import write_table
 from prep.join import join
 from prep.params import Params
@@ -14,11 +13,15 @@ from prep.tables import ITEMS, REVIEWS
 
 
 def item(asin: str, line: int, count: int | None = 1) -> tuple:
-    return (asin, line, "Toys", f"title {line}", 4.0, count, [], [], None, "{}", [])
+    return (asin, line, "Toys", f"title {line}", 4.0, count, [], [], None, "{}", None, None)
 
 
 def review(asin: str, stars: float, *, line: int, user: int = 0, time: int = 0) -> tuple:
     return (asin, line, user, stars, time, True)
+
+
+def table_of(rows: list[tuple], schema: pa.Schema) -> pa.Table:
+    return pa.Table.from_pylist([dict(zip(schema.names, row, strict=True)) for row in rows], schema)
 
 
 @pytest.fixture
@@ -77,3 +80,14 @@ def test_by_choice_only_the_first_review_of_a_user_counts(joined: Callable[..., 
     rows, report = joined([item("A", 1)], reviews, "first_by_user")
     assert rows["A"]["review_mean"] == 5.0
     assert report["tables"]["reviews"]["dropped"] == {"later_by_user": 1}
+
+
+def test_what_the_metadata_says_is_compared_with_the_reviews(joined: Callable[..., tuple[dict, dict]]) -> None:
+    reviews = [review("A", 4.0, line=1), review("A", 4.0, line=2), review("B", 1.0, line=3)]
+    _, report = joined([item("A", 1, 2), item("B", 2, 5), item("C", 3, 0), item("D", 4, None)], reviews)
+    assert report["rating_number_less_review_count"] == {
+        "items": 3, "mean": 1.3333, "mean_absolute": 1.3333, "share_equal": 0.6667,
+    }  # fmt: skip
+    assert report["average_rating_less_review_mean"] == {
+        "items": 2, "mean": 1.5, "mean_absolute": 1.5, "share_equal": 0.5,
+    }  # fmt: skip

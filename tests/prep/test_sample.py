@@ -5,17 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from prep.faults import UserError
-from prep.files import write_table
 from prep.groups import group
 from prep.params import Params
 from prep.sample import candidates, sample
-from prep.tables import JOINED
+from tests.prep.made import write_items
 
 ITEM = st.tuples(
     st.integers(0, 30),  # the title: equal ones are the same product
@@ -24,21 +22,15 @@ ITEM = st.tuples(
 )
 
 
-def write_items(data: Path, items: list[tuple[int, float, int]], buckets: int, category: str = "Toys") -> None:
+def write(data: Path, items: list[tuple[int, float, int]], buckets: int = 4) -> None:
     rows = [
         {
-            "parent_asin": f"I{number:03d}", "title": f"product {title} with a long name", "main_category": "Toys",
-            "store": "S", "features": [], "description": ["a description that is long enough"], "details": "{}",
-            "images": [], "review_count": 0, "average_rating": stars, "rating_number": count,
+            "parent_asin": f"I{number:03d}", "title": f"product {title} with a long name",
+            "description": ["a description that is long enough"], "average_rating": stars, "rating_number": count,
         }
         for number, (title, stars, count) in enumerate(items)
     ]  # fmt: skip
-    folder = data / "items" / category
-    for old in folder.glob("*.parquet"):
-        old.unlink()
-    for bucket in range(buckets):
-        table = pa.Table.from_pylist(rows[bucket::buckets][::-1], JOINED)
-        write_table(folder / f"items-{bucket:03d}.parquet", table)
+    write_items(data, "Toys", rows, buckets)
 
 
 def drawn(data: Path, params: Params, digests: Callable[[Path], dict[str, str]]) -> tuple[pd.DataFrame, dict[str, str]]:
@@ -47,7 +39,7 @@ def drawn(data: Path, params: Params, digests: Callable[[Path], dict[str, str]])
     sample("Toys", params, data)
     folder = data / "sample/Toys"
     parts = [pd.read_parquet(file).assign(part=file.stem) for file in sorted(folder.glob("*.parquet"))]
-    hashes = {name: digest for name, digest in digests(folder).items() if name != "report.json"}
+    hashes = {name: digest for name, digest in digests(folder).items() if name.endswith(".parquet")}
     return pd.concat(parts), hashes
 
 
@@ -80,10 +72,12 @@ def test_fractions_nest_splits_stay_and_the_bytes_know_nothing_of_fraction_or_pa
     small, large = sorted(fractions)
     common = BASE | {"sample.min_per_category": minimum, "sample.eval_fraction": eval_fraction}
     try:
-        write_items(tmp_path, items, 1)
-        few, few_parts = drawn(tmp_path, make_params(**common, **{"sample.fraction": small / 20}), digests)
-        write_items(tmp_path, items, buckets)
-        many, many_parts = drawn(tmp_path, make_params(**common, **{"sample.fraction": large / 20}), digests)
+        write(tmp_path, items, 1)
+        one = {"sample.fraction": small / 20, "download.buckets": 1}
+        few, few_parts = drawn(tmp_path, make_params(**common, **one), digests)
+        write(tmp_path, items, buckets)
+        other = {"sample.fraction": large / 20, "download.buckets": buckets}
+        many, many_parts = drawn(tmp_path, make_params(**common, **other), digests)
     except UserError as error:  # a handful of groups may all fall outside train
         assert "no item is left to train on" in str(error)
         return
@@ -110,8 +104,8 @@ def test_fractions_nest_splits_stay_and_the_bytes_know_nothing_of_fraction_or_pa
         ({"average_rating": None}, "no_average_rating"),
         ({"average_rating": 0.0}, "rating_out_of_range"),
         ({"rating_number": None}, "no_rating_number"),
-        ({"images": []}, "no_image"),
-        ({"images": [{"hi_res": None, "large": None}]}, "no_image"),
+        ({"large": None}, "no_image"),
+        ({"large": ""}, "no_image"),
         ({"title": "a", "features": ["b"], "description": ["<b>" + " " * 40 + "</b>c"]}, "short_text"),
     ],
 )
@@ -120,12 +114,11 @@ def test_an_item_without_what_is_required_is_dropped_with_its_reason(
 ) -> None:
     whole = {
         "main_category": "Toys", "title": "a title of some length", "store": "S", "features": ["feature"],
-        "description": ["and words"], "details": "{}", "images": [{"hi_res": None, "large": "https://x/1.jpg"}],
-        "review_count": 0, "average_rating": 4.0, "rating_number": 3,
+        "description": ["and words"], "large": "https://x/1.jpg",
     }  # fmt: skip
     rows = [whole | {"parent_asin": f"I{i}", "title": f"a title of some length {i}"} for i in range(30)]
     rows.append(whole | {"parent_asin": "BAD"} | change)
-    write_table(tmp_path / "items/Toys/items-000.parquet", pa.Table.from_pylist(rows, JOINED))
+    write_items(tmp_path, "Toys", rows, 4)
     require = ["main_category", "title", "features", "description", "average_rating", "rating_number", "image"]
     params = make_params(**{"source.categories": ["Toys"], "sample.require": require, "sample.fraction": 1.0})
     group(params, tmp_path)
@@ -135,7 +128,7 @@ def test_an_item_without_what_is_required_is_dropped_with_its_reason(
 
 
 def test_a_category_with_nothing_to_train_on_is_a_sentence(tmp_path: Path, make_params: Callable[..., Params]) -> None:
-    write_items(tmp_path, [(1, 4.0, 3)], 1)
+    write(tmp_path, [(1, 4.0, 3)])
     params = make_params(**BASE, **{"sample.require": ["image"]})
     group(params, tmp_path)
     with pytest.raises(UserError, match=r"Toys: no item is left to train on \(no_image 1\).*sample.require"):
@@ -143,10 +136,10 @@ def test_a_category_with_nothing_to_train_on_is_a_sentence(tmp_path: Path, make_
 
 
 def test_the_first_image_of_the_preferred_kind_is_asked_first() -> None:
-    images = [{"hi_res": None, "large": "l1"}, {"hi_res": "h2", "large": "l2"}]
-    assert candidates(images, "hi_res") == ["h2", "l1"]
-    assert candidates(images, "large") == ["l1", "h2"]
-    assert candidates([{"hi_res": "same", "large": "same"}], "large") == ["same"]
+    assert candidates("h", "l", "hi_res") == ["h", "l"]
+    assert candidates("h", "l", "large") == ["l", "h"]
+    assert candidates(None, "l", "hi_res") == ["l"]
+    assert candidates("same", "same", "large") == ["same"]
 
 
 def test_the_papers_filter_accounts_for_every_real_row(
@@ -167,3 +160,24 @@ def test_the_papers_filter_accounts_for_every_real_row(
     assert raw["rows_in"] == lines
     assert report["rows_out"] + sum(report["dropped"].values()) + sum(raw["dropped"].values()) == lines
     assert 0.05 * lines < report["rows_out"] < 0.3 * lines
+
+
+def test_the_strata_say_what_each_gave_and_the_report_how_far_the_sample_is_from_its_population(
+    tmp_path: Path, make_params: Callable[..., Params]
+) -> None:
+    write(tmp_path, [(number, [3.0, 4.5][number % 2], [1, 30][number % 3 == 0]) for number in range(300)])
+    params = make_params(**BASE, **{"sample.fraction": 0.25})
+    group(params, tmp_path)
+    sample("Toys", params, tmp_path)
+    table = pd.read_csv(tmp_path / "sample/Toys/strata.csv")
+    train = table[table["split"] == "train"]
+    assert set(zip(train["average_rating"], train["rating_number_from"], strict=True)) == {
+        (3.0, 0), (3.0, 20), (4.5, 0), (4.5, 20),
+    }  # fmt: skip
+    assert table["population"].sum() == 300
+    assert ((train["taken"] - 0.25 * train["population"]).abs() < 1).all()
+    shares = (
+        train.groupby("average_rating")[["population", "taken"]].sum().transform(lambda column: column / column.sum())
+    )
+    found = json.loads((tmp_path / "sample/Toys/report.json").read_text())["largest_deviation"]
+    assert found["average_rating"] == pytest.approx((shares["taken"] - shares["population"]).abs().max(), abs=1e-6)

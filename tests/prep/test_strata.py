@@ -1,4 +1,5 @@
 import numpy as np
+import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,28 +12,21 @@ ITEMS = st.lists(
 )
 
 
-def place(items: list[tuple[int, int, int]], salt: str = "s") -> dict[str, float]:
+def place(items: list[tuple[int, int, int]], ids: list[str] | None = None, salt: str = "s") -> dict[str, float]:
     """Return u by id; ids count through the items as given."""
-    ids = [f"I{i}" for i in range(len(items))]
-    groups = [f"G{group}" for group, _, _ in items]
-    stars = np.array([tenths / 10 for _, tenths, _ in items])
-    u = strata.positions(groups, ids, stars, np.array([count for *_, count in items]), salt)
+    ids = ids or [f"I{i}" for i in range(len(items))]
+    ratings = np.array([tenths / 10 for _, tenths, _ in items])
+    counts = np.array([count for *_, count in items])
+    order = strata.order_of([f"G{group}" for group, _, _ in items], salt)
+    u = strata.positions(strata.stratum_of(ratings, counts), order, pa.array(ids), salt)
     return dict(zip(ids, u.tolist(), strict=True))
 
 
 @given(ITEMS, st.randoms())
 def test_positions_do_not_depend_on_the_row_order(items: list, random) -> None:
-    ids = [f"I{i}" for i in range(len(items))]
-    rows = list(zip(ids, items, strict=True))
+    rows = [(f"I{i}", item) for i, item in enumerate(items)]
     random.shuffle(rows)
-    u = strata.positions(
-        [f"G{group}" for _, (group, _, _) in rows],
-        [name for name, _ in rows],
-        np.array([tenths / 10 for _, (_, tenths, _) in rows]),
-        np.array([count for _, (*_, count) in rows]),
-        "s",
-    )
-    assert dict(zip([name for name, _ in rows], u.tolist(), strict=True)) == place(items)
+    assert place([item for _, item in rows], [name for name, _ in rows]) == place(items)
 
 
 @given(ITEMS, st.integers(1, 20))
@@ -72,17 +66,20 @@ def test_the_minimum_takes_no_band_more_than_it_needs() -> None:
     assert strata.limit(bands, 0.05, 20, 10**6) == 20
 
 
+def test_items_of_a_stratum_stand_in_the_order_of_their_groups_hash_then_of_their_ids() -> None:
+    order = np.array([9, 4, 9, 1], np.uint64)
+    u = strata.positions(np.zeros(4, np.int16), order, pa.array(["B", "C", "A", "D"]), "s")
+    assert np.argsort(u).tolist() == [3, 1, 2, 0]
+    assert np.allclose(np.diff(np.sort(u)), 1 / 4)
+
+
 def test_splits_have_their_shares_and_follow_the_group_alone() -> None:
-    splits = [strata.split_of(f"G{i}", "s", 0.1, 0.2) for i in range(20_000)]
+    groups = [f"G{i}" for i in range(20_000)]
+    splits = strata.split_of(groups, "s", 0.1, 0.2).tolist()
     assert abs(splits.count("validation") / 20_000 - 0.1) < 0.01  # over three standard deviations
     assert abs(splits.count("test") / 20_000 - 0.2) < 0.01  # over three standard deviations
-    assert splits[:100] == [strata.split_of(f"G{i}", "s", 0.1, 0.2) for i in range(100)]
-    assert splits != [strata.split_of(f"G{i}", "pepper", 0.1, 0.2) for i in range(20_000)]
-
-
-def test_hashes_do_not_run_their_parts_together() -> None:
-    assert strata.hash64("s", "ab", "c") != strata.hash64("s", "a", "bc")
-    assert strata.hash64("s", "a") != strata.hash64("t", "a")
+    assert splits[:100] == strata.split_of(groups[:100], "s", 0.1, 0.2).tolist()
+    assert splits != strata.split_of(groups, "pepper", 0.1, 0.2).tolist()
 
 
 def test_counts_fall_into_their_buckets() -> None:

@@ -21,7 +21,7 @@ FILES = {
     "reviews": f"raw/{tree.ONE}/reviews-000.parquet",
     "rejects": f"raw/{tree.ONE}/rejects.parquet",
     "joined": f"items/{tree.ONE}/items-000.parquet",
-    "groups": f"groups/{tree.ONE}.parquet",
+    "groups": f"groups/{tree.ONE}/groups-000.parquet",
     "sample": f"sample/{tree.ONE}/train-00.parquet",
     "images": f"images/{tree.ONE}/train-00.parquet",
     "index": f"shards/{tree.ONE}/train-00-000.arrow",

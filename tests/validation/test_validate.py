@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -130,18 +131,39 @@ def _group_in_two_splits(data: Path) -> None:
     path = data / f"sample/{OTHER}/test.parquet"
     stray = pq.read_table(path)["parent_asin"][-1].as_py()
     tree.edit(path, lambda rows: rows[-1].update(group=there))
-    tree.edit(
-        data / f"groups/{OTHER}.parquet",
-        lambda rows: [r.update(group=there) for r in rows if r["parent_asin"] == stray],
-    )
+    _edit_groups(data, lambda rows: [r.update(group=there) for r in rows if r["parent_asin"] == stray])
+
+
+def _edit_groups(data: Path, change: Callable[[list[dict[str, Any]]], object]) -> None:
+    for path in sorted((data / f"groups/{OTHER}").glob("*.parquet")):
+        tree.edit(path, change)
 
 
 def _item_in_two_splits(data: Path) -> None:
     there = pq.read_table(data / f"sample/{ONE}/train-00.parquet")["parent_asin"][0].as_py()
     path = data / f"sample/{OTHER}/test.parquet"
     stray = pq.read_table(path)["parent_asin"][-1].as_py()
-    for table in (path, data / f"groups/{OTHER}.parquet"):
-        tree.edit(table, lambda rows: [r.update(parent_asin=there) for r in rows if r["parent_asin"] == stray])
+
+    def rename(rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            row["parent_asin"] = there if row["parent_asin"] == stray else row["parent_asin"]
+
+    tree.edit(path, rename)
+    _edit_groups(data, rename)
+
+
+def _strata(**more: int) -> Callable[[Path], None]:
+    """Add to the first training stratum of strata.csv."""
+
+    def mutate(data: Path) -> None:
+        path = data / f"sample/{ONE}/strata.csv"
+        table = pd.read_csv(path)
+        row = table.index[table["split"] == "train"][0]
+        for column, count in more.items():
+            table.loc[row, column] += count
+        table.to_csv(path, index=False)
+
+    return mutate
 
 
 def _swap_images(data: Path) -> None:
@@ -192,14 +214,18 @@ MUTATIONS: dict[tuple[str, str, str], Callable[[Path], None]] = {
     ("items", "joined", "the files of the stage"): _remove(f"items/{ONE}/items-001.parquet"),
     **_funnel("items", "items", "data/raw"),
     **_funnel("items", "reviews", "data/raw"),
-    ("groups", "groups", "the same items as data/items"): _drop_row(f"groups/{ONE}.parquet"),
+    ("groups", "groups", "the files of the stage"): _remove(f"groups/{ONE}/groups-001.parquet"),
+    ("groups", "groups", "the same items as data/items"): _drop_row(f"groups/{ONE}/groups-000.parquet"),
     **_funnel("groups", "groups", "data/items", category="."),
-    ("groups", "groups", "group_size = items of the group"): _set(f"groups/{ONE}.parquet", group_size=9),
+    ("groups", "groups", "group_size = items of the group"): _set(f"groups/{ONE}/groups-000.parquet", group_size=9),
     ("sample", "sample", "the files of the stage"): _remove(f"sample/{ONE}/train-01.parquet"),
     ("sample", "sample", "split and band as in the part's name"): _set(f"sample/{ONE}/train-01.parquet", band=0),
     ("sample", "sample", "training bands below 2, or as few more as hold 0 items"): _band_beyond,
     ("sample", "sample", "group as in data/groups"): _set(f"sample/{ONE}/train-01.parquet", group="B0OTHER"),
     **_funnel("sample", "items", "data/items"),
+    ("sample", "sample", "items of strata.csv = items that passed the filter"): _strata(population=1),
+    ("sample", "sample", "taken items of each stratum in strata.csv as in the parts"): _strata(taken=1),
+    ("sample", "sample", "0.5 of each stratum's training items, to within one"): _strata(taken=3, population=3),
     ("sample", "sample", "each group in one split only"): _group_in_two_splits,
     ("sample", "sample", "each parent_asin in one split only"): _item_in_two_splits,
     ("images", "images", "the sample's items in the sample's order"): _swap_images,
@@ -268,6 +294,7 @@ def test_the_sentence_names_table_category_expectation_count_share_examples_and_
         f"{data}/sample/{ONE}, table sample: expected average_rating between 1 and 5, "
         f"but 2 of {total} ({2 / total:.1%}) are not so, "
         f"for example {first} (average_rating 7.0), {second} (average_rating 7.0); "
+        "also failed: sample: taken items of each stratum in strata.csv as in the parts; "
         f"make it again with `dvc repro --force sample@{ONE}`; "
         "if that fails too, the rows named show a fault of the stage"
     )
@@ -314,7 +341,7 @@ def test_a_wrong_schema_is_told_for_every_table(data: Path) -> None:
     for table, name in {
         "raw": f"raw/{ONE}/rejects.parquet",
         "items": f"items/{ONE}/items-000.parquet",
-        "groups": f"groups/{ONE}.parquet",
+        "groups": f"groups/{ONE}/groups-000.parquet",
         "sample": f"sample/{ONE}/test.parquet",
         "images": f"images/{ONE}/test.parquet",
         "predictions": "predictions/test.parquet",

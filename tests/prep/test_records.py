@@ -1,0 +1,279 @@
+"""Promise 4 on lines: each is a row or a reject with its reason, whatever stands beside it."""
+
+import json
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prep.records import Kind, Reject, read
+from prep.tables import ITEMS, REVIEWS
+
+ITEM = {
+    "main_category": "Toys", "title": "A pan", "average_rating": 4.5, "rating_number": 3, "features": ["x"],
+    "description": [], "price": "None", "images": [], "videos": [], "store": None, "categories": [],
+    "details": {"any": {"thing": [1]}}, "parent_asin": "B01", "bought_together": None,
+}  # fmt: skip
+REVIEW = {
+    "rating": 5.0, "title": "so", "text": "secret words", "images": [], "asin": "A01", "parent_asin": "B01",
+    "user_id": "AGNOBODY", "timestamp": 1_500_000_000_000, "helpful_vote": 2, "verified_purchase": True,
+}  # fmt: skip
+GOOD = {"items": json.dumps(ITEM).encode(), "reviews": json.dumps(REVIEW).encode()}
+DEEP = 100_000
+
+
+def item(**changes: Any) -> bytes:
+    return json.dumps(ITEM | changes).encode()
+
+
+def item_with(name: str, value: bytes) -> bytes:
+    """Return an item with a field given as JSON."""
+    return item(**{name: "HERE"}).replace(b'"HERE"', value)
+
+
+def review(**changes: Any) -> bytes:
+    return json.dumps(REVIEW | changes).encode()
+
+
+def without(kind: Kind, key: str) -> bytes:
+    whole = ITEM if kind == "items" else REVIEW
+    return json.dumps({name: value for name, value in whole.items() if name != key}).encode()
+
+
+def only(line: bytes) -> dict[str, Any]:
+    """Return the row of an item that is read alone."""
+    table, rejects = read("items", line + b"\n", 1)
+    assert rejects == []
+    row: dict[str, Any] = table.to_pylist()[0]
+    return row
+
+
+BAD: dict[Kind, list[tuple[bytes, str]]] = {
+    "items": [
+        (b"<html>503</html>", "not_json"),
+        (b"", "not_json"),
+        (b" \t", "not_json"),
+        (b"\xef\xbb\xbf" + GOOD["items"], "not_json"),
+        (GOOD["items"][:40], "not_json"),
+        (GOOD["items"] + GOOD["items"], "not_json"),
+        (GOOD["items"] + b" " + GOOD["items"], "not_json"),
+        (item_with("title", b'"\\ud800"'), "not_json"),
+        (item_with("price", b'"\\ud800"'), "not_json"),
+        (item_with("details", b'{"a": "\\udfff"}'), "not_json"),
+        (item_with("price", b"nope"), "not_json"),
+        (item_with("price", b"NaN"), "not_json"),
+        (item_with("average_rating", b"NaN"), "not_json"),
+        (item_with("average_rating", b"-Infinity"), "not_json"),
+        (item_with("title", b'"tab\there"'), "not_json"),
+        (item_with("average_rating", b"1e400"), "wrong_type"),
+        (item_with("rating_number", b"9007199254740993"), "wrong_type"),
+        (item(average_rating="four"), "wrong_type"),
+        (item(average_rating=True), "wrong_type"),
+        (item(rating_number=-1), "wrong_type"),
+        (item(rating_number=2.5), "wrong_type"),
+        (item(features="one"), "wrong_type"),
+        (item(description=[1]), "wrong_type"),
+        (item(images={"hi_res": []}), "wrong_type"),
+        (item(images=[None]), "wrong_type"),
+        (item(store=["S"]), "wrong_type"),
+        (item(parent_asin=None), "wrong_type"),
+        (b"[1]", "wrong_type"),
+        (b"null", "wrong_type"),
+        (b"{}", "missing_key"),
+        (without("items", "parent_asin"), "missing_key"),
+        (item(parent_asin=""), "bad_parent_asin"),
+        (item(parent_asin="a.b"), "bad_parent_asin"),
+        (item(parent_asin="AB\n"), "bad_parent_asin"),
+        (item(parent_asin="B" * 41), "bad_parent_asin"),
+        (item(parent_asin="\u00c4B"), "bad_parent_asin"),
+        (item(title="HERE").replace(b"HERE", b"\xff"), "bad_utf8"),
+        (item(price="HERE").replace(b"HERE", b"\xed\xa0\x80"), "bad_utf8"),
+    ],
+    "reviews": [
+        (review(rating="5"), "wrong_type"),
+        (review(rating=None), "wrong_type"),
+        (review(timestamp=1.5), "wrong_type"),
+        (review(timestamp=2**53 + 1), "wrong_type"),
+        (review(verified_purchase="yes"), "wrong_type"),
+        (review(verified_purchase=None), "wrong_type"),
+        (review(user_id=7), "wrong_type"),
+        (without("reviews", "parent_asin"), "missing_key"),
+        (without("reviews", "user_id"), "missing_key"),
+        (without("reviews", "rating"), "missing_key"),
+        (without("reviews", "timestamp"), "missing_key"),
+        (review(parent_asin="../B"), "bad_parent_asin"),
+        (review(text="HERE").replace(b"HERE", b"\xc3("), "bad_utf8"),
+        (b'{"rating": 5.0, "tit', "not_json"),
+    ],
+}
+REJECTED = [(kind, line, reason) for kind, lines in BAD.items() for line, reason in lines]
+
+
+@pytest.mark.parametrize(("kind", "line", "reason"), REJECTED)
+def test_a_bad_line_is_a_reject_with_its_number_and_reason(kind: Kind, line: bytes, reason: str) -> None:
+    good = GOOD[kind]
+    table, rejects = read(kind, b"\n".join([good, line, good]) + b"\n", 41)
+    assert rejects == [Reject(42, reason)]
+    assert table.num_rows == 2
+
+
+@pytest.mark.parametrize("kind", ["items", "reviews"])
+def test_the_last_line_may_lack_its_end_and_is_truncated_if_it_lacks_more(kind: Kind) -> None:
+    good = GOOD[kind]
+    for end in (b"", b"\n", b"\r\n"):
+        assert read(kind, good + b"\n" + good + end, 1)[0].num_rows == 2
+    table, rejects = read(kind, good + b"\n" + good[:-9], 1)
+    assert (table.num_rows, rejects) == (1, [Reject(2, "truncated")])
+    assert read(kind, good + b"\n" + b"{}", 1)[1] == [Reject(2, "missing_key")]
+
+
+@pytest.mark.parametrize(("kind", "schema"), [("items", ITEMS), ("reviews", REVIEWS)])
+def test_no_bytes_are_no_rows(kind: Kind, schema: pa.Schema) -> None:
+    table, rejects = read(kind, b"", 1)
+    assert (table.schema, table.num_rows, rejects) == (schema, 0, [])
+
+
+HARMLESS: dict[Kind, list[bytes]] = {
+    "items": [
+        GOOD["items"],
+        item(parent_asin="B02", title="\u00fc\u4e2d\U0001f600\u2028", price=9.99, details={"a\nb": [None]}),
+        item(average_rating=4, features=None, images=None, store="S") + b"\r",
+        b" " + item(extra={"of": ["later", "years"]}) + b" ",
+        b'{"parent_asin":"B03"}',
+    ],
+    "reviews": [GOOD["reviews"], review(user_id="V", text="}\n{"), review(rating=0.0) + b"\r", review(rating=1)],
+}
+OVER_TWO = [b'{"parent_asin": "B04", "user_id": "U",', b' "rating": 1, "timestamp": 1}']
+
+
+@st.composite
+def mixtures(draw: st.DrawFn) -> tuple[Kind, list[bytes], bytes]:
+    kind = draw(st.sampled_from(list(HARMLESS)))
+    bad = [line for line, _ in BAD[kind]] + OVER_TWO
+    any_line = st.sampled_from(HARMLESS[kind]) | st.sampled_from(HARMLESS[kind] + bad)
+    return kind, draw(st.lists(any_line, max_size=8)), draw(st.sampled_from([b"\n", b""]))
+
+
+@settings(max_examples=300, deadline=None)
+@given(mixture=mixtures(), first=st.integers(1, 10**9))
+def test_every_line_is_read_as_if_it_stood_alone(mixture: tuple[Kind, list[bytes], bytes], first: int) -> None:
+    kind, lines, end = mixture
+    content = b"\n".join(lines) + (end if lines else b"")
+    if lines and not end and not lines[-1]:
+        return  # an empty last line without an end is none
+    table, rejects = read(kind, content, first)
+    alone = [
+        read(kind, line + (end if number == len(lines) - 1 else b"\n"), first + number)
+        for number, line in enumerate(lines)
+    ]
+    schema = ITEMS if kind == "items" else REVIEWS
+    assert table.equals(pa.concat_tables([schema.empty_table(), *(rows for rows, _ in alone)]))
+    assert rejects == [reject for _, found in alone for reject in found]
+    assert table.num_rows + len(rejects) == len(lines)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [GOOD["items"] + b" " + GOOD["items"], b""],
+        [b"", GOOD["items"] + GOOD["items"]],
+        [item()[:-1], b"}" + GOOD["items"]],
+        [b'{"parent_asin": "B01", "details": {}', b', "store": "S"} ' + GOOD["items"]],
+        [b'{"parent_asin": "B01", "details":', b"{}}" + GOOD["items"]],
+    ],
+)
+def test_objects_in_one_line_and_lines_of_none_do_not_make_up_for_each_other(lines: list[bytes]) -> None:
+    table, rejects = read("items", b"\n".join(lines) + b"\n", 1)
+    assert (table.num_rows, [reject.line for reject in rejects]) == (0, [1, 2])
+
+
+@pytest.mark.parametrize("name", ["price", "details", "features", "unknown"])
+@pytest.mark.parametrize(("begin", "end"), [(b"[", b"]"), (b'{"a":', b"}")])
+def test_nesting_without_end_is_a_reject_and_no_crash(name: str, begin: bytes, end: bytes) -> None:
+    deep = item_with(name, begin * DEEP + b"1" + end * DEEP)
+    table, rejects = read("items", b"\n".join([GOOD["items"], deep, begin * DEEP, GOOD["items"]]) + b"\n", 1)
+    assert [reject.line for reject in rejects] == [2, 3]
+    assert table["line"].to_pylist() == [1, 4]
+
+
+def test_line_ends_of_windows_change_nothing() -> None:
+    for kind, good in GOOD.items():
+        unix = read(kind, b"\n".join([good] * 3) + b"\n", 1)
+        windows = read(kind, b"\r\n".join([good] * 3) + b"\r\n", 1)
+        assert windows[0].equals(unix[0])
+        assert windows[1] == unix[1] == []
+
+
+def test_a_whole_number_is_a_rating_too() -> None:
+    assert [only(item_with("average_rating", value))["average_rating"] for value in (b"4", b"4.0", b"40e-1")] == [
+        4.0
+    ] * 3
+    assert only(item(average_rating=0.0))["average_rating"] == 0.0
+    assert only(item(average_rating=None, rating_number=None))["rating_number"] is None
+    assert read("reviews", review(rating=4) + b"\n", 1)[0]["rating"].to_pylist() == [4.0]
+
+
+@pytest.mark.parametrize(
+    ("details", "text"),
+    [
+        (b'{"b": 1, "a": {"c": [null, 1.50]}}', '{"b": 1, "a": {"c": [null, 1.50]}}'),
+        (b'"{\\"b\\": 1}"', '{"b": 1}'),  # as in the hub's parquet
+        (b'"none"', "{}"),
+        (b'""', "{}"),
+        (b"null", "{}"),
+        (b"[1]", "{}"),
+        (b"7", "{}"),
+    ],
+)
+def test_details_are_an_object_as_it_stands_in_the_line_or_none(details: bytes, text: str) -> None:
+    assert only(item_with("details", details))["details"] == text
+    assert only(without("items", "details"))["details"] == "{}"
+
+
+def test_lists_come_without_nulls_and_are_never_null() -> None:
+    row = only(item(features=[None, "a", None, ""], description=None))
+    assert (row["features"], row["description"]) == (["a", ""], [])
+    assert only(without("items", "features"))["features"] == []
+
+
+@pytest.mark.parametrize(
+    ("images", "urls"),
+    [
+        (None, (None, None)),
+        ([], (None, None)),
+        ([{}], (None, None)),
+        ([{"hi_res": None, "large": "l1"}, {"hi_res": "h2", "large": "l2"}], ("h2", "l1")),
+        ([{"hi_res": "", "large": ""}, {"hi_res": "h2", "large": None}], ("h2", None)),
+        ([{"thumb": 1, "variant": None, "large": "l1"}], (None, "l1")),
+    ],
+)
+def test_an_image_is_the_first_url_of_its_kind(images: Any, urls: tuple[str | None, str | None]) -> None:
+    row = only(item(images=images))
+    assert (row["hi_res"], row["large"]) == urls
+
+
+def test_neither_a_reviews_words_nor_its_user_are_in_the_table() -> None:
+    table, _ = read("reviews", GOOD["reviews"] + b"\n", 1)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    content = sink.getvalue().to_pybytes()
+    assert b"B01" in content
+    assert b"secret" not in content
+    assert b"AGNOBODY" not in content
+
+
+def test_a_users_hash_is_the_users_and_a_lines_is_the_lines() -> None:
+    lines = [review(), review(rating=1.0), review(user_id="V"), review() + b"\r", review()]
+    table, _ = read("reviews", b"\n".join(lines) + b"\n", 1)
+    users, hashed = table["user_hash"].to_pylist(), table["line_hash"].to_pylist()
+    assert users[0] == users[1] == users[3] == users[4] != users[2]
+    assert hashed[0] == hashed[3] == hashed[4]
+    assert len({*hashed}) == 3
+
+
+def test_hashes_of_reviews_are_those_of_every_machine_and_version() -> None:
+    row = read("reviews", GOOD["reviews"] + b"\n", 1)[0].to_pylist()[0]
+    assert (f"{row['line_hash']:016x}", f"{row['user_hash']:016x}") == ("b13bf7dd2c0b2ee5", "dda7ff206bcfa7e4")

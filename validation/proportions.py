@@ -1,0 +1,82 @@
+"""The checks of the sample's proportions: each stratum gives its share of training items, and none is made up.
+
+In: ``strata.csv`` of a category and the parts of its sample. Out: verdicts.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from prep.faults import UserError
+from prep.strata import COUNT_BUCKETS, TRAIN, count_bucket
+from prep.tables import SAMPLE
+from validation.columns import read
+from validation.verdicts import Verdict, judge
+
+NAME = "strata.csv"
+_KEY = ["split", "average_rating", "rating_number_from"]
+
+
+def check(table: Path, parts: Sequence[Path], fraction: float, bands: int, usable: int) -> list[Verdict]:
+    """Check the strata of a category.
+
+    Args:
+        table: ``strata.csv``.
+        parts: of the sample.
+        fraction: ``sample.fraction``.
+        bands: ``sample.bands``.
+        usable: items that passed the filter, taken or not, as the report counts them.
+
+    Raises:
+        UserError: the table is absent, or has other columns.
+    """
+    try:
+        strata = pd.read_csv(table)[[*_KEY, "population", "taken"]]
+    except (FileNotFoundError, KeyError, ValueError) as error:
+        raise UserError(f"{table} cannot be read ({error}); run `dvc repro --force sample`") from None
+    population = int(strata["population"].sum())
+    return [
+        judge(
+            "sample",
+            f"items of {NAME} = items that passed the filter",
+            population,
+            [population] * (population != usable),
+        ),
+        _as_in_the_parts(strata, parts),
+        _shares(strata, max(round(fraction * bands), _bands_taken(parts)) / bands),
+    ]
+
+
+def _as_in_the_parts(strata: pd.DataFrame, parts: Sequence[Path]) -> Verdict:
+    found = read(parts, ["split", "average_rating", "rating_number"], SAMPLE).to_pandas()
+    found["average_rating"] = np.rint(found["average_rating"] * 10) / 10
+    found["rating_number_from"] = np.array(COUNT_BUCKETS)[count_bucket(found["rating_number"].to_numpy())]
+    both = pd.concat(
+        [strata[strata["taken"] > 0].set_index(_KEY)["taken"], found.groupby(_KEY).size().rename("found")], axis=1
+    ).fillna(0)
+    wrong = both[both["taken"] != both["found"]].sort_index()
+    examples = [f"{_name(key)} ({row['taken']:.0f}, in the parts {row['found']:.0f})" for key, row in wrong.iterrows()]
+    return judge("sample", f"taken items of each stratum in {NAME} as in the parts", len(both), examples)
+
+
+def _shares(strata: pd.DataFrame, share: float) -> Verdict:
+    """Check that each stratum gives its share of training items, to less than one item."""
+    train = strata[strata["split"] == TRAIN].set_index(_KEY)
+    wrong = train[(train["taken"] - share * train["population"]).abs() >= 1]
+    examples = [f"{_name(key)} ({row['taken']} of {row['population']})" for key, row in wrong.iterrows()]
+    return judge("sample", f"{share:.3g} of each stratum's training items, to within one", len(train), examples)
+
+
+def _bands_taken(parts: Sequence[Path]) -> int:
+    """Return how many bands the parts reach to: more than the fraction's where a category has few items."""
+    return max(
+        (int(part.stem.removeprefix(f"{TRAIN}-")) + 1 for part in parts if part.stem.startswith(TRAIN)), default=0
+    )
+
+
+def _name(key: Any) -> str:
+    split, stars, count = key
+    return f"{split}, {stars} stars, {count} ratings or more"
