@@ -84,7 +84,7 @@ def read(kind: Kind, content: bytes, first: int) -> tuple[pa.Table, list[Reject]
     if not lines[-1]:
         lines.pop()
     with _no_collection():
-        records = _decode_all(kind, content, len(lines))
+        records = _decode_all(kind, content, lines)
         if records is not None:
             return _table(kind, records, range(first, first + len(lines)), lines), []
         rejects: list[Reject] = []
@@ -113,15 +113,15 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _decode_all(kind: Kind, content: bytes, lines: int) -> list[Any] | None:
+def _decode_all(kind: Kind, content: bytes, lines: list[bytes]) -> list[Any] | None:
     """Return the records of all lines, or None if one is bad."""
     try:
         content.decode()  # unused fields are checked too, and msgspec does not look into them
         records: list[Any] = _decoders[kind].decode_lines(content)
     except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
         return None
-    whole = content.count(b"}\n{") + content.count(b"}\r\n{") == max(lines - 1, 0)  # lines are cut between objects
-    if len(records) != lines or not whole:
+    # msgspec does not look at line ends: an object that goes on over one leaves a line without its bracket
+    if len(records) != len(lines) or not all(line.startswith(b"{") and line.endswith(b"}") for line in lines):
         return None
     asins = pa.array([record.parent_asin for record in records], pa.string())
     return records if pc.all(pc.match_substring_regex(asins, ASIN), min_count=0).as_py() else None
