@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import numpy as np
-import pandas as pd
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -69,7 +69,8 @@ def group(params: Params, data: Path = Path("data")) -> None:
         links = [(pieces, number, params.groups.max_link) for number in range(count)]
         linked = crew.run(_link, links, "groups: links")
         grouped = _components(pa.concat_tables([one.edges for one in linked]))
-        _write_grouped(work / "grouped.arrow", grouped, count)
+        order = buckets.item_order(grouped.items["parent_asin"])
+        buckets.write_piece(work / "grouped.arrow", grouped.items, buckets.bucket_of(order, count), count)
         placed = [
             (path, work / "grouped.arrow", number, out / category / name)
             for category, paths in held
@@ -77,15 +78,14 @@ def group(params: Params, data: Path = Path("data")) -> None:
         ]
         rows = sum(crew.run(_write_groups, placed, "groups: rows"))
         shutil.rmtree(work)
-        sizes = grouped.groupby("group").size()
         report = {
             "stage": "groups",
             "tables": {"groups": Funnel.of(rows, {})},
-            "groups": items - len(grouped) + len(sizes),
-            "groups_of_several": len(sizes),
+            "groups": items - grouped.items.num_rows + len(grouped.groups),
+            "groups_of_several": len(grouped.groups),
             "shared_too_widely": dict.fromkeys(("image", "title"), 0)
             | dict(sum((one.too_wide for one in linked), Counter[str]())),
-            "largest": _largest(sizes),
+            "largest": _largest(grouped),
         }
         files.write_json(out / "report.json", report)
 
@@ -147,24 +147,26 @@ def _link(pieces: list[Path], number: int, max_link: int) -> _Linked:
     return _Linked(edges.group_by(_EDGES.names).aggregate([]), Counter(wide["kind"].to_pylist()))
 
 
-def _components(edges: pa.Table) -> pd.DataFrame:
-    """Return the group of each item that an edge touches, with the group's size."""
-    ends = pa.chunked_array([*edges["one"].chunks, *edges["other"].chunks], pa.string())
-    ids = pc.unique(ends)
+class _Grouped(NamedTuple):
+    """The items that an edge touches, and the groups that they make."""
+
+    items: pa.Table  # GROUPS
+    groups: pa.Array  # their ids, in order
+    sizes: npt.NDArray[np.int64]
+
+
+def _components(edges: pa.Table) -> _Grouped:
+    """Return the connected components of the edges."""
+    ids = pc.unique(pa.chunked_array([*edges["one"].chunks, *edges["other"].chunks], pa.string()))
     ids = ids.take(pc.sort_indices(ids))
     one, other = (pc.index_in(edges[name], value_set=ids).to_numpy() for name in _EDGES.names)
     graph = coo_array((np.ones(len(one), bool), (one, other)), shape=(len(ids), len(ids)))
     component = connected_components(graph, directed=False)[1]
     # ids are sorted, so the first of a component is its smallest
     _, first, inverse, size = np.unique(component, return_index=True, return_inverse=True, return_counts=True)
-    names = ids.to_numpy(zero_copy_only=False)
-    return pd.DataFrame({"parent_asin": names, "group": names[first][inverse], "group_size": size[inverse]})
-
-
-def _write_grouped(path: Path, grouped: pd.DataFrame, count: int) -> None:
-    table = pa.Table.from_pandas(grouped, GROUPS, preserve_index=False).replace_schema_metadata(None)
-    order = buckets.item_order(table["parent_asin"])
-    buckets.write_piece(path, table, buckets.bucket_of(order, count), count)
+    items = pa.table([ids, ids.take(pa.array(first[inverse])), size[inverse].astype(np.int32)], schema=GROUPS)
+    by_id = np.argsort(first)
+    return _Grouped(items, ids.take(pa.array(first[by_id])), size[by_id])
 
 
 def _write_groups(items: Path, grouped: Path, number: int, out: Path) -> int:
@@ -178,6 +180,7 @@ def _write_groups(items: Path, grouped: Path, number: int, out: Path) -> int:
     return len(ids)
 
 
-def _largest(sizes: "pd.Series[int]") -> list[dict[str, Any]]:
-    top = sizes.sort_index().sort_values(ascending=False, kind="stable").head(_LARGEST)
-    return [{"group": name, "items": int(size)} for name, size in top.items()]
+def _largest(grouped: _Grouped) -> list[dict[str, Any]]:
+    top = np.argsort(-grouped.sizes, kind="stable")[:_LARGEST]
+    names = grouped.groups.take(pa.array(top)).to_pylist()
+    return [{"group": name, "items": int(size)} for name, size in zip(names, grouped.sizes[top], strict=True)]

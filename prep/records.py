@@ -121,7 +121,7 @@ def _decode_all(kind: Kind, content: bytes, lines: list[bytes]) -> list[Any] | N
     except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
         return None
     # msgspec does not look at line ends: an object that goes on over one leaves a line without its bracket
-    if len(records) != len(lines) or not all(line.startswith(b"{") and line.endswith(b"}") for line in lines):
+    if len(records) != len(lines) or not all(line.startswith(b"{") and line.endswith((b"}", b"}\r")) for line in lines):
         return None
     asins = pa.array([record.parent_asin for record in records], pa.string())
     return records if pc.all(pc.match_substring_regex(asins, ASIN), min_count=0).as_py() else None

@@ -1,0 +1,322 @@
+"""How join, groups and sample grow with the data, on made tables of millions of items with ten reviews each.
+
+    make bench-scale                  # or: python -m benchmarks.scale [--items 1 2 4] [--once 16] [--repeats 3]
+
+In: nothing; numbers of items are in millions. Out: tables, build/bench-scale/results.json and scale.png, and what the
+slopes say of the whole dataset. The tables are made in the layout of data/raw, one category in 64 buckets: items with a
+short title (14 % share one with others, up to five), a store, an image (6 % share one; one placeholder in 200), a
+rating and a count, and no further text; one review in a hundred is an exact duplicate. Guaranteed: each stage runs in a
+process of its own with two worker processes; repeats are interleaved; memory is what is of no file (resident less
+shared), sampled every 50 ms of every process. Made tables are removed at the end.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from msgspec.structs import replace
+
+from benchmarks.ingest import now, since, watched
+from benchmarks.tables import spread, table
+from prep import buckets, cluster, files, groups, join, sample
+from prep.params import Dask, Params, load
+from prep.tables import ITEMS, REVIEWS
+
+BUILD = Path("build/bench-scale")
+CATEGORY, BUCKETS, REVIEWS_AN_ITEM, WORKERS = "Made", 64, 10, 2
+WHOLE = {"items": 48.19, "reviews": 571.54, "largest": 13.2}  # millions; items of the largest category
+CORES = (2, 16, 64)
+_CHUNK = 1 << 20  # numbers hashed at once
+_URL = "https://m.media-amazon.com/images/I/"
+
+Numbers = npt.NDArray[np.int64]
+
+
+def ids_of(numbers: Numbers) -> pa.Array:
+    """Return the parent_asin of made items."""
+    return pc.binary_join_element_wise("B", pc.utf8_lpad(pa.array(numbers).cast(pa.string()), 9, "0"), "")
+
+
+def made_items(numbers: Numbers) -> pa.Table:
+    """Return the rows of made items; equal numbers give equal rows."""
+    place = numbers % 100  # of a hundred items 5, 4, 3 and 2 share a title
+    first = np.select([place < 5, place < 9, place < 12, place < 14], [0, 5, 9, 12], place)
+    title = numbers - place + first
+    pictured = np.where(numbers % 50 // 3 == 10, numbers // 50 * 50 + 30, numbers)  # 3 of 50 share an image
+    images = pc.binary_join_element_wise(pa.array(pictured).cast(pa.string()), "L._AC_.jpg", "")
+    images = pc.if_else(pa.array(numbers % 200 == 199), "placeholder._AC_.jpg", images)
+    chance = np.random.default_rng(numbers[:1])
+    nothing = pa.array([[]], pa.list_(pa.string())).take(pa.array(np.zeros(len(numbers), np.int64)))
+    columns = {
+        "parent_asin": ids_of(numbers),
+        "line": numbers + 1,
+        "main_category": pa.repeat("Made things", len(numbers)),
+        "title": pc.binary_join_element_wise("A made thing, number", pa.array(title).cast(pa.string()), " "),
+        "average_rating": np.round(5 - 4 * chance.beta(1.3, 5, len(numbers)), 1),
+        "rating_number": np.exp(chance.normal(2.5, 1.8, len(numbers))).astype(np.int64) + 1,
+        "features": nothing,
+        "description": nothing,
+        "store": pc.binary_join_element_wise("Store", pa.array(title % 5003).cast(pa.string()), " "),
+        "details": pa.repeat("{}", len(numbers)),
+        "hi_res": pa.nulls(len(numbers), pa.string()),
+        "large": pc.binary_join_element_wise(_URL, images, ""),
+    }
+    return pa.table([pa.array(columns[name]) for name in ITEMS.names], schema=ITEMS)
+
+
+def made_reviews(numbers: Numbers) -> pa.Table:
+    """Return the reviews of made items in any order."""
+    chance = np.random.default_rng(numbers[:1])
+    rows = len(numbers) * REVIEWS_AN_ITEM
+    places = chance.permutation(np.repeat(np.arange(len(numbers)), REVIEWS_AN_ITEM))
+    lines, users = (chance.integers(0, 2**64, rows, np.uint64) for _ in range(2))
+    again = np.arange(1, rows, 100)
+    lines[again], users[again], places[again] = lines[again - 1], users[again - 1], places[again - 1]
+    columns = {
+        "parent_asin": ids_of(numbers).take(pa.array(places)),
+        "line_hash": lines,
+        "user_hash": users,
+        "rating": chance.integers(1, 6, rows).astype(float),
+        "timestamp": chance.integers(1_000_000_000_000, 1_690_000_000_000, rows),
+        "verified_purchase": chance.random(rows) < 0.9,
+    }
+    return pa.table([pa.array(columns[name]) for name in REVIEWS.names], schema=REVIEWS)
+
+
+def make(data: Path, category: str, numbers: Numbers, count: int = BUCKETS) -> None:
+    """Write ``data/raw/<category>`` with the made items of these numbers."""
+    chunks = [numbers[start : start + _CHUNK] for start in range(0, len(numbers), _CHUNK)]
+    with ProcessPoolExecutor(WORKERS) as pool:
+        bucket = np.concatenate(list(pool.map(_buckets, chunks, [count] * len(chunks))))
+        share = [numbers[bucket == number] for number in range(count)]
+        list(pool.map(_write, share, range(count), [data / "raw" / category] * count))
+
+
+def _buckets(numbers: Numbers, count: int) -> npt.NDArray[np.int16]:
+    return buckets.bucket_of(buckets.item_order(ids_of(numbers)), count).astype(np.int16)
+
+
+def _write(numbers: Numbers, bucket: int, out: Path) -> None:
+    files.write_table(out / f"items-{bucket:03d}.parquet", made_items(numbers))
+    files.write_table(out / f"reviews-{bucket:03d}.parquet", made_reviews(numbers))
+
+
+def parameters(categories: Iterable[str], count: int, scheduler: str) -> Params:
+    """Return the paper's parameters for made items."""
+    params = load(Path("params/paper.yaml"))
+    return replace(
+        params,
+        source=replace(params.source, categories=tuple(categories)),
+        download=replace(params.download, buckets=count),
+        sample=replace(params.sample, min_chars=0, require=("title", "average_rating", "rating_number")),
+        dask=Dask(scheduler=scheduler, workers=WORKERS),
+    )
+
+
+STAGES: dict[str, Callable[[Params, Path], None]] = {
+    "join": partial(join.join, CATEGORY),
+    "groups": groups.group,
+    "sample": partial(sample.sample, CATEGORY),
+}
+
+
+def run_stage(stage: str, data: Path) -> dict[str, float]:
+    """Run a stage; return its seconds, and how many were its workers' and went to starting and ending them."""
+    spent = {"start": 0.0, "workers": 0.0}
+    crew, run = cluster.workers, cluster.Workers.run
+
+    @contextmanager
+    def timed_crew(settings: Dask) -> Iterator[cluster.Workers]:
+        begin = time.perf_counter()
+        with crew(settings) as given:
+            spent["start"] += time.perf_counter() - begin
+            yield given
+            begin = time.perf_counter()
+        spent["start"] += time.perf_counter() - begin
+
+    def timed_run(self: cluster.Workers, *given: Any) -> list[Any]:
+        begin = time.perf_counter()
+        found = run(self, *given)
+        spent["workers"] += time.perf_counter() - begin
+        return found
+
+    cluster.Workers.run = timed_run
+    for module in (join, groups, sample):
+        module.workers = timed_crew
+    begin = now()
+    STAGES[stage](parameters([CATEGORY], BUCKETS, "processes"), data)
+    return since(begin) | spent
+
+
+def measured(millions: float) -> dict[str, dict[str, float]]:
+    """Run the stages on the tables of one size, one after another."""
+    data = BUILD / f"{millions:g}"
+    found = {}
+    for stage in STAGES:
+        words = [sys.executable, "-m", "benchmarks.scale", "--stage", stage, str(data)]
+        figures, peaks = watched(words)
+        found[stage] = {**figures, "worker": peaks.worker, "main": peaks.main}
+        print(f"{millions:g} M", stage, {name: round(v, 1) for name, v in found[stage].items()}, file=sys.stderr)
+    return found
+
+
+def line(points: list[tuple[float, float]]) -> tuple[float, float, float]:
+    """Return slope, intercept and R² of the straight line through the points."""
+    x, y = np.array(points).T
+    slope, intercept = np.polyfit(x, y, 1)
+    rest, all_ = ((y - slope * x - intercept) ** 2).sum(), ((y - y.mean()) ** 2).sum()
+    return float(slope), float(intercept), float(1 - rest / all_) if all_ else 1.0
+
+
+def points(found: dict[float, list[Any]], stage: str, figure: str) -> list[tuple[float, float]]:
+    """Return millions of items and the figure, of each repeat."""
+    return [(millions, each[stage][figure]) for millions, repeats in found.items() for each in repeats]
+
+
+def report(found: dict[float, list[Any]]) -> None:
+    """Print what was measured, and the fitted lines."""
+    rows = [
+        (
+            f"{millions:g} M",
+            stage,
+            *(
+                spread([each[stage][figure] for each in repeats], form)
+                for figure, form in (("seconds", ".1f"), ("worker", ",.0f"), ("main", ",.0f"))
+            ),
+            f"{statistics.median(each[stage]['seconds'] for each in repeats) / millions:.1f}",
+            f"{statistics.median(each[stage]['cpu'] for each in repeats) / millions:.1f}",
+            str(len(repeats)),
+        )
+        for millions, repeats in found.items()
+        for stage in STAGES
+    ]
+    table(
+        "Median (least to most)",
+        (
+            "items",
+            "stage",
+            "seconds",
+            "largest worker, MB",
+            "main process, MB",
+            "seconds a million",
+            "CPU seconds a million",
+            "runs",
+        ),
+        rows,
+    )
+    rows = []
+    for figure, label in (("seconds", "time"), ("cpu", "CPU time")):
+        for stage in STAGES:
+            slope, start, r2 = line(points(found, stage, figure))
+            rows.append((label, stage, f"{slope:.2f}", f"{start:.1f}", f"{r2:.4f}"))
+    head = ("of", "stage", "seconds a million items", "at the start, s", "R²")
+    table("Straight lines through all runs", head, rows)
+
+
+def project(found: dict[float, list[Any]]) -> None:
+    """Print what the slopes say of the whole dataset, and what would break first."""
+    million = {"join": WHOLE["reviews"] / REVIEWS_AN_ITEM, "groups": WHOLE["items"], "sample": WHOLE["items"]}
+    rows, total = [], dict.fromkeys(CORES, 0.0)
+    for stage, size in million.items():
+        spread_out = line(points(found, stage, "workers"))[0] * size
+        alone = [(x, each - w - s) for (x, each), (_, w), (_, s) in _three(found, stage)]
+        serial = max(0.0, line(alone)[0]) * size
+        minutes = {cores: (serial + spread_out * WORKERS / cores) / 60 for cores in CORES}
+        for cores in CORES:
+            total[cores] += minutes[cores]
+        rows.append((stage, *(f"{minutes[cores]:.1f}" for cores in CORES), f"{serial / 60:.1f}"))
+    rows.append(("all three", *(f"{total[cores]:.1f}" for cores in CORES), ""))
+    table(
+        f"Projected to {WHOLE['items']} M items and {WHOLE['reviews']} M reviews (the join by its reviews), minutes",
+        ("stage", *(f"{cores} cores" for cores in CORES), "of it the main process alone"),
+        rows,
+    )
+    # groups sees all categories at once, join and sample one category at a time
+    at = {"join": WHOLE["largest"], "groups": WHOLE["items"], "sample": WHOLE["largest"]}
+    memory = {}
+    for stage, size in at.items():
+        for who in ("worker", "main"):
+            slope, start, _ = line(points(found, stage, who))
+            memory[stage, who] = max(0.0, slope) * size + start
+    rows = [(s, f"{at[s]:g} M", f"{memory[s, 'worker']:,.0f}", f"{memory[s, 'main']:,.0f}") for s in at]
+    head = ("stage", "items at once", "a worker, MB", "main process, MB")
+    table(f"Projected peaks of memory with {BUCKETS} buckets", head, rows)
+    (stage, who), most = max(memory.items(), key=lambda each: each[1])
+    remedy = "more download.buckets make it smaller" if who == "worker" else "no parameter makes it smaller"
+    print(
+        f"\nFirst to break: the memory of the {who if who == 'worker' else 'main process'} of {stage}, "
+        f"{most / 1e3:.1f} GB; {remedy}. More cores than the {BUCKETS} buckets have nothing to do."
+    )
+
+
+def _three(found: dict[float, list[Any]], stage: str) -> Iterable[tuple[tuple[float, float], ...]]:
+    return zip(*(points(found, stage, figure) for figure in ("seconds", "workers", "start")), strict=True)
+
+
+def plot(found: dict[float, list[Any]], path: Path) -> None:
+    """Draw time and memory against the number of items."""
+    from matplotlib import pyplot  # noqa: PLC0415 -- workers import this module too
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    labels = {"seconds": "time, s", "worker": "largest worker, MB", "main": "main process, MB"}
+    for axis, (name, label) in zip(axes, labels.items(), strict=True):
+        for stage in STAGES:
+            given = points(found, stage, name)
+            slope, start, _ = line(given)
+            x = np.array([0, max(found)])
+            drawn = axis.plot(*np.array(given).T, "o", label=stage)
+            axis.plot(x, slope * x + start, color=drawn[0].get_color(), linewidth=1)
+        axis.set(xlabel="items, millions", ylabel=label, ylim=(0, None))
+    axes[1].axhline(2**31 / 1e6, color="grey", linestyle=":", label="2 GiB")
+    axes[1].legend()
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    """Make tables, measure, print, and remove the tables."""
+    parser = argparse.ArgumentParser("python -m benchmarks.scale", description=__doc__.splitlines()[0])
+    parser.add_argument("--items", type=float, nargs="+", default=[1, 2, 4], help="millions, each `repeats` times")
+    parser.add_argument("--once", type=float, nargs="*", default=[16], help="millions, once")
+    parser.add_argument("--repeats", type=int, default=3)
+    chosen = parser.parse_args()
+    os.environ["EFFIMINI_STORE"] = str(BUILD / "store")
+    found: dict[float, list[Any]] = {millions: [] for millions in (*chosen.items, *chosen.once)}
+    try:
+        for sizes, repeats in ((chosen.items, chosen.repeats), *(([size], 1) for size in chosen.once)):
+            for millions in sizes:
+                begin = time.perf_counter()
+                make(BUILD / f"{millions:g}", CATEGORY, np.arange(int(millions * 1e6)))
+                print(f"{millions:g} M made in {time.perf_counter() - begin:.0f} s", file=sys.stderr)
+            for _ in range(repeats):
+                for millions in sizes:
+                    found[millions].append(measured(millions))
+                    (BUILD / "results.json").write_text(json.dumps(found, indent=1))
+    finally:
+        for millions in found:
+            shutil.rmtree(BUILD / f"{millions:g}", ignore_errors=True)
+    report(found)
+    if len(found) > 1:
+        project(found)
+        plot(found, BUILD / "scale.png")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--stage"]:
+        name, folder = sys.argv[2:]
+        print(json.dumps(run_stage(name, Path(folder))))
+    else:
+        main()
