@@ -13,7 +13,12 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 SHARDS = Path("data/shards/Demo_Toys")
-SMALL = {"source.categories": ["Demo_Toys"], "source.demo.items": 100, "download.bad_share": 0.1}
+SMALL = {
+    "source.categories": ["Demo_Toys"],
+    "source.demo.items": 100,
+    "download.bad_share": 0.1,  # few rows: a few bad ones are a large share
+    "images.bad_share": 0.5,
+}
 
 
 class Clone:

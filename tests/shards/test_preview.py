@@ -39,7 +39,7 @@ def shards(
     folder = tmp_path_factory.mktemp("data")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EFFIMINI_STORE", str(folder / "store"))
-        run_to(make_params(), folder)
+        run_to(make_params(**{"sample.fraction": 1.0}), folder)  # enough to have items without an image
     return folder / "shards"
 
 
