@@ -1,14 +1,15 @@
 """A raw file cut into blocks of whole lines, which workers type each on its own.
 
-In: the bytes of a file, as they lie or as they arrive. Out: blocks, each with the number of its first line.
-Guaranteed: the blocks are the file, in order; a file that lies here is not copied; of one that arrives only the
-blocks that are not yet typed are kept.
+In: the bytes of a file, as they lie or as they arrive. Out: blocks. Guaranteed: the blocks are the file, in order; a
+file that lies here is read once, by whoever types a block; of one that arrives only the blocks that are not yet typed
+are kept.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from prep import progress
 from prep.faults import UserError
 from prep.source import RawFile
 
@@ -22,22 +23,31 @@ class Block(NamedTuple):
     path: Path
     offset: int  # where they begin in `path`, bytes
     length: int  # bytes
-    first: int  # the number of the first line in the raw file, from 1
 
-    def portions(self) -> Iterator[tuple[bytes, int]]:
-        """Yield the lines about `PORTION` at a time, with the number of the first of them."""
-        number, rest = self.first, b""
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            for start in range(0, self.length, PORTION):
-                content = rest + file.read(min(PORTION, self.length - start))
-                end = content.rfind(b"\n") + 1
-                rest = content[end:]
-                if end:
-                    yield content[:end], number
-                    number += content.count(b"\n")
+    def portions(self) -> Iterator[bytes]:
+        """Yield the lines, about `PORTION` at a time.
+
+        Raises:
+            UserError: the file cannot be read, or has become shorter.
+        """
+        rest = b""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.offset)
+                for start in range(0, self.length, PORTION):
+                    wanted = min(PORTION, self.length - start)
+                    content = file.read(wanted)
+                    if len(content) < wanted:
+                        raise UserError(f"{self.path} changed while it was read; run again when it is whole")
+                    content = rest + content
+                    end = content.rfind(b"\n") + 1
+                    rest = content[end:]
+                    if end:
+                        yield content[:end]
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be read ({error.strerror}); check the file and its disk") from error
         if rest:
-            yield rest, number
+            yield rest
 
 
 def cut(raw: RawFile, scratch: Path) -> Iterator[Block]:
@@ -48,32 +58,53 @@ def cut(raw: RawFile, scratch: Path) -> Iterator[Block]:
         scratch: a folder for blocks of a file that does not lie here; whoever has typed one removes it.
 
     Raises:
-        UserError: a line is longer than a block, so that the file holds no JSON lines.
+        UserError: a line is longer than a block, so that the file holds no JSON lines; or the file cannot be read.
     """
-    offset, first = 0, 1
-    held = bytearray()
+    if raw.path:
+        return _cut_here(raw, raw.path)
+    assert raw.arriving
+    return _cut_arriving(raw, raw.arriving(), scratch)
+
+
+def _cut_here(raw: RawFile, path: Path) -> Iterator[Block]:
+    """Look for line ends near the multiples of `BLOCK`, and read nothing else."""
+    begin = 0
+    with path.open("rb") as file, progress.byte_bar(path.name, raw.size) as advance:
+        while begin < raw.size:
+            file.seek(begin + BLOCK - 1)
+            line = file.readline(BLOCK)
+            end = min(file.tell(), raw.size)
+            if len(line) == BLOCK and not line.endswith(b"\n"):
+                raise _no_lines(raw, begin)
+            yield Block(path, begin, end - begin)
+            advance(end - begin)
+            begin = end
+
+
+def _cut_arriving(raw: RawFile, chunks: Iterable[bytes], scratch: Path) -> Iterator[Block]:
+    begin, held = 0, bytearray()
 
     def block(length: int) -> Block:
-        nonlocal offset, first
-        if raw.path:
-            made = Block(raw.path, offset, length, first)
-        else:
-            path = scratch / f"{Path(raw.name).name}.{offset}"
-            path.write_bytes(memoryview(held)[:length])
-            made = Block(path, 0, length, first)
-        offset, first = offset + length, first + held.count(b"\n", 0, length)
+        nonlocal begin
+        path = scratch / f"{Path(raw.name).name}.{begin}"
+        path.write_bytes(memoryview(held)[:length])
+        begin += length
         del held[:length]
-        return made
+        return Block(path, 0, length)
 
-    for chunk in raw.chunks():
+    for chunk in chunks:
         held += chunk
         if len(held) >= BLOCK:
             end = held.rfind(b"\n") + 1
             if not end:
-                raise UserError(
-                    f"{raw.name} of the source: line {first} is longer than {len(held):,} bytes, so this is no file of "
-                    "JSON lines; look at the file, and check source.location and source.categories"
-                )
+                raise _no_lines(raw, begin)
             yield block(end)
     if held:
         yield block(len(held))
+
+
+def _no_lines(raw: RawFile, begin: int) -> UserError:
+    return UserError(
+        f"{raw.name} of the source: after byte {begin:,} a line is longer than {BLOCK:,} bytes, so this is no file of "
+        "JSON lines; look at the file, and check source.location and source.categories"
+    )

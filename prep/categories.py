@@ -97,7 +97,7 @@ def table(content: dict[str, Any]) -> Table:
     return shown
 
 
-def _sizes(settings: Source) -> dict[str, dict[source.Table, int]]:
+def _sizes(settings: Source) -> dict[str, dict[source.Kind, int]]:
     """Return the bytes of each category's files by table, for what can be listed."""
     base = source.locate(settings)
     if settings.kind != "hub" and base.is_remote:  # a server has no listing
@@ -109,9 +109,9 @@ def _sizes(settings: Source) -> dict[str, dict[source.Table, int]]:
             }
             for category in settings.categories
         }
-    found: dict[str, dict[source.Table, int]] = {}
+    found: dict[str, dict[source.Kind, int]] = {}
 
-    def add(table: source.Table, pattern: re.Pattern[str], sizes: Mapping[str, int]) -> None:
+    def add(table: source.Kind, pattern: re.Pattern[str], sizes: Mapping[str, int]) -> None:
         for path, size in sizes.items():
             if match := pattern.fullmatch(path):
                 of_category = found.setdefault(match[1], {})

@@ -9,6 +9,7 @@ or a reject with its reason; no review text and no user id is stored; memory is 
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,18 +21,18 @@ from prep.blocks import Block, cut
 from prep.cluster import Workers, workers
 from prep.faults import Funnel, UserError, check_budget
 from prep.params import Params
-from prep.records import Kind, Reject
-from prep.source import raw_file
+from prep.records import Reject
+from prep.source import Kind, raw_file
 from prep.tables import ITEMS, REJECTS, REVIEWS
 
 SCHEMAS: dict[Kind, pa.Schema] = {"items": ITEMS, "reviews": REVIEWS}
 
 
 class _Typed(NamedTuple):
-    """A piece: rows of the raw file, spread over the buckets."""
+    """A piece: lines of the raw file, numbered from 1, their rows spread over the buckets."""
 
     path: Path
-    rows: int  # in
+    lines: int
     rejects: list[Reject]
 
 
@@ -55,7 +56,8 @@ def download(category: str, params: Params, data: Path = Path("data")) -> None:
                 name, typed = _type_lines(category, kind, params, work, crew)
             tables[kind], rejected = _account(category, kind, name, typed, params)
             rejects.append(rejected)
-            pieces = [piece.path for piece in typed]
+            before = [0, *accumulate(piece.lines for piece in typed)]
+            pieces = [(piece.path, lines) for piece, lines in zip(typed, before, strict=False)]
             names = [out / name for name in buckets.bucket_names(kind, params.download.buckets)]
             calls = [(pieces, number, schema, path) for number, path in enumerate(names)]
             crew.run(_gather, calls, f"{category} {kind}: buckets")
@@ -85,20 +87,24 @@ def _type_lines(category: str, kind: Kind, params: Params, work: Path, crew: Wor
 
 def _type_block(block: Block, kind: Kind, count: int, piece: Path) -> _Typed:
     """Write one block as a piece."""
-    read = [records.read(kind, content, first) for content, first in block.portions()]
-    table = pa.concat_tables([table for table, _ in read])
-    rejects = [reject for _, found in read for reject in found]
-    _write(piece, table, count)
-    return _Typed(piece, table.num_rows + len(rejects), rejects)
+    tables: list[pa.Table] = []
+    rejects: list[Reject] = []
+    lines = 0
+    for content in block.portions():
+        table, found = records.read(kind, content, lines + 1)
+        tables.append(table)
+        rejects += found
+        lines += table.num_rows + len(found)
+    _write(piece, pa.concat_tables(tables), count)
+    return _Typed(piece, lines, rejects)
 
 
 def _typed_batches(category: str, params: Params, work: Path) -> Iterator[_Typed]:
     """Write batches of the metadata's parquet as pieces."""
     from prep.metadata import item_batches  # noqa: PLC0415 -- seconds, and only a source of parquet needs it
 
-    first = 1
     for number, batch in enumerate(item_batches(params.source, category)):
-        lines = pa.array(range(first, first + batch.num_rows), pa.int64())
+        lines = pa.array(range(1, batch.num_rows + 1), pa.int64())
         named = pc.match_substring_regex(pc.fill_null(batch["parent_asin"], ""), records.ASIN)
         count, stars = batch["rating_number"], batch["average_rating"]
         typed = pc.and_(
@@ -115,7 +121,6 @@ def _typed_batches(category: str, params: Params, work: Path) -> Iterator[_Typed
         piece = work / f"{number:06d}.arrow"
         _write(piece, rows, params.download.buckets)
         yield _Typed(piece, batch.num_rows, rejects)
-        first += batch.num_rows
 
 
 def _write(piece: Path, table: pa.Table, count: int) -> None:
@@ -123,8 +128,16 @@ def _write(piece: Path, table: pa.Table, count: int) -> None:
     buckets.write_piece(piece, table, buckets.bucket_of(order, count), count)
 
 
-def _gather(pieces: list[Path], number: int, schema: pa.Schema, out: Path) -> None:
-    files.write_batches(out, schema, buckets.read_bucket(pieces, number))
+def _gather(pieces: list[tuple[Path, int]], number: int, schema: pa.Schema, out: Path) -> None:
+    """Write a bucket; `pieces` are given with the number of lines before them."""
+    rows = buckets.read_bucket([path for path, _ in pieces], number)
+    if "line" in schema.names:
+        place = schema.get_field_index("line")
+        rows = (
+            batch.set_column(place, schema.field(place), pc.add(batch["line"], before))
+            for batch, (_, before) in zip(rows, pieces, strict=True)
+        )
+    files.write_batches(out, schema, rows)
 
 
 def _account(category: str, kind: Kind, name: str, typed: list[_Typed], params: Params) -> tuple[Funnel, pa.Table]:
@@ -133,8 +146,13 @@ def _account(category: str, kind: Kind, name: str, typed: list[_Typed], params: 
     Raises:
         UserError: too many lines are rejected, or there is no item.
     """
-    rejects = [reject for piece in typed for reject in piece.rejects]
-    reasons, rows = Counter(reject.reason for reject in rejects), sum(piece.rows for piece in typed)
+    before = [0, *accumulate(piece.lines for piece in typed)]
+    rejects = [
+        (lines + reject.line, reject.reason)
+        for piece, lines in zip(typed, before, strict=False)
+        for reject in piece.rejects
+    ]
+    reasons, rows = Counter(reason for _, reason in rejects), before[-1]
     check_budget(
         reasons,
         rows,
@@ -144,6 +162,6 @@ def _account(category: str, kind: Kind, name: str, typed: list[_Typed], params: 
     )
     if kind == "items" and rows == 0:
         raise UserError(f"{name} of {category} is empty; check source.location and source.categories")
-    columns = [[name] * len(rejects), [reject.line for reject in rejects], [reject.reason for reject in rejects]]
+    columns = [[name] * len(rejects), [line for line, _ in rejects], [reason for _, reason in rejects]]
     table = pa.table([pa.array(v, field.type) for v, field in zip(columns, REJECTS, strict=True)], schema=REJECTS)
     return Funnel.of(rows, reasons), table

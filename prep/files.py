@@ -32,13 +32,19 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def aside(path: Path) -> Iterator[Path]:
-    """Give a path to write `path`'s content to; on leaving without an error it becomes `path`."""
+def aside(path: Path, durable: bool = True) -> Iterator[Path]:
+    """Give a path to write `path`'s content to; on leaving without an error it becomes `path`.
+
+    Without `durable` it is not flushed to disk, for what a killed run starts anew.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
-        settle(partial, path)
+        if durable:
+            settle(partial, path)
+        else:
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -11,17 +11,17 @@ import gc
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from msgspec import Meta
 
 from prep.hashes import hashes
+from prep.source import Kind
 from prep.tables import ITEMS, REVIEWS
-
-Kind = Literal["items", "reviews"]
 
 # It becomes the name of a tar's members, so nothing that could be a path or an ending may stand in it.
 ASIN = "^[A-Za-z0-9]{1,40}$"
@@ -80,13 +80,12 @@ def read(kind: Kind, content: bytes, first: int) -> tuple[pa.Table, list[Reject]
         items parent_asin, for reviews parent_asin, user_id, rating and timestamp), has another type than the dataset
         in a field used (wrong_type), or a parent_asin that can name no file (bad_parent_asin).
     """
-    lines = content.split(b"\n")
-    if not lines[-1]:
-        lines.pop()
     with _no_collection():
-        records = _decode_all(kind, content, lines)
+        records = _decode_all(kind, content)
         if records is not None:
-            return _table(kind, records, range(first, first + len(lines)), lines), []
+            lines = _lines(content) if kind == "reviews" else []
+            return _table(kind, records, range(first, first + len(records)), lines), []
+        lines = _lines(content)
         rejects: list[Reject] = []
         kept: list[tuple[int, Any]] = []
         for number, line in enumerate(lines):
@@ -113,18 +112,36 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _decode_all(kind: Kind, content: bytes, lines: list[bytes]) -> list[Any] | None:
+def _lines(content: bytes) -> list[bytes]:
+    """Return the lines without their ends, of either kind."""
+    lines = content.split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    return [line.rstrip(b"\r") for line in lines] if b"\r" in content else lines
+
+
+def _decode_all(kind: Kind, content: bytes) -> list[Any] | None:
     """Return the records of all lines, or None if one is bad."""
     try:
         content.decode()  # unused fields are checked too, and msgspec does not look into them
         records: list[Any] = _decoders[kind].decode_lines(content)
     except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
         return None
-    # msgspec does not look at line ends: an object that goes on over one leaves a line without its bracket
-    if len(records) != len(lines) or not all(line.startswith(b"{") and line.endswith((b"}", b"}\r")) for line in lines):
+    if not _one_a_line(content, len(records)):
         return None
     asins = pa.array([record.parent_asin for record in records], pa.string())
     return records if pc.all(pc.match_substring_regex(asins, ASIN), min_count=0).as_py() else None
+
+
+def _one_a_line(content: bytes, records: int) -> bool:
+    """Tell whether each line holds one of the objects that msgspec, which does not look at line ends, found."""
+    characters = np.frombuffer(content, np.uint8)
+    ends = np.flatnonzero(characters[:-1] == ord("\n"))
+    before = characters[ends - 1]
+    before = np.where(before == ord("\r"), characters[ends - 2], before)
+    # no object goes on over a line end that stands between two of them
+    between = (before == ord("}")) & (characters[ends + 1] == ord("{"))
+    return len(ends) == records - 1 and bool(between.all())
 
 
 def _decode(kind: Kind, line: bytes, whole: bool) -> Any:
@@ -182,13 +199,10 @@ def _details(details: bytes) -> bytes | str:
 
 
 def _reviews(records: list[_Review], lines: list[bytes]) -> pa.Table:
-    """Make the rows of reviews; the user id and the line are kept as hashes only.
-
-    The line's hash, which finds exact duplicates, is of the line without its end.
-    """
+    """Make the rows of reviews; the user id and the line are kept as hashes only."""
     columns = [
         [record.parent_asin for record in records],
-        hashes("effimini/line", [line.rstrip(b"\r") for line in lines]),
+        hashes("effimini/line", lines),
         hashes("effimini/user", [record.user_id for record in records]),
         [record.rating for record in records],
         [record.timestamp for record in records],

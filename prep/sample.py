@@ -8,7 +8,8 @@ smaller one removes them. Items are ranked on a few numbers each; texts are read
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,16 @@ from prep.text import clean, clean_details, clean_list
 NOT_TAKEN = ("beyond_fraction", "held_out")  # why a usable item is in no part: train, and the others
 _ROWS = 2000  # cleaned at once
 _SPLITS = (TEST, TRAIN, VALIDATION)
+_NUMBERS = ("parent_asin", "average_rating", "rating_number", "review_count")
+_COUNTED = ("title", "features", "description")  # the texts of which sample.min_chars are asked
+_CLEAN: dict[str, Callable[[Any], str]] = {
+    "main_category": clean,
+    "title": clean,
+    "features": partial(clean_list, separator=" | "),
+    "description": partial(clean_list, separator=" "),
+    "store": clean,
+    "details": clean_details,
+}
 # What an item is ranked by.
 _SLIM = pa.schema(
     [
@@ -133,7 +144,8 @@ def _rank(items: Path, groups: Path, out: Path, params: Params) -> Counter[str]:
     rules = params.sample
     dropped: Counter[str] = Counter()
     tables = []
-    for rows in _rows(items, params):
+    names = tuple(name for name in TEXTS if name in rules.require or name in _COUNTED)
+    for rows in _rows(items, params, names):
         kept = []
         for number, row in rows:
             if reason := _unusable(row, rules):
@@ -158,40 +170,34 @@ def _rank(items: Path, groups: Path, out: Path, params: Params) -> Counter[str]:
 
 
 def _rows(
-    items: Path, params: Params, chosen: npt.NDArray[np.int32] | None = None
+    items: Path, params: Params, texts: tuple[str, ...], chosen: npt.NDArray[np.int32] | None = None
 ) -> Iterator[list[tuple[int, dict[str, Any]]]]:
-    """Yield the rows of a bucket, some at a time, clean and with their numbers; only the `chosen` ones if given."""
+    """Yield the rows of a bucket, some at a time, with their numbers; only the `chosen` ones if given.
+
+    Their `texts` are clean, and the others are left out.
+    """
+    columns = [*_NUMBERS, "hi_res", "large", *texts]
     numbers: npt.NDArray[np.int64]
     last = 0
     with pq.ParquetFile(items) as file:
-        for batch in file.iter_batches(_ROWS):
+        for batch in file.iter_batches(_ROWS, columns=columns):
             first, last = last, last + batch.num_rows
             numbers = np.arange(first, last)
             if chosen is not None:
                 numbers = numbers[np.isin(numbers, chosen)]
             rows = batch.take(pa.array(numbers - first)).to_pylist()
-            yield [(number, _row(row, params)) for number, row in zip(numbers.tolist(), rows, strict=True)]
+            yield [(number, _row(row, params, texts)) for number, row in zip(numbers.tolist(), rows, strict=True)]
 
 
-def _row(item: dict[str, Any], params: Params) -> dict[str, Any]:
-    return {
-        "parent_asin": item["parent_asin"],
-        "main_category": clean(item["main_category"]),
-        "title": clean(item["title"]),
-        "features": clean_list(item["features"], " | "),
-        "description": clean_list(item["description"], " "),
-        "store": clean(item["store"]),
-        "details": clean_details(item["details"]),
-        "average_rating": item["average_rating"],
-        "rating_number": item["rating_number"],
-        "review_count": item["review_count"],
-        "image_urls": candidates(item["hi_res"], item["large"], params.images.prefer),
-    }
+def _row(item: dict[str, Any], params: Params, texts: tuple[str, ...]) -> dict[str, Any]:
+    urls = candidates(item["hi_res"], item["large"], params.images.prefer)
+    numbers = {name: item[name] for name in _NUMBERS}
+    return numbers | {name: _CLEAN[name](item[name]) for name in texts} | {"image_urls": urls}
 
 
 def _unusable(row: dict[str, Any], rules: Sample) -> str:
     """Return why a row is dropped, or "" for a row that is kept, and fill in a count that may be absent."""
-    present = {name: bool(row[name]) for name in TEXTS} | {
+    present = {name: bool(row.get(name)) for name in TEXTS} | {
         "average_rating": row["average_rating"] is not None,
         "rating_number": row["rating_number"] is not None,
         "image": bool(row["image_urls"]),
@@ -201,7 +207,7 @@ def _unusable(row: dict[str, Any], rules: Sample) -> str:
             return f"no_{name}"
     if not 1 <= row["average_rating"] <= 5:
         return "rating_out_of_range"
-    if sum(len(row[name]) for name in ("title", "features", "description")) < rules.min_chars:
+    if sum(len(row[name]) for name in _COUNTED) < rules.min_chars:
         return "short_text"
     row["rating_number"] = row["rating_number"] or 0
     return ""
@@ -249,7 +255,7 @@ def _spread(
     group = pq.read_table(groups, columns=["group"])["group"].take(chosen).to_pylist()
     places = zip(np.array(_SPLITS)[split].tolist(), group, band[taken].tolist(), strict=True)
     tables = [SAMPLE.empty_table()]
-    for rows in _rows(items, params, chosen):
+    for rows in _rows(items, params, TEXTS, chosen):
         for _, row in rows:
             row["split"], row["group"], row["band"] = next(places)
             row["category"], row["rating_number"] = category, row["rating_number"] or 0

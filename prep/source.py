@@ -10,17 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from prep import demo, files, hub, progress, ranges
+from prep import demo, files, ranges
 from prep.faults import UserError
 from prep.params import Source
 from prep.retry import Patience
 
-Table = Literal["items", "reviews"]
-PATHS: dict[Table, str] = {  # of the dataset's repository, and of a mirror
+Kind = Literal["items", "reviews"]
+PATHS: dict[Kind, str] = {  # of the dataset's repository, and of a mirror
     "items": "raw/meta_categories/meta_{}.jsonl",
     "reviews": "raw/review_categories/{}.jsonl",
 }
-_BLOCK = 1 << 20  # bytes of a local file read at a time
 
 
 class Location(NamedTuple):
@@ -40,7 +39,7 @@ class RawFile(NamedTuple):
     name: str  # its path in the layout, raw/meta_categories/meta_All_Beauty.jsonl for example
     size: int  # bytes
     path: Path | None  # where it stands on this machine, if it does
-    chunks: Callable[[], Iterator[bytes]]  # its bytes in order, with a bar; or a UserError
+    arriving: Callable[[], Iterator[bytes]] | None  # else gives its bytes in order, with a bar; or a UserError
 
 
 def locate(source: Source) -> Location:
@@ -55,19 +54,19 @@ def locate(source: Source) -> Location:
     return Location(str(_demo_catalogue(source)))
 
 
-def raw_file(source: Source, table: Table, category: str, patience: Patience = ranges.PATIENT) -> RawFile:
+def raw_file(source: Source, kind: Kind, category: str, patience: Patience = ranges.PATIENT) -> RawFile:
     """Find a raw file; over HTTP and with ``source.keep_raw``, bring it into the local store first.
 
     Args:
         source: of the parameters.
-        table: which of the category's two files.
+        kind: which of the category's two files.
         category: a name of ``source.categories``.
         patience: how long a fault of the server is borne.
 
     Raises:
         UserError: the file is not there, cannot be had, or has no room here.
     """
-    name = PATHS[table].format(category)
+    name = PATHS[kind].format(category)
     location = locate(source)
     if source.kind != "hub" and not location.is_remote:
         path = Path(location.base) / name
@@ -79,9 +78,7 @@ def raw_file(source: Source, table: Table, category: str, patience: Patience = r
     remote = remote_file(source, name, patience)
     if not source.keep_raw:
         return RawFile(name, remote.size, None, partial(ranges.read, remote, patience=patience))
-    place, revision = (hub.REPO, source.revision) if source.kind == "hub" else (location.base, "")
-    made_of = files.fingerprint(place, revision, name, remote.version, remote.size)
-    path = files.store() / "raw" / made_of[:16] / name
+    path = files.store() / "raw" / files.fingerprint(remote.url, remote.version, remote.size)[:16] / name
     ranges.keep(remote, path, patience)
     return _local(name, path)
 
@@ -98,29 +95,15 @@ def remote_file(source: Source, name: str, patience: Patience = ranges.PATIENT) 
         UserError: it is not there, or cannot be had.
     """
     if source.kind == "hub":
+        from prep import hub  # noqa: PLC0415 -- half a second that every worker of another source would pay
+
         return hub.remote(source.revision, name, patience)
     url = f"{source.location.rstrip('/')}/{name}"
     return ranges.probe(url, "check source.location and source.categories, and that its server runs", patience)
 
 
 def _local(name: str, path: Path) -> RawFile:
-    path = path.absolute()
-    size = path.stat().st_size
-    return RawFile(name, size, path, partial(_blocks, path, size))
-
-
-def _blocks(path: Path, size: int) -> Iterator[bytes]:
-    read = 0
-    try:
-        with path.open("rb") as file, progress.byte_bar(path.name, size) as advance:
-            while block := file.read(_BLOCK):
-                read += len(block)
-                advance(len(block))
-                yield block
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check the file and its disk") from error
-    if read != size:
-        raise UserError(f"{path} changed while it was read: {read} bytes came of {size}; run again when it is whole")
+    return RawFile(name, path.stat().st_size, path.absolute(), None)
 
 
 def _demo_catalogue(source: Source) -> Path:

@@ -26,6 +26,7 @@ _TAG = re.compile(r"<(?:[a-zA-Z/!][^<>]{0,1000})>")
 _SCRIPT = re.compile(r"<(script|style)\b.*?</\1\s*>", re.IGNORECASE | re.DOTALL)
 _URL = re.compile(r"(?:https?://|www\.)\S+", re.IGNORECASE)
 _DEEP = 200  # brackets: nesting beyond it is not followed
+_MARKS = re.compile(r"[<&]|  |://|www\.", re.IGNORECASE)  # what a printable ASCII text has if it is not clean
 _SPACE = re.compile(r"\s+")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\ufeff\ufffd\ud800-\udfff]")
 
@@ -34,6 +35,8 @@ def clean(text: str | None) -> str:
     """Return `text` without markup, entities, URLs and control characters, in NFC, with single spaces."""
     if not text:
         return ""
+    if text.isascii() and text.isprintable() and not _MARKS.search(text):
+        return text.strip(" ")  # most texts, at a tenth of the time
     # Entities are resolved before tags, because descriptions hold escaped markup (&lt;br&gt;); twice,
     # because some are escaped twice (&amp;amp;).
     text = html.unescape(html.unescape(text))
@@ -53,6 +56,8 @@ def clean_details(details: str) -> str:
     Nested values are flattened. Text that is no JSON object is cleaned as it is: at prediction time a team may write
     the details by hand.
     """
+    if details == "{}":
+        return ""
     if details.count("{") + details.count("[") > _DEEP:
         return clean(details)
     try:

@@ -35,7 +35,8 @@ def raw(folder: Path, content: bytes, lies: bool, chunk: int) -> RawFile:
         for start in range(0, len(content), chunk):
             yield content[start : start + chunk]
 
-    return RawFile("raw/review_categories/Toys.jsonl", len(content), path if lies else None, chunks)
+    where, arriving = (path, None) if lies else (None, chunks)
+    return RawFile("raw/review_categories/Toys.jsonl", len(content), where, arriving)
 
 
 def content_of(block: Block) -> bytes:
@@ -65,12 +66,10 @@ def test_blocks_and_their_portions_are_the_file_cut_at_line_ends(
     with TemporaryDirectory() as folder:
         made = list(cut(raw(Path(folder), content, lies, chunk), Path(folder)))
         assert b"".join(map(content_of, made)) == content
-        assert all(0 < one.length < block + chunk for one in made)
+        assert all(0 < one.length < block + (block if lies else chunk) for one in made)
         before = b""
         for one in made:
-            assert one.first == before.count(b"\n") + 1
-            for portion_, first in one.portions():
-                assert first == before.count(b"\n") + 1
+            for portion_ in one.portions():
                 before += portion_
                 assert before.endswith(b"\n") or before == content
         assert before == content
@@ -83,7 +82,9 @@ def test_an_empty_file_has_no_block(tmp_path: Path, lies: bool) -> None:
 def test_a_line_longer_than_a_block_is_a_sentence(tmp_path: Path, lies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "BLOCK", 20)
     made = cut(raw(tmp_path, b"short\n" * 4 + b"x" * 60, lies, 6), tmp_path)
-    with pytest.raises(UserError, match=r"Toys.jsonl of the source: line 5 is longer than \d+ bytes.*JSON lines") as it:
+    with pytest.raises(
+        UserError, match=r"Toys.jsonl of the source: after byte 24 a line is longer than 20 bytes.*JSON lines"
+    ) as it:
         list(made)
     assert "\n" not in str(it.value)
 
@@ -93,6 +94,18 @@ def test_a_file_that_lies_here_is_not_copied(tmp_path: Path, monkeypatch: pytest
     source = raw(tmp_path, b"one\ntwo\n", True, 4)
     assert [(block.path, block.offset) for block in cut(source, tmp_path)] == [(source.path, 0), (source.path, 4)]
     assert list(tmp_path.iterdir()) == [source.path]
+
+
+def test_a_file_that_changes_or_goes_while_it_is_read_is_a_sentence(tmp_path: Path) -> None:
+    source = raw(tmp_path, b"one\ntwo\n", True, 4)
+    (block,) = cut(source, tmp_path)
+    assert source.path
+    source.path.write_bytes(b"one\n")
+    with pytest.raises(UserError, match=r"Toys.jsonl changed while it was read"):
+        list(block.portions())
+    source.path.unlink()
+    with pytest.raises(UserError, match=r"Toys.jsonl cannot be read \(No such file"):
+        list(block.portions())
 
 
 def lines(count: int) -> dict[str, bytes]:

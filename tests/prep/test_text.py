@@ -24,6 +24,16 @@ def test_text_is_cleaned(raw: str | None, expected: str) -> None:
     assert clean(raw) == expected
 
 
+_PIECES = st.sampled_from(
+    ["a", "B", " ", "  ", "www.x", "WWW.", "http://y", "&amp;", "&", "<b>", "<", ">", "\t", "\x7f", "."]
+)
+
+
+@given(st.lists(_PIECES, max_size=12).map("".join))
+def test_plain_text_is_cleaned_like_any_other(raw: str) -> None:
+    assert clean(f"{raw} é") == f"{clean(raw)} é".strip()
+
+
 @given(st.text(max_size=200))
 def test_clean_text_has_single_spaces_and_no_control_characters(raw: str) -> None:
     cleaned = clean(raw)
