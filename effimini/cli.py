@@ -8,6 +8,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -156,14 +157,26 @@ def sample(category: Category, params: ParamsFile = PARAMS, data: Data = DATA, a
 
 
 @app.command()
-def fetch(category: Category, params: ParamsFile = PARAMS, data: Data = DATA, as_json: Json = False) -> None:
+def fetch(
+    category: Category,
+    params: ParamsFile = PARAMS,
+    data: Data = DATA,
+    as_json: Json = False,
+    retry: Annotated[
+        str, typer.Option(help="Outcomes to ask again, with commas between them: these, and no others.")
+    ] = "",
+) -> None:
     """Fetch the images of a category's sample that are not in the local store yet.
 
-    In: data/sample/CATEGORY. Out: data/images/CATEGORY. Example: `effimini fetch Demo_Toys`
+    In: data/sample/CATEGORY. Out: data/images/CATEGORY. What may pass (a timeout, a refusal) is asked again by each
+    run. Examples: `effimini fetch Demo_Toys`, `effimini fetch Demo_Toys --retry gone,timeout`
     """
     from shards import fetch as stage
 
-    _run(stage.fetch, category, params, data / "images", as_json)
+    again = frozenset(filter(None, retry.split(","))) or stage.PASSING
+    if unknown := sorted(again - stage.FAULTS):
+        raise UserError(f"--retry {unknown[0]}: no outcome of an image; they are {', '.join(sorted(stage.FAULTS))}")
+    _run(partial(stage.fetch, again=again), category, params, data / "images", as_json)
 
 
 @app.command()

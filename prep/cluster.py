@@ -27,6 +27,11 @@ class Workers:
     def __init__(self, client: "Client | None") -> None:
         self._client = client
 
+    @property
+    def count(self) -> int:
+        """How many calls are made at a time."""
+        return max(1, sum(self._client.nthreads().values())) if self._client else 1
+
     def each(
         self, function: Callable[..., Result], calls: Iterable[tuple[Any, ...]], what: str = ""
     ) -> Iterator[Result]:
@@ -49,7 +54,7 @@ class Workers:
 
     def _spread(self, function: Callable[..., Result], calls: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
         assert self._client is not None
-        ahead = _AHEAD * max(1, sum(self._client.nthreads().values()))
+        ahead = _AHEAD * self.count
         waiting: deque[Any] = deque()
         for call in calls:
             if len(waiting) == ahead:

@@ -4,21 +4,24 @@ In: URLs. Out: for each its body, or the word for why there is none. Guaranteed:
 a time to a host, fewer when it refuses or is slow; a host that names a time to wait is left alone until then; only what
 may pass is tried again, `fetch.tries` times at most, each try within `fetch.timeout` seconds; a body is read up to
 `fetch.max_bytes`; only public addresses are connected to, at every redirect, unless they are the configured mirror's;
-and a host that refuses everything ends the run with a sentence. Every `get` ends.
+and a host that refuses everything is left alone for a while, and then ends the run with a sentence. Every `get` ends.
 """
 
 import asyncio
 import ipaddress
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
-import httpx
+import aiohttp
 import msgspec
 import tenacity
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
 
 from prep.faults import UserError
 from prep.params import Fetch
@@ -26,7 +29,10 @@ from prep.retry import retry_after
 
 HOPS = 5  # redirects followed
 LONGEST_WAIT = 60.0  # seconds before a retry, whatever the host asks for
-RESOLVED_FOR = 60.0  # seconds an address is used before it is looked up again
+RESOLVED_FOR = 60  # seconds an address is used before it is looked up again
+CONNECT, SILENCE = 5.0, 10.0  # seconds to connect, and between two bytes, within those of the whole image
+BREAK = 60.0  # seconds that a host which refuses everything is left alone, once
+PROBES = 3  # refusals after that which end the run
 _HEADERS = {"User-Agent": "effimini (research; images of products)", "Accept": "image/*", "Accept-Encoding": "identity"}
 _BACKOFF = tenacity.wait_random_exponential(multiplier=0.5, max=LONGEST_WAIT)
 
@@ -71,12 +77,15 @@ class Gate:
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[float]:
         """Wait for a free place and for the end of a pause; give the time of entry."""
-        async with self._free:
-            await self._free.wait_for(lambda: self._busy < int(self.limit))
-            self._busy += 1
-        try:
+        while True:
             while (wait := self._open_at - time.monotonic()) > 0:
                 await asyncio.sleep(wait)
+            async with self._free:
+                await self._free.wait_for(lambda: self._busy < int(self.limit))
+                if self._open_at <= time.monotonic():
+                    self._busy += 1
+                    break
+        try:
             yield time.monotonic()
         finally:
             self._busy -= 1
@@ -93,47 +102,53 @@ class Gate:
             self.limit = max(1.0, self.limit / 2)
             self._halved_at = time.monotonic()
 
+    def narrow(self) -> None:
+        """Let in one at a time."""
+        self.limit = 1.0
+
     def pause(self, seconds: float) -> None:
         """Let in nobody for so long."""
         self._open_at = max(self._open_at, time.monotonic() + min(seconds, LONGEST_WAIT))
 
 
-class _Host:
-    """One origin: its connections, its gate and how often it refused in a row."""
+class Origin(NamedTuple):
+    """Who serves a URL."""
 
-    def __init__(self, url: httpx.URL, settings: Fetch, *, trusted: bool) -> None:
-        self.name = url.netloc.decode()
+    scheme: str
+    host: str
+    port: int
+
+    @classmethod
+    def of(cls, url: URL) -> Self:
+        """Return the origin of an http(s) URL.
+
+        Raises:
+            Final: it is of another scheme, or names no host.
+        """
+        if url.scheme not in {"http", "https"} or not url.host:
+            raise Final("bad_url", 0, f"{url.scheme or 'no'} scheme or no host")
+        return cls(url.scheme, url.host, url.port or 0)
+
+
+class _Host:
+    """One origin: its gate, and how often it refused in a row.
+
+    A host that refuses `fetch.refusals` times in a row is left alone for a while; where it goes on refusing, the run
+    ends. Source: M. Nygard, Release It!, 2007 (circuit breaker).
+    """
+
+    def __init__(self, origin: Origin, settings: Fetch) -> None:
         self.gate = Gate(settings.connections)
-        # A transport rather than a client: no cookies, no credentials from the environment, no redirects of its own.
-        self.transport = httpx.AsyncHTTPTransport(
-            limits=httpx.Limits(max_connections=settings.connections, keepalive_expiry=15)
-        )
-        self._trusted = trusted
+        self._name = f"{origin.host}:{origin.port}"
         self._limit = settings.refusals
         self._refused = 0
-        self._addresses: list[str] = []
-        self._resolved_at = -RESOLVED_FOR
-
-    async def address(self, url: httpx.URL, attempt: int) -> str:
-        """Return the address to connect to: another one at each try, public ones only unless the host is trusted."""
-        if time.monotonic() - self._resolved_at > RESOLVED_FOR:
-            port = url.port or {"http": 80, "https": 443}[url.scheme]
-            try:
-                found = await asyncio.get_running_loop().getaddrinfo(url.raw_host, port, type=socket.SOCK_STREAM)
-            except (OSError, UnicodeError) as error:
-                raise Passing("unreachable", 0, f"{url.host} has no address ({error})") from None
-            addresses = list(dict.fromkeys(str(info[4][0]) for info in found))
-            self._addresses = [a for a in addresses if self._trusted or is_public(a)]
-            self._resolved_at = time.monotonic()
-        if not self._addresses:
-            raise Final("bad_url", 0, f"{url.host} is not a public address")
-        return self._addresses[attempt % len(self._addresses)]
+        self._broken_at = 0.0  # when it was left alone, 0 for not
 
     def answered(self, entered: float, status: int, error: str, retry_after: float | None) -> None:
         """Learn from an answer, or from its absence (status 0).
 
         Raises:
-            UserError: it was one refusal too many in a row.
+            UserError: the host refuses everything, after the break too.
         """
         if status in {429, 503, 0}:
             self.gate.went_badly(entered)
@@ -141,13 +156,45 @@ class _Host:
             self.gate.went_well()
         if retry_after is not None:
             self.gate.pause(retry_after)
-        self._refused = self._refused + 1 if status in {403, 429, 503, 0} else 0
-        if self._refused >= self._limit:
-            raise UserError(
-                f"{self.name} refused {self._refused} requests in a row (fetch.refusals), the last with: {error}; "
-                "what was had is kept, so wait an hour and run `dvc repro` again, lower fetch.connections, "
-                "or set fetch.mirror"
-            )
+        if status not in {403, 429, 503, 0}:
+            self._refused, self._broken_at = 0, 0.0
+        elif entered >= self._broken_at:  # else it was asked before the break
+            self._refused += 1
+            if self._refused == self._limit:
+                self._broken_at = time.monotonic()
+                self.gate.narrow()
+                self.gate.pause(BREAK)
+            elif self._refused >= self._limit + PROBES:
+                raise UserError(
+                    f"{self._name} refused {self._refused} requests in a row (fetch.refusals), the last of them after "
+                    f"a break of {BREAK:g} s, with: {error}; what was had is kept, so wait an hour and run `dvc repro` "
+                    "again, lower fetch.connections, or set fetch.mirror"
+                )
+
+
+class _Resolver(AbstractResolver):
+    """Finds the addresses of hosts: the public ones alone, but for the trusted origin.
+
+    What it returns is what is connected to, so a name server that changes its mind after the check gains nothing.
+    """
+
+    def __init__(self, trusted: Origin | None) -> None:
+        self._trusted = trusted
+        self._system = aiohttp.ThreadedResolver()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        found = await self._system.resolve(host, port, family)
+        if self._trusted and (host, port) == (self._trusted.host, self._trusted.port):
+            return found
+        public = [each for each in found if is_public(each["host"])]
+        if not public:
+            raise _not_public(host)
+        return public
+
+    async def close(self) -> None:
+        await self._system.close()
 
 
 class Client:
@@ -160,17 +207,30 @@ class Client:
 
     def __init__(self, settings: Fetch, trusted: str) -> None:
         self._settings = settings
-        self._trusted = _origin(httpx.URL(trusted)) if trusted else None
-        self._hosts: dict[tuple[str, str, int | None], _Host] = {}
+        self._trusted = Origin.of(URL(trusted)) if trusted else None
+        self._hosts: dict[Origin, _Host] = {}
 
     async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=0,  # the gates hold it down
+                limit_per_host=self._settings.connections,
+                resolver=_Resolver(self._trusted),
+                ttl_dns_cache=RESOLVED_FOR,
+                ssl=ssl.create_default_context(),
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            headers=_HEADERS,
+            # no proxy and no password of the environment: a proxy would connect where it likes
+            trust_env=False,
+        )
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for host in self._hosts.values():
-            await host.transport.aclose()
+        await self._session.close()
 
     async def get(self, url: str) -> Answer:
         """Return what comes of an absolute http(s) URL, after as many tries as it takes and is allowed.
@@ -188,65 +248,48 @@ class Client:
             ):
                 with attempt:
                     tries += 1
-                    status, body = await self._follow(httpx.URL(url), tries - 1)
+                    status, body = await self._follow(URL(url, encoded=True))
             return Answer("ok", status, tries, body)
         except Final as answer:
             return Answer(answer.outcome, answer.status, tries, error=answer.error)
-        except httpx.InvalidURL as error:
+        except ValueError as error:  # of a URL
             return Answer("bad_url", 0, tries, error=str(error))
 
-    async def _follow(self, url: httpx.URL, attempt: int) -> tuple[int, bytes]:
+    async def _follow(self, url: URL) -> tuple[int, bytes]:
         """Ask, follow redirects, and return the status and the body of the file at their end."""
         left = self._settings.timeout
         for _ in range(HOPS + 1):
-            if url.scheme not in {"http", "https"} or not url.host:
-                raise Final("bad_url", 0, f"redirect to {url.scheme or 'no'} scheme")
-            host = self._host(url)
+            origin = Origin.of(url)
+            # aiohttp asks no resolver for what looks like an address, 127.1 and 0177.0.0.1 among it
+            numeric = ":" in origin.host or origin.host.replace(".", "").isdigit()
+            if origin != self._trusted and numeric and not is_public(origin.host):
+                raise _not_public(origin.host)
+            host = self._hosts.setdefault(origin, _Host(origin, self._settings))
             async with host.gate.slot() as entered:
-                status, target, body = await self._ask(host, url, attempt, entered, left)
+                status, target, body = await self._ask(host, url, entered, left)
                 left -= time.monotonic() - entered
             if target is None:
                 return status, body
-            url = url.join(target)
+            url = url.join(URL(target))
         raise Final("bad_url", status, f"more than {HOPS} redirects")
 
-    def _host(self, url: httpx.URL) -> _Host:
-        origin = _origin(url)
-        if origin not in self._hosts:
-            self._hosts[origin] = _Host(url, self._settings, trusted=origin == self._trusted)
-        return self._hosts[origin]
-
-    async def _ask(
-        self, host: _Host, url: httpx.URL, attempt: int, entered: float, left: float
-    ) -> tuple[int, str | None, bytes]:
+    async def _ask(self, host: _Host, url: URL, entered: float, left: float) -> tuple[int, str | None, bytes]:
         """Make one request and return its status, the target of a redirect, and the body."""
-        status = 0
+        status, wait = 0, None
+        limits = aiohttp.ClientTimeout(total=left, sock_connect=min(left, CONNECT), sock_read=min(left, SILENCE))
         try:
-            async with asyncio.timeout(left):
-                address = await host.address(url, attempt)
-                # The address that was checked is the one connected to; the certificate is still checked for the name.
-                request = httpx.Request(
-                    "GET",
-                    url.copy_with(host=address),
-                    headers={**_HEADERS, "Host": host.name},
-                    extensions={"sni_hostname": url.raw_host.decode(), "timeout": httpx.Timeout(left).as_dict()},
-                )
-                response = await host.transport.handle_async_request(request)
-                status = response.status_code
-                try:
-                    target = _judge(response)
-                    body = b"" if target else await _body(response, self._settings.max_bytes)
-                finally:
-                    await response.aclose()
-        except (TimeoutError, httpx.TimeoutException):
+            async with self._session.get(url, allow_redirects=False, timeout=limits) as response:
+                status, wait = response.status, retry_after(response.headers.get("Retry-After"))
+                target = _judge(response)
+                body = b"" if target else await _body(response, self._settings.max_bytes)
+        except TimeoutError:
             host.answered(entered, 0, "timeout", None)
-            raise Passing("timeout", status, f"timeout after {self._settings.timeout:g} s") from None
-        except httpx.TransportError as error:
+            raise Passing("timeout", status, f"timeout, of at most {self._settings.timeout:g} s") from None
+        except (aiohttp.ClientError, OSError) as error:
             host.answered(entered, 0, repr(error), None)
             raise Passing("unreachable", status, type(error).__name__) from None
         except Final as answer:
-            if status or isinstance(answer, Passing):
-                wait = retry_after(response.headers.get("Retry-After")) if status else None
+            if status:
                 host.answered(entered, status, answer.error, wait)
             raise
         host.answered(entered, status, "", None)
@@ -254,24 +297,27 @@ class Client:
 
 
 def is_public(address: str) -> bool:
-    """Return whether an IP address is one of the public internet."""
-    parsed = ipaddress.ip_address(address.partition("%")[0])
+    """Return whether an IP address, in its usual form, is one of the public internet."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
     if isinstance(parsed, ipaddress.IPv6Address):
         parsed = parsed.ipv4_mapped or parsed.sixtofour or parsed
     return parsed.is_global and not parsed.is_multicast
 
 
-def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
-    return url.scheme, url.host, url.port
+def _not_public(host: str) -> Final:
+    return Final("bad_url", 0, f"{host} is not a public address")
 
 
-def _judge(response: httpx.Response) -> str | None:
+def _judge(response: aiohttp.ClientResponse) -> str | None:
     """Return the target of a redirect, or None where the body is what was asked for.
 
     Raises:
         Final, Passing: neither.
     """
-    status = response.status_code
+    status = response.status
     target = response.headers.get("Location")
     if status == 200:
         return None
@@ -283,23 +329,22 @@ def _judge(response: httpx.Response) -> str | None:
     raise Final({404: "gone", 410: "gone", 400: "bad_url"}.get(status, "refused"), status, error)
 
 
-async def _body(response: httpx.Response, most: int) -> bytes:
+async def _body(response: aiohttp.ClientResponse, most: int) -> bytes:
     """Return the whole body.
 
     Raises:
         Final: it is, or says that it is, longer than `most` bytes.
-        httpx.TransportError: it ends before its stated length.
+        aiohttp.ClientPayloadError: it ends before its stated length.
     """
-    declared = response.headers.get("Content-Length", "0")
-    parts = []
-    length = int(declared) if declared.isdecimal() else 0
+    parts: list[bytes] = []
+    length = response.content_length or 0
     if length <= most:
         length = 0
-        async for part in response.aiter_raw():
+        async for part in response.content.iter_any():
             length += len(part)
             if length > most:
                 break
             parts.append(part)
     if length > most:
-        raise Final("too_large", response.status_code, f"more than {most} bytes")
+        raise Final("too_large", response.status, f"more than {most} bytes")
     return b"".join(parts)

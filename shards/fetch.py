@@ -2,19 +2,21 @@
 
 In: ``data/sample/<category>/*.parquet``. Out: ``data/images/<category>/``, a part for each part of the sample with its
 rows in the same order, and ``report.json``. Guaranteed: what was had stays in the image store, so an interrupt loses
-only what was in flight and a second run asks only for what is missing; the tables depend on what the store holds, never
-on the order it came in; and a share of missing images over the budget ends the stage with a sentence. Links die, so the
-store is the data: this is the one stage whose result another machine may not be able to make again.
+only what was in flight and a second run asks only for what is missing; several workers ask a host no more at a time
+than one would; the tables depend on what the store holds, never on the order it came in; and a share of missing images
+over the budget ends the stage with a sentence. Links die, so the store is the data: this is the one stage whose result
+another machine may not be able to make again.
 """
 
 import asyncio
 import hashlib
 import logging
+import shutil
 import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +29,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID, TextColumn
 
 from prep import files
+from prep.cluster import Workers, workers
 from prep.faults import Funnel, UserError, check_budget
 from prep.params import Params
 from prep.sample import part_files
@@ -37,6 +40,7 @@ from shards.client import Answer, Client
 from shards.journal import Journal, Record
 
 PASSING = frozenset({"timeout", "refused", "server_error", "unreachable"})  # asked again by the next run
+FAULTS = PASSING | {"gone", "bad_url", "too_large", "not_an_image", "corrupt", "too_many_pixels", "too_small"}
 # The next candidate is asked where this one can never be had. Where it may pass the next run asks again, so that
 # which picture an item has does not depend on a bad moment of the host.
 LAST = PASSING | {"ok"}
@@ -45,13 +49,14 @@ ROWS = 1_000  # a row group: some 10 MB of images
 _log = logging.getLogger(__name__)
 
 
-def fetch(category: str, params: Params, data: Path = Path("data")) -> None:
+def fetch(category: str, params: Params, data: Path = Path("data"), again: Collection[str] = PASSING) -> None:
     """Fetch what is missing of a category's images, then write its images table.
 
     Args:
         category: a name of ``source.categories``.
-        params: ``images`` and ``fetch`` are used, ``source`` to know where images are, ``dask.workers`` to decode.
+        params: ``images`` and ``fetch`` are used, ``source`` to know where images are, ``dask`` to spread the work.
         data: the folder of the stages' tables.
+        again: the outcomes (of `FAULTS`) that are asked again, beside what was never asked.
 
     Raises:
         UserError: the sample or the mirror is not there, the host refuses everything, or more than
@@ -63,10 +68,82 @@ def fetch(category: str, params: Params, data: Path = Path("data")) -> None:
     base = params.fetch.mirror or locate(params.source).base
     if not (urls.is_remote(base) or Path(base).is_dir()):
         raise UserError(f"the images' mirror {base} is no folder; check fetch.mirror and source.location")
-    with Journal(_store(category, params, base), _terms(params, base)) as journal:
-        with _terminated_like_interrupted(), ThreadPoolExecutor(params.dask.workers, "decode") as pool:
-            asyncio.run(_Fetch(params, base, journal, pool).run(parts))
+    store, terms = _store(category, params, base), _terms(params, base)
+    spools = store.with_suffix(".spools")
+    with Journal(store, terms) as journal:
+        _take(journal, spools, terms)  # of a run that was killed
+        missing = _missing(parts, params.images.request, journal, again)
+        with workers(params.dask) as crew:
+            tasks = min(crew.count, sum(map(bool, missing)), params.fetch.connections)
+            if tasks <= 1:
+                _ask_for([url for part in missing for url in part], params, base, journal)
+            else:
+                _spread(missing, params, base, spools, crew)
+                _take(journal, spools, terms)
         _write(category, parts, params, journal, data / "images" / category)
+
+
+def _missing(parts: list[Path], side: int, journal: Journal, again: Collection[str]) -> list[list[list[str]]]:
+    """Return, part by part, the URLs to ask: those of an item in order, until one is ok or may still be.
+
+    An item that lacks nothing, or lacks what another one does, is left out.
+    """
+    asked: set[tuple[str, ...]] = set()
+    missing = []
+    for part in parts:
+        lists = []
+        for batch in _batches(part):
+            for _, image_urls in batch:
+                asking = _unknown(urls.candidates(image_urls, side), journal, again)
+                if asking and tuple(asking) not in asked:
+                    asked.add(tuple(asking))
+                    lists.append(asking)
+        missing.append(lists)
+    return missing
+
+
+def _unknown(candidates: list[str], journal: Journal, again: Collection[str] = ()) -> list[str]:
+    """Return the candidates to ask, in order, up to one that is known to be ok or that may still be."""
+    asking = []
+    for url in candidates:
+        known = journal.outcome(url)
+        if known is None or known in again:
+            asking.append(url)
+        elif known in LAST:
+            break
+    return asking
+
+
+def _spread(missing: list[list[list[str]]], params: Params, base: str, spools: Path, crew: Workers) -> None:
+    """Let the workers ask for the parts, each with its share of the connections."""
+    lists = [part for part in missing if part]
+    most = min(len(lists), params.fetch.connections)  # a connection each, at least
+    share = replace(params.fetch, connections=params.fetch.connections // min(most, crew.count))
+    calls = []
+    for number in range(most):
+        work = spools / f"{number:04d}.json"
+        files.write_json(work, [urls_ for part in lists[number::most] for urls_ in part])
+        calls.append((work, replace(params, fetch=share), base))
+    crew.run(_ask_for_file, calls, "images, part by part")
+
+
+def _ask_for_file(work: Path, params: Params, base: str) -> None:
+    with Journal(work.with_suffix(".journal"), _terms(params, base)) as journal:
+        # what a worker that died had is there already
+        items = [_unknown(item, journal) for item in files.read_json(work)]
+        _ask_for([item for item in items if item], params, base, journal)
+
+
+def _ask_for(items: list[list[str]], params: Params, base: str, journal: Journal) -> None:
+    with _terminated_like_interrupted(), ThreadPoolExecutor(params.dask.workers, "decode") as pool:
+        asyncio.run(_Fetch(params, base, journal, pool).run(items))
+
+
+def _take(journal: Journal, spools: Path, terms: str) -> None:
+    """Put what workers had into the store."""
+    for spool in sorted(spools.glob("*.journal")):
+        journal.take(spool, terms)
+    shutil.rmtree(spools, ignore_errors=True)
 
 
 def _store(category: str, params: Params, base: str) -> Path:
@@ -84,7 +161,7 @@ def _terms(params: Params, base: str) -> str:
 
 
 class _Fetch:
-    """One run of the stage: asks for the candidates that the journal does not know, each URL once."""
+    """Asks for URLs, each once, and keeps what comes in the journal."""
 
     def __init__(self, params: Params, base: str, journal: Journal, pool: ThreadPoolExecutor) -> None:
         self._params = params
@@ -95,24 +172,23 @@ class _Fetch:
         self._pool = pool
         self._client = Client(params.fetch, base if self._remote else "")
         self._flights: dict[str, asyncio.Task[None]] = {}
-        self._tried: set[str] = set()  # in this run, with a fault that may pass
+        self._asked: set[str] = set()
         self._outcomes: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
 
-    async def run(self, parts: list[Path]) -> None:
-        """Ask for everything that is missing.
+    async def run(self, items: list[list[str]]) -> None:
+        """Ask for the URLs of each item in order, until one is ok or may still be.
 
         Raises:
             UserError: the host refuses everything.
         """
-        items = (image_urls for part in parts for batch in _batches(part) for _, image_urls in batch)
-        total = sum(pq.read_metadata(part).num_rows for part in parts)
+        left = iter(items)
         with _bar() as progress:
-            task = progress.add_task("fetch", total=total, outcomes="")
+            task = progress.add_task("fetch", total=len(items), outcomes="")
             try:
                 async with self._client, asyncio.TaskGroup() as group:
                     for _ in range(self._params.fetch.connections * 2):  # some decode while others ask
-                        group.create_task(self._work(items, progress, task))
+                        group.create_task(self._work(left, progress, task))
             except ExceptionGroup as group_of:
                 mistakes = group_of.subgroup(UserError)
                 raise mistakes.exceptions[0] if mistakes else group_of from None
@@ -121,23 +197,18 @@ class _Fetch:
                     _log.warning("%d URLs: %s", count, error)
 
     async def _work(self, items: Iterator[list[str]], progress: Progress, task: TaskID) -> None:
-        for image_urls in items:
-            for url in urls.candidates(image_urls, self._params.images.request):
-                if await self._outcome(url) in LAST:
+        for item in items:
+            for url in item:
+                if url not in self._asked:
+                    self._asked.add(url)
+                    self._flights[url] = asyncio.create_task(self._ask(url))
+                if flight := self._flights.get(url):
+                    await flight
+                    self._flights.pop(url, None)
+                if self._journal.outcome(url) in LAST:
                     break
             outcomes = ", ".join(f"{outcome} {count}" for outcome, count in self._outcomes.most_common(4))
             progress.update(task, advance=1, outcomes=outcomes)
-            await asyncio.sleep(0)  # items that need nothing must not hold up those under way
-
-    async def _outcome(self, url: str) -> str | None:
-        """Return the outcome of a URL, asking for it unless the journal knows it or this run has tried."""
-        known = self._journal.outcome(url)
-        if url not in self._flights and (known is None or (known in PASSING and url not in self._tried)):
-            self._flights[url] = asyncio.create_task(self._ask(url))
-        if flight := self._flights.get(url):
-            await flight
-            self._flights.pop(url, None)
-        return self._journal.outcome(url)
 
     async def _ask(self, url: str) -> None:
         in_pool = asyncio.get_running_loop().run_in_executor
@@ -151,8 +222,6 @@ class _Fetch:
         record = await in_pool(self._pool, _record, url, self._terms, answer, self._params)
         self._journal.append(record)
         self._outcomes[record.outcome] += 1
-        if record.outcome in PASSING:
-            self._tried.add(url)
         if record.outcome != "ok":
             self._errors[answer.error or record.outcome] += 1
 

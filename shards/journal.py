@@ -102,6 +102,14 @@ class Journal:
         self._index[record.url] = (self._end, record.outcome)
         self._end += len(data)
 
+    def take(self, path: Path, terms: str) -> None:
+        """Append the records of another image store, and remove it."""
+        with Journal(path, terms) as other:
+            for url in other._index:
+                self.append(other.get(url))
+        os.fsync(self._file.fileno())
+        path.unlink()
+
     def close(self) -> None:
         """Flush to disk and let the next writer in."""
         if not self._file.closed:

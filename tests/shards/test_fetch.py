@@ -19,7 +19,7 @@ from PIL import Image
 from prep import files, params
 from prep.faults import UserError
 from prep.tables import IMAGES, SAMPLE
-from shards import pixels
+from shards import client, pixels
 from shards.fetch import fetch
 from shards.journal import MAGIC
 from tests.shards.host import Host
@@ -344,12 +344,13 @@ def test_too_many_missing_images_are_a_sentence_and_leave_the_old_tables(host):
     assert hashes() == before
 
 
-def test_a_host_that_refuses_everything_is_a_sentence_and_keeps_what_was_had(host):
+def test_a_host_that_refuses_everything_is_a_sentence_and_keeps_what_was_had(host, monkeypatch):
+    monkeypatch.setattr(client, "BREAK", 0.2)
     serve(host, 30)
     for n in range(5, 30):
         host.faults[f"/images/I/{n}.jpg"] = lambda request, _: request.answer(403)
     write_sample({"test": [[f"{REAL}{n}.jpg"] for n in range(30)]})
-    with pytest.raises(UserError, match="refused 8 requests in a row"):
+    with pytest.raises(UserError, match="refused 11 requests in a row"):
         fetch("C", parameters(host.url, refusals=8, connections=1))
     assert not Path("data/images/C").exists()
     host.faults.clear()
@@ -357,6 +358,62 @@ def test_a_host_that_refuses_everything_is_a_sentence_and_keeps_what_was_had(hos
     fetch("C", parameters(host.url, refusals=8))
     assert outcomes() == ["ok"] * 30
     assert not any(host.asked[f"/images/I/{n}.jpg"] for n in range(5))
+
+
+def test_only_the_outcomes_asked_for_are_retried(host):
+    serve(host, 2)
+    host.faults["/images/I/503.jpg"] = lambda request, _: request.answer(503)
+    write_sample({"test": [[REAL + name] for name in ("0.jpg", "absent.jpg", "503.jpg")]})
+    settings = parameters(host.url, tries=1)
+    fetch("C", settings)
+    host.asked.clear()
+    host.files["/images/I/absent.jpg"] = picture(9)
+    fetch("C", settings, again={"gone", "timeout"})
+    assert host.asked == {"/images/I/absent.jpg": 1}
+    assert outcomes() == ["ok", "ok", "server_error"]
+
+
+@pytest.mark.parametrize("scheduler", ["threads", "processes"])
+def test_workers_fetch_the_parts_with_the_bytes_of_one_and_no_more_connections(host, scheduler, monkeypatch):
+    expected = nasty(host)
+    serve(host, 40)
+    slow = lambda request, _: (time.sleep(0.05), request.serve())  # noqa: E731
+    host.faults |= {f"/images/I/{n}.jpg": slow for n in range(40)}
+    shared = [f"{REAL}7.jpg", f"{REAL}8.jpg"]
+    parts = {f"train-{n:02d}": [[f"{REAL}{k}.jpg"] for k in range(n, 40, 5)] + [shared] for n in range(5)}
+    write_sample(parts | {"test": [[REAL + name, f"{REAL}1.jpg"] for name in expected]})
+    settings = parameters(host.url, connections=3, timeout=1.5, tries=1, max_bytes=50_000)
+    monkeypatch.setenv("EFFIMINI_STORE", str(Path("alone").absolute()))
+    fetch("C", settings)
+    alone = hashes()
+    host.most_under_way = 0
+    host.asked.clear()
+    monkeypatch.setenv("EFFIMINI_STORE", str(Path("together").absolute()))
+    crew = msgspec.structs.replace(settings.dask, scheduler=scheduler, workers=2)
+    fetch("C", msgspec.structs.replace(settings, dask=crew))
+    assert hashes() == alone
+    assert host.most_under_way <= 3
+    host.asked.clear()
+    fetch("C", settings, again=())  # all of it is in the store
+    assert not host.asked
+    assert [path.suffix for path in Path("together").rglob("*") if path.is_file()] == [".journal"]
+
+
+def test_what_workers_had_before_a_kill_is_not_asked_again(host):
+    serve(host, 6)
+    write_sample({"train-00": [[f"{REAL}{n}.jpg"] for n in range(6)]})
+    settings = parameters(host.url)
+    fetch("C", settings)
+    (store,) = Path("store/images").glob("*/C.journal")
+    expected = hashes()
+    spools = store.with_suffix(".spools")
+    spools.mkdir()
+    store.rename(spools / "0000.journal")  # as a run that was killed before it took them leaves it
+    host.asked.clear()
+    fetch("C", settings)
+    assert hashes() == expected
+    assert not host.asked
+    assert not spools.exists()
 
 
 def test_without_a_sample_the_sentence_says_what_to_run():
