@@ -125,6 +125,7 @@ class Images(_Section, frozen=True):
     size: Annotated[int, Meta(ge=16, le=1024)]  # stored height and width, px: the size trained at
     fit: Literal["squash", "letterbox", "crop"]
     quality: Annotated[int, Meta(ge=1, le=100)]  # JPEG
+    twin_share: Share  # of the images of validation and test that may be in another split too, as good as equal
     bad_share: Share  # items with a URL that may stay without an image
 
 

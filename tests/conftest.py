@@ -33,6 +33,7 @@ def make_params() -> Callable[..., Params]:
             "images.size": 32,
             "download.bad_share": 0.1,  # few rows: a few bad ones are a large share
             "images.bad_share": 0.5,
+            "images.twin_share": 1.0,
             "model.text.name": str(ROOT / "effimini/minilm"),
         }
         for key, value in (small | changes).items():

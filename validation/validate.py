@@ -2,7 +2,8 @@
 
 In: ``data/<table>/`` of all categories, and what it was made from. Out: ``data/gates/<table>/`` with
 ``<category>.json`` a category, which depends on that category alone, and ``all.json`` for what holds across
-categories: what was checked, every expectation with its counts, and that it passed. Guaranteed: a table
+categories: what was checked, every expectation with its counts, and that it passed; for images ``data/twins.csv``
+beside them, which lists the pictures that stand in two splits. Guaranteed: a table
 with an expectation that fails leaves no gate behind, so that no stage behind it runs; the same data gives
 the same bytes.
 """
@@ -23,7 +24,7 @@ from prep.params import Params
 from prep.sample import NOT_TAKEN, part_files
 from prep.strata import TEST, VALIDATION
 from prep.tables import IMAGES, JOINED, PREDICTIONS, REJECTS, SAMPLE
-from validation import columns, funnel, links, proportions
+from validation import columns, funnel, links, proportions, twins
 from validation.suites import OK, Suite, suites
 from validation.verdicts import Verdict, judge, require
 
@@ -100,6 +101,11 @@ def _check_category(table: str, stage: str, check: Callable[[Place], list[Verdic
 
 def _remedy(table: str, stage: str, params: Params) -> str:
     again = f"make it again with `dvc repro --force {stage}`"
+    if (table, stage) == ("images", "fetch"):  # of all categories
+        return (
+            f"data/twins.csv lists the pictures of two splits; set images.twin_share ({params.images.twin_share}) to "
+            f"what you accept, or {again}"
+        )
     if table == "raw":
         return (
             f"look at these rows in the source's files (download.bad_share, {params.download.bad_share}, is the share "
@@ -240,6 +246,13 @@ def _images(place: Place) -> list[Verdict]:
     ]
 
 
+def _images_all(params: Params, data: Path) -> list[Verdict]:
+    found, measured = twins.find(data, params.source.categories)
+    with files.aside(data / "twins.csv") as partial:  # written before it is judged, for whom it stops
+        found.to_csv(partial, index=False, lineterminator="\n")
+    return [twins.verdict(found, measured, params.images.twin_share)]
+
+
 def _shards(place: Place) -> list[Verdict]:
     from validation import tars  # noqa: PLC0415 -- it imports webdataset and thus torch, which no other gate needs
 
@@ -297,7 +310,7 @@ GATES: dict[str, tuple[str, Callable[[Place], list[Verdict]] | None, Callable[[P
     "items": ("join", _items, _nothing),
     "groups": ("groups", _groups, _groups_all),
     "sample": ("sample", _sample, _sample_all),
-    "images": ("fetch", _images, _nothing),
+    "images": ("fetch", _images, _images_all),
     "shards": ("shard", _shards, _nothing),
     "predictions": ("evaluate", None, _predictions_all),
 }

@@ -2,6 +2,7 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from effimini import cli
 from prep import files, params
 from prep.faults import UserError
 from prep.tables import IMAGES, SAMPLE
@@ -371,6 +373,26 @@ def test_only_the_outcomes_asked_for_are_retried(host):
     fetch("C", settings, again={"gone", "timeout"})
     assert host.asked == {"/images/I/absent.jpg": 1}
     assert outcomes() == ["ok", "ok", "server_error"]
+
+
+def test_the_command_retries_outcomes_by_name_and_refuses_others(host, monkeypatch, capsys):
+    serve(host, 1)
+    write_sample({"test": [[f"{REAL}0.jpg"], [f"{REAL}absent.jpg"]]})
+    text = (ROOT / "params.yaml").read_text()
+    text = re.sub(r"categories: .*", "categories: [C]", text).replace("mirror: ''", f"mirror: {host.url}")
+    Path("params.yaml").write_text(text.replace("bad_share: 0.1", "bad_share: 0.9"))
+    for retry, asked in (("", 1), ("timeout", 0), ("gone,timeout", 1)):
+        host.asked.clear()
+        monkeypatch.setattr(sys, "argv", ["effimini", "fetch", "C", *(["--retry", retry] if retry else [])])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert not end.value.code
+        assert host.asked["/images/I/absent.jpg"] == asked
+    monkeypatch.setattr(sys, "argv", ["effimini", "fetch", "C", "--retry", "gone,lost"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    assert "--retry lost: no outcome of an image; they are bad_url, corrupt, gone" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("scheduler", ["threads", "processes"])

@@ -175,6 +175,11 @@ def _image_lost(data: Path) -> None:
     tree.edit(path, lambda rows: next(r for r in rows if r["outcome"] == "ok").update(outcome="gone", image=b""))
 
 
+def _one_picture(data: Path) -> None:
+    for path in sorted((data / "images").rglob("*.parquet")):
+        tree.edit(path, lambda rows: [row.update(perceptual_hash=7) for row in rows])
+
+
 def _shards(change: Callable[[Path], object], about: Callable[[dict[str, Any]], object] = lambda _: None) -> Any:
     """Change files of a category's shards, bring the manifest in line with them, and change it."""
 
@@ -234,6 +239,7 @@ MUTATIONS: dict[tuple[str, str, str], Callable[[Path], None]] = {
     ),
     **_funnel("images", "images", "data/sample"),
     ("images", "images", "rows by reason as in the report"): _image_lost,
+    ("images", "images", "no picture of validation or test in another split (images.twin_share)"): _one_picture,
     ("shards", "shards", Rule.MANIFEST): _shards(_whole, lambda m: m.update(category=OTHER)),
     ("shards", "shards", Rule.FILES): _remove(f"shards/{ONE}/test-000.arrow"),
     ("shards", "shards", Rule.BYTES): lambda data: damage.flip(data / f"shards/{ONE}/train-00-000.tar", 2000),
