@@ -1,6 +1,6 @@
 """The stage `fetch` beside img2dataset: the same pictures from one nginx on this machine, at the same resize.
 
-    make bench-fetch                  # or: python -m benchmarks.fetch [--urls 20000] [--faulty 4000] [--repeats 5]
+    make bench-fetch                  # or: python -m benchmarks.fetch [--urls 20000] [--faulty 2000] [--repeats 5]
 
 In: the posters of ``$EFFIMINI_CORPUS``, each under several URLs, and nginx on the path. Out: tables and
 build/bench-fetch/results.json. Guaranteed: each measurement is made in a process of its own; repeats are interleaved;
@@ -220,7 +220,7 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.fetch", description=__doc__.splitlines()[0])
     parser.add_argument("--peer", type=Path, default=BUILD / "venv/bin/python", help="its Python")
     parser.add_argument("--urls", type=int, default=20_000)
-    parser.add_argument("--faulty", type=int, default=4_000, help="URLs of the servers that refuse")
+    parser.add_argument("--faulty", type=int, default=2_000, help="URLs of the servers that refuse")
     parser.add_argument("--repeats", type=int, default=5)
     chosen = parser.parse_args()
     if not chosen.peer.exists() or not shutil.which("nginx"):

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import ExifTags, Image
 
-FORMAT = 1  # raise it when other bytes are stored for the same file and parameters
+FORMAT = 2  # raise it when other bytes are stored for the same file and parameters
 SMALLEST = 8  # px; hosts answer with a 1x1 GIF for a picture they have not
 WHITE = (255, 255, 255)
 
@@ -78,8 +78,8 @@ def to_training(data: bytes, size: int, fit: Fit, quality: int, max_pixels: int)
         Unusable: the file is no image, is broken, or is too large or too small.
     """
     picture = _upright(data, max_pixels)
-    fitted = np.asarray(_fit(picture, size, fit))
-    return Decoded(_encode(fitted, quality), picture.width, picture.height, _perceptual_hash(fitted))
+    fitted = _fit(picture, size, fit)
+    return Decoded(_encode(np.asarray(fitted), quality), picture.width, picture.height, _perceptual_hash(fitted))
 
 
 def decode(jpeg: bytes, into: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
@@ -169,13 +169,13 @@ def _fit(image: Image.Image, size: int, fit: Fit) -> Image.Image:
     return padded
 
 
-def _perceptual_hash(pixels: npt.NDArray[np.uint8]) -> int:
+def _perceptual_hash(image: Image.Image) -> int:
     """Return 64 bits that differ little between pictures that look alike: which low frequencies are above their median.
 
     In whole numbers, so that no machine rounds a bit otherwise. Source: C. Zauner, Implementation and Benchmarking of
     Perceptual Image Hash Functions, 2010, section 3.2.1 (DCT of 32 x 32 grey, lowest 8 x 8, median).
     """
-    grey = Image.fromarray(pixels).convert("L").resize((32, 32), Image.Resampling.BICUBIC)
+    grey = image.convert("L").resize((32, 32), Image.Resampling.BOX)
     low = _COSINES @ np.asarray(grey, np.int64) @ _COSINES.T
     bits = (low > np.median(low)).ravel()
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
