@@ -50,9 +50,10 @@ def table(content: dict[str, Any]) -> Table:
     shown.add_column("parameters", justify="right")
     for given in inputs.values():
         shown.add_column(f"GFLOPs at {given['size']} px, {given['tokens']} tokens", justify="right")
+    *_, last, _ = content["parameters"]
     for part, count in content["parameters"].items():
-        flops = (f"{given['flops'][part] / 1e9:.3f}" for given in inputs.values())
-        shown.add_row(part, f"{count:,}", *flops, end_section=part in {"head", "total"})
+        flops = (f"{given['flops'].get(part, 0) / 1e9:.3f}" for given in inputs.values())
+        shown.add_row(part, f"{count:,}", *flops, end_section=part in {last, "total"})
     for name in ("C", "E"):
         shown.add_row(name, "", *(f"{given[name]:.3f}" for given in inputs.values()))
     return shown

@@ -5,7 +5,7 @@ deterministic; the definitions of C, E and CES are the challenge's (reference se
 """
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +13,10 @@ import torch
 from scipy import stats
 from torch.utils.flop_counter import FlopCounterMode
 
-from effimini.model import EffiMini
-
 Values = npt.NDArray[np.floating]
+
+if TYPE_CHECKING:  # it has a part that is fitted by these metrics
+    from effimini.model import EffiMini
 
 PARTS = ("image", "text", "head")
 
@@ -70,7 +71,7 @@ def efficiency(c: float) -> float:
     return min(1 + 0.05 * math.log(1 / c), 1.10) if c <= 1 else 1 / (1 + 2 * math.log(c))
 
 
-def costs(model: EffiMini) -> dict[str, Any]:
+def costs(model: "EffiMini") -> dict[str, Any]:
     """Return what a model costs at its own input: parameters, flops (of one sample), C and E."""
     counted = flops(model, model.config.size, model.config.max_tokens)["total"]
     total = parameters(model)["total"]
@@ -83,14 +84,16 @@ def ces(r: float, e: float) -> float:
     return max(0.0, r) * e
 
 
-def parameters(model: EffiMini) -> dict[str, int]:
+def parameters(model: "EffiMini") -> dict[str, int]:
     """Return the parameters of each part and their total; the text encoder's unused pooler counts."""
     counts = {part: sum(p.numel() for p in getattr(model, part).parameters()) for part in PARTS}
+    if model.terms is not None:
+        counts["terms"] = model.terms.weight.numel()
     return counts | {"total": sum(counts.values())}
 
 
 @torch.no_grad()
-def flops(model: EffiMini, size: int, tokens: int) -> dict[str, int]:
+def flops(model: "EffiMini", size: int, tokens: int) -> dict[str, int]:
     """Return the floating point operations of one sample by part and in total, 2 per multiply-add.
 
     Attention is computed in the eager way while counting: the counter does not see the fused one.

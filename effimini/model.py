@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
+from effimini.terms import Terms
 from prep import files
 from prep.faults import UserError, first_sentence
 from prep.params import Encoder, Params
@@ -47,6 +48,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     mean: tuple[float, ...]  # of the encoder's input, by channel, in [0, 1]
     std: tuple[float, ...]
     text: dict[str, Any]  # transformers' configuration
+    pooling: str = "first"
+    terms: int = 0
     hidden: tuple[int, ...]
     dropout: float
     size: int  # px, height and width
@@ -59,6 +62,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 class EffiMini(nn.Module):
     """Concatenated image and text features through a head of linear layers (reference section 1).
+
+    Beside it, if the configuration asks for it, a linear model of the text's terms, which has a share of the score; in
+    training mode the network stands alone.
 
     Args:
         config: what the model is.
@@ -87,6 +93,7 @@ class EffiMini(nn.Module):
             layers += [nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Dropout(config.dropout)]
             width = hidden
         self.head = nn.Sequential(*layers, nn.Linear(width, 1))
+        self.terms = Terms(config.terms) if config.terms else None
         self.register_buffer("mean", torch.tensor(config.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(1, -1, 1, 1), persistent=False)
 
@@ -95,8 +102,17 @@ class EffiMini(nn.Module):
         return cast(Tensor, self.image((images.float() / 255 - self.mean) / self.std))
 
     def text_features(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Return the first token's last hidden state, float32 [B, D], of ids and mask int64 [B, T]."""
-        return cast(Tensor, self.text(input_ids=tokens, attention_mask=mask).last_hidden_state[:, 0])
+        """Return the last hidden state of the first token, or the mean of all, float32 [B, D].
+
+        Args:
+            tokens: int64 [B, T].
+            mask: int64 [B, T], 1 where a token is.
+        """
+        states = cast(Tensor, self.text(input_ids=tokens, attention_mask=mask).last_hidden_state)
+        if self.config.pooling == "first":
+            return states[:, 0]
+        there = mask.unsqueeze(2).to(states.dtype)
+        return (states * there).sum(dim=1) / there.sum(dim=1)
 
     def forward(self, images: Tensor, tokens: Tensor, mask: Tensor, has_image: Tensor) -> Tensor:
         """Return stars, float32 [B], not clamped.
@@ -107,7 +123,11 @@ class EffiMini(nn.Module):
             mask: int64 [B, T], 1 where a token is.
             has_image: bool [B]; image features of a sample without one are multiplied by 0.
         """
-        return self.score(self.features(images, tokens, mask, has_image))
+        stars = self.score(self.features(images, tokens, mask, has_image))
+        if self.terms is None or self.training:
+            return stars
+        of_terms: Tensor = self.terms(tokens, mask)
+        return stars + self.terms.share * (of_terms - stars)
 
     def features(self, images: Tensor, tokens: Tensor, mask: Tensor, has_image: Tensor) -> Tensor:
         """Return what the head reads, [B, F + D], of the arguments of `forward`: image features, then text features."""
@@ -193,6 +213,8 @@ def build(params: Params, *, random: bool = False) -> EffiMini:
         mean=tuple(given["mean"]),
         std=tuple(given["std"]),
         text=json.loads(json.dumps(stored)),
+        pooling=params.model.pooling,
+        terms=params.model.terms,
         hidden=params.model.hidden,
         dropout=params.model.dropout,
         size=params.images.size,

@@ -23,7 +23,7 @@ from dvclive import Live  # type: ignore[attr-defined]  # its module has no __al
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from effimini import checkpoint, features, model_card, spent
+from effimini import checkpoint, features, model_card, spent, terms
 from effimini.clock import Clock
 from effimini.inference import open_split, predict_split, to_device
 from effimini.loss import counts_of, sample_weights, weighted_huber
@@ -33,7 +33,7 @@ from effimini.ranks import Ranks, ranks
 from effimini.stop import Stop, Stopped
 from prep import files
 from prep.faults import UserError
-from prep.params import Params
+from prep.params import Params, Train
 from prep.progress import bar
 from shards.loader import Loader
 from shards.stream import Batch
@@ -70,6 +70,9 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.model = prepared(build(params).to(here.device), params, here)
         self.network: nn.Module = self.model
+        self.of_terms = (
+            terms.fit(self.model.terms, self.data, self.validation, self.weights) if self.model.terms else None
+        )
         if recipe.frozen:
             self.network = features.Head(self.model)
             self.data, self.validation = (
@@ -77,8 +80,7 @@ class Trainer:
             )
         self.scores = self.network  # without the ranks' exchange of gradients
         self.optimizer = torch.optim.AdamW(
-            [p for p in self.model.parameters() if p.requires_grad],
-            lr=recipe.learning_rate,
+            parameter_groups(self.model, recipe),
             weight_decay=recipe.weight_decay,
             fused=True,
         )
@@ -153,9 +155,9 @@ class Trainer:
     def step(self, epoch: int, step: int, batch: Batch) -> Told:
         """Take one step."""
         recipe, here = self.params.train, self.here
-        rate = recipe.learning_rate * schedule(epoch * len(self.loader) + step, self.steps, recipe.warmup)
+        share = schedule(epoch * len(self.loader) + step, self.steps, recipe.warmup)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = group["highest"] * share
         torch.manual_seed(seed_of(recipe.seed, epoch, step, here.rank))  # dropout, the same after a resume
         weights = torch.from_numpy(sample_weights(counts_of(batch, self.weights), self.weights))
         given = (*to_device(batch, here.device), batch.label.to(here.device), weights.to(here.device))
@@ -203,8 +205,12 @@ class Trainer:
         """Measure the model after an epoch, save the state, and return the epoch's metrics."""
         recipe, progress = self.params.train, self.progress
         self.clock.start("validation")
-        stars = torch.from_numpy(predict_split(self.scores, self.validation, self.here, self.params))
-        labels = torch.from_numpy(self.validation.labels)
+        if self.model.terms is not None:
+            self.model.terms.share.zero_()  # the network alone
+        predicted = predict_split(self.scores, self.validation, self.here, self.params)
+        if self.model.terms is not None and self.of_terms is not None:
+            predicted = terms.mix(self.model.terms, predicted, self.of_terms, self.validation.labels)
+        stars, labels = torch.from_numpy(predicted), torch.from_numpy(self.validation.labels)
         unweighted = weighted_huber(stars, labels, torch.ones_like(labels), recipe.huber_delta, len(labels))
         self.clock.stop()
         metrics = {
@@ -307,6 +313,15 @@ def schedule(step: int, total: int, warmup: float) -> float:
     if step < rising:
         return step / rising
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
+
+
+def parameter_groups(model: EffiMini, recipe: Train) -> list[dict[str, Any]]:
+    """Return the encoders' and the head's parameters for an optimizer, each with its ``highest`` learning rate."""
+    head = {id(parameter) for parameter in model.head.parameters()}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    encoders = {"params": [p for p in trained if id(p) not in head], "highest": recipe.learning_rate}
+    own = {"params": list(model.head.parameters()), "highest": recipe.head_learning_rate or recipe.learning_rate}
+    return [group | {"lr": group["highest"]} for group in (encoders, own)]
 
 
 def seed_of(*numbers: int) -> int:

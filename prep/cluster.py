@@ -75,9 +75,13 @@ def workers(settings: Dask) -> Iterator[Workers]:
     if settings.scheduler == "synchronous":
         yield Workers(None)
         return
-    from distributed import Client, LocalCluster  # noqa: PLC0415 -- a second that a stage in one process does not pay
+    import dask  # noqa: PLC0415 -- a second that a stage in one process does not pay
+    from distributed import Client, LocalCluster  # noqa: PLC0415
 
     with ExitStack() as stack:
+        # Its profiler can stop a worker for ever on older Pythons, where the garbage collector runs at a wrong moment
+        # of sys._current_frames (python/cpython#106883).
+        stack.enter_context(dask.config.set({"distributed.worker.profile.enabled": False}))
         address: Any = settings.scheduler
         if not address.startswith("tcp://"):
             processes = address == "processes"

@@ -187,6 +187,8 @@ class Model(_Section, frozen=True):
 
     image: Encoder
     text: Encoder
+    pooling: Literal["first", "mean"]  # the text's features: its first token's last hidden state, or the mean of all
+    terms: NotNegativeInt  # hashed terms of a linear model of the text beside the network; 0: none
     hidden: Annotated[tuple[Count, ...], Meta(min_length=1)]
     dropout: Annotated[float, Meta(ge=0, lt=1)]
     attention_dropout: Annotated[float, Meta(ge=0, lt=1)]  # of the text encoder; 0 lets a CPU take the fused attention
@@ -200,6 +202,7 @@ class Train(_Section, frozen=True):
     patience: Count  # epochs without a better validation PLCC before training stops
     batch_size: Count  # samples of a global batch, over all ranks
     learning_rate: Positive
+    head_learning_rate: NotNegative  # of the head; 0: learning_rate
     weight_decay: NotNegative
     warmup: Share  # of all steps
     clip_norm: Positive

@@ -4,8 +4,9 @@ In: ``<location>/<category>/`` tars, indexes and manifests. Out: `Batch`es. Guar
 is skipped: an image that cannot be read is named in its batch, and its sample is one without an image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -141,6 +142,13 @@ class ShardDataset(Dataset[dict[str, Any]]):
             starts, at = self.shards.index(int(shard)).token_starts, rows[of_shard]
             found[of_shard] = starts[at + 1] - starts[at]
         return found
+
+    def texts(self) -> Iterator[npt.NDArray[np.integer[Any]]]:
+        """Yield the token ids of every sample."""
+        for shard in range(len(self.shards.sizes)):
+            index = self.shards.index(shard)
+            for begin, end in pairwise(index.token_starts.tolist()):
+                yield index.token_ids[begin:end]
 
     def batch(self, samples: order.Samples, global_size: int) -> Batch:
         """Read and decode `samples`, a part of a step of `global_size`, on CPU.

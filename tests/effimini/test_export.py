@@ -17,13 +17,15 @@ from typer.testing import CliRunner
 
 from effimini.cli import app
 from effimini.export import BESIDE, GRAPH, Graph, export
-from effimini.model import EffiMini
+from effimini.model import EffiMini, build
 from effimini.predict import predict
 from prep.faults import UserError
 from prep.params import Params
 from shards.loader import Loader
 from shards.stream import ShardDataset
 
+from .conftest import replace
+from .test_model import inputs
 from .test_predict import raw_rows, row, write_csv
 
 
@@ -89,6 +91,18 @@ def test_a_graph_takes_any_batch_and_length(small: Params, model: Path, exported
         found = graph.score(images, ids, mask, has_image)
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
+
+
+@torch.inference_mode()
+def test_terms_and_mean_pooling_are_in_the_graph(small: Params, tmp_path: Path) -> None:
+    network = build(replace(small, model={"terms": 1 << 12, "pooling": "mean"})).eval()
+    assert network.terms is not None
+    network.terms.weight.copy_(torch.randn(1 << 12))
+    network.terms.share.fill_(0.5)
+    network.save_pretrained(tmp_path / "best")
+    export(tmp_path / "best", tmp_path / "onnx")  # which compares the two
+    graph, given = Graph(tmp_path / "onnx" / GRAPH, small.images.size), inputs(rows=4)
+    torch.testing.assert_close(torch.from_numpy(graph.score(*(each.numpy() for each in given))), network(*given))
 
 
 def test_an_item_without_an_image_is_scored_from_its_text_alone(small: Params, exported: Path) -> None:

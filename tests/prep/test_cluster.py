@@ -14,10 +14,11 @@ import pytest
 from distributed import Client
 
 from prep import blocks
+from prep.cluster import workers
 from prep.download import download
 from prep.groups import group
 from prep.join import join
-from prep.params import Params
+from prep.params import Dask, Params
 from prep.sample import sample
 
 TOYS = "Demo_Toys"
@@ -191,3 +192,15 @@ def survives(stage: str, files: int, params: Params, kill: Callable[[], None], w
     thread.join()
     assert in_the_middle == [True]
     assert not list(folder.rglob("*.partial"))
+
+
+def asked_of_dask(key: str) -> object:
+    import dask
+
+    return dask.config.get(key)
+
+
+@pytest.mark.parametrize("scheduler", ["threads", "processes"])
+def test_the_profiler_that_hangs_workers_is_off(scheduler: str) -> None:
+    with workers(Dask(scheduler=scheduler, workers=1)) as crew:
+        assert crew.run(asked_of_dask, [("distributed.worker.profile.enabled",)]) == [False]

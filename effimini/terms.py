@@ -1,0 +1,124 @@
+"""A linear model of the text's terms, beside the network: it keeps the rare words that a small encoder blurs.
+
+In: token ids. Out: stars. A term is a token, or two that follow one another; a text is the counts of its terms, divided
+by the root of their number. Guaranteed: fitted in closed form on the training split with the same sample weights as the
+network; its strength and its share of the score are chosen on validation alone; the same function in training,
+prediction and export.
+
+Source: Weinberger et al., Feature Hashing for Large Scale Multitask Learning, 2009, for terms without a vocabulary;
+Cheng et al., Wide & Deep Learning for Recommender Systems, 2016, for a linear part beside a deep one.
+"""
+
+import logging
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import sparse
+from sklearn.linear_model import Ridge
+from torch import Tensor, nn
+
+from effimini.loss import counts_of, sample_weights
+from effimini.metrics import plcc
+from shards.stream import ShardDataset
+
+log = logging.getLogger(__name__)
+
+ALPHAS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # strengths of ridge tried
+SHARES = np.linspace(0, 1, 21)  # of the score, tried
+_ONE, _FIRST, _SECOND = 0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35  # odd, so that few ids below 2^18 fall together
+_TEXTS = 256  # at once
+
+Stars = npt.NDArray[np.float32]
+
+
+class Terms(nn.Module):
+    """Stars from the terms of a text.
+
+    Args:
+        buckets: of the hashed terms; each has a weight.
+
+    Attributes:
+        share: of the whole model's score, from 0 to 1; the network has the rest.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    share: Tensor
+
+    def __init__(self, buckets: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(buckets), requires_grad=False)  # fitted, not trained
+        self.register_buffer("bias", torch.zeros(()))
+        self.register_buffer("share", torch.zeros(()))
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Return stars, float32 [B], of ids and mask int64 [B, T]."""
+        places, size = self.places(tokens, mask)
+        return self.bias + (self.weight[places] * size).sum(dim=1)
+
+    def places(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the bucket of each term, int64 [B, 2T - 1], and what it counts, float32: 0 for what is no term."""
+        ones = tokens * _ONE % len(self.weight)
+        pairs = (tokens[:, :-1] * _FIRST + tokens[:, 1:] * _SECOND) % len(self.weight)
+        there = torch.cat([mask, mask[:, :-1] * mask[:, 1:]], dim=1).float()
+        return torch.cat([ones, pairs], dim=1), there / there.sum(dim=1, keepdim=True).clamp(min=1).sqrt()
+
+
+def fit(terms: Terms, train: ShardDataset, validation: ShardDataset, weights: dict[str, Any]) -> Stars:
+    """Fit `terms` by ridge, and return its stars of the validation split, float32 [N], not clamped.
+
+    Args:
+        terms: its weight and bias are set.
+        train: what it is fitted on. A term of a single text counts nothing; the others count the more, the fewer texts
+            have them (inverse document frequency).
+        validation: what the strength of ridge is chosen on, by PLCC.
+        weights: the content of data/weights.json.
+    """
+    known, unseen = _matrix(terms, train), _matrix(terms, validation)
+    texts = np.bincount(known.indices, minlength=known.shape[1])
+    rare = np.where(texts > 1, np.log((1 + known.shape[0]) / (1 + texts)) + 1, 0)
+    scale = sparse.diags_array(rare)
+    best, chosen = -np.inf, None
+    for alpha in ALPHAS:
+        ridge = Ridge(alpha=alpha, solver="sparse_cg")
+        ridge.fit(known @ scale, train.labels, sample_weight=sample_weights(counts_of(train, weights), weights))
+        score = plcc(ridge.predict(unseen @ scale), validation.labels)
+        if score > best:
+            best, chosen = score, ridge
+    assert chosen is not None
+    log.info("terms: alpha %g, validation PLCC %.4f", chosen.alpha, best)
+    with torch.no_grad():
+        terms.weight.copy_(torch.from_numpy(chosen.coef_ * rare))
+        terms.bias.fill_(float(chosen.intercept_))
+    return cast(Stars, chosen.predict(unseen @ scale).astype(np.float32))
+
+
+def mix(terms: Terms, network: Stars, of_terms: Stars, labels: Stars) -> Stars:
+    """Choose the share of `terms` in the score by PLCC, set it, and return the mixed stars.
+
+    Args:
+        terms: its share is set.
+        network: stars of the network alone, float32 [N].
+        of_terms: stars of `terms`.
+        labels: of the same samples.
+    """
+    mixed = [network + np.float32(share) * (of_terms - network) for share in SHARES]
+    best = int(np.argmax([plcc(stars, labels) for stars in mixed]))
+    terms.share.fill_(float(SHARES[best]))
+    return cast(Stars, mixed[best])
+
+
+def _matrix(terms: Terms, split: ShardDataset) -> sparse.csr_array:
+    """Return the terms of each text of a split, [N, buckets]."""
+    rows, texts = [], split.texts()
+    device = terms.weight.device
+    while batch := [torch.from_numpy(ids.astype(np.int64)) for _, ids in zip(range(_TEXTS), texts, strict=False)]:
+        tokens = nn.utils.rnn.pad_sequence(batch, batch_first=True)
+        mask = nn.utils.rnn.pad_sequence([torch.ones_like(ids) for ids in batch], batch_first=True)
+        places, size = (each.cpu().numpy() for each in terms.places(tokens.to(device), mask.to(device)))
+        line, column = np.nonzero(size)
+        shape = (len(batch), len(terms.weight))
+        rows.append(sparse.csr_array((size[line, column], (line, places[line, column])), shape=shape))
+    return sparse.csr_array(sparse.vstack(rows)) if rows else sparse.csr_array((0, len(terms.weight)))

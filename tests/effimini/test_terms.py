@@ -1,0 +1,143 @@
+"""The linear model of a text's terms: what it is, how it is fitted, and what part it has in the score."""
+
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.feature_extraction import DictVectorizer
+from sklearn.linear_model import Ridge
+
+from effimini import terms
+from effimini.inference import open_split
+from effimini.metrics import parameters, plcc
+from effimini.model import EffiMini, build
+from effimini.terms import Terms
+from effimini.train import parameter_groups, train
+from prep import files
+from prep.params import Params
+from shards.stream import ShardDataset
+from shards.tar import Tokens
+
+from .conftest import replace
+from .test_model import inputs
+
+
+@pytest.fixture
+def splits(small: Params, data: Path) -> dict[str, ShardDataset]:
+    how = Tokens(small.model.text.name, small.text.fields, small.text.max_tokens)
+    return {name: open_split(data / "shards", small, name, how, small.images.size) for name in ("train", "validation")}
+
+
+def counted(ids: list[int]) -> dict[Any, float]:
+    """Return the terms of a text and what each counts, without hashing."""
+    found: dict[Any, float] = {}
+    every = [*map(str, ids), *(f"{one} {other}" for one, other in pairwise(ids))]
+    for term in every:
+        found[term] = found.get(term, 0) + 1 / math.sqrt(len(every))
+    return found
+
+
+def test_the_fit_is_ridge_on_the_terms_without_hashing(
+    splits: dict[str, ShardDataset], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terms, "ALPHAS", (3.0,))
+    weights = files.read_json(data / "weights.json")
+    train_, validation = splits["train"], splits["validation"]
+    found = terms.fit(Terms(1 << 20), train_, validation, weights)
+    vectorizer = DictVectorizer()
+    known = vectorizer.fit_transform([counted(ids.tolist()) for ids in train_.texts()]).tocsc()
+    texts = np.diff(known.indptr)
+    rare = np.where(texts > 1, np.log((1 + len(train_)) / (1 + texts)) + 1, 0)
+    weight = np.minimum(np.log1p(train_.rating_number) / weights["mean"], weights["clip"])
+    ridge = Ridge(alpha=3.0, solver="sparse_cg", tol=1e-8).fit(known.multiply(rare).tocsr(), train_.labels, weight)
+    unseen = vectorizer.transform([counted(ids.tolist()) for ids in validation.texts()]).multiply(rare)
+    np.testing.assert_allclose(found, ridge.predict(unseen.tocsr()), atol=0.02)
+    assert np.ptp(found) > 0.5
+
+
+def test_the_module_scores_as_it_was_fitted_and_padding_counts_nothing(
+    splits: dict[str, ShardDataset], data: Path
+) -> None:
+    module = Terms(1 << 16)
+    found = terms.fit(module, splits["train"], splits["validation"], files.read_json(data / "weights.json"))
+    for ids, star in zip(splits["validation"].texts(), found, strict=True):
+        tokens = torch.from_numpy(ids.astype(np.int64))[None]
+        mask = torch.ones_like(tokens)
+        padded = torch.nn.functional.pad(tokens, (0, 5), value=7), torch.nn.functional.pad(mask, (0, 5))
+        assert module(tokens, mask).item() == pytest.approx(star, abs=1e-4)
+        assert module(*padded).item() == pytest.approx(star, abs=1e-4)
+
+
+@pytest.mark.parametrize(("good", "share"), [("network", 0.0), ("terms", 1.0), ("both", 0.5)])
+def test_the_share_is_the_one_that_correlates_best(good: str, share: float) -> None:
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=(2, 500)).astype(np.float32)
+    labels = {"network": one, "terms": other, "both": one + other}[good]
+    module = Terms(8)
+    mixed = terms.mix(module, one, other, labels)
+    assert module.share.item() == pytest.approx(share)
+    assert plcc(mixed, labels) == pytest.approx(1)
+
+
+@torch.inference_mode()
+def test_the_network_trains_alone_and_scores_with_the_terms(small: Params, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build(replace(small, model={"terms": 1 << 12}))
+    assert model.terms is not None
+    model.terms.weight.copy_(torch.randn(1 << 12))
+    model.terms.share.fill_(0.25)
+    given = inputs()
+    model.eval()
+    network = model.score(model.features(*given))
+    torch.testing.assert_close(model(*given), 0.75 * network + 0.25 * model.terms(*given[1:3]))
+    model.save_pretrained(tmp_path / "saved")
+    assert torch.equal(EffiMini.from_pretrained(tmp_path / "saved")(*given), model(*given))
+    counts = parameters(model)
+    assert counts["terms"] == 1 << 12
+    assert counts["total"] == sum(p.numel() for p in model.parameters())
+    model.image.eval(), model.text.eval(), model.head.eval()
+    model.training = True
+    assert torch.equal(model(*given), network)
+
+
+@torch.inference_mode()
+def test_mean_pooling_is_the_mean_of_the_tokens_that_are_there(small: Params) -> None:
+    model = build(replace(small, model={"pooling": "mean"})).eval()
+    _, ids, mask, _ = inputs()
+    states = model.text(input_ids=ids, attention_mask=mask).last_hidden_state
+    torch.testing.assert_close(model.text_features(ids, mask), states.mean(dim=1))
+    padded = torch.nn.functional.pad(ids, (0, 4)), torch.nn.functional.pad(mask, (0, 4))
+    torch.testing.assert_close(model.text_features(*padded), states.mean(dim=1))
+
+
+def test_the_head_has_a_learning_rate_of_its_own(small: Params) -> None:
+    recipe = replace(small, train={"learning_rate": 0.1, "head_learning_rate": 0.3}).train
+    model = build(small)
+    encoders, head = parameter_groups(model, recipe)
+    assert (encoders["lr"], head["lr"]) == (0.1, 0.3)
+    assert {id(p) for p in head["params"]} == {id(p) for p in model.head.parameters()}
+    trained = {id(p) for p in model.parameters() if p.requires_grad}
+    assert {id(p) for group in (encoders, head) for p in group["params"]} == trained
+    same = replace(small, train={"learning_rate": 0.1, "head_learning_rate": 0.0}).train
+    assert [group["lr"] for group in parameter_groups(model, same)] == [0.1, 0.1]
+
+
+def test_a_trained_model_carries_its_terms(
+    small: Params, data: Path, splits: dict[str, ShardDataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EFFIMINI_STORE", str(tmp_path / "store"))
+    params = replace(
+        small, model={"terms": 1 << 14, "pooling": "mean"}, train={"epochs": 2, "head_learning_rate": 0.01}
+    )
+    history = train(params, data / "shards", data / "weights.json")
+    module = Terms(1 << 14)
+    alone = terms.fit(module, splits["train"], splits["validation"], files.read_json(data / "weights.json"))
+    best = EffiMini.from_pretrained(Path("models/best"))
+    assert best.terms is not None
+    assert torch.equal(best.terms.weight, module.weight)
+    assert module.weight.count_nonzero() > 50
+    assert max(epoch["validation/plcc"] for epoch in history) >= plcc(alone, splits["validation"].labels)
