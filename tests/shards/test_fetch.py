@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -148,10 +149,12 @@ def nasty(host):
         "/images/I/reset.jpg": lambda request, _: request.reset(),
         "/images/I/cut.jpg": lambda request, _: request.truncate(good),
         "/images/I/loop.jpg": lambda request, _: request.answer(302, headers={"Location": request.path}),
+        "/images/I/text.jpg": lambda request, _: request.answer(200, good, {"Content-Type": "text/html"}),
         "/images/I/inside.jpg": lambda request, _: request.answer(302, headers={"Location": "http://10.0.0.1/a"}),
     }
     return {
         "0.jpg": "ok",
+        "text.jpg": "ok",
         "html.jpg": "not_an_image",
         "empty.jpg": "not_an_image",
         "large.jpg": "too_large",
@@ -178,8 +181,34 @@ def test_whatever_goes_wrong_every_item_has_its_outcome(host):
     assert all(bool(row["image"]) == (row["outcome"] == "ok") for row in had())
     report = json.loads(Path("data/images/C/report.json").read_text())
     funnel = report["tables"]["images"]
-    assert (funnel["rows_in"], funnel["rows_out"]) == (len(expected) + 2, 1)
+    assert (funnel["rows_in"], funnel["rows_out"]) == (len(expected) + 2, 2)
     assert funnel["dropped"]["not_an_image"] == 2
+
+
+def test_a_host_that_dies_and_comes_back_gives_everything(host):
+    serve(host, 30)
+    write_sample({"test": [[f"{REAL}{n}.jpg"] for n in range(30)]})
+    again = []
+
+    def die(request, _):
+        request.serve()
+        request.close_connection = True  # or the thread of a connection would live on
+        if request.path.endswith("/9.jpg"):  # with others under way
+            threading.Thread(target=come_back).start()
+
+    def come_back():
+        host.shutdown()
+        host.server_close()
+        time.sleep(0.5)
+        again.append(Host(host.server_port))
+        again[0].files = host.files
+        again[0].__enter__()
+
+    host.faults = {f"/images/I/{n}.jpg": die for n in range(30)}
+    fetch("C", parameters(host.url, connections=3, tries=8))
+    assert outcomes() == ["ok"] * 30
+    assert again[0].asked
+    again[0].__exit__()
 
 
 def test_a_second_run_asks_only_for_what_may_have_passed(host):

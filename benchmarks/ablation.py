@@ -1,0 +1,178 @@
+"""Recipes beside one another on the films, at equal data and epochs, over several splits of them.
+
+    make ablation                     # or: python -m benchmarks.ablation [--recipes paper best] [--salts effimini ...]
+
+In: as `benchmarks.corpus`. Out: a table, and build/ablation/<salt>/<recipe>/ with metrics, predictions and how long it
+took. Guaranteed: a recipe is params/corpus.yaml, the paper's, with the changes named here, run by the same pipeline; a
+run that is there is not made again, so an interrupted one goes on; each recipe's epoch is chosen on validation. A salt
+gives its own split of the films, 80 % to train on. Differences are of one test split each, paired by item, averaged
+over the salts; their intervals are 95 % of 2,000 resamples of the items. A film stands in the test split of several
+salts, so the intervals of several are somewhat too narrow.
+"""
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow.parquet as pq
+from ruamel.yaml import YAML
+
+from benchmarks.corpus import command, project
+from benchmarks.tables import table
+from effimini.baselines import baselines
+from effimini.inference import open_split
+from effimini.metrics import plcc
+from prep import files
+from prep.params import load
+from shards.tar import Tokens
+
+BUILD = Path("build/ablation")
+PAPER, BEST, RIDGE = "paper", "best", "TF-IDF + ridge"
+SALTS = ("effimini", "one", "two", "three", "four")
+RESAMPLES = 2000
+_MORE_TEXT = ["main_category", "title", "features", "store", "details", "description"]
+# What each changes in params/corpus.yaml.
+RECIPES: dict[str, dict[str, Any]] = {
+    PAPER: {},
+    "unweighted loss": {"weights.count": "none"},
+    "20 % of the training films": {"sample.fraction": 0.2},
+    "40 % of the training films": {"sample.fraction": 0.4},
+    "head 1e-3, encoders 5e-5": {"train.head_learning_rate": 1e-3, "train.learning_rate": 5e-5},
+    "mean pooling": {"model.pooling": "mean"},
+    "store and details": {"text.fields": _MORE_TEXT},
+    "terms": {"model.terms": 262_144},
+    "terms, store and details": {"model.terms": 262_144, "text.fields": _MORE_TEXT},
+    "best without terms": {
+        "train.head_learning_rate": 1e-3,
+        "train.learning_rate": 5e-5,
+        "model.pooling": "mean",
+        "model.attention_dropout": 0.0,
+        "text.fields": _MORE_TEXT,
+    },
+    BEST: {},  # params/best.yaml
+}
+
+Stars = npt.NDArray[np.float64]
+
+
+def run(salt: str, recipe: str) -> None:
+    """Run the pipeline of one recipe on one split, unless that was done."""
+    done = BUILD / salt / recipe.replace(" ", "_")
+    if done.exists():
+        return
+    yaml = YAML()
+    params = yaml.load(Path(f"params/{'best' if recipe == BEST else 'corpus'}.yaml"))
+    for name, value in {**RECIPES[recipe], "sample.salt": salt}.items():
+        section, key = name.split(".")
+        params[section][key] = value
+    BUILD.mkdir(parents=True, exist_ok=True)
+    chosen = BUILD / "params.yaml"
+    yaml.dump(params, chosen)
+    work = BUILD / "work"
+    began = time.monotonic()
+    with project(work, chosen):
+        command("dvc", "repro", "-q", cwd=work)
+    with files.folder(done) as out:
+        shutil.copytree(work / "data/predictions", out / "predictions")
+        shutil.copyfile(work / "results/metrics.json", out / "metrics.json")
+        shutil.copyfile(chosen, out / "params.yaml")
+        files.write_json(out / "minutes.json", round((time.monotonic() - began) / 60, 1))
+        with chdir(work):
+            ridge = _ridge()
+        ridge.to_csv(out / "ridge.csv", index=False)
+
+
+def _ridge() -> pd.DataFrame:
+    """Return the stars of TF-IDF + ridge of the test split of the project here."""
+    params = load(Path("params.yaml"))
+    how = Tokens(params.model.text.name, params.text.fields, params.text.max_tokens)
+    train, validation, test = (
+        open_split(Path("data/shards"), params, split, how, params.images.size)
+        for split in ("train", "validation", "test")
+    )
+    weights = json.loads(Path("data/weights.json").read_text())
+    stars = baselines(train, validation, [test], weights, params.text.fields)[RIDGE][0]
+    return pd.DataFrame({"key": test.keys, "stars": stars})
+
+
+def found(salt: str, recipe: str) -> pd.DataFrame:
+    """Return label, the recipe's stars and ridge's of each item of the test split, ordered by key."""
+    done = BUILD / salt / recipe.replace(" ", "_")
+    frame = pq.read_table(done / "predictions/test.parquet").to_pandas()
+    frame["key"] = frame["category"] + "/" + frame["parent_asin"]
+    both = frame.merge(pd.read_csv(done / "ridge.csv"), on="key", validate="one_to_one").sort_values("key")
+    return both[["key", "average_rating", "prediction", "stars"]].reset_index(drop=True)
+
+
+def difference(
+    ours: Mapping[str, Stars], theirs: Mapping[str, Stars], labels: Mapping[str, Stars]
+) -> tuple[float, float, float]:
+    """Return the mean difference of PLCC over the salts, and its 95 % interval."""
+    rng = np.random.default_rng(0)
+    drawn = []
+    for _ in range(RESAMPLES):
+        each = []
+        for salt, label in labels.items():
+            rows = rng.integers(0, len(label), len(label))
+            each.append(plcc(ours[salt][rows], label[rows]) - plcc(theirs[salt][rows], label[rows]))
+        drawn.append(np.mean(each))
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    mean = np.mean([plcc(ours[salt], label) - plcc(theirs[salt], label) for salt, label in labels.items()])
+    return float(mean), float(low), float(high)
+
+
+def report(recipes: Sequence[str], salts: Sequence[str]) -> None:
+    """Print the table."""
+    rows = []
+    frames = {recipe: {salt: found(salt, recipe) for salt in salts} for recipe in recipes}
+    labels = {salt: frame["average_rating"].to_numpy(float) for salt, frame in frames[recipes[0]].items()}
+    stars = {
+        recipe: {salt: frame["prediction"].to_numpy(float) for salt, frame in of_salt.items()}
+        for recipe, of_salt in frames.items()
+    }
+    for recipe in recipes:
+        done = [BUILD / salt / recipe.replace(" ", "_") for salt in salts]
+        scores = [plcc(stars[recipe][salt], labels[salt]) for salt in salts]
+        checked = [json.loads((path / "metrics.json").read_text())["validation"]["plcc"] for path in done]
+        ridge = {salt: frame["stars"].to_numpy(float) for salt, frame in frames[recipe].items()}
+        beside = {PAPER: stars.get(PAPER), RIDGE: ridge}
+        gaps = [difference(stars[recipe], other, labels) if other else None for other in beside.values()]
+        rows.append(
+            (
+                recipe,
+                f"{np.mean(checked):.3f}",
+                f"{np.mean(scores):.3f}",
+                *("" if gap is None else f"{gap[0]:+.3f} ({gap[1]:+.3f} to {gap[2]:+.3f})" for gap in gaps),
+                f"{np.mean([json.loads((path / 'minutes.json').read_text()) for path in done]):.1f}",
+            )
+        )
+    items = ", ".join(str(len(label)) for label in labels.values())
+    table(
+        f"{len(salts)} splits of the films, {items} to test",
+        ("recipe", "validation PLCC", "test PLCC", "less the paper's", f"less {RIDGE} on its text", "minutes"),
+        rows,
+    )
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser("python -m benchmarks.ablation", description=__doc__.splitlines()[0])
+    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
+    parser.add_argument("--salts", nargs="+", default=list(SALTS))
+    chosen = parser.parse_args()
+    for salt in chosen.salts:
+        for recipe in chosen.recipes:
+            run(salt, recipe)
+    report(chosen.recipes, chosen.salts)
+
+
+if __name__ == "__main__":
+    main()
