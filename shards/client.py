@@ -32,6 +32,7 @@ LONGEST_WAIT = 60.0  # seconds before a retry, whatever the host asks for
 RESOLVED_FOR = 60  # seconds an address is used before it is looked up again
 CONNECT, SILENCE = 5.0, 10.0  # seconds to connect, and between two bytes, within those of the whole image
 BREAK = 60.0  # seconds that a host which refuses everything is left alone, once
+SHORTEST_GAP, LONGEST_GAP = 0.01, 5.0  # seconds between two requests to a host that takes few a second
 PROBES = 3  # refusals after that which end the run
 _HEADERS = {"User-Agent": "effimini (research; images of products)", "Accept": "image/*", "Accept-Encoding": "identity"}
 _BACKOFF = tenacity.wait_random_exponential(multiplier=0.5, max=LONGEST_WAIT)
@@ -60,14 +61,17 @@ class Passing(Final):
 
 
 class Gate:
-    """How many requests may be under way to a host: from 1 to `most`.
+    """How many requests may be under way to a host, from 1 to `most`, and below 1, how long to wait between two.
 
     One more after a round of good answers, half as many after a bad one (additive increase, multiplicative decrease).
+    Where one at a time is still too much, as for a host that counts requests a second, the time between two doubles
+    with a bad answer, and shrinks with a good one so much that it stays as it is where every fourth answer is bad.
     Source: Chiu and Jain, Analysis of the Increase and Decrease Algorithms for Congestion Avoidance, 1989.
     """
 
     def __init__(self, most: int) -> None:
         self.limit = float(most)
+        self.gap = 0.0  # seconds between two requests, 0 unless the limit is 1
         self._most = most
         self._busy = 0
         self._open_at = 0.0
@@ -84,6 +88,7 @@ class Gate:
                 await self._free.wait_for(lambda: self._busy < int(self.limit))
                 if self._open_at <= time.monotonic():
                     self._busy += 1
+                    self.pause(self.gap)
                     break
         try:
             yield time.monotonic()
@@ -94,11 +99,16 @@ class Gate:
 
     def went_well(self) -> None:
         """Let in a little more."""
-        self.limit = min(self._most, self.limit + 1 / self.limit)
+        if self.gap:
+            self.gap = self.gap / 2 ** (1 / 3) if self.gap > SHORTEST_GAP else 0.0
+        else:
+            self.limit = min(self._most, self.limit + 1 / self.limit)
 
     def went_badly(self, entered: float) -> None:
         """Let in half as many, once for all that were under way together."""
         if entered >= self._halved_at:
+            if self.limit == 1:
+                self.gap = min(max(2 * self.gap, SHORTEST_GAP), LONGEST_GAP)
             self.limit = max(1.0, self.limit / 2)
             self._halved_at = time.monotonic()
 

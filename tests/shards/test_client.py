@@ -360,7 +360,27 @@ def test_refusals_between_good_answers_do_not_end_the_run(host):
     assert {answer.outcome for answer in answers} == {"ok"}
 
 
-def test_the_gate_halves_once_for_a_round_and_opens_slowly():
+def test_a_host_that_counts_requests_a_second_is_asked_no_faster_for_long(host, monkeypatch):
+    monkeypatch.setattr(client, "_BACKOFF", tenacity.wait_fixed(0.2))
+    times, refused = [], []
+
+    def wrong(request, _):
+        now = time.monotonic()
+        if len([then for then in times if then > now - 1]) < 40:
+            times.append(now)
+            request.answer(200, b"x")
+        else:
+            refused.append(now)
+            request.answer(429)
+
+    paths = [f"/{n}" for n in range(150)]
+    host.faults = dict.fromkeys(paths, wrong)
+    answers = ask(host, *paths, connections=16, tries=12)
+    assert {answer.outcome for answer in answers} == {"ok"}
+    assert len(refused) < len(paths)
+
+
+def test_the_gate_halves_once_for_a_round_and_opens_slowly(monkeypatch):
     async def run():
         gate = Gate(8)
         async with gate.slot() as one, gate.slot() as other:
@@ -370,10 +390,14 @@ def test_the_gate_halves_once_for_a_round_and_opens_slowly():
         async with gate.slot() as later:
             gate.went_badly(later)
         assert gate.limit == 2
+        monkeypatch.setattr(gate, "pause", lambda _: None)
         for _ in range(100):
             async with gate.slot() as again:
                 gate.went_badly(again)
-        assert gate.limit == 1
+        assert (gate.limit, gate.gap) == (1, client.LONGEST_GAP)
+        while gate.gap:
+            assert gate.limit == 1
+            gate.went_well()
         gate.went_well()
         assert gate.limit == 2
         for _ in range(100):
