@@ -102,6 +102,7 @@ def small(small_text: Path) -> Params:
         image=Encoder(name="test_efficientnet", weights="random"),
         text=Encoder(name=str(small_text), weights="random"),
         hidden=(16, 8),
+        terms=0,
     )
     params = msgspec.structs.replace(params, model=model)
     return replace(
