@@ -141,7 +141,8 @@ def _one_a_line(content: bytes, records: int) -> bool:
     before = np.where(before == ord("\r"), characters[ends - 2], before)
     # no object goes on over a line end that stands between two of them
     between = (before == ord("}")) & (characters[ends + 1] == ord("{"))
-    return len(ends) == records - 1 and bool(between.all())
+    # a line end that comes first has nothing before it
+    return len(ends) == records - 1 and bool(between.all()) and not content.startswith((b"\n", b"\r"))
 
 
 def _decode(kind: Kind, line: bytes, whole: bool) -> Any:

@@ -120,6 +120,13 @@ def test_a_bad_line_is_a_reject_with_its_number_and_reason(kind: Kind, line: byt
 
 
 @pytest.mark.parametrize("kind", ["items", "reviews"])
+@pytest.mark.parametrize("first", [b"\n", b"\r\n"])
+def test_two_objects_on_a_line_behind_an_empty_one_are_no_rows(kind: Kind, first: bytes) -> None:
+    table, rejects = read(kind, first + GOOD[kind] * 2, 1)
+    assert (table.num_rows, [reject.line for reject in rejects]) == (0, [1, 2])
+
+
+@pytest.mark.parametrize("kind", ["items", "reviews"])
 def test_the_last_line_may_lack_its_end_and_is_truncated_if_it_lacks_more(kind: Kind) -> None:
     good = GOOD[kind]
     for end in (b"", b"\n", b"\r\n"):
