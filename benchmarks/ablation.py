@@ -3,15 +3,14 @@
     make ablation                     # or: python -m benchmarks.ablation [--recipes paper best] [--salts effimini ...]
 
 In: as `benchmarks.corpus`. Out: a table, and build/ablation/<salt>/<recipe>/ with metrics, predictions and how long it
-took. Guaranteed: a recipe is params/corpus.yaml, the paper's, with the changes named here, run by the same pipeline; a
-run that is there is not made again, so an interrupted one goes on; each recipe's epoch is chosen on validation. A salt
-gives its own split of the films, 80 % to train on. Differences are of one test split each, paired by item, averaged
-over the salts; their intervals are 95 % of 2,000 resamples of the items. A film stands in the test split of several
-salts, so the intervals of several are somewhat too narrow.
+took. Guaranteed: a recipe is params/corpus.yaml, the paper's, or params/best.yaml with the changes named here, run by
+the same pipeline; a run that is there is not made again, so an interrupted one goes on; each recipe's epoch is chosen
+on validation. A salt gives its own split of the films, 80 % to train on. Differences are of one test split each, paired
+by item, averaged over the salts; their intervals are 95 % of 2,000 resamples of the items. A film stands in the test
+split of several salts, so the intervals of several are somewhat too narrow.
 """
 
 import argparse
-import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -39,7 +38,7 @@ PAPER, BEST, RIDGE = "paper", "best", "TF-IDF + ridge"
 SALTS = ("effimini", "one", "two", "three", "four")
 RESAMPLES = 2000
 _MORE_TEXT = ["main_category", "title", "features", "store", "details", "description"]
-# What each changes in params/corpus.yaml.
+# What each changes in params/corpus.yaml, or in params/best.yaml where its name begins so.
 RECIPES: dict[str, dict[str, Any]] = {
     PAPER: {},
     "unweighted loss": {"weights.count": "none"},
@@ -50,26 +49,25 @@ RECIPES: dict[str, dict[str, Any]] = {
     "store and details": {"text.fields": _MORE_TEXT},
     "terms": {"model.terms": 262_144},
     "terms, store and details": {"model.terms": 262_144, "text.fields": _MORE_TEXT},
-    "best without terms": {
-        "train.head_learning_rate": 1e-3,
-        "train.learning_rate": 5e-5,
-        "model.pooling": "mean",
-        "model.attention_dropout": 0.0,
-        "text.fields": _MORE_TEXT,
-    },
-    BEST: {},  # params/best.yaml
+    "best without terms": {"model.terms": 0},
+    BEST: {},
 }
 
 Stars = npt.NDArray[np.float64]
 
 
+def place(salt: str, recipe: str) -> Path:
+    """Return the folder of a run."""
+    return BUILD / salt / recipe.replace(" ", "_")
+
+
 def run(salt: str, recipe: str) -> None:
     """Run the pipeline of one recipe on one split, unless that was done."""
-    done = BUILD / salt / recipe.replace(" ", "_")
+    done = place(salt, recipe)
     if done.exists():
         return
     yaml = YAML()
-    params = yaml.load(Path(f"params/{'best' if recipe == BEST else 'corpus'}.yaml"))
+    params = yaml.load(Path(f"params/{'best' if recipe.startswith(BEST) else 'corpus'}.yaml"))
     for name, value in {**RECIPES[recipe], "sample.salt": salt}.items():
         section, key = name.split(".")
         params[section][key] = value
@@ -98,14 +96,14 @@ def _ridge() -> pd.DataFrame:
         open_split(Path("data/shards"), params, split, how, params.images.size)
         for split in ("train", "validation", "test")
     )
-    weights = json.loads(Path("data/weights.json").read_text())
+    weights = files.read_json(Path("data/weights.json"))
     stars = baselines(train, validation, [test], weights, params.text.fields)[RIDGE][0]
     return pd.DataFrame({"key": test.keys, "stars": stars})
 
 
 def found(salt: str, recipe: str) -> pd.DataFrame:
     """Return label, the recipe's stars and ridge's of each item of the test split, ordered by key."""
-    done = BUILD / salt / recipe.replace(" ", "_")
+    done = place(salt, recipe)
     frame = pq.read_table(done / "predictions/test.parquet").to_pandas()
     frame["key"] = frame["category"] + "/" + frame["parent_asin"]
     both = frame.merge(pd.read_csv(done / "ridge.csv"), on="key", validate="one_to_one").sort_values("key")
@@ -139,9 +137,9 @@ def report(recipes: Sequence[str], salts: Sequence[str]) -> None:
         for recipe, of_salt in frames.items()
     }
     for recipe in recipes:
-        done = [BUILD / salt / recipe.replace(" ", "_") for salt in salts]
+        done = [place(salt, recipe) for salt in salts]
         scores = [plcc(stars[recipe][salt], labels[salt]) for salt in salts]
-        checked = [json.loads((path / "metrics.json").read_text())["validation"]["plcc"] for path in done]
+        checked = [files.read_json(path / "metrics.json")["validation"]["plcc"] for path in done]
         ridge = {salt: frame["stars"].to_numpy(float) for salt, frame in frames[recipe].items()}
         beside = {PAPER: stars.get(PAPER), RIDGE: ridge}
         gaps = [difference(stars[recipe], other, labels) if other else None for other in beside.values()]
@@ -151,7 +149,7 @@ def report(recipes: Sequence[str], salts: Sequence[str]) -> None:
                 f"{np.mean(checked):.3f}",
                 f"{np.mean(scores):.3f}",
                 *("" if gap is None else f"{gap[0]:+.3f} ({gap[1]:+.3f} to {gap[2]:+.3f})" for gap in gaps),
-                f"{np.mean([json.loads((path / 'minutes.json').read_text()) for path in done]):.1f}",
+                f"{np.mean([files.read_json(path / 'minutes.json') for path in done]):.1f}",
             )
         )
     items = ", ".join(str(len(label)) for label in labels.values())

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import Ridge
 
 from effimini.inference import clamp
 from effimini.loss import counts_of, sample_weights
 from effimini.metrics import plcc
+from effimini.ridge import best_ridge
 from prep.text import assemble
 from shards.stream import ShardDataset
 
@@ -74,13 +74,9 @@ def _ridge(
         log.warning("no term stands in two training texts; TF-IDF + ridge falls back to the constant")
         return [np.full(len(split), _mean(train.labels, weight), np.float32) for split in asked]
     unseen = vectorizer.transform(_texts(validation, fields))
-    best, chosen = -np.inf, None
-    for alpha in ALPHAS:
-        ridge = Ridge(alpha=alpha, solver="sparse_cg").fit(known, train.labels, sample_weight=weight)
-        score = plcc(clamp(ridge.predict(unseen)), validation.labels)
-        if score > best:
-            best, chosen = score, ridge
-    assert chosen is not None
+    chosen, best = best_ridge(
+        ALPHAS, known, train.labels, weight, lambda ridge: plcc(clamp(ridge.predict(unseen)), validation.labels)
+    )
     log.info("TF-IDF + ridge: alpha %g, validation PLCC %.4f", chosen.alpha, best)
     return [clamp(chosen.predict(vectorizer.transform(_texts(s, fields)))).astype(np.float32) for s in asked]
 

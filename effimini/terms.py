@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy import sparse
-from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
 from effimini.loss import counts_of, sample_weights
 from effimini.metrics import plcc
+from effimini.ridge import best_ridge
 from shards.stream import ShardDataset
 
 log = logging.getLogger(__name__)
@@ -77,22 +77,18 @@ def fit(terms: Terms, train: ShardDataset, validation: ShardDataset, weights: di
         weights: the content of data/weights.json.
     """
     known, unseen = _matrix(terms, train), _matrix(terms, validation)
+    weight = sample_weights(counts_of(train, weights), weights)
     texts = np.bincount(known.indices, minlength=known.shape[1])
     rare = np.where(texts > 1, np.log((1 + known.shape[0]) / (1 + texts)) + 1, 0)
-    scale = sparse.diags_array(rare)
-    best, chosen = -np.inf, None
-    for alpha in ALPHAS:
-        ridge = Ridge(alpha=alpha, solver="sparse_cg")
-        ridge.fit(known @ scale, train.labels, sample_weight=sample_weights(counts_of(train, weights), weights))
-        score = plcc(ridge.predict(unseen @ scale), validation.labels)
-        if score > best:
-            best, chosen = score, ridge
-    assert chosen is not None
+    known, unseen = (matrix @ sparse.diags_array(rare) for matrix in (known, unseen))
+    chosen, best = best_ridge(
+        ALPHAS, known, train.labels, weight, lambda ridge: plcc(ridge.predict(unseen), validation.labels)
+    )
     log.info("terms: alpha %g, validation PLCC %.4f", chosen.alpha, best)
     with torch.no_grad():
         terms.weight.copy_(torch.from_numpy(chosen.coef_ * rare))
         terms.bias.fill_(float(chosen.intercept_))
-    return cast(Stars, chosen.predict(unseen @ scale).astype(np.float32))
+    return cast(Stars, chosen.predict(unseen).astype(np.float32))
 
 
 def mix(terms: Terms, network: Stars, of_terms: Stars, labels: Stars) -> Stars:

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 import torch
 from dvclive import Live  # type: ignore[attr-defined]  # its module has no __all__
 from torch import Tensor, nn
@@ -70,9 +72,9 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.model = prepared(build(params).to(here.device), params, here)
         self.network: nn.Module = self.model
-        self.of_terms = (
-            terms.fit(self.model.terms, self.data, self.validation, self.weights) if self.model.terms else None
-        )
+        self.beside: tuple[terms.Terms, npt.NDArray[np.float32]] | None = None  # with its stars of validation
+        if self.model.terms is not None:
+            self.beside = self.model.terms, terms.fit(self.model.terms, self.data, self.validation, self.weights)
         if recipe.frozen:
             self.network = features.Head(self.model)
             self.data, self.validation = (
@@ -205,11 +207,12 @@ class Trainer:
         """Measure the model after an epoch, save the state, and return the epoch's metrics."""
         recipe, progress = self.params.train, self.progress
         self.clock.start("validation")
-        if self.model.terms is not None:
-            self.model.terms.share.zero_()  # the network alone
+        if self.beside:
+            self.beside[0].share.zero_()  # the network alone
         predicted = predict_split(self.scores, self.validation, self.here, self.params)
-        if self.model.terms is not None and self.of_terms is not None:
-            predicted = terms.mix(self.model.terms, predicted, self.of_terms, self.validation.labels)
+        if self.beside:
+            module, of_terms = self.beside
+            predicted = terms.mix(module, predicted, of_terms, self.validation.labels)
         stars, labels = torch.from_numpy(predicted), torch.from_numpy(self.validation.labels)
         unweighted = weighted_huber(stars, labels, torch.ones_like(labels), recipe.huber_delta, len(labels))
         self.clock.stop()

@@ -86,6 +86,13 @@ SAMPLE = pa.schema(
 # What stands of a sample in its JSON, in this order.
 FACTS = ("parent_asin", "category", *TEXTS, "average_rating", "rating_number", "review_count", "has_image")
 
+# What can come of asking for an image: it, no URL to ask, or the word of shards/fetch.py, client.py or pixels.py.
+OK, NO_URL = "ok", "no_url"
+OUTCOMES = (
+    *(OK, NO_URL, "bad_url", "gone", "refused", "server_error", "timeout", "unreachable", "too_large"),
+    *("not_an_image", "corrupt", "too_many_pixels", "too_small"),
+)
+
 # data/images: the outcome of each item of a sample part, in the same order, with the bytes where it is "ok".
 IMAGES = pa.schema(
     [

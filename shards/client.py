@@ -175,6 +175,7 @@ class _Host:
                 self.gate.narrow()
                 self.gate.pause(BREAK)
             elif self._refused >= self._limit + PROBES:
+                self.gate.pause(BREAK)  # nobody else asks while the run ends
                 raise UserError(
                     f"{self._name} refused {self._refused} requests in a row (fetch.refusals), the last of them after "
                     f"a break of {BREAK:g} s, with: {error}; what was had is kept, so wait an hour and run `dvc repro` "

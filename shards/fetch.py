@@ -35,16 +35,16 @@ from prep.faults import Funnel, UserError, check_budget
 from prep.params import Params
 from prep.sample import part_files
 from prep.source import locate
-from prep.tables import IMAGES
+from prep.tables import IMAGES, NO_URL, OK, OUTCOMES
 from shards import pixels, urls
 from shards.client import Answer, Client
 from shards.journal import Journal, Record
 
 PASSING = frozenset({"timeout", "refused", "server_error", "unreachable"})  # asked again by the next run
-FAULTS = PASSING | {"gone", "bad_url", "too_large", "not_an_image", "corrupt", "too_many_pixels", "too_small"}
+FAULTS = frozenset(OUTCOMES) - {OK, NO_URL}
 # The next candidate is asked where this one can never be had. Where it may pass the next run asks again, so that
 # which picture an item has does not depend on a bad moment of the host.
-LAST = PASSING | {"ok"}
+LAST = PASSING | {OK}
 ROWS = 1_000  # a row group: some 10 MB of images
 
 _log = logging.getLogger(__name__)
@@ -69,25 +69,26 @@ def fetch(category: str, params: Params, data: Path = Path("data"), again: Colle
     base = params.fetch.mirror or locate(params.source).base
     if not (urls.is_remote(base) or Path(base).is_dir()):
         raise UserError(f"the images' mirror {base} is no folder; check fetch.mirror and source.location")
-    store, terms = _store(category, params, base), _terms(params, base)
+    store = _store(category, params, base)
     spools = store.with_suffix(".spools")
-    with Journal(store, terms) as journal:
-        _take(journal, spools, terms)  # of a run that was killed
+    with Journal(store, _terms(params, base)) as journal:
+        _take(journal, spools)  # of a run that was killed
         missing = _missing(parts, params.images.request, journal, again)
-        with workers(params.dask) as crew:
-            tasks = min(crew.count, sum(map(bool, missing)), params.fetch.connections)
-            if tasks <= 1:
-                _ask_for([url for part in missing for url in part], params, base, journal)
+        tasks = min(len(missing), params.fetch.connections)  # a connection each, at least
+        # workers are started where there is work for two
+        with workers(params.dask if tasks > 1 else replace(params.dask, scheduler="synchronous")) as crew:
+            if crew.count == 1:
+                _ask_for([item for part in missing for item in part], params, base, journal)
             else:
-                _spread(missing, params, base, spools, crew)
-                _take(journal, spools, terms)
+                _spread(missing, tasks, params, base, spools, crew)
+                _take(journal, spools)
         _write(category, parts, params, journal, data / "images" / category)
 
 
 def _missing(parts: list[Path], side: int, journal: Journal, again: Collection[str]) -> list[list[list[str]]]:
     """Return, part by part, the URLs to ask: those of an item in order, until one is ok or may still be.
 
-    An item that lacks nothing, or lacks what another one does, is left out.
+    An item that lacks nothing, or lacks what another one does, is left out, and so is a part without any other.
     """
     asked: set[tuple[str, ...]] = set()
     missing = []
@@ -100,7 +101,7 @@ def _missing(parts: list[Path], side: int, journal: Journal, again: Collection[s
                     asked.add(tuple(asking))
                     lists.append(asking)
         missing.append(lists)
-    return missing
+    return [lists for lists in missing if lists]
 
 
 def _unknown(candidates: list[str], journal: Journal, again: Collection[str] = ()) -> list[str]:
@@ -115,15 +116,13 @@ def _unknown(candidates: list[str], journal: Journal, again: Collection[str] = (
     return asking
 
 
-def _spread(missing: list[list[list[str]]], params: Params, base: str, spools: Path, crew: Workers) -> None:
-    """Let the workers ask for the parts, each with its share of the connections."""
-    lists = [part for part in missing if part]
-    most = min(len(lists), params.fetch.connections)  # a connection each, at least
-    share = replace(params.fetch, connections=params.fetch.connections // min(most, crew.count))
+def _spread(missing: list[list[list[str]]], tasks: int, params: Params, base: str, spools: Path, crew: Workers) -> None:
+    """Let the workers ask for the parts, in so many tasks, each with its share of the connections."""
+    share = replace(params.fetch, connections=params.fetch.connections // min(tasks, crew.count))
     calls = []
-    for number in range(most):
+    for number in range(tasks):
         work = spools / f"{number:04d}.json"
-        files.write_json(work, [urls_ for part in lists[number::most] for urls_ in part])
+        files.write_json(work, [item for part in missing[number::tasks] for item in part])
         calls.append((work, replace(params, fetch=share), base))
     crew.run(_ask_for_file, calls, "images, part by part")
 
@@ -140,10 +139,10 @@ def _ask_for(items: list[list[str]], params: Params, base: str, journal: Journal
         asyncio.run(_Fetch(params, base, journal, pool).run(items))
 
 
-def _take(journal: Journal, spools: Path, terms: str) -> None:
+def _take(journal: Journal, spools: Path) -> None:
     """Put what workers had into the store."""
     for spool in sorted(spools.glob("*.journal")):
-        journal.take(spool, terms)
+        journal.take(spool)
     shutil.rmtree(spools, ignore_errors=True)
 
 
@@ -209,14 +208,14 @@ class _Fetch:
                     self._flights.pop(url, None)
                 if self._journal.outcome(url) in LAST:
                     break
-            progress.update(task, advance=1, told=self._told(), refresh=False)
+            progress.update(task, advance=1, told="" if progress.disable else self._told())
 
     def _told(self) -> str:
         """Say how fast it goes, what came, and what went wrong most often."""
         asked = self._outcomes.total()
         rate = asked / (time.monotonic() - self._began)
-        words = [f"{rate:.0f} URLs/s", f"{100 * self._outcomes['ok'] / max(asked, 1):.1f} % ok"]
-        words += [f"{outcome} {count}" for outcome, count in self._outcomes.most_common(5) if outcome != "ok"]
+        words = [f"{rate:.0f} URLs/s", f"{100 * self._outcomes[OK] / max(asked, 1):.1f} % ok"]
+        words += [f"{outcome} {count}" for outcome, count in self._outcomes.most_common(5) if outcome != OK]
         words += [f"most often: {error}" for error, _ in self._errors.most_common(1)]
         return ", ".join(words)
 
@@ -232,7 +231,7 @@ class _Fetch:
         record = await in_pool(self._pool, _record, url, self._terms, answer, self._params)
         self._journal.append(record)
         self._outcomes[record.outcome] += 1
-        if record.outcome != "ok":
+        if record.outcome != OK:
             self._errors[answer.error or record.outcome] += 1
 
 
@@ -241,7 +240,7 @@ def _read(path: Path, most: int) -> Answer:
     try:
         if path.stat().st_size > most:
             return Answer("too_large", tries=1, error=f"more than {most} bytes")
-        return Answer("ok", tries=1, body=path.read_bytes())
+        return Answer(OK, tries=1, body=path.read_bytes())
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return Answer("gone", tries=1, error="no such file")
     except OSError as error:
@@ -251,7 +250,7 @@ def _read(path: Path, most: int) -> Answer:
 def _record(url: str, terms: str, answer: Answer, params: Params) -> Record:
     """Make the record of an answer, decoding the body if there is one."""
     record = Record(url, terms, answer.outcome, answer.status, answer.tries)
-    if answer.outcome != "ok":
+    if answer.outcome != OK:
         return record
     record = replace(record, source_bytes=len(answer.body), source_sha256=hashlib.sha256(answer.body).hexdigest())
     images = params.images
@@ -281,18 +280,18 @@ def _write(category: str, parts: list[Path], params: Params, journal: Journal, t
         for part in parts:
             outcomes.update(_write_part(part, params.images.request, journal, partial / part.name))
         rows = outcomes.total()
-        faults = Counter({outcome: n for outcome, n in outcomes.items() if outcome not in {"ok", "no_url"}})
+        faults = Counter({outcome: n for outcome, n in outcomes.items() if outcome not in {OK, NO_URL}})
         for outcome, count in outcomes.most_common():
             _log.info("%s: %s %d (%.1f %%)", category, outcome, count, 100 * count / rows)
         check_budget(
             faults,
-            rows - outcomes["no_url"],
+            rows - outcomes[NO_URL],
             params.images.bad_share,
             f"images of {category}",
             "run `dvc repro` again to ask for those that may pass "
             f"({', '.join(sorted(PASSING))}), or raise images.bad_share",
         )
-        funnel = Funnel.of(rows, {outcome: n for outcome, n in outcomes.items() if outcome != "ok"})
+        funnel = Funnel.of(rows, {outcome: n for outcome, n in outcomes.items() if outcome != OK})
         report = {"stage": "fetch", "category": category, "tables": {"images": funnel}}
         files.write_json(partial / "report.json", report)
 
@@ -314,7 +313,7 @@ def _write_part(part: Path, side: int, journal: Journal, target: Path) -> Counte
 
 def _row(parent_asin: str, image_urls: list[str], side: int, journal: Journal) -> dict[str, Any]:
     """Return the row of an item: of its first candidate that is ok or may still be, else of its last."""
-    record = Record("", "", "bad_url" if image_urls else "no_url")
+    record = Record("", "", "bad_url" if image_urls else NO_URL)
     for url in urls.candidates(image_urls, side):
         record = journal.get(url)
         if record.outcome in LAST:

@@ -53,7 +53,7 @@ class Journal:
 
     def __init__(self, path: Path, terms: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
+        self._path, self._terms = path, terms
         self._index: dict[str, tuple[int, str]] = {}
         self._file: BinaryIO = path.open("a+b", buffering=0)
         try:
@@ -61,7 +61,7 @@ class Journal:
         except BlockingIOError:
             _log.warning("%s is in use by another fetch; waiting for it to end", path)
             fcntl.flock(self._file, fcntl.LOCK_EX)
-        self._end = self._read_through(terms)
+        self._end = self._read_through()
         self._file.truncate(self._end)
 
     def __enter__(self) -> Self:
@@ -102,9 +102,9 @@ class Journal:
         self._index[record.url] = (self._end, record.outcome)
         self._end += len(data)
 
-    def take(self, path: Path, terms: str) -> None:
+    def take(self, path: Path) -> None:
         """Append the records of another image store, and remove it."""
-        with Journal(path, terms) as other:
+        with Journal(path, self._terms) as other:
             for url in other._index:
                 self.append(other.get(url))
         os.fsync(self._file.fileno())
@@ -116,7 +116,7 @@ class Journal:
             os.fsync(self._file.fileno())
             self._file.close()
 
-    def _read_through(self, terms: str) -> int:
+    def _read_through(self) -> int:
         """Index the whole records and return where the last one ends."""
         end = offset = 0
         with self._path.open("rb", buffering=_BLOCK) as file:
@@ -130,7 +130,7 @@ class Journal:
                     offset = found
                     continue
                 record = msgspec.msgpack.decode(body, type=Record)
-                if record.outcome == "ok" or record.terms == terms:
+                if record.outcome == "ok" or record.terms == self._terms:
                     self._index[record.url] = (offset, record.outcome)
                 offset = end = offset + _HEAD.size + len(body)
             size = file.seek(0, os.SEEK_END)

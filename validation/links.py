@@ -12,9 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from prep.strata import TRAIN
-from prep.tables import GROUPS, IMAGES, SAMPLE
+from prep.tables import GROUPS, IMAGES, OK, SAMPLE
 from validation.columns import chunks, read
-from validation.suites import OK
 from validation.verdicts import EXAMPLES, Verdict, judge
 
 

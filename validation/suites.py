@@ -19,13 +19,6 @@ from prep.strata import TEST, TRAIN, VALIDATION
 # The dataset begins in May 1996; a time in seconds instead of milliseconds lies before 1995.
 TIMES = (788_918_400_000, 4_102_444_800_000)  # 1995 to 2100, ms since 1970
 
-# What can come of asking for an image, in the words of shards/fetch.py, client.py and pixels.py.
-OK = "ok"
-OUTCOMES = (
-    *(OK, "no_url", "bad_url", "gone", "refused", "server_error", "timeout", "unreachable", "too_large"),
-    *("not_an_image", "corrupt", "too_many_pixels", "too_small"),
-)
-
 
 class Rule(NamedTuple):
     """One expectation: its name in gate files and sentences, and the class that checks it."""
@@ -147,7 +140,7 @@ def suites(params: Params, category: str) -> dict[str, Suite]:
             tables.IMAGES,
             asin,
             asin,
-            one_of("outcome", OUTCOMES),
+            one_of("outcome", tables.OUTCOMES),
             between("status", 0, 599),
             between("tries", 0),
             between("source_bytes", 0),

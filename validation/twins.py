@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from prep.sample import part_files
 from prep.strata import TEST, TRAIN, VALIDATION
-from validation.suites import OK
+from prep.tables import IMAGES, OK
+from validation.columns import read, rows_of
 from validation.verdicts import EXAMPLES, Verdict
 
 NEAR = 3  # bits
@@ -89,7 +89,7 @@ def _hashes(parts: Sequence[Path]) -> tuple[Hashes, npt.NDArray[np.int8], npt.ND
     """Return of every image there is its hash, its split, and its row in the parts one after another."""
     hashes, splits, places, before = [], [], [], 0
     for path in parts:
-        table = pq.read_table(path, columns=["outcome", "perceptual_hash"])
+        table = read([path], ["outcome", "perceptual_hash"], IMAGES)
         had = np.flatnonzero(pc.equal(table["outcome"], OK).to_numpy())
         hashes.append(table["perceptual_hash"].to_numpy()[had].astype(np.uint64))
         splits.append(np.full(len(had), _SPLITS.index(path.stem.partition("-")[0]), np.int8))
@@ -102,10 +102,10 @@ def _rows(parts: Sequence[Path], places: npt.NDArray[np.int64], images: npt.NDAr
     """Return what is to be said of some images, by their numbers."""
     wanted, before, frames = places[images], 0, []
     for path in parts:
-        rows = pq.read_metadata(path).num_rows
+        rows = rows_of(path)
         inside = np.flatnonzero((wanted >= before) & (wanted < before + rows))
         if len(inside):
-            table = pq.read_table(path, columns=["parent_asin", "source_sha256"]).take(wanted[inside] - before)
+            table = read([path], ["parent_asin", "source_sha256"], IMAGES).take(wanted[inside] - before)
             frame = table.to_pandas().set_index(images[inside])
             frames.append(frame.assign(category=path.parent.name, split=path.stem.partition("-")[0]))
         before += rows

@@ -23,9 +23,9 @@ from prep.faults import UserError
 from prep.params import Params
 from prep.sample import NOT_TAKEN, part_files
 from prep.strata import TEST, VALIDATION
-from prep.tables import IMAGES, JOINED, PREDICTIONS, REJECTS, SAMPLE
+from prep.tables import IMAGES, JOINED, OK, PREDICTIONS, REJECTS, SAMPLE
 from validation import columns, funnel, links, proportions, twins
-from validation.suites import OK, Suite, suites
+from validation.suites import Suite, suites
 from validation.verdicts import Verdict, judge, require
 
 
