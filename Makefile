@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help setup repro test test-slow lint format corpus ablation bench-stream bench-train bench-fetch bench-ingest bench-scale clean
+.PHONY: help setup repro test test-slow lint format corpus ablation bench-stream bench-train bench-fetch bench-ingest bench-scale bench-validation clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -73,6 +73,9 @@ bench-ingest: setup ## measure the download stage beside its peers, theirs in an
 bench-scale: setup ## measure join, groups and sample on up to 16 M made items, and sampling beside the reference's way
 	python -m benchmarks.scale
 	python -m benchmarks.sampling
+
+bench-validation: setup ## measure the gates on up to 10 M made rows a table
+	python -m benchmarks.validation
 
 clean: ## remove what runs made, not the environment
 	rm -rf data models results build .effimini

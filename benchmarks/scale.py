@@ -78,11 +78,11 @@ def made_items(numbers: Numbers) -> pa.Table:
     return pa.table([pa.array(columns[name]) for name in ITEMS.names], schema=ITEMS)
 
 
-def made_reviews(numbers: Numbers) -> pa.Table:
-    """Return the reviews of made items in any order."""
+def made_reviews(numbers: Numbers, each: int) -> pa.Table:
+    """Return `each` reviews of made items in any order."""
     chance = np.random.default_rng(numbers[:1])
-    rows = len(numbers) * REVIEWS_AN_ITEM
-    places = chance.permutation(np.repeat(np.arange(len(numbers)), REVIEWS_AN_ITEM))
+    rows = len(numbers) * each
+    places = chance.permutation(np.repeat(np.arange(len(numbers)), each))
     lines, users = (chance.integers(0, 2**64, rows, np.uint64) for _ in range(2))
     again = np.arange(1, rows, 100)
     lines[again], users[again], places[again] = lines[again - 1], users[again - 1], places[again - 1]
@@ -97,22 +97,25 @@ def made_reviews(numbers: Numbers) -> pa.Table:
     return pa.table([pa.array(columns[name]) for name in REVIEWS.names], schema=REVIEWS)
 
 
-def make(data: Path, category: str, numbers: Numbers, count: int = BUCKETS) -> None:
+def make(
+    data: Path, category: str, numbers: Numbers, count: int = BUCKETS, reviews_an_item: int = REVIEWS_AN_ITEM
+) -> None:
     """Write ``data/raw/<category>`` with the made items of these numbers."""
+    out = data / "raw" / category
     chunks = [numbers[start : start + _CHUNK] for start in range(0, len(numbers), _CHUNK)]
     with ProcessPoolExecutor(WORKERS) as pool:
         bucket = np.concatenate(list(pool.map(_buckets, chunks, [count] * len(chunks))))
         share = [numbers[bucket == number] for number in range(count)]
-        list(pool.map(_write, share, range(count), [data / "raw" / category] * count))
+        list(pool.map(partial(_write, out=out, reviews_an_item=reviews_an_item), share, range(count)))
 
 
 def _buckets(numbers: Numbers, count: int) -> npt.NDArray[np.int16]:
     return buckets.bucket_of(buckets.item_order(ids_of(numbers)), count).astype(np.int16)
 
 
-def _write(numbers: Numbers, bucket: int, out: Path) -> None:
+def _write(numbers: Numbers, bucket: int, out: Path, reviews_an_item: int) -> None:
     files.write_table(out / f"items-{bucket:03d}.parquet", made_items(numbers))
-    files.write_table(out / f"reviews-{bucket:03d}.parquet", made_reviews(numbers))
+    files.write_table(out / f"reviews-{bucket:03d}.parquet", made_reviews(numbers, reviews_an_item))
 
 
 def parameters(categories: Iterable[str], count: int, scheduler: str) -> Params:

@@ -225,7 +225,7 @@ def evaluate(params: ParamsFile = PARAMS, data: Data = DATA, shards: ShardsAt = 
     stage.evaluate(load(params), data, shards=shards or None)
 
 
-Table = Literal["raw", "items", "groups", "sample", "images", "shards", "predictions"]
+Table = Literal["raw", "items", "groups", "sample", "images", "shards", "weights", "profiles", "predictions"]
 
 
 @app.command()
@@ -236,11 +236,24 @@ def validate(
 ) -> None:
     """Check a table of all categories, and write the gate that the next stage waits for.
 
-    In: data/TABLE. Out: data/gates/TABLE. Example: `effimini validate sample`
+    In: data/TABLE, and what it was made from where that is there. Out: data/gates/TABLE, and the Data Docs
+    results/validation/TABLE.html. Example: `effimini validate sample`
     """
     from validation import validate as stage
 
     stage.validate(table, load(params), data)
+    logging.info("%s passed; results/validation/%s.html shows every expectation", table, table)
+
+
+@app.command()
+def accept(data: Data = DATA) -> None:
+    """Take the columns' profiles of this run as those that later runs are compared with.
+
+    In: data/profiles. Out: accepted.csv, to be committed. Example: `effimini accept`
+    """
+    from validation import validate as stage
+
+    logging.info("%s is written; commit it", stage.accept(data))
 
 
 @app.command()

@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple, cast
 import msgspec
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 from tokenizers import Tokenizer
 
@@ -30,6 +31,9 @@ from prep.progress import bar
 from prep.text import LABELS, assemble, clean, clean_details, clean_list
 from shards import tokens
 from shards.pixels import Unusable, decode, to_training
+from validation import columns
+from validation.suites import INPUT
+from validation.verdicts import require
 
 log = logging.getLogger(__name__)
 
@@ -115,29 +119,33 @@ def _exported(folder: Path) -> Model:
 
 
 def read_items(path: Path, images: Path, config: Config) -> list[Item]:
-    """Read and check every row of the input.
+    """Read and check every row of the input, by the suite `validation.suites.INPUT`.
 
     Raises:
-        UserError: the file or a column is absent, an id is empty or twice there, or an image path leaves
-            `images` or does not exist; the sentence names the line.
+        UserError: the file or a column is absent, an id is empty or twice there, a cell is a list of other things than
+            texts, or an image path leaves `images` or does not exist; the sentence names lines.
     """
-    missing = [name for name in config.fields if name not in COLUMNS]
-    found: dict[str, int] = {}
-    items = []
-    for line, row in _rows(path):
-        where = f"{path}, line {line}"
-        key = (row["parent_asin"] or "").strip()
-        if not key:
-            raise UserError(f"{where}: parent_asin is empty; give every item an id")
-        if key in found:
-            raise UserError(f"{where}: parent_asin {key} stands in line {found[key]} already; give each item once")
-        found[key] = line
-        missing = [name for name in missing if row.get(name) is None]
-        fields = {name: _field(name, row.get(name) or "") for name in LABELS}
-        items.append(Item(key, assemble(fields, config.fields), _image_path(row["image_paths"] or "", images, where)))
-    if missing:
-        log.warning("%s has no column %s, which the model was trained with", path, ", ".join(missing))
-    return items
+    rows = list(_rows(path))
+    pictures = [_image(row["image_paths"], images) for _, row in rows]
+    checked = {
+        "line": [f"line {line}" for line, _ in rows],
+        "parent_asin": [row["parent_asin"].strip() or None for _, row in rows],
+        "not_text": [next((row[name] for name in SEPARATORS if _parts(row[name]) is None), None) for _, row in rows],
+        "outside": [picture.outside for picture in pictures],
+        "missing": [picture.missing for picture in pictures],
+    }
+    found = columns.check("input", INPUT, [pa.table(checked, INPUT.schema)])
+    require(str(path), found, "correct these lines, or leave cells empty")
+    if absent := [name for name in config.fields if rows and name not in rows[0][1]]:
+        log.warning("%s has no column %s, which the model was trained with", path, ", ".join(absent))
+    return [
+        Item(
+            row["parent_asin"].strip(),
+            assemble({name: _field(name, row.get(name, "")) for name in LABELS}, config.fields),
+            picture.path,
+        )
+        for (_, row), picture in zip(rows, pictures, strict=True)
+    ]
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -176,36 +184,36 @@ def _field(name: str, cell: str) -> str:
         return clean_details(cell)
     if name not in SEPARATORS:
         return clean(cell)
-    return clean_list(_parts(cell), SEPARATORS[name])
+    return clean_list(_parts(cell) or [], SEPARATORS[name])
 
 
-def _parts(cell: str) -> list[str]:
-    """Return the strings of a JSON or Python list; a cell that is none is its only part."""
+def _parts(cell: str) -> list[str] | None:
+    """Return the strings of a JSON or Python list, None if it has others; a cell that is no list is its only part."""
     if cell.lstrip().startswith("["):
         for read in (json.loads, ast.literal_eval):
             try:
                 parts = read(cell)
             except (ValueError, SyntaxError, MemoryError, RecursionError):
                 continue
-            if isinstance(parts, list) and all(isinstance(part, str) for part in parts):
-                return cast(list[str], parts)
+            return parts if isinstance(parts, list) and all(isinstance(part, str) for part in parts) else None
     return [cell]
 
 
-def _image_path(cell: str, images: Path, where: str) -> Path | None:
-    """Return the first image of a cell, None for an empty one.
+class _Image(NamedTuple):
+    """The first image of a cell, or what is wrong with it."""
 
-    Raises:
-        UserError: it lies outside `images` or is no file.
-    """
+    path: Path | None = None
+    outside: str | None = None
+    missing: str | None = None
+
+
+def _image(cell: str, images: Path) -> _Image:
     name = next(filter(None, (part.strip() for part in cell.split(";"))), None)
     if name is None:
-        return None
+        return _Image()
     if "\0" in name or not (path := (images / name).resolve()).is_relative_to(images.resolve()):
-        raise UserError(f"{where}: image path {name!r} leaves the images folder {images}; paths are relative to it")
-    if not path.is_file():
-        raise UserError(f"{where}: image {name} does not exist in {images}; correct the path or leave the cell empty")
-    return path
+        return _Image(outside=name)
+    return _Image(path) if path.is_file() else _Image(missing=name)
 
 
 def _inputs(model: Model, items: list[Item]) -> tuple[Array, Array, Array, Array]:

@@ -21,9 +21,8 @@ from rich.table import Table
 
 from prep import files
 from prep.params import Params
-from prep.templates import render
+from prep.templates import DEMO, render
 
-DEMO = "DEMO DATA: made products; these numbers say nothing about real ones"
 STAGES = ("download", "join", "groups", "sample", "fetch", "shard", "evaluate")
 _INK = "#010203"  # becomes the page's text colour, so that plots follow light and dark
 _BLUE, _RED = "#4477aa", "#cc6677"  # legible on both

@@ -125,7 +125,6 @@ class Images(_Section, frozen=True):
     size: Annotated[int, Meta(ge=16, le=1024)]  # stored height and width, px: the size trained at
     fit: Literal["squash", "letterbox", "crop"]
     quality: Annotated[int, Meta(ge=1, le=100)]  # JPEG
-    twin_share: Share  # of the images of validation and test that may be in another split too, as good as equal
     bad_share: Share  # items with a URL that may stay without an image
 
 
@@ -216,6 +215,44 @@ class Train(_Section, frozen=True):
     save_steps: NotNegativeInt  # steps between two saved states; 0: at the end of an epoch and when stopped
 
 
+class Limits(_Section, frozen=True):
+    """Up to `quiet` all is well, above it validation warns, above `most` it stops the run."""
+
+    quiet: NotNegative
+    most: NotNegative
+
+    def __post_init__(self) -> None:
+        """Refuse to stop where nothing was said before."""
+        if self.quiet > self.most:
+            raise ValueError(
+                f"quiet {self.quiet:g} is above most {self.most:g}; warnings begin at quiet, so it is the lower one"
+            )
+
+
+class Absent(_Section, frozen=True):
+    """The share of a category's items without a field."""
+
+    title: Limits
+    main_category: Limits
+    average_rating: Limits
+    rating_number: Limits
+    features: Limits
+    description: Limits
+    store: Limits
+    details: Limits
+    image: Limits
+
+
+class Validation(_Section, frozen=True):
+    """What data may be like; nothing here changes a byte of the tables."""
+
+    absent: Absent
+    same: Limits  # share of a category's items that one rating, or one rating count, may have
+    long: Limits  # share of a category's samples that may have a text of more than 20,000 characters
+    twins: Limits  # share of the images of validation and test that may be in another split too, as good as equal
+    drift: Limits  # of a column from accepted.csv, as validation/profile.py measures it
+
+
 class Evaluate(_Section, frozen=True):
     """What is measured, and how surely."""
 
@@ -247,6 +284,7 @@ class Params(_Section, frozen=True):
     model: Model
     train: Train
     evaluate: Evaluate
+    validation: Validation
     dask: Dask
 
 

@@ -138,3 +138,14 @@ PREDICTIONS = pa.schema(
         _required("prediction", pa.float32()),
     ]
 )
+
+# What prediction checks of the CSV file of items before it reads them; the last three say what is wrong with a row.
+INPUT = pa.schema(
+    [
+        _required("line", pa.string()),  # "line 7"
+        pa.field("parent_asin", pa.string()),
+        pa.field("not_text", pa.string()),  # a cell that is a list, but not of texts
+        pa.field("outside", pa.string()),  # an image path that leaves the folder of images
+        pa.field("missing", pa.string()),  # an image that is not there
+    ]
+)

@@ -9,6 +9,8 @@ from typing import Any
 
 import jinja2
 
+DEMO = "DEMO DATA: made products; these numbers say nothing about real ones"
+
 
 def render(
     room: str, name: str, values: Mapping[str, Any], filters: Mapping[str, Callable[..., str]] | None = None
@@ -16,7 +18,7 @@ def render(
     """Return the template `name` of the package `room`, filled in.
 
     Args:
-        room: shards or effimini.
+        room: shards, effimini or validation. Pages extend page.html.jinja of prep.
         name: ends in .html.jinja or .md.jinja. Markdown is not escaped: no text of a product may enter it, and
             Markdown keeps its last newline.
         values: by their names in the template.
@@ -24,7 +26,7 @@ def render(
     """
     is_page = name.endswith(".html.jinja")
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(room, "."),
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(room, "."), jinja2.PackageLoader("prep", ".")]),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

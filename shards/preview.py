@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from prep import files
 from prep.faults import UserError, first_sentence
 from prep.tables import FACTS, SAMPLE
-from prep.templates import render
+from prep.templates import DEMO, render
 from prep.text import LABELS, assemble
 from shards.location import Location
 from shards.manifest import Manifest
@@ -77,7 +77,7 @@ def page(
         "preview.html.jinja",
         {
             "by_category": [(c, list(of)) for c, of in groupby(shown, lambda s: s.category)],
-            "demo": any(manifest.source.kind == "demo" for manifest in manifests),
+            "demo": DEMO if any(manifest.source.kind == "demo" for manifest in manifests) else "",
             "fractions": sorted({manifest.parameters["sample"]["fraction"] for manifest in manifests}),
             "image_size": shards.image_size,
             "labels": LABELS,

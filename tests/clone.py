@@ -18,7 +18,7 @@ SMALL = {
     "source.demo.items": 100,
     "download.bad_share": 0.1,  # few rows: a few bad ones are a large share
     "images.bad_share": 0.5,
-    "images.twin_share": 1.0,
+    "validation.twins.most": 1.0,
 }
 
 

@@ -1,7 +1,13 @@
 """What several tests need: parameters to vary, a small demo catalogue taken through the stages, the real corpus."""
 
+import json
 import os
+import shutil
+import subprocess
+import threading
 from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +18,20 @@ from ruamel.yaml import YAML
 from prep.params import Params
 
 ROOT = Path(__file__).parent.parent
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+_FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--virtual-time-budget=3000",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +53,7 @@ def make_params() -> Callable[..., Params]:
             "images.size": 32,
             "download.bad_share": 0.1,  # few rows: a few bad ones are a large share
             "images.bad_share": 0.5,
-            "images.twin_share": 1.0,
+            "validation.twins.most": 1.0,
             "model.text.name": str(ROOT / "effimini/minilm"),
         }
         for key, value in (small | changes).items():
@@ -94,3 +114,27 @@ def corpus() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the real corpus is not at {folder}; name its folder in EFFIMINI_CORPUS")
     return folder.resolve()
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Callable[[str], tuple[str, set[str]]]:
+    """Open a page in Chromium; return its DOM and the URLs that the page itself asked for."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on the path; `.ci/run` installs it")
+
+    def open_page(html: str) -> tuple[str, set[str]]:
+        (tmp_path / "page.html").write_text(html)
+        handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+        with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            origin = f"http://127.0.0.1:{server.server_port}"
+            log = tmp_path / "net.json"
+            own = [f"--user-data-dir={tmp_path / 'profile'}", f"--log-net-log={log}", "--dump-dom"]
+            command = [str(CHROMIUM), *_FLAGS, *own, f"{origin}/page.html"]
+            dom = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+            server.shutdown()
+        events = [event.get("params") or {} for event in json.loads(log.read_text())["events"]]
+        asked = {event["url"] for event in events if event.get("initiator") == origin and "url" in event}
+        return dom, asked - {f"{origin}/page.html", f"{origin}/favicon.ico"}
+
+    return open_page

@@ -1,16 +1,19 @@
 """The checks of one table's own columns: schema, the suite's rules, and the uniqueness of its key.
 
-In: a suite and the files of a table, parquet or Arrow. Out: verdicts. Guaranteed: rows are looked at in
-batches of at most `BATCH` and the counts are summed, so that memory does not grow with the rows, save for
-the key column.
+In: a suite and the files of a table, parquet or Arrow, or a table in memory. Out: verdicts. Guaranteed: rows are looked
+at in batches of at most `BATCH` and the counts are summed, so that memory does not grow with the rows, save for the key
+column.
+
+Besides its own columns a table has derived ones: "size of title" is the number of characters of a text or of elements
+of a list, and "size of hi_res + large" their sum; null, an empty text and an empty JSON object have size 0.
 """
 
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,38 +27,68 @@ if TYPE_CHECKING:
 
 SCHEMA = "columns, their order and their types as in prep/tables.py"
 BATCH = 200_000  # rows that Great Expectations sees at once
+SIZE = "size of "
 _CHUNK = 10_000  # rows read at once; an image part of so many is about 100 MB
 
+Rows: TypeAlias = "Path | pa.Table"  # a file, or what is in memory
 
-def schema_of(path: Path) -> pa.Schema:
-    """Return the schema of a parquet or Arrow file."""
+
+def schema_of(path: Rows) -> pa.Schema:
+    """Return the schema of a parquet or Arrow file, or of a table."""
+    if isinstance(path, pa.Table):
+        return path.schema
     if path.suffix == ".arrow":
         with pa.memory_map(str(path)) as source:
             return pa.ipc.open_file(source).schema
     return pq.read_schema(path)
 
 
-def rows_of(path: Path) -> int:
-    """Return the number of rows of a parquet or Arrow file."""
+def rows_of(path: Rows) -> int:
+    """Return the number of rows of a parquet or Arrow file, or of a table."""
+    if isinstance(path, pa.Table):
+        return int(path.num_rows)
     if path.suffix == ".arrow":
         with pa.memory_map(str(path)) as source:
             return int(pa.ipc.open_file(source).count_rows())
     return int(pq.read_metadata(path).num_rows)
 
 
-def chunks(paths: Sequence[Path], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of files in order, some at a time, with `columns` only."""
+def chunks(paths: Sequence[Rows], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of files in order, some at a time, with `columns` only; of a derived one those it is made of."""
+    names = list(dict.fromkeys(part for column in columns for part in parts(column)))
     for path in paths:
-        if path.suffix == ".arrow":
+        if isinstance(path, pa.Table):
+            yield from path.select(names).to_batches(_CHUNK)
+        elif path.suffix == ".arrow":
             with pa.memory_map(str(path)) as source:
                 reader = pa.ipc.open_file(source)
-                yield from (reader.get_batch(i).select(columns) for i in range(reader.num_record_batches))
+                yield from (reader.get_batch(i).select(names) for i in range(reader.num_record_batches))
         else:
             with pq.ParquetFile(path) as file:
-                yield from file.iter_batches(_CHUNK, columns=list(columns))
+                yield from file.iter_batches(_CHUNK, columns=names)
 
 
-def read(paths: Sequence[Path], columns: Sequence[str], schema: pa.Schema) -> pa.Table:
+def values(chunk: pa.RecordBatch, column: str) -> pa.Array:
+    """Return a column of a chunk, its own or a derived one (int64, never null)."""
+    if not column.startswith(SIZE):
+        return chunk[column]
+    return reduce(pc.add, (_size(chunk[part]) for part in parts(column)))
+
+
+def parts(column: str) -> list[str]:
+    """Return the columns of the table that a column, its own or a derived one, is made of."""
+    return column.removeprefix(SIZE).split(" + ") if column.startswith(SIZE) else [column]
+
+
+def _size(array: pa.Array) -> pa.Array:
+    if pa.types.is_list(array.type):
+        sizes = pc.list_value_length(array)
+    else:
+        sizes = pc.if_else(pc.equal(array, "{}"), 0, pc.utf8_length(array))
+    return pc.cast(pc.fill_null(sizes, 0), pa.int64())
+
+
+def read(paths: Sequence[Rows], columns: Sequence[str], schema: pa.Schema) -> pa.Table:
     """Return `columns` of all rows of files in order."""
     wanted = pa.schema([field.with_nullable(True) for field in schema if field.name in columns])
     return pa.Table.from_batches([_cast(chunk, wanted) for chunk in chunks(paths, wanted.names)], wanted)
@@ -65,13 +98,14 @@ def _cast(chunk: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([chunk[name] for name in schema.names], schema=schema)
 
 
-def check(table: str, suite: Suite, paths: Sequence[Path]) -> list[Verdict]:
-    """Check the files of one table against its suite.
+def check(table: str, suite: Suite, paths: Sequence[Rows]) -> list[Verdict]:
+    """Check the files of one table, or a table in memory, against its suite.
 
     Returns:
         A verdict on the schema; if that passes, one on each rule and one on the key.
     """
-    wrong = [f"{path.name}: {fault}" for path in paths if (fault := _schema_fault(schema_of(path), suite.schema))]
+    faults = ((path, _schema_fault(schema_of(path), suite.schema)) for path in paths)
+    wrong = [f"{path.name}: {fault}" if isinstance(path, Path) else fault for path, fault in faults if fault]
     schema = judge(table, SCHEMA, len(paths), wrong)
     if not schema.passed:
         return [schema]
@@ -89,7 +123,7 @@ def _schema_fault(found: pa.Schema, expected: pa.Schema) -> str:
     return f"{different[0][0].name} is {different[0][0].type}, not {different[0][1].type}" if different else ""
 
 
-def _check_rules(table: str, suite: Suite, paths: Sequence[Path]) -> list[Verdict]:
+def _check_rules(table: str, suite: Suite, paths: Sequence[Rows]) -> list[Verdict]:
     rows = 0
     counts: Counter[str] = Counter()
     examples: dict[str, list[str]] = {rule.name: [] for rule in suite.rules}
@@ -99,21 +133,29 @@ def _check_rules(table: str, suite: Suite, paths: Sequence[Path]) -> list[Verdic
             counts[rule.name] += count
             examples[rule.name] += [_describe(suite, rule, frame, i) for i in positions]
     return [
-        Verdict(table, r.name, rows, counts[r.name], int(r.share * rows), tuple(examples[r.name][:EXAMPLES]))
-        for r in suite.rules
+        Verdict(
+            *(table, rule.name, rows, counts[rule.name], int(rule.share * rows)),
+            tuple(examples[rule.name][:EXAMPLES]),
+            int(rule.quiet * rows),
+        )
+        for rule in suite.rules
     ]
 
 
-def _frames(suite: Suite, paths: Sequence[Path]) -> Iterator["pd.DataFrame"]:
+def _frames(suite: Suite, paths: Sequence[Rows]) -> Iterator["pd.DataFrame"]:
     """Yield batches for Great Expectations; a column that only has to be there is given as true or null.
 
     Texts, lists and images are thus never held for more than a chunk of rows.
     """
+    looked_at = dict.fromkeys([*suite.label, *(column for rule in suite.rules for column in rule.columns)])
     valued = {*suite.label} | {c for r in suite.rules if r.kind != "ExpectColumnValuesToNotBeNull" for c in r.columns}
-    columns = [name for name in suite.schema.names if name in valued or not suite.schema.field(name).nullable]
+    columns = list(looked_at)
     held: list[pa.Table] = []
     for chunk in chunks(paths, columns):
-        arrays = [chunk[c] if c in valued else pc.if_else(pc.is_valid(chunk[c]), True, None) for c in columns]
+        arrays = [
+            values(chunk, name) if name in valued else pc.if_else(pc.is_valid(chunk[name]), True, None)
+            for name in columns
+        ]
         held.append(pa.table(arrays, columns))
         if sum(part.num_rows for part in held) + _CHUNK > BATCH:
             yield pa.concat_tables(held).to_pandas()
@@ -164,8 +206,8 @@ def _describe(suite: Suite, rule: Rule, frame: "pd.DataFrame", position: int) ->
     return f"{key} ({', '.join(values)})" if values else key
 
 
-def _check_key(table: str, suite: Suite, paths: Sequence[Path]) -> Verdict:
-    keys = read(paths, suite.key, suite.schema)
+def _check_key(table: str, suite: Suite, paths: Sequence[Rows]) -> Verdict:
+    keys = read(paths, suite.key, suite.schema).drop_null()  # that a key is there is a rule of its own
     counted = keys.group_by(list(suite.key)).aggregate([([], "count_all")])
     repeated = counted.filter(pc.greater(counted["count_all"], 1)).sort_by([(name, "ascending") for name in suite.key])
     shown = repeated.slice(0, EXAMPLES).to_pylist()

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from prep import tables
-from prep.params import Params
+from prep.params import Limits, Params
 from prep.records import ASIN
 from prep.strata import TEST, TRAIN, VALIDATION
 
 # The dataset begins in May 1996; a time in seconds instead of milliseconds lies before 1995.
 TIMES = (788_918_400_000, 4_102_444_800_000)  # 1995 to 2100, ms since 1970
+LONGEST = 20_000  # characters of a text; the hub's have a few thousand
 
 
 class Rule(NamedTuple):
@@ -26,7 +27,8 @@ class Rule(NamedTuple):
     name: str
     kind: str
     arguments: dict[str, Any]
-    share: float = 0.0  # of the rows that may break it
+    share: float = 0.0  # of the rows that may break it; more stop the run
+    quiet: float = 0.0  # of the rows that may break it without a warning
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -43,9 +45,34 @@ class Suite(NamedTuple):
     rules: tuple[Rule, ...]
 
 
-def not_null(column: str) -> Rule:
-    """Every row has a value."""
-    return Rule(f"{column} not null", "ExpectColumnValuesToNotBeNull", {"column": column})
+def not_null(column: str, limits: Limits | None = None) -> Rule:
+    """Every row has a value; `limits` are the shares that may lack one."""
+    kind, arguments = "ExpectColumnValuesToNotBeNull", {"column": column}
+    if limits is None:
+        return Rule(f"{column} not null", kind, arguments)
+    return Rule(f"{column} present (validation.absent.{column})", kind, arguments, limits.most, limits.quiet)
+
+
+def present(name: str, *columns: str, limits: Limits | None = None) -> Rule:
+    """One of the texts or lists `columns` is not empty; `limits` are the shares of rows where all may be."""
+    words = f"{name} present" + ("" if limits is None else f" (validation.absent.{name})")
+    share, quiet = (0.0, 0.0) if limits is None else (limits.most, limits.quiet)
+    return Rule(words, "ExpectColumnValuesToBeBetween", _sized(1, None, *columns), share, quiet)
+
+
+def at_most(size: int, column: str, limits: Limits) -> Rule:
+    """A text has not more than `size` characters; `limits` are the shares of longer ones."""
+    words = f"{column} of at most {size} characters (validation.long)"
+    return Rule(words, "ExpectColumnValuesToBeBetween", _sized(None, size, column), limits.most, limits.quiet)
+
+
+def sized(column: str, low: int, high: int) -> Rule:
+    """A list has from `low` to `high` elements."""
+    return Rule(f"{low} to {high} {column}", "ExpectColumnValuesToBeBetween", _sized(low, high, column))
+
+
+def _sized(low: int | None, high: int | None, *columns: str) -> dict[str, Any]:
+    return {"column": f"size of {' + '.join(columns)}", "min_value": low, "max_value": high}
 
 
 def between(column: str, low: float, high: float | None = None, share: float = 0.0) -> Rule:
@@ -77,19 +104,37 @@ def ordered(low: str, high: str) -> Rule:
     return Rule(f"{low} at most {high}", "ExpectColumnPairValuesAToBeGreaterThanB", arguments)
 
 
+def none(column: str, words: str) -> Rule:
+    """No row has a value, which would say what is wrong with it."""
+    return Rule(words, "ExpectColumnValuesToBeNull", {"column": column})
+
+
 def _suite(schema: pa.Schema, label: tuple[str, ...], key: tuple[str, ...], *rules: Rule) -> Suite:
     required = (not_null(field.name) for field in schema if not field.nullable)
     return Suite(schema, label, key, (*required, *rules))
+
+
+# What comes from outside at prediction time, as `effimini.predict` lays it out.
+INPUT = _suite(
+    tables.INPUT,
+    ("line",),
+    ("parent_asin",),
+    not_null("parent_asin"),
+    none("not_text", "features and description as text or lists of texts"),
+    none("outside", "image paths that stay in the images folder"),
+    none("missing", "images that exist"),
+)
 
 
 def suites(params: Params, category: str) -> dict[str, Suite]:
     """Return the suite of every table of `category`, by the table's name in gate files.
 
     Raw rows stand as they came, so that a share of them, ``download.bad_share``, may be out of range;
-    join and sample drop those.
+    join and sample drop those. What a source may lack is judged on the joined items, one row an item.
     """
-    bad = params.download.bad_share
+    bad, absent, long = params.download.bad_share, params.validation.absent, params.validation.long
     asin = ("parent_asin",)
+    required = [name for name in params.sample.require if name in tables.TEXTS]
     return {
         "items": _suite(
             tables.ITEMS,
@@ -122,6 +167,10 @@ def suites(params: Params, category: str) -> dict[str, Suite]:
             between("review_spread", 0, 2),
             between("verified_share", 0, 1),
             ordered("first_review", "last_review"),
+            not_null("average_rating", absent.average_rating),
+            not_null("rating_number", absent.rating_number),
+            *(present(name, name, limits=getattr(absent, name)) for name in tables.TEXTS),
+            present("image", "hi_res", "large", limits=absent.image),
         ),
         "groups": _suite(tables.GROUPS, asin, asin, matches("group", ASIN), between("group_size", 1)),
         "sample": _suite(
@@ -135,6 +184,9 @@ def suites(params: Params, category: str) -> dict[str, Suite]:
             between("average_rating", 1, 5),
             between("rating_number", 0),
             between("review_count", 0),
+            *(present(name, name) for name in required),
+            *(present("image", "image_urls") for name in params.sample.require if name == "image"),
+            *(at_most(LONGEST, name, long) for name in tables.TEXTS),
         ),
         "images": _suite(
             tables.IMAGES,
@@ -159,6 +211,7 @@ def suites(params: Params, category: str) -> dict[str, Suite]:
             between("average_rating", 1, 5),
             between("rating_number", 0),
             between("review_count", 0),
+            sized("tokens", 1, params.text.max_tokens),
         ),
         "predictions": _suite(
             tables.PREDICTIONS,
@@ -170,4 +223,5 @@ def suites(params: Params, category: str) -> dict[str, Suite]:
             between("rating_number", 0),
             between("prediction", 1, 5),
         ),
+        "input": INPUT,
     }

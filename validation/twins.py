@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow.compute as pc
 
+from prep.params import Limits
 from prep.sample import part_files
 from prep.strata import TEST, TRAIN, VALIDATION
 from prep.tables import IMAGES, OK
@@ -63,13 +64,13 @@ def find(data: Path, categories: Sequence[str]) -> tuple[pd.DataFrame, int]:
     return pd.DataFrame(columns | {"bits": bits, "same_file": same}), measured
 
 
-def verdict(twins: pd.DataFrame, measured: int, share: float) -> Verdict:
+def verdict(twins: pd.DataFrame, measured: int, limits: Limits) -> Verdict:
     """Judge what `find` found.
 
     Args:
         twins: its rows.
         measured: how many images could have been among them.
-        share: of them that may be, ``images.twin_share``.
+        limits: ``validation.twins``, of the share of them that may be.
     """
     examples = [
         f"{r.category}/{r.parent_asin} ({r.split}) like {r.twin_category}/{r.twin_asin} ({r.twin_split})"
@@ -77,11 +78,12 @@ def verdict(twins: pd.DataFrame, measured: int, share: float) -> Verdict:
     ]
     return Verdict(
         "images",
-        "no picture of validation or test in another split (images.twin_share)",
+        "no picture of validation or test in another split (validation.twins)",
         measured,
         len(twins),
-        int(share * measured),
+        int(limits.most * measured),
         tuple(examples),
+        int(limits.quiet * measured),
     )
 
 

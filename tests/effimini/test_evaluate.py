@@ -16,6 +16,7 @@ from effimini.metrics import plcc
 from prep import files
 from prep.params import Params
 from prep.tables import PREDICTIONS
+from prep.templates import DEMO
 from shards.stream import ShardDataset
 
 from .conftest import CATEGORIES, SPLITS, replace
@@ -92,11 +93,11 @@ def test_calibration_bins_are_of_equal_size_and_ordered() -> None:
 
 def test_the_page_says_that_demo_data_is_demo_data_and_needs_no_network(run: Path) -> None:
     page = (run / "results/report.html").read_text()
-    assert report.DEMO in page
+    assert DEMO in page
     assert not re.findall(r'(?:src|href)="(?!#)[^"]*"', page)
     assert page.count("<svg") == 4
     assert "<td>samples</td>" in page  # the funnel of the shard stage
-    assert report.DEMO in str(report.metrics_table(dict(measured(run))).title)
+    assert DEMO in str(report.metrics_table(dict(measured(run))).title)
 
 
 def test_a_page_of_real_data_has_no_banner_and_escapes_names(small: Params, run: Path) -> None:

@@ -14,8 +14,9 @@ def clean(tmp_path_factory: pytest.TempPathFactory, run_to: Callable[..., None])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EFFIMINI_STORE", str(home / "store"))
         patch.chdir(tree.ROOT)  # the tokenizer is named relative to it
-        run_to(tree.small_params(), home / "data", "shard")
+        run_to(tree.of_source(home / "source"), home / "data", "weights")
     tree.predictions(home / "data")
+    tree.items_to_score(home / "data")
     return home / "data"
 
 

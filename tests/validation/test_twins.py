@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from prep import files
+from prep.params import Limits
 from prep.tables import IMAGES
 from shards import pixels
 from validation import twins
@@ -65,7 +66,7 @@ def test_twins_are_listed_with_the_nearest_of_another_split(tmp_path: Path) -> N
 @pytest.mark.parametrize(("share", "passes"), [(0.49, False), (0.5, True)])
 def test_the_budget_decides(tmp_path: Path, share: float, passes: bool) -> None:
     write(tmp_path, {"A/train-00": [row("T1", saved(1))], "A/test": [row("E1", saved(1)), row("E2", saved(2))]})
-    verdict = twins.verdict(*twins.find(tmp_path, ["A"]), share)
+    verdict = twins.verdict(*twins.find(tmp_path, ["A"]), Limits(quiet=0.0, most=share))
     assert verdict.passed is passes
     assert verdict.examples == ("A/E1 (test) like A/T1 (train)",)
 
@@ -74,7 +75,7 @@ def test_no_images_have_no_twins(tmp_path: Path) -> None:
     write(tmp_path, {"A/train-00": [], "A/test": []})
     found, measured = twins.find(tmp_path, ["A"])
     assert (len(found), measured) == (0, 0)
-    assert twins.verdict(found, measured, 0.0).passed
+    assert twins.verdict(found, measured, Limits(quiet=0.0, most=0.0)).passed
 
 
 @given(st.data(), HASHES, HASHES)

@@ -1,5 +1,9 @@
-"""Parameters and predictions for a small data/ tree of two categories, and how its tables are corrupted."""
+"""Parameters and predictions for a small data/ tree of two categories, and how its tables are corrupted.
 
+The rows are films of the corpus where it is there, and else of the demo catalogue.
+"""
+
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +16,11 @@ import pyarrow.parquet as pq
 
 from prep import files, params
 from prep.faults import Funnel
-from prep.tables import PREDICTIONS
+from prep.tables import INPUT, PREDICTIONS
 
 ROOT = Path(__file__).parents[2]
-ONE, OTHER = "Demo_One", "Demo_Two"
+FILMS = Path(os.environ.get("EFFIMINI_CORPUS", ROOT / "../shared/corpus")).resolve() / "movies"
+ONE, OTHER = ("Animation", "Other") if FILMS.is_dir() else ("Demo_One", "Demo_Two")
 CATEGORIES = (ONE, OTHER)
 
 
@@ -25,14 +30,34 @@ def small_params() -> params.Params:
     return replace(
         read,
         source=replace(
-            read.source, kind="demo", categories=CATEGORIES, demo=params.Demo(items=60, seed=3), reviews=True
+            read.source,
+            kind="mirror" if FILMS.is_dir() else "demo",
+            location=str(FILMS),  # not read from: `of_source` has a copy with bad lines
+            categories=CATEGORIES,
+            demo=params.Demo(items=60, seed=3),
+            reviews=True,
         ),
         download=replace(read.download, buckets=2, bad_share=0.05),
         sample=replace(read.sample, fraction=0.5, bands=4, validation=0.2, test=0.2, min_per_category=0),
-        images=replace(read.images, size=32, bad_share=0.5, twin_share=0.5),
+        images=replace(read.images, size=32, bad_share=0.5),
         shards=params.Shards(samples=10),
+        validation=replace(read.validation, twins=params.Limits(quiet=0.0, most=0.5)),
         dask=params.Dask(scheduler="synchronous", workers=1),
     )
+
+
+def of_source(folder: Path) -> params.Params:
+    """Return the parameters with a source in `folder`: the films of two categories and a few lines that are none."""
+    made = small_params()
+    if made.source.kind == "demo":
+        return made
+    for kind, prefix in (("meta_categories", "meta_"), ("review_categories", "")):
+        (folder / "raw" / kind).mkdir(parents=True)
+        for category in CATEGORIES:
+            name = f"raw/{kind}/{prefix}{category}.jsonl"
+            (folder / name).write_bytes(b'{"no": "film"}\n<html>\n' + (FILMS / name).read_bytes())
+    (folder / "images").symlink_to(FILMS / "images")
+    return msgspec.structs.replace(made, source=msgspec.structs.replace(made.source, location=str(folder)))
 
 
 def predictions(data: Path) -> None:
@@ -51,6 +76,14 @@ def predictions(data: Path) -> None:
             total += table.num_rows
         report = {"stage": "evaluate", "tables": {"predictions": Funnel.of(total, {})}}
         files.write_json(out / "report.json", report)
+
+
+def items_to_score(data: Path) -> None:
+    """Write what prediction checks of the items of a test split."""
+    asins = pq.read_table(data / "sample" / ONE / "test.parquet")["parent_asin"]
+    lines = [f"line {number}" for number in range(2, len(asins) + 2)]
+    nothing = pa.nulls(len(asins), pa.string())
+    pq.write_table(pa.table([lines, asins, nothing, nothing, nothing], INPUT), data / "input.parquet")
 
 
 def edit(path: Path, change: Callable[[list[dict[str, object]]], object]) -> None:

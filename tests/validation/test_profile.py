@@ -1,0 +1,103 @@
+"""A profile says exactly what a column is like, whatever the batches, and drift is what moved."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prep.faults import UserError
+from prep.params import Limits
+from validation import columns, profile
+
+
+@pytest.fixture
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Two files of images, of 500 rows in all."""
+    rng = np.random.default_rng(0)
+    monkeypatch.setitem(profile.COLUMNS, "small", {"stars": 0.01, "count": 1, "time": 86_400_000, "size of text": 1})
+    frame = pd.DataFrame(
+        {
+            "stars": rng.integers(10, 51, 500) / 10,
+            "count": rng.geometric(0.01, 500),
+            "time": rng.integers(0, 10**12, 500),
+            "text": ["x" * n for n in rng.integers(0, 5, 500)],
+        }
+    )
+    frame.loc[::7, "stars"] = np.nan
+    paths = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    pq.write_table(pa.Table.from_pandas(frame[:200]), paths[0])
+    pq.write_table(pa.Table.from_pandas(frame[200:]), paths[1])
+    return paths
+
+
+def test_every_number_is_that_of_the_whole_column(written: list[Path]) -> None:
+    found = profile.profile("small", "A", written).set_index("column")
+    whole = pd.concat([pq.read_table(path).to_pandas() for path in written])
+    stars, days = whole["stars"].dropna(), whole["time"] // 86_400_000
+    sizes = whole["text"].str.len()[lambda sizes: sizes > 0]
+    for name, values in {"stars": stars, "count": whole["count"], "time": days, "size of text": sizes}.items():
+        row = found.loc[name]
+        assert row["rows"] == 500
+        assert row["absent"] == pytest.approx(1 - len(values) / 500)
+        assert row["same"] == pytest.approx(values.value_counts().max() / len(values))
+        assert row["mean"] == pytest.approx(values.mean())
+        for quantile, share in profile.QUANTILES.items():
+            assert row[quantile] == pytest.approx(np.quantile(values, share, method="inverted_cdf")), (name, quantile)
+
+
+def test_small_batches_give_the_same_profile(written: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = profile.profile("small", "A", written)
+    monkeypatch.setattr(columns, "_CHUNK", 7)
+    monkeypatch.setattr(profile, "_HELD", 20)
+    pd.testing.assert_frame_equal(profile.profile("small", "A", written), whole)
+
+
+def test_no_rows_and_no_values_have_a_profile(written: list[Path], tmp_path: Path) -> None:
+    nothing = profile.profile("small", "A", [])
+    assert nothing["rows"].tolist() == [0] * 4
+    table = pq.read_table(written[0])
+    empty = table.set_column(0, "stars", pa.nulls(len(table), pa.float64()))
+    pq.write_table(empty, tmp_path / "empty.parquet")
+    found = profile.profile("small", "A", [tmp_path / "empty.parquet"]).set_index("column")
+    assert found.loc["stars", "absent"] == 1
+    assert profile.moves(nothing, nothing)["moved"].tolist() == [0.0] * 5
+
+
+@given(st.floats(-5, 5), st.floats(0, 0.5))
+def test_a_move_is_told_in_parts_of_the_accepted_range(shift: float, lost: float) -> None:
+    numbers = {"rows": 100, "absent": 0.1, "same": 0.1, "mean": 3.0, "lowest": 1, "q05": 2, "q25": 2.5, "median": 3}
+    was = pd.DataFrame([dict(zip(profile.KEY, ("items", "A", "stars"), strict=True)) | numbers])
+    was = was.assign(q75=3.5, q95=4, highest=5)[profile.NAMES]
+    now = was.assign(q75=3.5 + shift, absent=0.1 + lost)
+    (found, share) = profile.moves(now, was).to_dict("records")
+    assert found["moved"] == pytest.approx(max(abs(shift) / 2, lost))
+    assert share["moved"] == 0
+
+
+def test_the_share_of_a_category_drifts_and_another_fraction_does_not() -> None:
+    def of(**rows: int) -> pd.DataFrame:
+        numbers = dict.fromkeys(profile.NAMES[4:], 1.0)
+        return pd.DataFrame(
+            [{"table": "items", "category": c, "column": "stars", "rows": n} | numbers for c, n in rows.items()]
+        )
+
+    moved = profile.moves(of(A=200, B=200), of(A=100, B=100))
+    assert moved["moved"].max() == 0
+    moved = profile.moves(of(A=300, B=100, New=50), of(A=100, B=100))
+    assert moved["moved"].max() == pytest.approx(0.25)
+    warned, stopped = profile.drift(moved, Limits(quiet=0.2, most=0.3))
+    assert (warned.level, stopped.level) == ("warn", "pass")
+    assert warned.examples[0] == "A rows (share of the table's 0.75, accepted 0.5)"
+    assert profile.fresh(of(A=1, New=2), of(A=1)) == ["items New"]
+
+
+def test_what_is_no_profile_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "accepted.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match=r"accepted.csv is no profile \(no column table\); run `effimini accept`"):
+        profile.read(tmp_path / "accepted.csv")
+    assert profile.read(tmp_path / "none.csv").empty

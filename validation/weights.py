@@ -1,0 +1,77 @@
+"""The checks of ``data/weights.json``: a mean weight of 1 over the training samples, and bounds.
+
+In: the file and the parts of the sample. Out: verdicts. The mean is computed anew here, part by part.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from prep import files
+from prep.faults import UserError
+from prep.params import Weights
+from prep.strata import TRAIN
+from prep.tables import SAMPLE
+from validation.columns import read
+from validation.verdicts import Verdict, judge
+
+_NEAR = 1e-6  # of a mean weight; the file has 12 digits of it
+
+
+class _Written(msgspec.Struct, frozen=True):
+    count: str
+    mean: float
+    clip: float
+    samples: int
+
+
+def check(path: Path, parts: Sequence[Path], chosen: Weights) -> list[Verdict]:
+    """Check the weights of a run.
+
+    Args:
+        path: ``data/weights.json``.
+        parts: of the sample, of all categories; none where it is not there, and then the mean is not checked.
+        chosen: the parameters ``weights``.
+
+    Raises:
+        UserError: the file is absent, or holds no weights.
+
+    Source: reference section 1 (weight).
+    """
+    content: Any = files.read_json(path)
+    try:
+        written = msgspec.convert(content, _Written)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{path} holds no weights ({error}); run `dvc repro --force weights`") from None
+    as_chosen = [
+        f"{name} {getattr(written, name)}, not {getattr(chosen, name)}"
+        for name in ("count", "clip")
+        if getattr(written, name) != getattr(chosen, name)
+    ]
+    verdicts = [judge("weights", "count and clip as in params.yaml", 2, as_chosen)]
+    train = [part for part in parts if part.stem.startswith(TRAIN)]
+    if not train or written.count not in SAMPLE.names:
+        return verdicts
+    samples, total, outside = 0, 0.0, []
+    for part in train:
+        rows = read([part], ["parent_asin", written.count], SAMPLE)
+        with np.errstate(all="ignore"):  # a negative count, or a mean of 0, is found below
+            weight = np.log1p(rows[written.count].to_numpy()) / written.mean
+        samples, total = samples + len(weight), total + float(weight.sum())
+        wrong = np.flatnonzero(~((weight >= 0) & np.isfinite(weight)))
+        outside += [f"{rows['parent_asin'][int(i)]} ({weight[i]:.3g})" for i in wrong]
+    mean = total / max(samples, 1)
+    return [
+        *verdicts,
+        judge("weights", "samples as in the training parts", samples, [written.samples] * (written.samples != samples)),
+        judge(
+            "weights",
+            "mean weight of the training samples 1 before the clip",
+            samples,
+            [mean] * (not abs(mean - 1) < _NEAR),
+        ),
+        judge("weights", "each weight a number not below 0", samples, outside),
+    ]
