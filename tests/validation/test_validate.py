@@ -14,6 +14,7 @@ import pytest
 
 from prep import files, params
 from prep.faults import UserError
+from prep.tables import INDEX
 from shards.lint import Rule
 from tests.shards import damage
 from tests.validation import tree
@@ -218,6 +219,12 @@ def _no_jpeg(folder: Path) -> None:
     damage.write(path, path.read_bytes().replace(b"\xff\xd8", b"GI", 1))
 
 
+def _flip_padding(data: Path) -> None:
+    """Change a byte that is no member's: one before the header of the first JSON."""
+    index = columns.read([data / f"shards/{ONE}/train-00-000.arrow"], ["json_offset"], INDEX)
+    damage.flip(data / f"shards/{ONE}/train-00-000.tar", index["json_offset"][0].as_py() - 513)
+
+
 def _a_split_twice(folder: Path) -> None:
     for kind in ("tar", "arrow"):
         damage.write(folder / f"validation-000.{kind}", (folder / f"test-000.{kind}").read_bytes())
@@ -289,7 +296,7 @@ MUTATIONS: dict[tuple[str, str, str], Callable[[Path], None]] = {
     ("images", "images", "no picture of validation or test in another split (validation.twins)"): _one_picture,
     ("shards", "shards", Rule.MANIFEST): _shards(_whole, lambda m: m.update(category=OTHER)),
     ("shards", "shards", Rule.FILES): _remove(f"shards/{ONE}/test-000.arrow"),
-    ("shards", "shards", Rule.BYTES): lambda data: damage.flip(data / f"shards/{ONE}/train-00-000.tar", 2000),
+    ("shards", "shards", Rule.BYTES): _flip_padding,
     ("shards", "shards", Rule.TAR): _shards(lambda f: damage.flip(f / "train-00-000.tar", 0)),
     ("shards", "shards", Rule.INDEX): _shards(lambda f: damage.set_index(f / "train-00-000.arrow", fields="title")),
     ("shards", "shards", Rule.COUNT): _shards(_whole, lambda m: m["shards"][0].update(samples=1)),
