@@ -49,7 +49,12 @@ RECIPES: dict[str, dict[str, Any]] = {
     "store and details": {"text.fields": _MORE_TEXT},
     "terms": {"model.terms": 262_144},
     "terms, store and details": {"model.terms": 262_144, "text.fields": _MORE_TEXT},
+    "best, encoders trained": {"train.frozen": False, "train.epochs": 4, "train.patience": 1},
     "best without terms": {"model.terms": 0},
+    "best, text of the paper": {"text.fields": ["main_category", "title", "features", "description"]},
+    "best, unweighted loss": {"weights.count": "none"},
+    "best, 20 % of the training films": {"sample.fraction": 0.2},
+    "best, 40 % of the training films": {"sample.fraction": 0.4},
     BEST: {},
 }
 

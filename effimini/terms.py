@@ -1,9 +1,9 @@
 """A linear model of the text's terms, beside the network: it keeps the rare words that a small encoder blurs.
 
-In: token ids. Out: stars. A term is a token, or two that follow one another; a text is the counts of its terms, divided
-by the root of their number. Guaranteed: fitted in closed form on the training split with the same sample weights as the
-network; its strength and its share of the score are chosen on validation alone; the same function in training,
-prediction and export.
+In: token ids. Out: stars. A term is a token, two that follow one another, or two with one between them; a text is the
+set of its terms, each divided by the root of their number. Guaranteed: fitted in closed form on the training split with
+the same sample weights as the network; its strength and its share of the score are chosen on validation alone; the same
+function in training, prediction and export.
 
 Source: Weinberger et al., Feature Hashing for Large Scale Multitask Learning, 2009, for terms without a vocabulary;
 Cheng et al., Wide & Deep Learning for Recommender Systems, 2016, for a linear part beside a deep one.
@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 
 ALPHAS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # strengths of ridge tried
 SHARES = np.linspace(0, 1, 21)  # of the score, tried
-_ONE, _FIRST, _SECOND = 0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35  # odd, so that few ids below 2^18 fall together
+_ONE = 0x9E3779B1  # these are odd, so that few ids below 2^18 fall together
+_PAIR, _APART = (0x85EBCA6B, 0xC2B2AE35), (0x27D4EB2F, 0x165667B1)
 _TEXTS = 256  # at once
 
 Stars = npt.NDArray[np.float32]
@@ -59,11 +60,23 @@ class Terms(nn.Module):
         return self.bias + (self.weight[places] * size).sum(dim=1)
 
     def places(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the bucket of each term, int64 [B, 2T - 1], and what it counts, float32: 0 for what is no term."""
-        ones = tokens * _ONE % len(self.weight)
-        pairs = (tokens[:, :-1] * _FIRST + tokens[:, 1:] * _SECOND) % len(self.weight)
-        there = torch.cat([mask, mask[:, :-1] * mask[:, 1:]], dim=1).float()
-        return torch.cat([ones, pairs], dim=1), there / there.sum(dim=1, keepdim=True).clamp(min=1).sqrt()
+        """Return the bucket of each term, int64 [B, 3T - 3], and its size, float32: 0 for what is no term.
+
+        A term that stands k times in a text stands k times here, a k-th of its size each time.
+        """
+        one = tokens * _ONE
+        pair = tokens[:, :-1] * _PAIR[0] + tokens[:, 1:] * _PAIR[1]
+        apart = tokens[:, :-2] * _APART[0] + tokens[:, 2:] * _APART[1]
+        there = [mask, mask[:, :-1] * mask[:, 1:], mask[:, :-2] * mask[:, 2:]]
+        places = [each % len(self.weight) for each in (one, pair, apart)]
+        shares = torch.cat([_shares(*each) for each in zip(places, there, strict=True)], dim=1)
+        return torch.cat(places, dim=1), shares / shares.sum(dim=1, keepdim=True).clamp(min=1).sqrt()
+
+
+def _shares(places: Tensor, there: Tensor) -> Tensor:
+    """Return one divided by how often a text has the term, float32 [B, N], 0 where none is."""
+    same = (places.unsqueeze(2) == places.unsqueeze(1)) & (there.unsqueeze(1) > 0)
+    return there.float() / same.sum(dim=2).clamp(min=1)
 
 
 def fit(terms: Terms, train: ShardDataset, validation: ShardDataset, weights: dict[str, Any]) -> Stars:

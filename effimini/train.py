@@ -43,7 +43,7 @@ from shards.tar import Tokens
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # raise it when the same inputs train otherwise
+FORMAT = 3  # raise it when the same inputs train otherwise
 
 
 class Told(NamedTuple):
@@ -115,7 +115,9 @@ class Trainer:
                         self.stop.now()
                     if self.loader.epoch == len(self.progress.history):
                         self._train()
-                    yield self._validate()
+                    metrics = self._validate()
+                    with self.stop.later():  # whoever logs them is not interrupted: the loop is where it ends
+                        yield metrics
             except Stopped:
                 if self.progress.steps and self.progress.loader != self.loader.state_dict():
                     self._save(best=False)
@@ -210,8 +212,10 @@ class Trainer:
         if self.beside:
             self.beside[0].share.zero_()  # the network alone
         predicted = predict_split(self.scores, self.validation, self.here, self.params)
+        alone = {}
         if self.beside:
             module, of_terms = self.beside
+            alone["validation/plcc_of_network"] = plcc(predicted, self.validation.labels)
             predicted = terms.mix(module, predicted, of_terms, self.validation.labels)
         stars, labels = torch.from_numpy(predicted), torch.from_numpy(self.validation.labels)
         unweighted = weighted_huber(stars, labels, torch.ones_like(labels), recipe.huber_delta, len(labels))
@@ -222,6 +226,7 @@ class Trainer:
             "validation/loss": float(unweighted),
             # not clamped: a first epoch that still predicts under 1 star would be a constant
             "validation/plcc": plcc(stars.numpy(), self.validation.labels),
+            **alone,
         }
         better = progress.best is None or metrics["validation/plcc"] > progress.best
         with self.stop.later():

@@ -34,11 +34,9 @@ def splits(small: Params, data: Path) -> dict[str, ShardDataset]:
 
 def counted(ids: list[int]) -> dict[Any, float]:
     """Return the terms of a text and what each counts, without hashing."""
-    found: dict[Any, float] = {}
-    every = [*map(str, ids), *(f"{one} {other}" for one, other in pairwise(ids))]
-    for term in every:
-        found[term] = found.get(term, 0) + 1 / math.sqrt(len(every))
-    return found
+    apart = zip(ids, ids[2:], strict=False)
+    every = {*ids, *(("pair", *two) for two in pairwise(ids)), *(("apart", *two) for two in apart)}
+    return {str(term): 1 / math.sqrt(len(every)) for term in every}
 
 
 def test_the_fit_is_ridge_on_the_terms_without_hashing(
