@@ -141,7 +141,7 @@ def _sample(place: Place) -> list[Verdict]:
         links.band_limit(paths, round(params.fraction * params.bands), params.min_per_category),
         *funnel.check(counts, "items", _rows(paths), place.rows_out("items", "items"), "data/items"),
         *proportions.check(place.folder("sample") / proportions.NAME, paths, params.fraction, params.bands, passed),
-        *profile.spread(profile.profile("sample", place.category, paths), place.params.validation.same),
+        *profile.spread("sample", paths, place.params.validation.same),
     ]
 
 
@@ -260,6 +260,7 @@ class Gate(NamedTuple):
     of_category: Callable[[Place], list[Verdict]] | None
     of_all: Callable[[Params, Path], list[Verdict]] = _nothing
     held: str = ""  # where the table is, when not in the folder of its name
+    hashed: bool = True  # whether another content of the table makes what is behind the gate anew
 
 
 GATES = {
@@ -270,6 +271,6 @@ GATES = {
     "images": Gate("fetch", ("sample",), _images, _images_all),
     "shards": Gate("shard", ("sample",), _shards),
     "weights": Gate("weights", ("sample",), None, _weights_all, "weights.json"),
-    "profiles": Gate("validate_images", (), None, _profiles_all),
+    "profiles": Gate("validate_images", (), None, _profiles_all, hashed=False),
     "predictions": Gate("evaluate", ("sample",), None, _predictions_all),
 }

@@ -147,9 +147,8 @@ def _frames(suite: Suite, paths: Sequence[Rows]) -> Iterator["pd.DataFrame"]:
 
     Texts, lists and images are thus never held for more than a chunk of rows.
     """
-    looked_at = dict.fromkeys([*suite.label, *(column for rule in suite.rules for column in rule.columns)])
     valued = {*suite.label} | {c for r in suite.rules if r.kind != "ExpectColumnValuesToNotBeNull" for c in r.columns}
-    columns = list(looked_at)
+    columns = list(dict.fromkeys([*suite.label, *(column for rule in suite.rules for column in rule.columns)]))
     held: list[pa.Table] = []
     for chunk in chunks(paths, columns):
         arrays = [

@@ -117,27 +117,27 @@ def _describe(counted: pd.Series, rows: int) -> dict[str, float]:
     return described | {name: float(ordered[place]) for name, place in zip(QUANTILES, places, strict=True)}
 
 
-def spread(found: pd.DataFrame, limits: Limits) -> list[Verdict]:
+def spread(table: str, paths: Sequence[Path], limits: Limits) -> list[Verdict]:
     """Judge whether ratings and rating counts differ between items, as a constant or a filled-in value would not.
 
     Args:
-        found: the profile of one category's table.
+        table: a key of `COLUMNS`.
+        paths: its files of one category; two columns of them are read.
         limits: ``validation.same``.
     """
     verdicts = []
-    for name in ("average_rating", "rating_number"):
-        (row,) = found[found["column"] == name].itertuples()
-        there = round(row.rows * (1 - row.absent))
-        same = round(row.same * there)
-        wrong = [f"{same} with the same value, the median being {row.median:g}"] if same > 1 else []
+    for name, counted in _counts(paths, {name: COLUMNS[table][name] for name in ("average_rating", "rating_number")}):
+        there, same = int(counted.sum()), int(counted.max()) if len(counted) else 0
+        alike = same if same > 1 else 0  # a single item is like no other
+        median = _describe(counted, there)["median"]
         verdicts.append(
             Verdict(
-                row.table,
+                table,
                 f"{name} not the same for most items (validation.same)",
                 there,
-                same if same > 1 else 0,
+                alike,
                 int(limits.most * there),
-                tuple(wrong),
+                (f"{same} with the same value, the median being {median:g}",) if alike else (),
                 int(limits.quiet * there),
             )
         )

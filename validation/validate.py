@@ -122,12 +122,9 @@ def _write_gate(table: str, gate: Gate, params: Params, data: Path) -> None:
             about = {"table": table, "category": category, "files": _files(data / table / category, data)}
             files.write_json(out / f"{category}.json", about | {"passed": True})
         about = {"table": table, "categories": params.source.categories}
-        if not gate.of_category and table not in _LEAVES_NO_HASH:
+        if not gate.of_category and gate.hashed:
             about["files"] = _files(data / (gate.held or table), data)
         files.write_json(out / "all.json", about | {"passed": True})
-
-
-_LEAVES_NO_HASH = {"profiles"}  # what is accepted anew makes nothing behind it anew
 
 
 def _files(held: Path, data: Path) -> dict[str, dict[str, Any]]:
