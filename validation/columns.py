@@ -1,8 +1,8 @@
 """The checks of one table's own columns: schema, the suite's rules, and the uniqueness of its key.
 
 In: a suite and the files of a table, parquet or Arrow, or a table in memory. Out: verdicts. Guaranteed: rows are looked
-at in batches of at most `BATCH` and the counts are summed, so that memory does not grow with the rows, save for the key
-column.
+at in batches of at most `BATCH` and the counts are summed, and keys are compared `PART` rows at a time, so that memory
+does not grow with the rows, save for the key columns as they are.
 
 Besides its own columns a table has derived ones: "size of title" is the number of characters of a text or of elements
 of a list, and "size of hi_res + large" their sum; null, an empty text and an empty JSON object have size 0.
@@ -15,18 +15,22 @@ from functools import cache, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from prep.hashes import hashes
 from validation.suites import Rule, Suite
 from validation.verdicts import EXAMPLES, Verdict, judge
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import pandas as pd
 
 SCHEMA = "columns, their order and their types as in prep/tables.py"
 BATCH = 200_000  # rows that Great Expectations sees at once
+PART = 1_000_000  # rows whose keys are compared at once
 SIZE = "size of "
 _CHUNK = 10_000  # rows read at once; an image part of so many is about 100 MB
 
@@ -96,6 +100,26 @@ def read(paths: Sequence[Rows], columns: Sequence[str], schema: pa.Schema) -> pa
 
 def _cast(chunk: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([chunk[name] for name in schema.names], schema=schema)
+
+
+def by_key(key: str, *tables: pa.Table) -> Iterator[tuple[pa.Table, ...]]:
+    """Yield tables in parts of about `PART` rows, by a hash of a column: equal keys are in the same part of each.
+
+    What groups or looks up rows by key thus needs its memory for a part only.
+    """
+    count = max(1, -(-max(table.num_rows for table in tables) // PART))
+    if count == 1:
+        yield tables
+        return
+    numbers = [_parts_of(table[key], count) for table in tables]
+    for number in range(count):
+        yield tuple(table.filter(pa.array(of == number)) for table, of in zip(tables, numbers, strict=True))
+
+
+def _parts_of(keys: pa.ChunkedArray, count: int) -> "npt.NDArray[np.uint16]":
+    texts = (chunk.cast(pa.string()).to_pylist() for chunk in keys.chunks)
+    found = [(hashes("validation", text) % np.uint64(count)).astype(np.uint16) for text in texts]
+    return np.concatenate([np.empty(0, np.uint16), *found])
 
 
 def check(table: str, suite: Suite, paths: Sequence[Rows]) -> list[Verdict]:
@@ -207,13 +231,19 @@ def _describe(suite: Suite, rule: Rule, frame: "pd.DataFrame", position: int) ->
 
 def _check_key(table: str, suite: Suite, paths: Sequence[Rows]) -> Verdict:
     keys = read(paths, suite.key, suite.schema).drop_null()  # that a key is there is a rule of its own
-    counted = keys.group_by(list(suite.key)).aggregate([([], "count_all")])
-    repeated = counted.filter(pc.greater(counted["count_all"], 1)).sort_by([(name, "ascending") for name in suite.key])
-    shown = repeated.slice(0, EXAMPLES).to_pylist()
+    different, repeated = 0, []
+    for (part,) in by_key(suite.key[-1], keys):
+        counted = part.group_by(list(suite.key)).aggregate([([], "count_all")])
+        different += counted.num_rows
+        again = counted.filter(pc.greater(counted["count_all"], 1))
+        repeated += again.sort_by([(name, "ascending") for name in suite.key]).slice(0, EXAMPLES).to_pylist()
+    repeated.sort(key=lambda row: [row[name] for name in suite.key])
     return Verdict(
         table,
         f"{' and '.join(suite.key)} unique",
         keys.num_rows,
-        keys.num_rows - counted.num_rows,
-        examples=tuple(f"{' '.join(str(row[n]) for n in suite.key)} ({row['count_all']} times)" for row in shown),
+        keys.num_rows - different,
+        examples=tuple(
+            f"{' '.join(str(row[n]) for n in suite.key)} ({row['count_all']} times)" for row in repeated[:EXAMPLES]
+        ),
     )

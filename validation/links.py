@@ -1,6 +1,6 @@
 """The checks between tables: the same items in both, no product in two splits, parts true to their names.
 
-In: files of the stages, by the columns needed. Out: verdicts. Memory is that of the key columns.
+In: files of the stages, by the columns needed. Out: verdicts. Memory is that of the key columns as they are.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from prep.strata import TRAIN
 from prep.tables import GROUPS, IMAGES, OK, SAMPLE
-from validation.columns import chunks, read
+from validation.columns import by_key, chunks, read
 from validation.verdicts import EXAMPLES, Verdict, judge
 
 
@@ -26,34 +26,45 @@ def same_items(table: str, source: str, expected: pa.ChunkedArray, found: pa.Chu
         expected: the keys of `source`.
         found: the keys of `table`.
     """
-    missing = expected.filter(pc.invert(pc.is_in(expected, value_set=found)))
-    unknown = found.filter(pc.invert(pc.is_in(found, value_set=expected)))
-    wrong = [f"{key} (missing)" for key in missing.to_pylist()] + [f"{key} (unknown)" for key in unknown.to_pylist()]
+    wrong = []
+    for ours, theirs in by_key("key", pa.table({"key": expected}), pa.table({"key": found})):
+        missing = ours["key"].filter(pc.invert(pc.is_in(ours["key"], value_set=theirs["key"])))
+        unknown = theirs["key"].filter(pc.invert(pc.is_in(theirs["key"], value_set=ours["key"])))
+        wrong += [f"{key} (missing)" for key in missing.to_pylist()]
+        wrong += [f"{key} (unknown)" for key in unknown.to_pylist()]
     return judge(table, f"the same items as {source}", max(len(expected), len(found)), wrong)
 
 
 def group_sizes(groups: pa.Table) -> Verdict:
     """Check that ``group_size`` is the number of different items that have the group, over all categories."""
-    items = groups.group_by(["group", "parent_asin", "group_size"]).aggregate([])
-    sizes = items.group_by(["group", "group_size"]).aggregate([([], "count_all")])
-    wrong = sizes.filter(pc.not_equal(sizes["group_size"], pc.cast(sizes["count_all"], pa.int32())))
-    examples = [f"{r['group']} ({r['count_all']} items, group_size {r['group_size']})" for r in _rows(wrong, "group")]
-    return judge("groups", "group_size = items of the group", sizes.num_rows, examples)
+    different, examples = 0, []
+    for (part,) in by_key("group", groups):
+        items = part.group_by(["group", "parent_asin", "group_size"]).aggregate([])
+        sizes = items.group_by(["group", "group_size"]).aggregate([([], "count_all")])
+        different += sizes.num_rows
+        wrong = sizes.filter(pc.not_equal(sizes["group_size"], pc.cast(sizes["count_all"], pa.int32())))
+        examples += [f"{r['group']} ({r['count_all']} items, group_size {r['group_size']})" for r in wrong.to_pylist()]
+    return judge("groups", "group_size = items of the group", different, sorted(examples))
 
 
 def groups_of(samples: pa.Table, groups: pa.Table) -> Verdict:
     """Check that every sampled item has the group that the groups table gives it."""
-    expected = pc.take(groups["group"], pc.index_in(samples["parent_asin"], value_set=groups["parent_asin"]))
-    same = pc.fill_null(pc.equal(samples["group"], expected), False)
-    wrong = samples.filter(pc.invert(same))
-    return judge("sample", "group as in data/groups", samples.num_rows, wrong["parent_asin"].to_pylist())
+    wrong: list[str] = []
+    for ours, theirs in by_key("parent_asin", samples, groups):
+        expected = pc.take(theirs["group"], pc.index_in(ours["parent_asin"], value_set=theirs["parent_asin"]))
+        same = pc.fill_null(pc.equal(ours["group"], expected), False)
+        wrong += ours.filter(pc.invert(same))["parent_asin"].to_pylist()
+    return judge("sample", "group as in data/groups", samples.num_rows, wrong)
 
 
 def one_split(samples: pa.Table, column: str) -> Verdict:
     """Check that no value of `column` stands in two splits, in whatever categories (promise 3)."""
-    splits = samples.group_by([column]).aggregate([("split", "count_distinct")])
-    wrong = splits.filter(pc.greater(splits["split_count_distinct"], 1)).sort_by(column)
-    return judge("sample", f"each {column} in one split only", splits.num_rows, wrong[column].to_pylist())
+    different, wrong = 0, []
+    for (part,) in by_key(column, samples):
+        splits = part.group_by([column]).aggregate([("split", "count_distinct")])
+        different += splits.num_rows
+        wrong += splits.filter(pc.greater(splits["split_count_distinct"], 1))[column].to_pylist()
+    return judge("sample", f"each {column} in one split only", different, sorted(wrong))
 
 
 def parts(paths: Sequence[Path]) -> Verdict:
@@ -143,7 +154,3 @@ def same_labels(samples: pa.Table, predictions: pa.Table) -> Verdict:
 def read_groups(paths: Sequence[Path]) -> pa.Table:
     """Return the groups of the given categories' files."""
     return read(paths, GROUPS.names, GROUPS)
-
-
-def _rows(table: pa.Table, column: str) -> list[dict[str, object]]:
-    return list(table.sort_by(column).to_pylist())

@@ -51,15 +51,20 @@ def check(table: Path, parts: Sequence[Path], fraction: float, bands: int, usabl
 
 
 def _as_in_the_parts(strata: pd.DataFrame, parts: Sequence[Path]) -> Verdict:
-    found = read(parts, ["split", "average_rating", "rating_number"], SAMPLE).to_pandas()
-    found["average_rating"] = np.rint(found["average_rating"] * 10) / 10
-    found["rating_number_from"] = np.array(COUNT_BUCKETS)[count_bucket(found["rating_number"].to_numpy())]
-    both = pd.concat(
-        [strata[strata["taken"] > 0].set_index(_KEY)["taken"], found.groupby(_KEY).size().rename("found")], axis=1
-    ).fillna(0)
+    counts = pd.concat([_counts(part) for part in parts] or [pd.Series(dtype="int64", name="found")])
+    found = counts.groupby(level=_KEY).sum() if len(counts) else counts
+    both = pd.concat([strata[strata["taken"] > 0].set_index(_KEY)["taken"], found], axis=1).fillna(0)
     wrong = both[both["taken"] != both["found"]].sort_index()
     examples = [f"{_name(key)} ({row['taken']:.0f}, in the parts {row['found']:.0f})" for key, row in wrong.iterrows()]
     return judge("sample", f"taken items of each stratum in {NAME} as in the parts", len(both), examples)
+
+
+def _counts(part: Path) -> pd.Series:
+    """Return how many items of each stratum stand in a part."""
+    found = read([part], ["split", "average_rating", "rating_number"], SAMPLE).to_pandas()
+    found["average_rating"] = np.rint(found["average_rating"] * 10) / 10
+    found["rating_number_from"] = np.array(COUNT_BUCKETS)[count_bucket(found["rating_number"].to_numpy())]
+    return found.groupby(_KEY).size().rename("found")
 
 
 def _shares(strata: pd.DataFrame, share: float) -> Verdict:
