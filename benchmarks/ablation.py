@@ -2,18 +2,19 @@
 
     make ablation                     # or: python -m benchmarks.ablation [--recipes paper best] [--salts effimini ...]
 
-In: as `benchmarks.corpus`. Out: a table, and build/ablation/<salt>/<recipe>/ with metrics, predictions and how long it
-took. Guaranteed: a recipe is params/corpus.yaml, the paper's, or params/best.yaml with the changes named here, run by
-the same pipeline; a run that is there is not made again, so an interrupted one goes on; each recipe's epoch is chosen
-on validation. A salt gives its own split of the films, 80 % to train on. Differences are of one test split each, paired
-by item, averaged over the salts; their intervals are 95 % of 2,000 resamples of the items. A film stands in the test
-split of several salts, so the intervals of several are somewhat too narrow.
+In: as `benchmarks.corpus`. Out: a table, a plot of the fractions, the ceiling that noise in the labels sets, and
+build/ablation/<salt>/<recipe>/ with metrics, predictions and how long it took. Guaranteed: a recipe is
+params/corpus.yaml, the paper's, or params/best.yaml with the changes named here, run by the same pipeline; a run that
+is there is not made again, so an interrupted one goes on; each recipe's epoch is chosen on validation. A salt gives its
+own split of the films, 80 % to train on. Differences are of one test split each, paired by item, averaged over the
+salts; their intervals are 95 % of 2,000 resamples of the items. A film stands in the test split of several salts, so
+the intervals of several are somewhat too narrow.
 """
 
 import argparse
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow.parquet as pq
+from matplotlib.figure import Figure
 from ruamel.yaml import YAML
 
 from benchmarks.corpus import command, project
@@ -57,6 +59,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "best, 40 % of the training films": {"sample.fraction": 0.4},
     BEST: {},
 }
+
+FRACTIONS = {20: "best, 20 % of the training films", 40: "best, 40 % of the training films", 100: BEST}
 
 Stars = npt.NDArray[np.float64]
 
@@ -115,21 +119,57 @@ def found(salt: str, recipe: str) -> pd.DataFrame:
     return both[["key", "average_rating", "prediction", "stars"]].reset_index(drop=True)
 
 
-def difference(
-    ours: Mapping[str, Stars], theirs: Mapping[str, Stars], labels: Mapping[str, Stars]
+def mean_plcc(
+    ours: Mapping[str, Stars], labels: Mapping[str, Stars], theirs: Mapping[str, Stars] | None = None
 ) -> tuple[float, float, float]:
-    """Return the mean difference of PLCC over the salts, and its 95 % interval."""
-    rng = np.random.default_rng(0)
-    drawn = []
-    for _ in range(RESAMPLES):
+    """Return the mean PLCC over the salts, or how far it is above that of `theirs`, and its 95 % interval."""
+
+    def of(draw: Callable[[int], npt.NDArray[np.int64]]) -> float:
         each = []
         for salt, label in labels.items():
-            rows = rng.integers(0, len(label), len(label))
-            each.append(plcc(ours[salt][rows], label[rows]) - plcc(theirs[salt][rows], label[rows]))
-        drawn.append(np.mean(each))
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    mean = np.mean([plcc(ours[salt], label) - plcc(theirs[salt], label) for salt, label in labels.items()])
-    return float(mean), float(low), float(high)
+            rows = draw(len(label))
+            each.append(plcc(ours[salt][rows], label[rows]))
+            if theirs is not None:
+                each[-1] -= plcc(theirs[salt][rows], label[rows])
+        return float(np.mean(each))
+
+    rng = np.random.default_rng(0)
+    low, high = np.percentile([of(lambda n: rng.integers(0, n, n)) for _ in range(RESAMPLES)], [2.5, 97.5])
+    return of(np.arange), float(low), float(high)
+
+
+def ceiling(items: pd.DataFrame) -> float:
+    """Return the PLCC that the true mean rating of each item would have with its average_rating.
+
+    The variance of average_rating is that of the true means and, of an item with n ratings, an n-th of the variance of
+    single ratings, which all items' reviews give together (analysis of variance).
+
+    Args:
+        items: rows of `prep.tables.JOINED`.
+    """
+    reviewed = items[items["review_count"] > 1]
+    squares = (reviewed["review_count"] * reviewed["review_spread"] ** 2).sum()
+    of_one = squares / (reviewed["review_count"] - 1).sum()
+    noise = (of_one / items["rating_number"].clip(lower=1)).mean()
+    return float(np.sqrt(max(0.0, 1 - noise / items["average_rating"].var())))
+
+
+def plot_fractions(
+    stars: Mapping[str, Mapping[str, Stars]], ridge: Mapping[str, Mapping[str, Stars]], labels: Mapping[str, Stars]
+) -> None:
+    """Draw test PLCC over the share of the training films, of the best recipe and of ridge on the same films."""
+    figure = Figure(figsize=(5, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    for name, of, shift in (("best", stars, 0.99), (RIDGE, ridge, 1.01)):
+        points = [mean_plcc(of[recipe], labels) for recipe in FRACTIONS.values()]
+        middle, low, high = np.array(points).T
+        places = np.array(list(FRACTIONS)) * shift
+        axes.errorbar(places, middle, [middle - low, high - middle], marker="o", capsize=3, label=name)
+    axes.set(xscale="log", xlabel="share of the training films, %", ylabel="test PLCC, 95 % interval", ylim=(0, None))
+    axes.set_xticks(list(FRACTIONS), map(str, FRACTIONS))
+    axes.minorticks_off()
+    axes.legend(frameon=False)
+    figure.savefig(BUILD / "fractions.svg", metadata={"Date": None})
 
 
 def report(recipes: Sequence[str], salts: Sequence[str]) -> None:
@@ -141,13 +181,16 @@ def report(recipes: Sequence[str], salts: Sequence[str]) -> None:
         recipe: {salt: frame["prediction"].to_numpy(float) for salt, frame in of_salt.items()}
         for recipe, of_salt in frames.items()
     }
+    ridges = {
+        recipe: {salt: frame["stars"].to_numpy(float) for salt, frame in of_salt.items()}
+        for recipe, of_salt in frames.items()
+    }
     for recipe in recipes:
         done = [place(salt, recipe) for salt in salts]
         scores = [plcc(stars[recipe][salt], labels[salt]) for salt in salts]
         checked = [files.read_json(path / "metrics.json")["validation"]["plcc"] for path in done]
-        ridge = {salt: frame["stars"].to_numpy(float) for salt, frame in frames[recipe].items()}
-        beside = {PAPER: stars.get(PAPER), RIDGE: ridge}
-        gaps = [difference(stars[recipe], other, labels) if other else None for other in beside.values()]
+        beside = [("the paper's", stars.get(PAPER)), (BEST, stars.get(BEST)), (RIDGE, ridges[recipe])]
+        gaps = [mean_plcc(stars[recipe], labels, other) if other else None for _, other in beside]
         rows.append(
             (
                 recipe,
@@ -160,9 +203,25 @@ def report(recipes: Sequence[str], salts: Sequence[str]) -> None:
     items = ", ".join(str(len(label)) for label in labels.values())
     table(
         f"{len(salts)} splits of the films, {items} to test",
-        ("recipe", "validation PLCC", "test PLCC", "less the paper's", f"less {RIDGE} on its text", "minutes"),
+        (
+            "recipe",
+            "validation PLCC",
+            "test PLCC",
+            "less the paper's",
+            "less best",
+            f"less {RIDGE} on its text",
+            "minutes",
+        ),
         rows,
     )
+    if {*FRACTIONS.values()} <= {*recipes}:
+        plot_fractions(stars, ridges, labels)
+        print(f"{BUILD / 'fractions.svg'} shows the fractions")
+    if found_items := sorted((BUILD / "work/data/items").glob("*/*.parquet")):
+        items = pd.concat([pq.read_table(path).to_pandas() for path in found_items])
+        print(
+            f"The true mean rating of each film would have a PLCC of {ceiling(items):.3f} (from the counts of ratings)"
+        )
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
 In: ``models/best/``, ``data/shards/``, ``data/weights.json`` and the parameters. Out: ``data/predictions/``
 (a parquet a split), ``results/metrics.json``, ``results/plots/*.csv`` and ``results/report.html``.
-Guaranteed: the same inputs give the same bytes; each sample of a split is predicted once; whatever comes
-from demo data says so.
+Guaranteed: the same inputs give the same bytes; each sample of a split is predicted once by each predictor; whatever
+comes from demo data says so.
 """
 
 import logging
@@ -19,7 +19,9 @@ import pyarrow as pa
 
 from effimini import metrics, report
 from effimini.baselines import baselines
+from effimini.examples import examples
 from effimini.inference import clamp, open_split, predict_split
+from effimini.loss import counts_of, sample_weights
 from effimini.model import EffiMini
 from effimini.ranks import ranks
 from prep import files
@@ -28,13 +30,14 @@ from prep.params import Params
 from prep.strata import COUNT_BUCKETS, count_bucket
 from prep.tables import PREDICTIONS
 from shards.stream import ShardDataset
+from shards.summary import summarise
 from shards.tar import Tokens
 
 log = logging.getLogger(__name__)
 
 Stars = npt.NDArray[np.float32]
 
-MODEL = "EffiMini"
+MODEL, IMAGE_ALONE, TEXT_ALONE = "EffiMini", "EffiMini, image alone", "EffiMini, text alone"
 BINS = 10  # of the calibration plot, of equal numbers of samples
 
 
@@ -69,12 +72,15 @@ def evaluate(
     with ranks() as here:
         model.to(here.device)
         ours = [clamp(predict_split(model, split, here, params)) for split in (test, validation)]
+        of_image = clamp(predict_split(model, test, here, params, "image"))
+        of_text = clamp(predict_split(model, test, here, params, "text"))
         model.cpu()
     weights = files.read_json(data / "weights.json")
     fitted = baselines(splits["train"], validation, [test, validation], weights, params.text.fields)
     _write_predictions(data / "predictions", {"test": (test, ours[0]), "validation": (validation, ours[1])})
 
-    predictions = {MODEL: ours[0]} | {name: stars[0] for name, stars in fitted.items()}
+    of_baselines = {name: stars[0] for name, stars in fitted.items()}
+    predictions = {MODEL: ours[0], IMAGE_ALONE: of_image, TEXT_ALONE: of_text} | of_baselines
     measured = _measure(params, model, predictions, test)
     measured["validation"] = {"plcc": round(metrics.plcc(ours[1], validation.labels), 6), "samples": len(validation)}
     files.write_json(results / "metrics.json", measured)
@@ -84,13 +90,18 @@ def evaluate(
         "baselines": pd.DataFrame(
             [{"predictor": name, "plcc": measured["test"][name]["plcc"]} for name in predictions]
         ),
-        "groups": groups(predictions, test),
+        "groups": groups({MODEL: ours[0]} | of_baselines, test),
+        "weights": weighing(splits["train"], weights),
     }
     for name, table in tables.items():
         with files.aside(results / "plots" / f"{name}.csv") as partial:
             table.to_csv(partial, index=False, float_format="%.6g", lineterminator="\n")
+    shown = examples(test, ours[0], params.text.fields)
+    about = summarise(test.shards.location, params.source.categories)
     with files.aside(results / "report.html") as partial:
-        partial.write_text(report.page(params, measured, tables, data, results / "train"), encoding="utf-8")
+        partial.write_text(
+            report.page(params, measured, tables, shown, about, data, results / "train"), encoding="utf-8"
+        )
     return measured
 
 
@@ -122,6 +133,33 @@ def groups(predictions: Mapping[str, Stars], test: ShardDataset) -> pd.DataFrame
     return pd.DataFrame(rows)
 
 
+def weighing(train: ShardDataset, weights: Mapping[str, Any]) -> pd.DataFrame:
+    """Return what the loss makes of the training samples, by bucket of the count that weighs.
+
+    Returns:
+        A row a bucket that has samples: ratings (its name), samples, mean label (stars), mean weight, share of weight
+        (of all samples'), clipped (share of the bucket's samples whose weight is at the clip).
+
+    Source: reference section 1 (weight).
+    """
+    counts = counts_of(train, weights)
+    each = sample_weights(counts, weights).astype(np.float64)
+    bucket = count_bucket(counts)
+    rows = [
+        {
+            "ratings": name,
+            "samples": int(chosen.sum()),
+            "mean label": float(train.labels[chosen].mean()),
+            "mean weight": each[chosen].mean(),
+            "share of weight": each[chosen].sum() / max(each.sum(), 1e-9),
+            "clipped": float((each[chosen] >= weights["clip"]).mean()) if weights["count"] != "none" else 0.0,
+        }
+        for number, name in enumerate(bucket_names())
+        if (chosen := bucket == number).any()
+    ]
+    return pd.DataFrame(rows)
+
+
 def bucket_names() -> list[str]:
     """Return the name of each bucket of rating_number: 0-1, 2-4, ... 1000+."""
     last = [f"{low}-{high - 1}" for low, high in pairwise(COUNT_BUCKETS)]
@@ -131,21 +169,28 @@ def bucket_names() -> list[str]:
 def _measure(params: Params, model: EffiMini, predictions: Mapping[str, Stars], test: ShardDataset) -> dict[str, Any]:
     """Return the numbers of metrics.json."""
     measured: dict[str, Any] = {}
+    labels, ours = test.labels, predictions[MODEL]
+    again = (params.evaluate.bootstrap, params.evaluate.seed)
     for name, stars in predictions.items():
-        low, high = metrics.plcc_interval(stars, test.labels, params.evaluate.bootstrap, params.evaluate.seed)
+        low, high = metrics.plcc_interval(stars, labels, *again)
         measured[name] = {
-            "plcc": metrics.plcc(stars, test.labels),
+            "plcc": metrics.plcc(stars, labels),
             "plcc_low": low,
             "plcc_high": high,
-            "srcc": metrics.srcc(stars, test.labels),
-            "mae": metrics.mae(stars, test.labels),
-            "rmse": metrics.rmse(stars, test.labels),
+            "srcc": metrics.srcc(stars, labels),
+            "mae": metrics.mae(stars, labels),
+            "rmse": metrics.rmse(stars, labels),
+            "spread": float(stars.std(dtype=np.float64)),
         }
+        if name != MODEL:
+            behind, low, high = metrics.lead(ours, stars, labels, *again)
+            measured[name] |= {"behind": behind, "behind_low": low, "behind_high": high}
     costs = metrics.costs(model)
     measured[MODEL]["ces"] = metrics.ces(measured[MODEL]["plcc"], costs["E"])
     cost = {name: round(value, 6) for name, value in costs.items()}
     rounded = {name: {key: round(value, 6) for key, value in row.items()} for name, row in measured.items()}
-    return {"source": params.source.kind, "samples": len(test), "test": rounded, "cost": cost}
+    label = {"mean": round(float(labels.mean()), 6), "spread": round(float(labels.std(dtype=np.float64)), 6)}
+    return {"source": params.source.kind, "samples": len(test), "label": label, "test": rounded, "cost": cost}
 
 
 def _frame(split: ShardDataset, stars: Stars) -> pd.DataFrame:

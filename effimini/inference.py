@@ -5,6 +5,7 @@ In: a model and the samples of a split. Out: one number a sample. Each sample is
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from shards.stream import Batch, ShardDataset
 from shards.tar import Tokens
 
 POOL = 64  # batches sorted by length together: the order changes no prediction but by rounding
+Seen: TypeAlias = Literal["both", "image", "text"]
 STARS = (1.0, 5.0)  # a prediction is clamped to these (reference section 1)
 
 
@@ -49,15 +51,33 @@ def to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.T
     return images, tokens, mask, has_image
 
 
-def predict_split(model: nn.Module, dataset: ShardDataset, ranks: Ranks, params: Params) -> npt.NDArray[np.float32]:
+def predict_split(
+    model: nn.Module, dataset: ShardDataset, ranks: Ranks, params: Params, seen: Seen = "both"
+) -> npt.NDArray[np.float32]:
     """Return the model's stars, float32 [N], not clamped, in the order of ``dataset.keys``; the same on every rank.
 
     The model is put in evaluation mode.
+
+    Args:
+        model: is given the inputs of `EffiMini.forward`.
+        dataset: the samples.
+        ranks: this process among the others.
+        params: as for `each_sample`.
+        seen: what of a sample the model is shown. Of a text that it is not shown the first token is left, which every
+            text has.
     """
     model.eval()
+
+    def function(images: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor, has_image: torch.Tensor) -> Any:
+        if seen == "image":
+            tokens, mask = tokens[:, :1], mask[:, :1]
+        elif seen == "text":
+            has_image = torch.zeros_like(has_image)
+        return model(images, tokens, mask, has_image)
+
     keys: list[str] = []
     stars: list[npt.NDArray[np.float32]] = []
-    for of_batch, found in each_sample(model, dataset, ranks, params):
+    for of_batch, found in each_sample(function, dataset, ranks, params):
         keys += of_batch
         stars.append(found)
     gathered = ranks.gather((keys, np.concatenate(stars)))

@@ -5,6 +5,7 @@ deterministic; the definitions of C, E and CES are the challenge's (reference se
 """
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,17 +47,36 @@ def rmse(predictions: Values, labels: Values) -> float:
 
 
 def plcc_interval(predictions: Values, labels: Values, resamples: int, seed: int) -> tuple[float, float]:
-    """Return the 95 % percentile bootstrap interval of the PLCC: (low, high).
+    """Return the 95 % interval of the PLCC, (low, high), of arrays [N]; see `_interval`."""
+    return _interval(lambda rows: plcc(predictions[rows], labels[rows]), len(labels), resamples, seed)
+
+
+def lead(ours: Values, theirs: Values, labels: Values, resamples: int, seed: int) -> tuple[float, float, float]:
+    """Return by how much the PLCC of `ours` is above that of `theirs`, and its 95 % interval; see `_interval`.
+
+    The samples drawn are the same for both, so that what both find hard does not widen the interval.
+    """
+
+    def difference(rows: npt.NDArray[np.int64]) -> float:
+        return plcc(ours[rows], labels[rows]) - plcc(theirs[rows], labels[rows])
+
+    low, high = _interval(difference, len(labels), resamples, seed)
+    return plcc(ours, labels) - plcc(theirs, labels), low, high
+
+
+def _interval(
+    statistic: Callable[[npt.NDArray[np.int64]], float], samples: int, resamples: int, seed: int
+) -> tuple[float, float]:
+    """Return the 95 % percentile bootstrap interval of a statistic of samples: (low, high).
 
     Args:
-        predictions: [N].
-        labels: [N].
-        resamples: how often the N samples are drawn with replacement.
-        seed: of the draws.
+        statistic: is given the numbers of the samples drawn, int64 [samples].
+        samples: how many there are.
+        resamples: how often as many are drawn with replacement.
+        seed: of the draws; the same samples are drawn for whatever statistic, so that intervals can be compared.
     """
     random = np.random.default_rng(seed)
-    n = len(labels)
-    drawn = [plcc(predictions[i], labels[i]) for i in (random.integers(0, n, n) for _ in range(resamples))]
+    drawn = [statistic(random.integers(0, samples, samples)) for _ in range(resamples)]
     low, high = np.percentile(drawn, [2.5, 97.5])
     return float(low), float(high)
 

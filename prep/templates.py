@@ -4,6 +4,7 @@ In: a template's name and values. Out: text. Guaranteed: a value that the templa
 error, and in a page whatever comes from outside stands as text.
 """
 
+import base64
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -35,3 +36,8 @@ def render(
     )
     environment.filters |= filters or {}
     return environment.get_template(name).render(values)
+
+
+def data_url(jpeg: bytes) -> str:
+    """Return a JPEG as a URL that holds it, for a page that asks for nothing."""
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"

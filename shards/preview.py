@@ -6,7 +6,6 @@ the members shown are read and no more (a tar behind a URL comes whole, through 
 there as text; demo data is marked.
 """
 
-import base64
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, groupby, islice, zip_longest
@@ -20,7 +19,7 @@ import pyarrow.parquet as pq
 from prep import files
 from prep.faults import UserError, first_sentence
 from prep.tables import FACTS, SAMPLE
-from prep.templates import DEMO, render
+from prep.templates import DEMO, data_url, render
 from prep.text import LABELS, assemble
 from shards.location import Location
 from shards.manifest import Manifest
@@ -127,7 +126,7 @@ def _read(
             yield _Sample(
                 shards.categories[shard],
                 facts,
-                f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" if jpeg else "",
+                data_url(jpeg) if jpeg else "",
                 outcomes.get(key, ""),
                 _weight(facts, weighing),
                 assemble(facts, fields),

@@ -1,37 +1,22 @@
 """What several tests need: parameters to vary, a small demo catalogue taken through the stages, the real corpus."""
 
-import json
 import os
 import shutil
-import subprocess
-import threading
-from collections.abc import Callable
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 import pytest
+from playwright.sync_api import Page, Request, sync_playwright
 from ruamel.yaml import YAML
 
 from prep.params import Params
 
 ROOT = Path(__file__).parent.parent
-
-
+Visit: TypeAlias = Callable[[Path], tuple[Page, list[str]]]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-_FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--virtual-time-budget=3000",
-]
 
 
 @pytest.fixture(autouse=True)
@@ -117,24 +102,25 @@ def corpus() -> Path:
 
 
 @pytest.fixture
-def opened(tmp_path: Path) -> Callable[[str], tuple[str, set[str]]]:
-    """Open a page in Chromium; return its DOM and the URLs that the page itself asked for."""
+def visit() -> Iterator[Visit]:
+    """Open a file in Chromium, offline; return the page and the list, which grows, of what pages ask for."""
     if CHROMIUM is None:
         pytest.skip("no Chromium on the path; `.ci/run` installs it")
+    asked: list[str] = []
 
-    def open_page(html: str) -> tuple[str, set[str]]:
-        (tmp_path / "page.html").write_text(html)
-        handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
-        with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-            threading.Thread(target=server.serve_forever, daemon=True).start()
-            origin = f"http://127.0.0.1:{server.server_port}"
-            log = tmp_path / "net.json"
-            own = [f"--user-data-dir={tmp_path / 'profile'}", f"--log-net-log={log}", "--dump-dom"]
-            command = [str(CHROMIUM), *_FLAGS, *own, f"{origin}/page.html"]
-            dom = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
-            server.shutdown()
-        events = [event.get("params") or {} for event in json.loads(log.read_text())["events"]]
-        asked = {event["url"] for event in events if event.get("initiator") == origin and "url" in event}
-        return dom, asked - {f"{origin}/page.html", f"{origin}/favicon.ico"}
+    def note(request: Request) -> None:
+        if not request.is_navigation_request() and not request.url.startswith("data:"):
+            asked.append(request.url)
 
-    return open_page
+    with ExitStack() as stack:
+
+        def open_file(path: Path) -> tuple[Page, list[str]]:
+            driver = stack.enter_context(sync_playwright())  # not before: beside it no asyncio.run of a test can run
+            browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            stack.callback(browser.close)
+            page = browser.new_context(offline=True).new_page()
+            page.on("request", note)
+            page.goto(path.as_uri())
+            return page, asked
+
+        yield open_file

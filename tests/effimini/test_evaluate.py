@@ -11,16 +11,24 @@ import pytest
 
 from effimini import report
 from effimini.baselines import baselines
-from effimini.evaluate import bucket_names, calibration, evaluate
+from effimini.evaluate import IMAGE_ALONE, MODEL, TEXT_ALONE, bucket_names, calibration, evaluate, weighing
+from effimini.examples import Example, examples
+from effimini.inference import clamp, open_split, predict_split
 from effimini.metrics import plcc
+from effimini.model import EffiMini
 from prep import files
 from prep.params import Params
-from prep.tables import PREDICTIONS
-from prep.templates import DEMO
+from prep.tables import FACTS, PREDICTIONS
+from prep.templates import DEMO, data_url
+from prep.text import assemble
+from shards.location import Location
 from shards.stream import ShardDataset
+from shards.summary import summarise
+from shards.tar import Tokens
+from validation.checks import GATES
 
 from .conftest import CATEGORIES, SPLITS, replace
-from .test_train import tree
+from .test_train import ONE, tree
 
 
 def measured(run: Path) -> Mapping[str, Any]:
@@ -82,6 +90,70 @@ def test_the_baselines_are_fitted_on_training_samples_with_their_weights(small: 
     assert plcc(found["TF-IDF + ridge"][0], test.labels) > 0.5  # the words of a title follow its rating
 
 
+def test_a_part_alone_is_the_model_without_the_other(small: Params, run: Path) -> None:
+    model = EffiMini.from_pretrained(run / "models/best")
+    how = Tokens(str(run / "models/best"), model.config.fields, model.config.max_tokens)
+    test = open_split(run / "data/shards", small, "test", how, model.config.size)
+    both, image, text = (predict_split(model, test, ONE, small, seen) for seen in ("both", "image", "text"))
+    found = measured(run)["test"]
+    for name, stars in ((MODEL, both), (IMAGE_ALONE, image), (TEXT_ALONE, text)):
+        assert found[name]["plcc"] == pytest.approx(plcc(clamp(stars), test.labels), abs=1e-6)
+        assert found[name]["spread"] == pytest.approx(np.std(clamp(stars)), abs=1e-6)
+    without = ~test.has_image
+    np.testing.assert_allclose(text[without], both[without], rtol=1e-5)  # nothing was taken from them
+    assert np.abs(text - both)[~without].max() > 1e-4
+    np.testing.assert_allclose(image[without], image[without][0], rtol=1e-5)  # nothing is left of them
+    assert np.std(image[~without]) > 1e-4
+
+
+def test_each_predictor_is_compared_with_the_model(run: Path) -> None:
+    found = measured(run)["test"]
+    for name, row in found.items():
+        if name == MODEL:
+            assert "behind" not in row
+        else:
+            assert row["behind"] == pytest.approx(found[MODEL]["plcc"] - row["plcc"], abs=2e-6)
+            assert row["behind_low"] <= row["behind"] <= row["behind_high"]
+
+
+def test_the_weights_are_told_by_bucket(small: Params, data: Path) -> None:
+    train = ShardDataset(data / "shards", small.source.categories, "train")
+    weights = files.read_json(data / "weights.json") | {"clip": 1.2}
+    table = weighing(train, weights).set_index("ratings")
+    assert table["samples"].sum() == len(train)
+    assert table["share of weight"].sum() == pytest.approx(1)
+    each = np.minimum(np.log1p(train.rating_number) / weights["mean"], 1.2)
+    chosen = (train.rating_number >= 10) & (train.rating_number < 20)
+    row = table.loc["10-19"]
+    assert row["samples"] == chosen.sum()
+    assert row["mean label"] == pytest.approx(train.labels[chosen].mean())
+    assert row["mean weight"] == pytest.approx(each[chosen].mean())
+    assert row["share of weight"] == pytest.approx(each[chosen].sum() / each.sum())
+    assert row["clipped"] == pytest.approx((each[chosen] >= 1.2).mean())
+    assert 0 < row["clipped"] < 1
+    alike = weighing(train, weights | {"count": "none"})
+    assert set(alike["mean weight"]) == {1.0}
+    assert set(alike["clipped"]) == {0.0}
+
+
+def test_examples_are_the_farthest_off_on_both_sides_and_the_nearest(small: Params, data: Path) -> None:
+    test = ShardDataset(data / "shards", small.source.categories, "test")
+    off = np.zeros(len(test), np.float32)
+    off[[3, 5, 8]] = -1.0, -2.0, -0.5
+    off[9:20] = 0.1
+    off[20:] = np.linspace(1, 2, len(test) - 20)
+    found = examples(test, test.labels + off, small.text.fields)
+    names = {kind: [e.facts["parent_asin"] for e in shown] for kind, shown in found.items()}
+    asins = [key.split("/")[1] for key in test.keys]
+    assert names["Predicted too low"] == [asins[i] for i in (5, 3, 8)]
+    assert names["Predicted too high"] == asins[::-1][:6]
+    assert names["Nearest"] == [asins[i] for i in (0, 1, 2, 4, 6, 7)]
+    first = found["Nearest"][0]
+    assert first.text == assemble(test.facts(0), small.text.fields)
+    assert first.image == (data_url(test.image(0)) if test.has_image[0] else "")
+    assert first.category == test.categories[0]
+
+
 def test_calibration_bins_are_of_equal_size_and_ordered() -> None:
     predictions = np.linspace(1, 5, 25, dtype=np.float32)[::-1]
     bins = calibration(predictions, predictions)
@@ -94,19 +166,22 @@ def test_calibration_bins_are_of_equal_size_and_ordered() -> None:
 def test_the_page_says_that_demo_data_is_demo_data_and_needs_no_network(run: Path) -> None:
     page = (run / "results/report.html").read_text()
     assert DEMO in page
-    assert not re.findall(r'(?:src|href)="(?!#)[^"]*"', page)
-    assert page.count("<svg") == 4
+    asked = re.findall(r'(?:src|href)="((?!#|data:image/jpeg;base64,)[^"]*)"', page)
+    assert asked == [f"validation/{table}.html" for table in GATES]
     assert "<td>samples</td>" in page  # the funnel of the shard stage
     assert DEMO in str(report.metrics_table(dict(measured(run))).title)
 
 
 def test_a_page_of_real_data_has_no_banner_and_escapes_names(small: Params, run: Path) -> None:
     found = dict(measured(run)) | {"source": "mirror"}
-    tables = {name: pd.read_csv(run / f"results/plots/{name}.csv") for name in ("predictions", "calibration", "groups")}
+    names = ("predictions", "calibration", "groups", "weights")
+    tables = {name: pd.read_csv(run / f"results/plots/{name}.csv") for name in names}
     tables["groups"]["group"] = "<b>&"
+    hostile = Example(dict.fromkeys(FACTS, "<i>") | {"average_rating": 1.0, "rating_number": 2}, "<i>", "", "<i>", 3.0)
+    about = summarise(Location(run / "data/shards", 0, 1))
     real = replace(small, source={"kind": "mirror", "location": "<script>"})
-    page = report.page(real, found, tables, run / "data", run / "results/train")
+    page = report.page(real, found, tables, {"<u>": [hostile]}, about, run / "data", run / "results/train")
     assert "DEMO DATA" not in page
-    assert "<script>" not in page
+    assert not {"<script>", "<i>", "<u>"} & set(re.findall(r"<\w+>", page))
     assert "&lt;b&gt;&amp;" in page
     assert "DEMO" not in str(report.metrics_table(found).title)

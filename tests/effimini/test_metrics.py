@@ -46,6 +46,19 @@ def test_the_interval_holds_the_value_narrows_with_samples_and_follows_the_seed(
     assert metrics.plcc_interval(predictions, labels, 300, 1) != (low, high)
 
 
+def test_a_lead_is_paired_by_sample() -> None:
+    random = np.random.default_rng(2)
+    labels = random.normal(size=300)
+    hard = random.normal(size=300)  # what both find hard
+    ours, theirs = labels + hard, labels + 1.3 * hard
+    lead, low, high = metrics.lead(ours, theirs, labels, 300, 0)
+    assert lead == pytest.approx(metrics.plcc(ours, labels) - metrics.plcc(theirs, labels))
+    assert 0 < low < lead < high
+    alone = metrics.plcc_interval(ours, labels, 300, 0)
+    assert high - low < (alone[1] - alone[0]) / 2
+    assert metrics.lead(ours, ours, labels, 50, 0) == (0, 0, 0)
+
+
 def test_cost_and_efficiency_are_those_of_the_paper() -> None:
     c = metrics.cost(27_706_365, 6_811_000_000)
     assert round(c, 3) == 0.097

@@ -1,19 +1,76 @@
-"""The report in a real browser: it shows everything and asks for nothing."""
+"""The report in a real browser, offline: clicked through, it shows everything and asks for nothing."""
 
-from collections.abc import Callable
+import re
+import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
+from playwright.sync_api import expect
 
-def test_the_report_shows_everything_and_asks_for_nothing(
-    run: Path, opened: Callable[[str], tuple[str, set[str]]]
-) -> None:
-    dom, asked = opened((run / "results/report.html").read_text())
-    for words in ("DEMO DATA", "EffiMini", "TF-IDF + ridge", "Calibration", "sample.fraction", "Rows in = rows out"):
-        assert words in dom
-    assert dom.count("<svg") == 4
-    assert asked == set()
+from tests.conftest import Visit
+from validation.checks import GATES
+
+SECTIONS = ("model", "predictions", "examples", "groups", "training", "weights", "rows", "data", "parameters")
+FIGURES = 6
 
 
-def test_a_page_that_asks_for_something_would_be_seen(opened: Callable[[str], tuple[str, set[str]]]) -> None:
-    _, asked = opened('<img src="/picture.png"><link rel="stylesheet" href="http://127.0.0.1:9/style.css">')
+def test_a_click_on_each_section_shows_it(run: Path, visit: Visit) -> None:
+    page, asked = visit(run / "results/report.html")
+    links = page.get_by_role("navigation", name="Sections").get_by_role("link")
+    assert [link.get_attribute("href") for link in links.all()] == [f"#{name}" for name in SECTIONS]
+    for name, link in zip(SECTIONS, links.all(), strict=True):
+        link.click()
+        expect(page.locator(f"h2#{name}")).to_be_in_viewport()
+    assert asked == []
+
+
+def test_every_figure_picture_and_table_is_there(run: Path, visit: Visit) -> None:
+    page, asked = visit(run / "results/report.html")
+    for words in ("DEMO DATA", "EffiMini, image alone", "TF-IDF + ridge", "SmolVLM2", "Rows in = rows out"):
+        expect(page.get_by_text(words).first).to_be_visible()
+    figures = page.locator("figure svg")
+    assert figures.count() == FIGURES
+    sizes = figures.evaluate_all("all => all.map(one => one.getBoundingClientRect().width)")
+    assert min(sizes) > 200
+    widths = page.locator("article img").evaluate_all("all => all.map(one => one.naturalWidth)")
+    assert set(widths) == {32}
+    frame = pq.read_table(run / "data/predictions/test.parquet").to_pandas()
+    off = frame["prediction"] - frame["average_rating"]
+    assert page.locator("article").count() == min(6, (off < 0).sum()) + min(6, (off > 0).sum()) + 6
+    assert min(table.locator("tbody tr").count() for table in page.locator("table").all()) > 0
+    assert asked == []
+
+
+def test_what_is_folded_opens(run: Path, visit: Visit) -> None:
+    page, asked = visit(run / "results/report.html")
+    text = page.locator("article pre").first
+    expect(text).to_be_hidden()
+    page.locator("article summary").first.click()
+    expect(text).to_be_visible()
+    assert re.match("Main category: (Alpha|Beta)", str(text.text_content()))
+    row = page.get_by_role("row", name="sample.fraction")
+    expect(row).to_be_hidden()
+    page.get_by_text("parameters of the run").click()
+    expect(row).to_be_visible()
+    assert asked == []
+
+
+def test_the_links_to_the_checks_lead_beside_the_report(run: Path, visit: Visit, tmp_path: Path) -> None:
+    shutil.copytree(run / "results", tmp_path / "results")
+    docs = tmp_path / "results/validation"
+    docs.mkdir()
+    for table in GATES:
+        (docs / f"{table}.html").write_text(f"<title>{table}</title>")
+    page, asked = visit(tmp_path / "results/report.html")
+    for table in GATES:
+        page.get_by_role("navigation", name="Data Docs").get_by_role("link", name=table, exact=True).click()
+        assert page.title() == table
+        page.go_back()
+    assert asked == []
+
+
+def test_a_page_that_asks_for_something_would_be_seen(visit: Visit, tmp_path: Path) -> None:
+    asks = '<img src="/picture.png"><link rel="stylesheet" href="http://127.0.0.1:9/style.css">'
+    (tmp_path / "page.html").write_text(asks)
+    _, asked = visit(tmp_path / "page.html")
     assert {url.rsplit("/", 1)[-1] for url in asked} == {"picture.png", "style.css"}

@@ -4,13 +4,9 @@ import html
 import json
 import re
 import shutil
-import subprocess
 import tarfile
-import threading
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +21,8 @@ from prep.params import Params
 from shards import preview, write
 from shards.location import Location, mapped
 from shards.reader import Index
+from tests.conftest import Visit
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HOSTILE = '<img src=/stolen.png onerror="document.title=\'owned\'"><script src=/evil.js></script> & "quoted"'
 MEMBERS = re.compile(r'<code>(\w+)</code></dd></div>\n</dl>\n<div class="words">')
 
@@ -158,54 +154,8 @@ def test_the_command_writes_the_page(shards: Path, tmp_path: Path, capsys: pytes
     assert str(out) in capsys.readouterr().out
 
 
-# The page forbids scripts, so one around it looks into it.
-LOOK = """<!doctype html><iframe src="page.html"></iframe><pre id="seen"></pre><script>
-onload = () => {
-  const inside = document.querySelector("iframe").contentDocument;
-  const widths = [...inside.images].map(image => image.naturalWidth);
-  const text = inside.querySelector("pre").textContent;
-  const seen = {widths, text, title: inside.title, scripts: inside.scripts.length};
-  document.getElementById("seen").textContent = JSON.stringify(seen);
-};
-</script>"""
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--virtual-time-budget=3000", "--dump-dom",
-]  # fmt: skip
-
-
-def opened(folder: Path, shown: str) -> tuple[dict[str, Any], set[str]]:
-    """Open a page in Chromium; return what is seen in it, and the paths that were asked for besides."""
-    (folder / "page.html").write_text(shown)
-    (folder / "look.html").write_text(LOOK)
-    asked: list[str] = []
-
-    class Handler(SimpleHTTPRequestHandler):
-        def log_request(self, *args: Any) -> None:
-            asked.append(self.path)
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        origin = f"http://127.0.0.1:{server.server_port}"
-        log = folder / "net.json"
-        own = [f"--user-data-dir={folder / 'profile'}", f"--log-net-log={log}", f"{origin}/look.html"]
-        dom = subprocess.run(
-            [str(CHROMIUM), *FLAGS, *own], check=True, capture_output=True, text=True, timeout=120
-        ).stdout
-        server.shutdown()
-    events = [event.get("params") or {} for event in json.loads(log.read_text())["events"]]
-    urls = {event["url"] for event in events if event.get("initiator") == origin and "url" in event}
-    urls |= {f"{origin}{path}" for path in asked}
-    found = re.search(r'<pre id="seen">(.+?)</pre>', dom, re.DOTALL)
-    assert found, dom
-    own_urls = {f"{origin}/{name}" for name in ("page.html", "look.html", "favicon.ico")}
-    return json.loads(html.unescape(found[1])), {url for url in urls - own_urls if not url.startswith("data:")}
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path; `.ci/run` installs it")
 def test_in_a_browser_pictures_show_nothing_is_asked_for_and_hostile_text_is_text(
-    tmp_path: Path, make_params: Callable[..., Params], run_to: Callable[..., None]
+    tmp_path: Path, make_params: Callable[..., Params], run_to: Callable[..., None], visit: Visit
 ) -> None:
     params = make_params(**{"source.categories": ["Demo_Toys"]})
     run_to(params, tmp_path, "fetch")
@@ -216,17 +166,19 @@ def test_in_a_browser_pictures_show_nothing_is_asked_for_and_hostile_text_is_tex
         files.write_table(path, table.set_column(place, table.schema.field("title"), titles))
     write.write("Demo_Toys", params, tmp_path)
     shown = page(tmp_path / "shards", samples=12)
-    seen, asked = opened(tmp_path, shown)
-    assert seen["widths"] == [32] * shown.count("<img ")
-    assert len(seen["widths"]) > 3
-    assert f"Title: {HOSTILE}" in seen["text"]
-    assert seen["title"] == "12 train samples (demo data)"
-    assert seen["scripts"] == 0
-    assert asked == set()
+    (tmp_path / "page.html").write_text(shown)
+    seen, asked = visit(tmp_path / "page.html")
+    widths = seen.locator("img").evaluate_all("images => images.map(image => image.naturalWidth)")
+    assert widths == [32] * shown.count("<img ")
+    assert len(widths) > 3
+    assert f"Title: {HOSTILE}" in str(seen.locator("pre").first.text_content())
+    assert seen.title() == "12 train samples (demo data)"
+    assert seen.locator("script").count() == 0
+    assert asked == []
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path; `.ci/run` installs it")
-def test_hostile_text_that_stood_there_as_markup_would_be_seen(tmp_path: Path) -> None:
-    seen, asked = opened(tmp_path, f"<!doctype html><title>page</title><pre>x</pre>{HOSTILE}")
-    assert seen["scripts"] == 1
+def test_hostile_text_that_stood_there_as_markup_would_be_seen(tmp_path: Path, visit: Visit) -> None:
+    (tmp_path / "page.html").write_text(f"<!doctype html><title>page</title><pre>x</pre>{HOSTILE}")
+    seen, asked = visit(tmp_path / "page.html")
+    assert seen.locator("script").count() == 1
     assert {url.rsplit("/", 1)[-1] for url in asked} == {"stolen.png", "evil.js"}

@@ -1,7 +1,6 @@
 """The Data Docs in a real browser: whole, styled, and nothing is asked of the network."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -9,40 +8,42 @@ import pytest
 
 from prep.faults import UserError
 from prep.params import Limits
+from tests.conftest import Visit
 from tests.validation import tree
 from validation.checks import GATES
 from validation.validate import accept, validate
 
-OPEN = Callable[[str], tuple[str, set[str]]]
 PARAMS = tree.small_params()
 
 
-def docs(data: Path, table: str) -> str:
-    return (data.parent / "results/validation" / f"{table}.html").read_text()
+def docs(data: Path, table: str) -> Path:
+    return data.parent / "results/validation" / f"{table}.html"
 
 
-def test_a_page_shows_every_expectation_and_links_the_others(data: Path, opened: OPEN) -> None:
+def test_a_page_shows_every_expectation_and_links_the_others(data: Path, visit: Visit) -> None:
     validate("items", PARAMS, data)
-    dom, asked = opened(docs(data, "items"))
-    assert asked == set()
+    page, asked = visit(docs(data, "items"))
+    dom = page.content()
+    assert asked == []
     assert "items: passed" in dom
     for words in ("parent_asin unique", "review_mean between 1 and 5", f"Columns of {tree.ONE}", "size of title"):
         assert words in dom
     assert {f"{table}.html" for table in GATES} <= set(re.findall(r'href="([^"]+)"', dom))
 
 
-def test_the_page_of_a_table_that_failed_says_what_and_where(data: Path, opened: OPEN) -> None:
+def test_the_page_of_a_table_that_failed_says_what_and_where(data: Path, visit: Visit) -> None:
     path = data / "items" / tree.ONE / "items-000.parquet"
     tree.edit(path, lambda rows: rows[0].update(review_mean=9.0))
     with pytest.raises(UserError):
         validate("items", PARAMS, data)
-    dom, asked = opened(docs(data, "items"))
-    assert asked == set()
+    page, asked = visit(docs(data, "items"))
+    dom = page.content()
+    assert asked == []
     assert "items: did not pass" in dom
     assert "(review_mean 9.0)" in dom
 
 
-def test_drift_is_shown_farthest_first(data: Path, opened: OPEN) -> None:
+def test_drift_is_shown_farthest_first(data: Path, visit: Visit) -> None:
     for table in ("items", "sample", "images"):
         validate(table, PARAMS, data)
     accepted = accept(data)
@@ -51,8 +52,9 @@ def test_drift_is_shown_farthest_first(data: Path, opened: OPEN) -> None:
     path = data / "profiles/sample.csv"
     path.write_text(re.sub(rf"(sample,{tree.ONE},size of title,\d+),0,", r"\1,0.4,", path.read_text()))
     validate("profiles", PARAMS, data)
-    dom, asked = opened(docs(data, "profiles"))
-    assert asked == set()
+    page, asked = visit(docs(data, "profiles"))
+    dom = page.content()
+    assert asked == []
     rows = re.findall(r"<tr><td>(\w+)</td><td>(\w+)</td><td>([^<]+)</td><td>([^<]+)</td>", dom)
     assert rows[0] == ("sample", tree.ONE, "size of title", "absent")
     assert f"new are items {tree.OTHER}" in dom

@@ -1,0 +1,145 @@
+"""The figures of the report, as SVG that stands in the page.
+
+In: the measured numbers and tables. Out: markup. Guaranteed: the same numbers give the same bytes (no date, no random
+id); lines and texts take the page's colour, in light and dark.
+"""
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+_INK = "#010203"  # becomes the page's text colour, so that plots follow light and dark
+_BLUE, _RED, _GREY = "#4477aa", "#cc6677", "#999999"  # legible on both
+_SCATTER = 5000  # points drawn at most
+
+
+def _svg(name: str, figure: Figure) -> Markup:
+    """Return a figure as SVG to stand in the page; the same figure gives the same text."""
+    out = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": name, "svg.fonttype": "none", "font.family": "sans-serif"}):
+        figure.savefig(
+            out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+        )
+    text = out.getvalue()
+    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", text)  # figure_1, axes_1: the same in every figure of the page
+    return Markup(text)  # noqa: S704 -- made by matplotlib, which escapes the texts in it
+
+
+def _axes(figure: Figure, rows: int = 1, columns: int = 1, number: int = 1) -> Any:
+    axes = figure.add_subplot(rows, columns, number)
+    axes.tick_params(colors=_INK, labelsize=8, length=3)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in {"left", "bottom"})
+        spine.set_color(_INK)
+    axes.xaxis.label.set_color(_INK)
+    axes.yaxis.label.set_color(_INK)
+    axes.title.set_color(_INK)
+    axes.title.set_fontsize(9)
+    return axes
+
+
+def scatter(predictions: pd.DataFrame) -> Markup:
+    """Draw labels over predictions, at most `_SCATTER` points of them, evenly picked."""
+    every = max(1, -(-len(predictions) // _SCATTER))
+    shown = predictions.iloc[::every]
+    figure = Figure(figsize=(4.4, 4.0), layout="constrained")
+    axes = _axes(figure)
+    axes.plot([1, 5], [1, 5], color=_INK, linewidth=0.6, linestyle=":")
+    axes.scatter(shown["prediction"], shown["average_rating"], s=9, alpha=0.45, color=_BLUE, linewidths=0)
+    axes.set(xlim=(0.9, 5.1), ylim=(0.9, 5.1), xlabel="prediction, stars", ylabel="average_rating, stars")
+    return _svg("scatter", figure)
+
+
+def spread(predictions: pd.DataFrame) -> Markup:
+    """Draw how predictions and labels are spread over the stars, in steps of 0.1."""
+    figure = Figure(figsize=(4.4, 4.0), layout="constrained")
+    axes = _axes(figure)
+    edges = np.arange(0.95, 5.06, 0.1)
+    axes.hist(predictions["average_rating"], edges, color=_GREY, alpha=0.6, label="average_rating")
+    axes.hist(predictions["prediction"], edges, color=_BLUE, alpha=0.6, label="prediction")
+    axes.legend(frameon=False, fontsize=8, labelcolor=_INK)
+    axes.set(xlim=(0.9, 5.1), xlabel="stars", ylabel="samples")
+    return _svg("spread", figure)
+
+
+def weighing(groups: pd.DataFrame) -> Markup:
+    """Draw the share of samples and the share of the loss's weight of each bucket of counts."""
+    figure = Figure(figsize=(6.4, 2.6), layout="constrained")
+    axes = _axes(figure)
+    places = np.arange(len(groups))
+    axes.bar(places - 0.2, 100 * groups["samples"] / groups["samples"].sum(), 0.4, color=_GREY, label="of the samples")
+    axes.bar(places + 0.2, 100 * groups["share of weight"], 0.4, color=_BLUE, label="of the weight")
+    axes.set_xticks(places, groups["ratings"])
+    axes.legend(frameon=False, fontsize=8, labelcolor=_INK)
+    axes.set(xlabel="ratings of an item", ylabel="%")
+    return _svg("weighing", figure)
+
+
+def calibration(bins: pd.DataFrame) -> Markup:
+    """Draw the mean label over the mean prediction of each bin."""
+    figure = Figure(figsize=(4.4, 4.0), layout="constrained")
+    axes = _axes(figure)
+    ends = [min(bins["prediction"].min(), bins["average_rating"].min()) - 0.05]
+    ends.append(max(bins["prediction"].max(), bins["average_rating"].max()) + 0.05)
+    axes.plot(ends, ends, color=_INK, linewidth=0.6, linestyle=":")
+    axes.plot(bins["prediction"], bins["average_rating"], marker="o", markersize=4, linewidth=1, color=_BLUE)
+    axes.set(xlabel="mean prediction of a tenth of the samples", ylabel="their mean average_rating")
+    return _svg("calibration", figure)
+
+
+def bars(measured: dict[str, Any]) -> Markup:
+    """Draw the PLCC of each predictor with its interval; the first is the model."""
+    names = list(measured["test"])
+    values = np.array([measured["test"][name]["plcc"] for name in names])
+    low = np.array([measured["test"][name]["plcc_low"] for name in names])
+    high = np.array([measured["test"][name]["plcc_high"] for name in names])
+    figure = Figure(figsize=(6.4, 0.4 * len(names) + 0.8), layout="constrained")
+    axes = _axes(figure)
+    axes.barh(names, values, color=[_BLUE, *[_GREY] * (len(names) - 1)], height=0.55)
+    spread = np.maximum(0, [values - low, high - values])
+    axes.errorbar(values, names, xerr=spread, fmt="none", ecolor=_INK, elinewidth=1, capsize=3)
+    axes.axvline(0, color=_INK, linewidth=0.6)
+    axes.invert_yaxis()
+    axes.set(xlabel="PLCC on the test split, 95 % bootstrap interval")
+    return _svg("baselines", figure)
+
+
+def curves(train: Path) -> Markup:
+    """Draw each curve of DVCLive by epoch; loss of both splits in one plot."""
+    folder = train / "plots" / "metrics"
+    curves = {
+        path.relative_to(folder).with_suffix("").as_posix(): pd.read_csv(path, sep="\t")
+        for path in sorted(folder.rglob("*.tsv"))
+    }
+    panels = [
+        ("loss", {"train/loss": _BLUE, "validation/loss": _RED}),
+        ("validation PLCC", {"validation/plcc": _RED, "validation/plcc_of_network": _GREY}),
+        ("learning rate", {"train/learning_rate": _BLUE}),
+    ]
+    labels = {"validation/plcc": "with the terms", "validation/plcc_of_network": "network alone"}
+    figure = Figure(figsize=(9.0, 2.6), layout="constrained")
+    for number, (title, names) in enumerate(panels, 1):
+        axes = _axes(figure, 1, len(panels), number)
+        axes.set(title=title, xlabel="epoch")
+        axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4))
+        axes.yaxis.get_offset_text().set(color=_INK, size=8)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        for name, colour in names.items():
+            if name in curves:
+                curve = curves[name]
+                axes.plot(
+                    curve["step"] + 1, curve.iloc[:, -1], marker="o", markersize=3, linewidth=1, color=colour,
+                    label=labels.get(name, name.split("/")[0]),
+                )  # fmt: skip
+        if len(axes.lines) > 1:
+            axes.legend(frameon=False, fontsize=8, labelcolor=_INK)
+    return _svg("curves", figure)
