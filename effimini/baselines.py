@@ -1,4 +1,4 @@
-"""What a model must beat: three predictions that need no network.
+"""What a model must beat: three predictions that need no network, and one from features of frozen encoders.
 
 In: the samples of the training, validation and test splits, and the weights of the loss. Out: stars for the
 splits asked. Guaranteed: fitted on the training split with the same sample weights as the model, tuned on
@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.preprocessing import StandardScaler
 
+from effimini.features import FeatureDataset
 from effimini.inference import clamp
 from effimini.loss import counts_of, sample_weights
 from effimini.metrics import plcc
@@ -25,6 +27,7 @@ log = logging.getLogger(__name__)
 Stars = npt.NDArray[np.float32]
 
 ALPHAS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # strengths of ridge tried on the validation split
+FEATURE_ALPHAS = (100.0, 300.0, 1000.0, 3000.0, 10000.0, 30000.0)
 
 
 def baselines(
@@ -49,6 +52,23 @@ def baselines(
         "category mean": _category_mean(train, weight, asked),
         "TF-IDF + ridge": _ridge(train, validation, asked, weight, fields),
     }
+
+
+def on_features(
+    train: FeatureDataset, validation: FeatureDataset, test: FeatureDataset, weights: dict[str, Any]
+) -> Stars:
+    """Return the stars of ridge on standardised features, clamped, float32 [N], for `test`; else as `baselines`."""
+    scaler = StandardScaler().fit(train.features)
+    known, unseen, asked = (scaler.transform(split.features) for split in (train, validation, test))
+    chosen, best = best_ridge(
+        FEATURE_ALPHAS,
+        known,
+        train.labels,
+        sample_weights(counts_of(train, weights), weights),
+        lambda ridge: plcc(clamp(ridge.predict(unseen)), validation.labels),
+    )
+    log.info("frozen features + ridge: alpha %g, validation PLCC %.4f", chosen.alpha, best)
+    return clamp(chosen.predict(asked)).astype(np.float32)
 
 
 def _mean(labels: Stars, weight: Stars) -> float:

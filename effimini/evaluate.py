@@ -17,8 +17,8 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from effimini import metrics, report
-from effimini.baselines import baselines
+from effimini import features, metrics, report
+from effimini.baselines import baselines, on_features
 from effimini.examples import examples
 from effimini.inference import clamp, open_split, predict_split
 from effimini.loss import counts_of, sample_weights
@@ -69,17 +69,21 @@ def evaluate(
         for name in ("train", "validation", "test")
     }
     test, validation = splits["test"], splits["validation"]
+    weights = files.read_json(data / "weights.json")
+    of_features = {}
     with ranks() as here:
         model.to(here.device)
         ours = [clamp(predict_split(model, split, here, params)) for split in (test, validation)]
         of_image = clamp(predict_split(model, test, here, params, "image"))
         of_text = clamp(predict_split(model, test, here, params, "text"))
+        if params.train.frozen and here.world == 1:  # the encoders are as they came, their features mostly stored
+            train, *rest = (features.of_split(model, splits[name], here, params) for name in splits)
+            of_features["frozen features + ridge"] = on_features(train, rest[0], rest[1], weights)
         model.cpu()
-    weights = files.read_json(data / "weights.json")
     fitted = baselines(splits["train"], validation, [test, validation], weights, params.text.fields)
     _write_predictions(data / "predictions", {"test": (test, ours[0]), "validation": (validation, ours[1])})
 
-    of_baselines = {name: stars[0] for name, stars in fitted.items()}
+    of_baselines = {name: stars[0] for name, stars in fitted.items()} | of_features
     predictions = {MODEL: ours[0], IMAGE_ALONE: of_image, TEXT_ALONE: of_text} | of_baselines
     measured = _measure(params, model, predictions, test)
     measured["validation"] = {"plcc": round(metrics.plcc(ours[1], validation.labels), 6), "samples": len(validation)}

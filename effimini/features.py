@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from effimini.inference import each_sample
@@ -24,6 +25,7 @@ from shards import order
 from shards.stream import Batch, ShardDataset
 
 FORMAT = 1  # raise it when the same encoders give other features
+_ROWS = 100_000  # looked at at once
 
 
 class Head(nn.Module):
@@ -40,18 +42,22 @@ class Head(nn.Module):
 
 
 class FeatureDataset(ShardDataset):
-    """The samples of a split, whose batches hold features float32 [B, F + D] as their images, and no text."""
+    """The samples of a split, whose batches hold features float32 [B, F + D] as their images, and no text.
+
+    Attributes:
+        features: of all samples, float32 [N, F + D].
+    """
 
     def __init__(self, dataset: ShardDataset, features: npt.NDArray[np.float32]) -> None:
         """Take the samples of `dataset`, of which `features` float32 [N, F + D] holds a row each."""
         self.__dict__.update(dataset.__dict__)
-        self._features = features
+        self.features = features
 
     def batch(self, samples: order.Samples, global_size: int) -> Batch:
         """Return the features of `samples`, a part of a step of `global_size`, on CPU."""
         none = torch.zeros((len(samples), 1), dtype=torch.int64)
         return Batch(
-            images=torch.from_numpy(self._features[samples]),
+            images=torch.from_numpy(self.features[samples]),
             tokens=none,
             mask=none + 1,
             has_image=torch.from_numpy(self.has_image[samples]),
@@ -80,6 +86,18 @@ def of_split(model: EffiMini, dataset: ShardDataset, here: Ranks, params: Params
     return FeatureDataset(dataset, np.load(path, mmap_mode="r"))
 
 
+def standardize(model: EffiMini, train: FeatureDataset) -> None:
+    """Let the head read features of mean 0 and standard deviation 1 over the training split.
+
+    Encoders that are not trained give features of very different sizes, with which a head learns little.
+    """
+    scaler = StandardScaler()
+    for start in range(0, len(train), _ROWS):
+        scaler.partial_fit(train.features[start : start + _ROWS])
+    model.feature_mean.copy_(torch.from_numpy(scaler.mean_))
+    model.feature_scale.copy_(torch.from_numpy(scaler.scale_))
+
+
 def _write(path: Path, model: EffiMini, dataset: ShardDataset, here: Ranks, params: Params) -> None:
     rows: np.memmap[Any, np.dtype[np.float32]] | None = None
     of_key = {key: row for row, key in enumerate(dataset.keys)}
@@ -94,10 +112,10 @@ def _write(path: Path, model: EffiMini, dataset: ShardDataset, here: Ranks, para
 
 
 def _weights(model: EffiMini) -> str:
-    """Return the hex sha256 of the encoders' tensors."""
-    digest = hashlib.sha256()
+    """Return the hex sha256 of the encoders' tensors and of how a text is pooled."""
+    digest = hashlib.sha256(model.config.pooling.encode())
     for name, tensor in sorted(model.state_dict().items()):
-        if not name.startswith("head."):
+        if name.startswith(("image.", "text.")):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

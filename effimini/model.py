@@ -74,11 +74,15 @@ class EffiMini(nn.Module):
 
     Attributes:
         autocast: whether matrix products are in bfloat16; the stars are float32 all the same.
+        feature_mean: is taken from each feature before the head, float32 [F + D]; 0 unless the encoders are frozen.
+        feature_scale: divides it then; 1 unless the encoders are frozen.
     """
 
     text: Any  # transformers' models have no common type with what we use of them
     mean: Tensor
     std: Tensor
+    feature_mean: Tensor
+    feature_scale: Tensor
 
     def __init__(self, config: Config, image: nn.Module, text: nn.Module, tokenizer: Tokenizer) -> None:
         super().__init__()
@@ -87,13 +91,15 @@ class EffiMini(nn.Module):
         pooler = getattr(text, "pooler", None)
         if isinstance(pooler, nn.Module):
             pooler.requires_grad_(requires_grad=False)  # no gradient reaches it, which DDP must know beforehand
-        width = image_width(image) + int(self.text.config.hidden_size)
+        width = features = image_width(image) + int(self.text.config.hidden_size)
         layers: list[nn.Module] = []
         for hidden in config.hidden:
             layers += [nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Dropout(config.dropout)]
             width = hidden
         self.head = nn.Sequential(*layers, nn.Linear(width, 1))
         self.terms = Terms(config.terms) if config.terms else None
+        self.register_buffer("feature_mean", torch.zeros(features))
+        self.register_buffer("feature_scale", torch.ones(features))
         self.register_buffer("mean", torch.tensor(config.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(1, -1, 1, 1), persistent=False)
 
@@ -137,8 +143,9 @@ class EffiMini(nn.Module):
 
     def score(self, features: Tensor) -> Tensor:
         """Return stars, float32 [B], not clamped, of features [B, F + D]."""
+        standard = (features - self.feature_mean) / self.feature_scale
         with torch.autocast(features.device.type, torch.bfloat16, enabled=self.autocast):
-            return cast(Tensor, self.head(features).squeeze(1).float())
+            return cast(Tensor, self.head(standard).squeeze(1).float())
 
     def save_pretrained(self, folder: Path) -> None:
         """Write weights, configuration and tokenizer to `folder`, which appears whole or not at all."""

@@ -19,7 +19,7 @@ def best_ridge(
 
     Args:
         alphas: the strengths, one at least.
-        known: what is fitted on, a sparse matrix [N, features].
+        known: what is fitted on, a matrix [N, features], sparse or not.
         labels: float32 [N], stars.
         weight: of each sample, float32 [N].
         score: judges a fitted ridge, on validation.

@@ -43,7 +43,7 @@ from shards.tar import Tokens
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3  # raise it when the same inputs train otherwise
+FORMAT = 4  # raise it when the same inputs train otherwise
 
 
 class Told(NamedTuple):
@@ -77,9 +77,10 @@ class Trainer:
             self.beside = self.model.terms, terms.fit(self.model.terms, self.data, self.validation, self.weights)
         if recipe.frozen:
             self.network = features.Head(self.model)
-            self.data, self.validation = (
+            self.data, self.validation = seen = [
                 features.of_split(self.model, data, here, params) for data in (self.data, self.validation)
-            )
+            ]
+            features.standardize(self.model, seen[0])
         self.scores = self.network  # without the ranks' exchange of gradients
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.model, recipe),

@@ -210,7 +210,7 @@ class Train(_Section, frozen=True):
     accumulate: Count  # parts in which a rank computes its share of a batch one after another, to need less memory
     precision: Literal["fp32", "bf16"]  # bf16: matrix products in bfloat16, images channels last; weights stay fp32
     compile: bool  # by torch.compile: minutes at the start, faster steps
-    frozen: bool  # train the head alone, on features that the encoders give once
+    frozen: bool  # train the head alone, on features that the encoders give once, standardised
     sync_batchnorm: bool  # batch statistics over all ranks; GPUs only
     save_steps: NotNegativeInt  # steps between two saved states; 0: at the end of an epoch and when stopped
 

@@ -8,14 +8,17 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from sklearn.linear_model import Ridge
 
-from effimini import report
-from effimini.baselines import baselines
+from effimini import features, report
+from effimini.baselines import FEATURE_ALPHAS, baselines
 from effimini.evaluate import IMAGE_ALONE, MODEL, TEXT_ALONE, bucket_names, calibration, evaluate, weighing
 from effimini.examples import Example, examples
 from effimini.inference import clamp, open_split, predict_split
+from effimini.loss import sample_weights
 from effimini.metrics import plcc
 from effimini.model import EffiMini
+from effimini.train import train
 from prep import files
 from prep.params import Params
 from prep.tables import FACTS, PREDICTIONS
@@ -104,6 +107,27 @@ def test_a_part_alone_is_the_model_without_the_other(small: Params, run: Path) -
     assert np.abs(text - both)[~without].max() > 1e-4
     np.testing.assert_allclose(image[without], image[without][0], rtol=1e-5)  # nothing is left of them
     assert np.std(image[~without]) > 1e-4
+
+
+def test_a_frozen_training_is_compared_with_ridge_on_its_features(small: Params, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    frozen = replace(small, train={"frozen": True, "epochs": 1})
+    train(frozen)
+    found = evaluate(frozen)["test"]["frozen features + ridge"]
+    model = EffiMini.from_pretrained(Path("models/best"))
+    how = Tokens("models/best", model.config.fields, model.config.max_tokens)
+    splits = [open_split("data/shards", frozen, name, how, 32) for name in ("train", "validation", "test")]
+    known, unseen, asked = (features.of_split(model, split, ONE, frozen) for split in splits)
+    middle, scale = known.features.mean(axis=0), known.features.std(axis=0)
+    scale = np.where(scale > 1e-6, scale, 1)
+    weights = sample_weights(known.rating_number, files.read_json(Path("data/weights.json")))
+
+    def stars(alpha: float, split: features.FeatureDataset) -> Any:
+        ridge = Ridge(alpha=alpha).fit((known.features - middle) / scale, known.labels, weights)
+        return np.clip(ridge.predict((split.features - middle) / scale), 1, 5)
+
+    best = max(FEATURE_ALPHAS, key=lambda alpha: plcc(stars(alpha, unseen), unseen.labels))
+    assert found["plcc"] == pytest.approx(plcc(stars(best, asked), asked.labels), abs=1e-3)
 
 
 def test_each_predictor_is_compared_with_the_model(run: Path) -> None:

@@ -236,6 +236,10 @@ def test_the_frozen_encoders_are_read_once(small: Params, data: Path, tmp_path: 
     live = open_split(data / "shards", small, "train", trained_on(small), small.images.size)
     expected = predict_split(trainer.model, live, ONE, small)
     np.testing.assert_allclose(predict_split(trainer.scores, trainer.data, ONE, small), expected, rtol=1e-5)
+    raw = np.array(trainer.data.features)
+    np.testing.assert_allclose(trainer.model.feature_mean, raw.mean(axis=0), rtol=1e-4, atol=1e-6)
+    spread = raw.std(axis=0)
+    np.testing.assert_allclose(trainer.model.feature_scale, np.where(spread > 1e-6, spread, 1), rtol=1e-3)
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     for path in tmp_path.rglob("*.tar"):
         path.unlink()  # the features are in the store: no image or text is read again
