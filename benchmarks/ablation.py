@@ -106,7 +106,7 @@ def _ridge() -> pd.DataFrame:
         for split in ("train", "validation", "test")
     )
     weights = files.read_json(Path("data/weights.json"))
-    stars = baselines(train, validation, [test], weights, params.text.fields)[RIDGE][0]
+    stars = baselines(train, validation, test, weights, params.text.fields)[RIDGE]
     return pd.DataFrame({"key": test.keys, "stars": stars})
 
 

@@ -81,9 +81,9 @@ def main() -> None:
             shutil.rmtree(BUILD / f"{millions:g}", ignore_errors=True)
     rows = [
         (gate, f"{millions:g} M", spread(seconds[gate, millions], ".1f"), spread(memory[gate, millions]))
-        for gate, millions in seconds
+        for gate, millions in sorted(seconds)
     ]
-    table("Median (least to most)", ("gate", "rows of each table", "seconds", "peak memory, MB"), sorted(rows))
+    table("Median (least to most)", ("gate", "rows of each table", "seconds", "peak memory, MB"), rows)
     rows = []
     for gate in GATES:
         slope, start, r2 = line([(m, each) for g, m in seconds if g == gate for each in seconds[g, m]])

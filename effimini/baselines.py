@@ -33,24 +33,24 @@ FEATURE_ALPHAS = (100.0, 300.0, 1000.0, 3000.0, 10000.0, 30000.0)
 def baselines(
     train: ShardDataset,
     validation: ShardDataset,
-    asked: Sequence[ShardDataset],
+    test: ShardDataset,
     weights: dict[str, Any],
     fields: Sequence[str],
-) -> dict[str, list[Stars]]:
-    """Return the stars of each baseline, clamped, float32 [N], for each split in `asked`.
+) -> dict[str, Stars]:
+    """Return the stars of each baseline, clamped, float32 [N], of the samples of `test`.
 
     Args:
         train: what the baselines are fitted on.
         validation: what ridge's strength is chosen on, by PLCC.
-        asked: the splits to predict.
+        test: what is predicted.
         weights: the content of data/weights.json.
         fields: text fields, in order, as the model reads them.
     """
     weight = sample_weights(counts_of(train, weights), weights)
     return {
-        "constant": [np.full(len(split), _mean(train.labels, weight), np.float32) for split in asked],
-        "category mean": _category_mean(train, weight, asked),
-        "TF-IDF + ridge": _ridge(train, validation, asked, weight, fields),
+        "constant": np.full(len(test), _mean(train.labels, weight), np.float32),
+        "category mean": _category_mean(train, weight, test),
+        "TF-IDF + ridge": _ridge(train, validation, test, weight, fields),
     }
 
 
@@ -75,30 +75,30 @@ def _mean(labels: Stars, weight: Stars) -> float:
     return float(np.average(labels, weights=weight if weight.any() else None))
 
 
-def _category_mean(train: ShardDataset, weight: Stars, asked: Sequence[ShardDataset]) -> list[Stars]:
+def _category_mean(train: ShardDataset, weight: Stars, test: ShardDataset) -> Stars:
     """Return each category's weighted training mean; the mean of all where a category has no training sample."""
     everywhere = _mean(train.labels, weight)
     of = np.array(train.categories)
     means = {name: _mean(train.labels[of == name], weight[of == name]) for name in sorted(set(train.categories))}
-    return [np.array([means.get(name, everywhere) for name in split.categories], np.float32) for split in asked]
+    return np.array([means.get(name, everywhere) for name in test.categories], np.float32)
 
 
 def _ridge(
-    train: ShardDataset, validation: ShardDataset, asked: Sequence[ShardDataset], weight: Stars, fields: Sequence[str]
-) -> list[Stars]:
+    train: ShardDataset, validation: ShardDataset, test: ShardDataset, weight: Stars, fields: Sequence[str]
+) -> Stars:
     """Fit ridge on TF-IDF of words and word pairs, for each of `ALPHAS`, and keep the best one on `validation`."""
     vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2, max_features=200_000)
     try:
         known = vectorizer.fit_transform(_texts(train, fields))
     except ValueError:  # scikit-learn's word for a vocabulary without a term, as of very few samples
         log.warning("no term stands in two training texts; TF-IDF + ridge falls back to the constant")
-        return [np.full(len(split), _mean(train.labels, weight), np.float32) for split in asked]
+        return np.full(len(test), _mean(train.labels, weight), np.float32)
     unseen = vectorizer.transform(_texts(validation, fields))
     chosen, best = best_ridge(
         ALPHAS, known, train.labels, weight, lambda ridge: plcc(clamp(ridge.predict(unseen)), validation.labels)
     )
     log.info("TF-IDF + ridge: alpha %g, validation PLCC %.4f", chosen.alpha, best)
-    return [clamp(chosen.predict(vectorizer.transform(_texts(s, fields)))).astype(np.float32) for s in asked]
+    return clamp(chosen.predict(vectorizer.transform(_texts(test, fields)))).astype(np.float32)
 
 
 def _texts(split: ShardDataset, fields: Sequence[str]) -> list[str]:

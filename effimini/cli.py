@@ -225,24 +225,26 @@ def evaluate(params: ParamsFile = PARAMS, data: Data = DATA, shards: ShardsAt = 
     stage.evaluate(load(params), data, shards=shards or None)
 
 
-Table = Literal["raw", "items", "groups", "sample", "images", "shards", "weights", "profiles", "predictions"]
-
-
 @app.command()
 def validate(
-    table: Annotated[Table, typer.Argument(help="Which table.")],
+    table: Annotated[str, typer.Argument(help="A table, or its folder; without it every table that is here.")] = "",
     params: ParamsFile = PARAMS,
     data: Data = DATA,
 ) -> None:
     """Check a table of all categories, and write the gate that the next stage waits for.
 
     In: data/TABLE, and what it was made from where that is there. Out: data/gates/TABLE, and the Data Docs
-    results/validation/TABLE.html. Example: `effimini validate sample`
+    results/validation/TABLE.html. Examples: `effimini validate sample`, `effimini validate team/data/shards`
     """
     from validation import validate as stage
 
-    stage.validate(table, load(params), data)
-    logging.info("%s passed; results/validation/%s.html shows every expectation", table, table)
+    place = Path(table)
+    if len(place.parts) > 1:
+        table, data = place.stem, place.parent
+    for name in [table] if table else stage.present(data):
+        stage.validate(name, load(params), data)
+        pages = data.parent / "results/validation"
+        logging.info("%s passed; %s shows every expectation", name, pages / f"{name}.html")
 
 
 @app.command()

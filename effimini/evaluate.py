@@ -80,11 +80,10 @@ def evaluate(
             train, *rest = (features.of_split(model, splits[name], here, params) for name in splits)
             of_features["frozen features + ridge"] = on_features(train, rest[0], rest[1], weights)
         model.cpu()
-    fitted = baselines(splits["train"], validation, [test, validation], weights, params.text.fields)
+    fitted = baselines(splits["train"], validation, test, weights, params.text.fields) | of_features
     _write_predictions(data / "predictions", {"test": (test, ours[0]), "validation": (validation, ours[1])})
 
-    of_baselines = {name: stars[0] for name, stars in fitted.items()} | of_features
-    predictions = {MODEL: ours[0], IMAGE_ALONE: of_image, TEXT_ALONE: of_text} | of_baselines
+    predictions = {MODEL: ours[0], IMAGE_ALONE: of_image, TEXT_ALONE: of_text} | fitted
     measured = _measure(params, model, predictions, test)
     measured["validation"] = {"plcc": round(metrics.plcc(ours[1], validation.labels), 6), "samples": len(validation)}
     files.write_json(results / "metrics.json", measured)
@@ -94,7 +93,7 @@ def evaluate(
         "baselines": pd.DataFrame(
             [{"predictor": name, "plcc": measured["test"][name]["plcc"]} for name in predictions]
         ),
-        "groups": groups({MODEL: ours[0]} | of_baselines, test),
+        "groups": groups({MODEL: ours[0]} | fitted, test),
         "weights": weighing(splits["train"], weights),
     }
     for name, table in tables.items():

@@ -61,7 +61,8 @@ def test_a_stage_reports_its_rows_as_json(clone: Clone) -> None:
         (["results"], "results/metrics.json does not exist; run `dvc repro`"),
         (["train", "--data", "nowhere"], "nowhere/weights.json does not exist"),
         (["info", "--params", "none.yaml"], "none.yaml does not exist here"),
-        (["validate", "nothing"], "'nothing' is not one of"),
+        (["validate", "nothing"], "nothing is no table; the tables are raw, items, groups, sample, images"),
+        (["validate", "--data", "nowhere"], "nowhere holds no table; run `dvc repro`"),
     ],
 )
 def test_a_mistake_is_a_sentence_and_exit_code_2(clone: Clone, words: list[str], sentence: str) -> None:

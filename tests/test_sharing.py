@@ -3,6 +3,7 @@
 import hashlib
 import json
 import multiprocessing
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -185,6 +186,10 @@ def test_a_clone_trains_and_evaluates_on_the_shards_alone(team: Team, tmp_path: 
     assert read(second.folder / SHARDS) == team.shards["v2"]
     assert second.run("effimini", "lint").stdout == ""
     second.run("effimini", "evaluate")
+    said = second.run("effimini", "validate").stderr  # whatever is here
+    assert re.findall(r"^(\w+) passed", said, re.MULTILINE) == ["shards", "weights", "predictions"]
+    said = second.run("effimini", "validate", "data/shards").stderr
+    assert "data/sample is not here, so data/shards is not compared with it" in said
     assert json.loads((second.folder / "results/metrics.json").read_text())["source"] == "demo"
     assert {path.name for path in (second.folder / "data").iterdir()} == {"shards", "weights.json", "predictions"}
     assert second.run("dvc", "pull", "-q", "data/raw/Demo_Toys", check=False).returncode != 0  # it was not pushed

@@ -86,6 +86,18 @@ def validate(table: str, params: Params, data: Path = Path("data")) -> None:
         _write_gate(table, gate, params, data)
 
 
+def present(data: Path) -> list[str]:
+    """Return the tables that are in a folder of tables, in the order of the stages.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = [table for table, gate in GATES.items() if (data / (gate.held or table)).exists()]
+    if not found:
+        raise UserError(f"{data} holds no table; run `dvc repro`, or `dvc pull`, to have one")
+    return found
+
+
 def accept(data: Path = Path("data")) -> Path:
     """Take the profiles of the data as those that later runs are compared with; return the file written.
 
