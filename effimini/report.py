@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from effimini import plots
@@ -25,6 +26,7 @@ from validation.checks import GATES
 STAGES = ("download", "join", "groups", "sample", "fetch", "shard", "evaluate")
 LIBRARIES = ("torch", "timm", "transformers", "tokenizers", "simplejpeg", "scikit-learn", "numpy", "pyarrow")
 _COLUMNS = ("PLCC", "95 % interval", "model ahead by", "SRCC", "MAE", "RMSE", "spread", "CES")
+_WIDE = ("model ahead by", "spread")  # left out in a terminal
 
 
 def metrics_table(content: dict[str, Any]) -> Table:
@@ -32,12 +34,14 @@ def metrics_table(content: dict[str, Any]) -> Table:
     title = f"Test split, {content['samples']} samples"
     if content["source"] == "demo":
         title = f"{DEMO}\n{title}"
-    table = Table(title=title)
-    table.add_column("predictor")
-    for name in _COLUMNS:
-        table.add_column(name, justify="right")
-    for row in _metric_rows(content):
-        table.add_row(*row)
+    shown = [name for name in _COLUMNS if name not in _WIDE]
+    table = Table(title=title, box=SIMPLE_HEAD, padding=0)
+    table.add_column("predictor", no_wrap=True)
+    for name in shown:
+        table.add_column(name, justify="right", no_wrap=True)
+    for predictor, *cells in _metric_rows(content):
+        of = dict(zip(_COLUMNS, cells, strict=True))
+        table.add_row(predictor, *(of[name] for name in shown))
     return table
 
 
