@@ -13,6 +13,7 @@ from playwright.sync_api import Page, Request, sync_playwright
 from ruamel.yaml import YAML
 
 from prep.params import Params
+from tests.cluster import Cluster
 
 ROOT = Path(__file__).parent.parent
 Visit: TypeAlias = Callable[[Path], tuple[Page, list[str]]]
@@ -99,6 +100,14 @@ def corpus() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the real corpus is not at {folder}; name its folder in EFFIMINI_CORPUS")
     return folder.resolve()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A running cluster."""
+    started = Cluster(tmp_path_factory.mktemp("cluster"))
+    yield started
+    started.stop()
 
 
 @pytest.fixture

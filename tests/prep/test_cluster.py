@@ -1,17 +1,14 @@
 """Promise 1: the same bytes on any number of workers, here and on a cluster of separate processes, whatever dies."""
 
 import shutil
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
-from distributed import Client
 
 from prep import blocks
 from prep.cluster import workers
@@ -20,6 +17,7 @@ from prep.groups import group
 from prep.join import join
 from prep.params import Dask, Params
 from prep.sample import sample
+from tests.cluster import Cluster
 
 TOYS = "Demo_Toys"
 STAGES: dict[str, tuple[Callable[[Params, Path], None], str]] = {
@@ -29,44 +27,6 @@ STAGES: dict[str, tuple[Callable[[Params, Path], None], str]] = {
     "sample": (lambda params, data: sample(TOYS, params, data), f"sample/{TOYS}"),
 }
 LARGE = {"source.categories": [TOYS], "source.demo.items": 2000, "download.buckets": 16}
-
-
-class Cluster:
-    """A scheduler and workers, each a process of its own, that start in a folder of their own."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._file = folder, folder / "scheduler.json"
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self._start("scheduler", "--port", "0", "--no-dashboard")
-        self.workers = [self.start_worker() for _ in range(2)]
-        with self.client() as client:
-            self.address: str = client.scheduler.address
-
-    def client(self) -> Client:
-        """Return a client once two workers are there."""
-        client = Client(scheduler_file=str(self._file), timeout=60)
-        client.wait_for_workers(2, timeout=60)
-        return client
-
-    def start_worker(self) -> subprocess.Popen[bytes]:
-        return self._start("worker", "--nthreads", "1", "--no-dashboard", "--no-nanny")
-
-    def _start(self, what: str, *options: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", f"distributed.cli.dask_{what}", "--scheduler-file", str(self._file), *options]
-        self._processes.append(subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=self._folder))
-        return self._processes[-1]
-
-    def stop(self) -> None:
-        for process in reversed(self._processes):
-            process.terminate()
-            process.wait(timeout=20)
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    started = Cluster(tmp_path_factory.mktemp("cluster"))
-    yield started
-    started.stop()
 
 
 @pytest.fixture(scope="module")

@@ -424,11 +424,12 @@ def test_the_command_retries_outcomes_by_name_and_refuses_others(host, monkeypat
     assert "--retry lost: no outcome of an image; they are bad_url, corrupt, gone" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("scheduler", ["threads", "processes"])
-def test_workers_fetch_the_parts_with_the_bytes_of_one_and_no_more_connections(host, scheduler, monkeypatch):
+@pytest.mark.parametrize("scheduler", ["threads", "processes", "tcp"])
+def test_workers_fetch_the_parts_with_the_bytes_of_one_and_no_more_connections(host, scheduler, monkeypatch, request):
+    address = request.getfixturevalue("cluster").address if scheduler == "tcp" else scheduler
     expected = nasty(host)
     serve(host, 40)
-    slow = lambda request, _: (time.sleep(0.05), request.serve())  # noqa: E731
+    slow = lambda asked, _: (time.sleep(0.05), asked.serve())  # noqa: E731
     host.faults |= {f"/images/I/{n}.jpg": slow for n in range(40)}
     shared = [f"{REAL}7.jpg", f"{REAL}8.jpg"]
     parts = {f"train-{n:02d}": [[f"{REAL}{k}.jpg"] for k in range(n, 40, 5)] + [shared] for n in range(5)}
@@ -440,7 +441,7 @@ def test_workers_fetch_the_parts_with_the_bytes_of_one_and_no_more_connections(h
     host.most_under_way = 0
     host.asked.clear()
     monkeypatch.setenv("EFFIMINI_STORE", str(Path("together").absolute()))
-    crew = msgspec.structs.replace(settings.dask, scheduler=scheduler, workers=2)
+    crew = msgspec.structs.replace(settings.dask, scheduler=address, workers=2)
     fetch("C", msgspec.structs.replace(settings, dask=crew))
     assert hashes() == alone
     assert host.most_under_way <= 3
