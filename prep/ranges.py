@@ -151,6 +151,7 @@ def keep(remote: Remote, path: Path, patience: Patience = PATIENT) -> None:
                 digest = hashlib.file_digest(file, "sha256")
                 for got in read(remote, had, digest, patience):
                     file.write(got)
+                    file.flush()  # what came stays through a kill
         except CorruptError:
             partial.unlink()  # or the next run would go on with it
             raise

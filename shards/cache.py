@@ -6,7 +6,8 @@ least recently asked for going first. A file that another process has open stays
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -70,7 +71,7 @@ class Cache:
     def _reserve(self, partial: Path, size: int) -> None:
         """Make room for a file of `size` bytes, and take it by a partial file whose name tells the size."""
         with FileLock(self.folder / "room.lock"):
-            there = sorted(_sizes(self.folder))
+            there = _sizes(self.folder)
             total = sum(each for _, each, _ in there) + size
             for _, each, path in there:
                 if total > self.limit and path.suffix != ".partial":
@@ -105,14 +106,19 @@ def _touched(path: Path) -> bool:
     return True
 
 
-def _sizes(folder: Path) -> Iterator[tuple[int, int, Path]]:
-    """Yield (time of last use, bytes held or reserved, path) of each file."""
+def _sizes(folder: Path) -> list[tuple[int, int, Path]]:
+    """Return (time of last use, bytes held or reserved, path) of each file, in the order of their use.
+
+    A download that becomes whole while the folder is listed may stand in the list by both its names, or by the first
+    alone; it counts once.
+    """
+    found: dict[str, tuple[int, int, Path]] = {}
     for path in folder.iterdir():
-        if path.suffix == ".lock":
-            continue
-        try:
-            state = path.stat()
-        except FileNotFoundError:  # it became whole, or failed, in this moment; the room stays reserved or is free
-            continue
-        reserved = int(path.name.split(".")[1]) if path.suffix == ".partial" else state.st_size
-        yield state.st_mtime_ns, reserved, path
+        sha256, _, rest = path.name.partition(".")
+        if path.suffix == ".partial":
+            found.setdefault(sha256, (0, int(rest.partition(".")[0]), path))
+        elif path.suffix != ".lock":
+            with suppress(FileNotFoundError):  # it was given up for another's room
+                state = path.stat()
+                found[sha256] = (state.st_mtime_ns, state.st_size, path)
+    return sorted(found.values())

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from prep import files
 from prep.faults import UserError
@@ -171,7 +172,8 @@ def fill(folder: Path, limit: int, numbers: list[int], log: Path) -> None:
                 continue  # another process took its room before it was opened
             assert found == content(number)
             break
-        assert sum(size for _, size, _ in _sizes(folder)) <= limit
+        with FileLock(folder / "room.lock"):  # or the sum would be of files that were never there together
+            assert sum(size for _, size, _ in _sizes(folder)) <= limit
 
 
 def sha(number: int) -> str:
@@ -267,3 +269,14 @@ def test_batches_over_s3_are_those_of_the_folder(
     assert location.Location(f"s3://{bucket}/films", 1, 1).categories() == ["Made"]
     with pytest.raises(UserError, match=f"s3://{bucket}/none/Made/manifest.json does not exist"):
         ShardDataset(f"s3://{bucket}/none", ["Made"], "train")
+
+
+def test_a_download_that_became_whole_while_the_folder_was_listed_counts_once(tmp_path: Path) -> None:
+    (tmp_path / sha(1)).write_bytes(content(1))
+    for number in (1, 2):
+        (tmp_path / f"{sha(number)}.1000.partial").touch()
+    (tmp_path / "abc.lock").touch()
+    assert [(size, path.name) for _, size, path in _sizes(tmp_path)] == [
+        (1000, f"{sha(2)}.1000.partial"),
+        (1000, sha(1)),
+    ]
