@@ -134,15 +134,21 @@ def data(small: Params, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def run(small: Params, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_params(small: Params) -> Params:
+    """Parameters of `run`: long enough that predictions differ, or tests would compare one clipped value."""
+    return replace(small, train={"epochs": 10, "patience": 10, "learning_rate": 0.02})
+
+
+@pytest.fixture(scope="session")
+def run(run_params: Params, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data, models and results of a whole run: trained and evaluated once for all tests that read it."""
     folder = tmp_path_factory.mktemp("run")
     shutil.copytree(data, folder / "data")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EFFIMINI_STORE", str(folder / "store"))
         patch.chdir(folder)
-        train(small)
-        evaluate(small)
+        train(run_params)
+        evaluate(run_params)
     return folder
 
 

@@ -55,19 +55,19 @@ def test_the_metrics_are_those_of_the_predictions(run: Path) -> None:
     assert funnel["rows_in"] == funnel["rows_out"] == (SPLITS["test"] + SPLITS["validation"]) * len(CATEGORIES)
 
 
-def test_a_second_evaluation_gives_the_same_bytes(small: Params, run: Path, tmp_path: Path) -> None:
+def test_a_second_evaluation_gives_the_same_bytes(run_params: Params, run: Path, tmp_path: Path) -> None:
     for name in ("data", "models", "results"):
         shutil.copytree(run / name, tmp_path / name)
-    evaluate(small)
+    evaluate(run_params)
     assert tree(tmp_path / "results") == tree(run / "results")
     assert tree(tmp_path / "data") == tree(run / "data")
 
 
 def test_the_saved_tokenizer_is_the_one_the_indexes_were_made_with(
-    small: Params, run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    run_params: Params, run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO"):
-        evaluate(small, run / "data", run / "models", tmp_path)
+        evaluate(run_params, run / "data", run / "models", tmp_path)
     assert "made anew" not in caplog.text
 
 
@@ -93,11 +93,11 @@ def test_the_baselines_are_fitted_on_training_samples_with_their_weights(small: 
     assert plcc(found["TF-IDF + ridge"], test.labels) > 0.5  # the words of a title follow its rating
 
 
-def test_a_part_alone_is_the_model_without_the_other(small: Params, run: Path) -> None:
+def test_a_part_alone_is_the_model_without_the_other(run_params: Params, run: Path) -> None:
     model = EffiMini.from_pretrained(run / "models/best")
     how = Tokens(str(run / "models/best"), model.config.fields, model.config.max_tokens)
-    test = open_split(run / "data/shards", small, "test", how, model.config.size)
-    both, image, text = (predict_split(model, test, ONE, small, seen) for seen in ("both", "image", "text"))
+    test = open_split(run / "data/shards", run_params, "test", how, model.config.size)
+    both, image, text = (predict_split(model, test, ONE, run_params, seen) for seen in ("both", "image", "text"))
     found = measured(run)["test"]
     for name, stars in ((MODEL, both), (IMAGE_ALONE, image), (TEXT_ALONE, text)):
         assert found[name]["plcc"] == pytest.approx(plcc(clamp(stars), test.labels), abs=1e-6)
@@ -196,14 +196,14 @@ def test_the_page_says_that_demo_data_is_demo_data_and_needs_no_network(run: Pat
     assert DEMO in str(report.metrics_table(dict(measured(run))).title)
 
 
-def test_a_page_of_real_data_has_no_banner_and_escapes_names(small: Params, run: Path) -> None:
+def test_a_page_of_real_data_has_no_banner_and_escapes_names(run_params: Params, run: Path) -> None:
     found = dict(measured(run)) | {"source": "mirror"}
     names = ("predictions", "calibration", "groups", "weights")
     tables = {name: pd.read_csv(run / f"results/plots/{name}.csv") for name in names}
     tables["groups"]["group"] = "<b>&"
     hostile = Example(dict.fromkeys(FACTS, "<i>") | {"average_rating": 1.0, "rating_number": 2}, "<i>", "", "<i>", 3.0)
     about = summarise(Location(run / "data/shards", 0, 1))
-    real = replace(small, source={"kind": "mirror", "location": "<script>"})
+    real = replace(run_params, source={"kind": "mirror", "location": "<script>"})
     page = report.page(real, found, tables, {"<u>": [hostile]}, about, run / "data", run / "results/train")
     assert "DEMO DATA" not in page
     assert not {"<script>", "<i>", "<u>"} & set(re.findall(r"<\w+>", page))

@@ -3,6 +3,7 @@ import json
 import logging
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -29,9 +30,9 @@ def scores(path: Path) -> dict[str, str]:
         return {line["item_id"]: line["score"] for line in csv.DictReader(file)}
 
 
-def raw_rows(small: Params, run: Path) -> list[dict[str, str]]:
+def raw_rows(run_params: Params, run: Path) -> list[dict[str, str]]:
     """Return the test split as raw text and original pictures, in the challenge's format."""
-    test = ShardDataset(run / "data/shards", small.source.categories, "test")
+    test = ShardDataset(run / "data/shards", run_params.source.categories, "test")
     rows = []
     for i in range(len(test)):
         facts = test.facts(i)
@@ -48,14 +49,15 @@ def raw_rows(small: Params, run: Path) -> list[dict[str, str]]:
 
 
 def test_scores_are_those_of_the_evaluation(
-    small: Params, run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    run_params: Params, run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The same item scores the same from the shards and from raw text and its original picture."""
-    items = write_csv(tmp_path / "items.csv", raw_rows(small, run))
+    items = write_csv(tmp_path / "items.csv", raw_rows(run_params, run))
     with caplog.at_level(logging.WARNING):
         predict(run / "models/best", items, run / "data/pictures", tmp_path / "out.csv")
     assert "demo data" in caplog.text
     expected = pq.read_table(run / "data/predictions/test.parquet").to_pandas()
+    assert np.ptp(expected["prediction"]) > 1  # or equal scores would say nothing
     found = scores(tmp_path / "out.csv")
     assert list(found) == list(expected["parent_asin"])
     for asin, stars in zip(expected["parent_asin"], expected["prediction"], strict=True):
