@@ -26,8 +26,8 @@ repro: setup ## run the whole pipeline as params.yaml says and print the metrics
 	dvc repro
 	@effimini results
 
-test: setup ## run the tests
-	pytest
+test: setup ## run the tests, a file of them on each core
+	OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 8 --dist loadfile
 
 test-slow: setup ## run the tests that take a minute each
 	pytest -m slow

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 import fsspec
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
-from tenacity import RetryCallState, Retrying, retry_if_not_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from prep import files
 from prep.faults import UserError, first_sentence
@@ -164,7 +164,8 @@ class Location:
         tries = Retrying(
             stop=stop_after_attempt(1 if self.here is not None else TRIES),
             wait=wait_random_exponential(PAUSE, max=20),
-            retry=retry_if_not_exception_type(final),
+            # an interrupt is no Exception and ends the read
+            retry=retry_if_exception(lambda error: isinstance(error, Exception) and not isinstance(error, final)),
             retry_error_callback=lambda state: self._give_up(name, state),
         )
         try:

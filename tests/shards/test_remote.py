@@ -2,6 +2,7 @@
 
 import multiprocessing
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -77,6 +78,19 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 def read(where: str | Path, workers: int = 0, **how: Any) -> list[tuple[Any, ...]]:
     batches = Loader(ShardDataset(where, ["Made"], "train", **how), batch_size=4, seed=2, pool=2, workers=workers)
     return [(batch.keys, batch.tokens.tolist(), batch.images.tolist()) for batch in batches]
+
+
+def test_an_interrupt_while_a_host_is_silent_ends_the_command(host: Host) -> None:
+    host.faults["/Made/manifest.json"] = lambda request, _: request.hang(60)
+    with subprocess.Popen([sys.executable, "-m", "effimini.cli", "lint", host.url, "Made"]) as running:
+        while not host.asked:
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        try:
+            assert running.wait(20) == 130
+        finally:
+            running.kill()
+    assert host.asked == {"/Made/manifest.json": 1}
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
