@@ -484,17 +484,26 @@ def test_the_outcomes_and_the_first_errors_are_logged(host, caplog):
 
 
 SCRIPT = """
-import sys
+import signal, sys
 from pathlib import Path
 import msgspec
 from prep import params
 from shards.fetch import fetch
+signal.signal(signal.SIGINT, signal.SIG_IGN if sys.argv[2] == "background" else signal.default_int_handler)
 fetch("C", msgspec.json.decode(sys.argv[1], type=params.Params))
 """
 
 
-@pytest.mark.parametrize("with_signal", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_killed_fetch_goes_on_where_it_was(host, monkeypatch, with_signal):
+@pytest.mark.parametrize(
+    ("with_signal", "job"),
+    [
+        (signal.SIGKILL, "foreground"),
+        (signal.SIGTERM, "foreground"),
+        (signal.SIGINT, "foreground"),
+        (signal.SIGTERM, "background"),  # where a shell has interrupts ignored
+    ],
+)
+def test_a_killed_fetch_goes_on_where_it_was(host, monkeypatch, with_signal, job):
     count = 40
     serve(host, count)
     write_sample({"train-00": [[f"{REAL}{n}.jpg"] for n in range(count)], "test": [[f"{REAL}0.jpg"]]})
@@ -509,7 +518,7 @@ def test_a_killed_fetch_goes_on_where_it_was(host, monkeypatch, with_signal):
     for n in range(20, count):
         host.faults[f"/images/I/{n}.jpg"] = lambda request, _: request.hang(20)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", SCRIPT, msgspec.json.encode(settings).decode()]
+    command = [sys.executable, "-c", SCRIPT, msgspec.json.encode(settings).decode(), job]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     while host.asked["/images/I/21.jpg"] + host.asked["/images/I/20.jpg"] < 2:
         assert process.poll() is None

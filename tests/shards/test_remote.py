@@ -82,7 +82,9 @@ def read(where: str | Path, workers: int = 0, **how: Any) -> list[tuple[Any, ...
 
 def test_an_interrupt_while_a_host_is_silent_ends_the_command(host: Host) -> None:
     host.faults["/Made/manifest.json"] = lambda request, _: request.hang(60)
-    with subprocess.Popen([sys.executable, "-m", "effimini.cli", "lint", host.url, "Made"]) as running:
+    # a shell's background job, which these tests may be, leaves interrupts ignored
+    script = "import signal; signal.signal(2, signal.default_int_handler); from effimini.cli import main; main()"
+    with subprocess.Popen([sys.executable, "-c", script, "lint", host.url, "Made"]) as running:
         while not host.asked:
             time.sleep(0.05)
         running.send_signal(signal.SIGINT)
