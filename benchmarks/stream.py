@@ -215,14 +215,22 @@ class _Decoding(Dataset[torch.Tensor]):
         return pixels(self._jpegs[step * BATCH : (step + 1) * BATCH])
 
 
-def ceiling(place: str, samples: int, workers: int) -> Iterable[Any]:
-    """The same torch DataLoader, decoding alone."""
+def torch_loader(place: str, samples: int, workers: int) -> Iterable[Any]:
+    """Torch's DataLoader, decoding alone."""
     return DataLoader(_Decoding(samples), batch_size=None, num_workers=workers)
+
+
+def ceiling(place: str, samples: int, workers: int) -> Iterable[Any]:
+    """Threads as ours, decoding alone."""
+    from shards.ahead import ahead
+
+    decoding = _Decoding(samples)
+    return ahead([decoding.__getitem__] * workers, range(len(decoding)))
 
 
 _TEXT = ("transformers", "torchvision.transforms.functional")
 _LITDATA = ("litdata", "torchvision.transforms.v2.functional")
-_OURS, _CEILING = "EffiMini", "decoding alone (ceiling)"
+_OURS, _TORCH, _CEILING = "EffiMini", "decoding alone, torch's DataLoader", "decoding alone, threads (ceiling)"
 SIDES = {
     _OURS: Side(("shards.loader",), ours),
     "webdataset, as documented": Side(("webdataset", *_TEXT), partial(webdataset, lean=False), slow=True),
@@ -232,7 +240,8 @@ SIDES = {
     "webdataset, same codec": Side(("webdataset",), partial(webdataset, lean=True)),
     "mosaicml-streaming, same codec": Side(("streaming",), partial(mosaicml, lean=True)),
     "litData, same codec": Side(_LITDATA, partial(litdata, lean=True)),
-    _CEILING: Side((), ceiling),
+    _TORCH: Side((), torch_loader),
+    _CEILING: Side(("shards.ahead",), ceiling),
 }
 REMOTE = (_OURS, "webdataset, as documented", "webdataset, same codec")  # the others read no plain HTTP
 WRITERS = {  # and what is imported before the clock starts
@@ -249,6 +258,7 @@ def measure_read(side: str, place: str, samples: int, stop: int, workers: int) -
     """Read `stop` samples of those at `place` and return rates (samples/s), the first batch's time (s), memory (MB)."""
     for module in SIDES[side].modules:
         import_module(module)
+    before = _anonymous("self")
     start = time.perf_counter()
     batches = iter(SIDES[side].open(place, samples, workers))
     seen = first = _size(side, next(batches))
@@ -260,31 +270,33 @@ def measure_read(side: str, place: str, samples: int, stop: int, workers: int) -
         "rate": (seen - first) / (end - first_at),
         "whole": seen / (end - start),
         "first": first_at - start,
-        "memory": _worker_memory(),
+        "memory": _worker_memory(before, workers),
     }
 
 
 def _size(side: str, batch: Any) -> int:
     """Check that a batch is ready for the model and return how many samples it has."""
-    images = batch if side == _CEILING else batch.images
+    alone = side in {_TORCH, _CEILING}
+    images = batch if alone else batch.images
     assert images.shape[1:] == (3, data.SIZE, data.SIZE), images.shape
-    if side != _CEILING:
+    if not alone:
         assert batch.tokens.shape == batch.mask.shape, (batch.tokens.shape, batch.mask.shape)
         assert batch.tokens.dtype == torch.int64, batch.tokens.dtype
         assert len(batch.label) == len(batch.tokens) == len(images), (len(batch.label), len(batch.tokens))
     return len(images)
 
 
-def _worker_memory() -> float:
-    """Return the memory of a loader worker that is of no file (anonymous), MB, the mean of those at work.
+def _worker_memory(before: int, workers: int) -> float:
+    """Return the memory of a worker, MB: of processes the mean, of threads a share of what this process grew by."""
+    processes = [_anonymous(str(worker.pid)) for worker in multiprocessing.active_children()]
+    used = processes or [_anonymous("self") - before]
+    return sum(used) / (len(processes) or workers) / 1e6
 
-    Pages of a mapped file belong to the page cache, which gives them back.
-    """
-    used = []
-    for worker in multiprocessing.active_children():
-        lines = Path(f"/proc/{worker.pid}/smaps_rollup").read_text().splitlines()
-        used.append(1024 * int(next(line for line in lines if line.startswith("Anonymous:")).split()[1]))
-    return sum(used) / max(1, len(used)) / 1e6
+
+def _anonymous(process: str) -> int:
+    """Return the bytes of a process that are of no file; pages of a mapped file belong to the page cache."""
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("Anonymous:")).split()[1])
 
 
 def measure_write(writer: str, samples: int) -> dict[str, float]:
@@ -305,7 +317,7 @@ def measure_growth(place: str, samples: int) -> dict[str, float]:
     from shards.loader import Loader
     from shards.stream import ShardDataset
 
-    before = psutil.Process().memory_info().rss
+    before, anonymous = psutil.Process().memory_info().rss, _anonymous("self")
     start = time.perf_counter()
     dataset = ShardDataset(place, [data.CATEGORY], "train")
     opened = time.perf_counter()
@@ -318,7 +330,7 @@ def measure_growth(place: str, samples: int) -> dict[str, float]:
         "open": opened - start,
         "first": first - start,
         "growth": (int(peak.split()[1]) * 1024 - before) / 1e6,
-        "memory": _worker_memory(),
+        "memory": _worker_memory(anonymous, 1),
     }
 
 

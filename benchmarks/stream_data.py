@@ -18,9 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prep import files
-from prep.records import item_row
-from prep.tables import ITEMS, TEXTS
+from prep import files, records
+from prep.tables import TEXTS
 from prep.text import assemble, clean, clean_details, clean_list
 from shards import manifest, tokens
 from shards.manifest import Manifest, Shard, Source, Tokenised
@@ -92,8 +91,8 @@ def rows() -> list[tuple[dict[str, Any], str, list[int]]]:
     """Return facts, text and token ids of the Amazon items, without the shortest texts: 160 tokens on average."""
     rows = []
     for path in sorted((_corpus() / "amazon/raw/meta_categories").glob("*.jsonl")):
-        for number, line in enumerate(path.read_bytes().splitlines(keepends=True)):
-            item = dict(zip(ITEMS.names, item_row(line, number), strict=False))
+        items, _ = records.read("items", path.read_bytes(), 1)
+        for item in items.to_pylist():
             facts = {name: clean(item[name]) for name in ("main_category", "title", "store")}
             facts["features"] = clean_list(item["features"], " | ")
             facts["description"] = clean_list(item["description"], " ")

@@ -156,7 +156,7 @@ class Shards(_Section, frozen=True):
 class Stream(_Section, frozen=True):
     """How shards are read: nothing here changes a batch of whole images."""
 
-    workers: NotNegativeInt  # loader processes a rank
+    workers: NotNegativeInt  # threads a rank that read ahead
     cache_gb: Positive  # that remote shards may take on disk
     connections: Annotated[int, Meta(ge=1, le=256)]  # downloads of remote shards at once, of each loader process
     damaged_share: Share  # of an epoch's samples whose image may be unreadable; they are read as without one

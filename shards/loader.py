@@ -1,22 +1,19 @@
 """The batches of epoch after epoch, on one of any number of ranks, from any step on.
 
 In: a `ShardDataset`. Out: its `Batch`es. Guaranteed (promises 5 and 6): the batches are a pure function of the
-manifests, the seed, the batch size and the pool, cut by rank; loader workers change nothing. The whole state is a few
+manifests, the seed, the batch size and the pool, cut by rank; workers change nothing. The whole state is a few
 values of JSON, and a state of other shards or another order is refused.
 """
 
-import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from prep.faults import UserError
 from shards import order
+from shards.ahead import ahead
 from shards.stream import Batch, ShardDataset
-
-_SMALL = ("has_image", "label", "rating_number", "review_count")
 
 
 class Loader:
@@ -48,7 +45,7 @@ class Loader:
             seed: of the run; None gives the shards' own order in every epoch.
             rank: of this process, of `world`.
             world: how many processes share a global batch.
-            workers: loader processes; they change nothing but the speed.
+            workers: threads that read ahead; they change nothing but the speed. 0 reads when asked.
             pool: consecutive batches that are sorted by length together, so that they are padded little; 1 for none.
             damaged_share: of a rank's samples of an epoch, whose image may be unreadable before reading stops.
 
@@ -60,7 +57,7 @@ class Loader:
         self._tokens = self._places = 0
         self._dataset, self._rank, self._world, self._workers = dataset, rank, world, workers
         self._batch_size, self._seed, self._pool, self._damaged_share = batch_size, seed, pool, damaged_share
-        self._length = len(self._batches())
+        self._length = len(self._batches(dataset))
         if len(dataset) // self._length < world:
             raise UserError(
                 f"{len(dataset)} {dataset.split} samples in batches of {batch_size} leave {world} ranks without work; "
@@ -77,21 +74,11 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         self.damaged, self._tokens, self._places = [], 0, 0
-        steps = _Steps(self._dataset, self._batches(), self._rank, self._world)
-        reader: DataLoader[Batch | UserError] = DataLoader(
-            steps,
-            batch_size=None,
-            sampler=range(self.step, len(self)),
-            num_workers=self._workers,
-            collate_fn=_as_it_is,
-            worker_init_fn=_leave_signals,
-            pin_memory=torch.cuda.is_available(),
-        )
-        for read in reader:
-            if isinstance(read, UserError):
-                raise read
+        readers = [self._reader() for _ in range(max(1, self._workers))]
+        steps = self._announced()
+        batches = ahead(readers, steps) if self._workers else map(readers[0], steps)
+        for batch in batches:
             self.step += 1
-            batch = _unpacked(read) if self._workers else read
             self._count(batch)
             yield batch
         self.epoch, self.step = self.epoch + 1, 0
@@ -124,15 +111,35 @@ class Loader:
             "pool": self._pool,
         }
 
-    def _batches(self) -> order.Epoch:
+    def _batches(self, dataset: ShardDataset) -> order.Epoch:
         return order.Epoch(
-            self._dataset.shards.sizes,
+            dataset.shards.sizes,
             batch_size=self._batch_size,
             seed=self._seed,
             epoch=self.epoch,
             pool=self._pool,
-            lengths=self._dataset.lengths,
+            lengths=dataset.lengths,
         )
+
+    def _announced(self) -> Iterator[int]:
+        """Yield the steps of the rest of the epoch, beginning to download what each will read."""
+        batches = self._batches(self._dataset)
+        for step in range(self.step, len(self)):
+            self._dataset.shards.read_ahead(batches.shards_of(step))
+            yield step
+
+    def _reader(self) -> Callable[[int], Batch]:
+        """Return what reads this rank's part of a step of the epoch at hand, for one thread."""
+        dataset = self._dataset.reopened()
+        batches = self._batches(dataset)
+        gpu = torch.cuda.current_device() if torch.cuda.is_available() else None
+
+        def read(step: int) -> Batch:
+            whole = batches[step]
+            batch = dataset.batch(order.rank_share(whole, self._rank, self._world), len(whole))
+            return batch if gpu is None else _pinned(batch, gpu)
+
+        return read
 
     def _count(self, batch: Batch) -> None:
         """Count padding and damage, and stop when there is more damage than its budget."""
@@ -147,42 +154,9 @@ class Loader:
             )
 
 
-class _Steps(Dataset["Batch | UserError"]):
-    """The batches of one rank in one epoch, by step."""
-
-    def __init__(self, samples: ShardDataset, batches: order.Epoch, rank: int, world: int) -> None:
-        self._samples, self._batches, self._rank, self._world = samples, batches, rank, world
-
-    def __getitem__(self, step: int) -> Batch | UserError:
-        try:
-            worker = get_worker_info()
-            turn = worker.id / worker.num_workers if worker else 0
-            self._samples.shards.read_ahead(self._batches.shards_of(step), turn)
-            whole = self._batches[step]
-            batch = self._samples.batch(order.rank_share(whole, self._rank, self._world), len(whole))
-            return _packed(batch) if worker else batch
-        except UserError as error:  # raised in a worker it would arrive as a traceback
-            return error
-
-
-def _packed(batch: Batch) -> Any:
-    """Make the small tensors arrays: each tensor that leaves a worker costs a connection to it, arrays go along."""
-    small: dict[str, Any] = {name: getattr(batch, name).numpy() for name in _SMALL}
-    return batch._replace(**small | {"tokens": batch.tokens.int().numpy(), "mask": batch.mask.bool().numpy()})
-
-
-def _unpacked(batch: Any) -> Batch:
-    """Undo `_packed`."""
-    small = {name: torch.from_numpy(getattr(batch, name)) for name in ("tokens", "mask", *_SMALL)}
-    whole: Batch = batch._replace(**small | {name: small[name].long() for name in ("tokens", "mask")})
-    return whole
-
-
-def _leave_signals(_: int) -> None:
-    """Let who made the worker end it: it inherits handlers of signals that are not meant for it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
+def _pinned(batch: Batch, gpu: int) -> Batch:
+    """Return a batch in pinned memory, from which copies to `gpu` overlap with its work."""
+    with torch.cuda.device(gpu):  # or a new thread would take memory of GPU 0
+        tensors = {name: value for name, value in batch._asdict().items() if isinstance(value, torch.Tensor)}
+        pinned: dict[str, Any] = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+    return batch._replace(**pinned)

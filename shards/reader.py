@@ -104,7 +104,7 @@ class Shards:
         self._ahead: tuple[int, ...] = ()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what is open: it belongs to one process."""
+        """Leave out what is open: it belongs to one thread."""
         return {**self.__dict__, "_indexes": OrderedDict(), "_tars": OrderedDict(), "_ahead": ()}
 
     def index(self, shard: int) -> Index:
@@ -133,19 +133,16 @@ class Shards:
         """Return what a tar is called in a sentence."""
         return self.location.full(self._tar_file(shard).name)
 
-    def read_ahead(self, shards: npt.NDArray[np.int64], turn: float = 0) -> None:
+    def read_ahead(self, shards: npt.NDArray[np.int64]) -> None:
         """Begin to download shards that will be read, indexes first; nothing for a local folder.
 
         Args:
             shards: in the order of reading.
-            turn: where among them to begin, 0 to 1: readers that begin elsewhere do not all wait for the same file.
         """
         wanted = tuple(shards.tolist())
         if self.location.here is None and self._ahead != wanted:
             self._ahead = wanted
-            start = int(turn * len(wanted))
-            turned = [*wanted[start:], *wanted[:start]]
-            self.location.ahead([self._index_file(s) for s in turned] + [self._tar_file(s) for s in turned])
+            self.location.ahead([self._index_file(s) for s in wanted] + [self._tar_file(s) for s in wanted])
 
     def _open_index(self, shard: int) -> Index:
         if self._how is not None:
@@ -165,7 +162,7 @@ class Shards:
         """Return an index of the shard with the token ids of another tokenizer, from the local store."""
         path = files.store() / "tokens" / f"{self._shards[shard].sha256}.{indexed_by}.arrow"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):  # workers meet at the same shards
+        with FileLock(path.with_suffix(".lock")):  # readers meet at the same shards
             if not path.exists():
                 with files.aside(path) as partial:
                     tokenizer = tokens.load(how.name)

@@ -5,6 +5,7 @@ is skipped: an image that cannot be read is named in its batch, and its sample i
 """
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -81,6 +82,12 @@ class ShardDataset(Dataset[dict[str, Any]]):
 
     def __len__(self) -> int:
         return int(self._first[-1])
+
+    def reopened(self) -> "ShardDataset":
+        """Return the same samples with files opened anew, for another thread."""
+        other = copy(self)
+        other.shards = copy(self.shards)
+        return other
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         return {"image": self.image(i), "facts": self.facts(i)}

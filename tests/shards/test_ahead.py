@@ -1,0 +1,77 @@
+"""Threads that make values ahead of their use."""
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from shards.ahead import AHEAD, ahead
+
+ROOT = Path(__file__).parents[2]
+
+
+def maker(name: int, made: list[tuple[int, int, str]]) -> Callable[[int], int]:
+    """Return a maker of squares, the slower the smaller its name."""
+
+    def make(step: int) -> int:
+        time.sleep(0.002 / (name + 1))
+        made.append((name, step, threading.current_thread().name))
+        return step * step
+
+    return make
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_values_come_in_order_each_made_by_one_thread_in_turn(threads: int) -> None:
+    made: list[tuple[int, int, str]] = []
+    steps = range(3, 40)
+    assert list(ahead([maker(name, made) for name in range(threads)], steps)) == [step * step for step in steps]
+    assert sorted(step for _, step, _ in made) == list(steps)
+    assert all((step - 3) % threads == name for name, step, _ in made)
+    assert len({thread for *_, thread in made}) == len({(name, thread) for name, _, thread in made}) == threads
+
+
+def test_no_thread_is_farther_ahead_than_it_may_be() -> None:
+    made: list[tuple[int, int, str]] = []
+    values = ahead([maker(0, made), maker(1, made)], range(100))
+    for taken in range(10):
+        next(values)
+        time.sleep(0.02)
+        assert len(made) == taken + 2 * AHEAD
+
+
+def test_an_error_comes_where_its_value_would() -> None:
+    def make(step: int) -> int:
+        if step == 5:
+            raise ValueError("five")
+        return step
+
+    values = ahead([make, make], range(9))
+    assert [next(values) for _ in range(5)] == list(range(5))
+    with pytest.raises(ValueError, match="five"):
+        next(values)
+
+
+def test_threads_end_when_nobody_asks_any_more() -> None:
+    before = threading.active_count()
+    values = ahead([maker(0, []), maker(1, [])], range(100))
+    next(values)
+    assert threading.active_count() == before + 2
+    values.close()
+    assert threading.active_count() == before
+
+
+def test_a_thread_that_waits_for_ever_does_not_keep_the_process() -> None:
+    script = """
+import threading
+from shards.ahead import ahead
+values = ahead([lambda step: step and threading.Event().wait()], range(9))
+print(next(values))
+"""
+    words = [sys.executable, "-c", script]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
