@@ -151,6 +151,11 @@ def mean_plcc(
     return of(np.arange), float(low), float(high)
 
 
+def told(gap: tuple[float, float, float]) -> str:
+    """Return a difference of `mean_plcc` with its interval as a cell of a table."""
+    return f"{gap[0]:+.3f} ({gap[1]:+.3f} to {gap[2]:+.3f})"
+
+
 def ceiling(items: pd.DataFrame) -> float:
     """Return the PLCC that the true mean rating of each item would have with its average_rating.
 
@@ -190,18 +195,15 @@ def screening(recipes: Sequence[str], salt: str) -> None:
     frames = {recipe: predicted(salt, recipe, "validation") for recipe in dict.fromkeys([*recipes, PAPER, BEST])}
     labels = {salt: frames[PAPER]["average_rating"].to_numpy(float)}
     stars = {recipe: {salt: frame["prediction"].to_numpy(float)} for recipe, frame in frames.items()}
-    rows = []
-    for recipe, ours in stars.items():
-        plain, gaps = mean_plcc(ours, labels), [mean_plcc(ours, labels, stars[other]) for other in (PAPER, BEST)]
-        minutes = files.read_json(place(salt, recipe) / "minutes.json")
-        rows.append(
-            (
-                recipe,
-                f"{plain[0]:.3f}",
-                *(f"{gap:+.3f} ({low:+.3f} to {high:+.3f})" for gap, low, high in gaps),
-                f"{minutes:.1f}",
-            )
+    rows = [
+        (
+            recipe,
+            f"{plcc(ours[salt], labels[salt]):.3f}",
+            *(told(mean_plcc(ours, labels, stars[other])) for other in (PAPER, BEST)),
+            f"{files.read_json(place(salt, recipe) / 'minutes.json'):.1f}",
         )
+        for recipe, ours in stars.items()
+    ]
     table(
         f"screened on one split, {len(labels[salt])} films of its validation",
         ("recipe", "validation PLCC", "less the paper's", "less best", "minutes"),
@@ -233,7 +235,7 @@ def report(recipes: Sequence[str], salts: Sequence[str]) -> None:
                 recipe,
                 f"{np.mean(checked):.3f}",
                 f"{np.mean(scores):.3f}",
-                *("" if gap is None else f"{gap[0]:+.3f} ({gap[1]:+.3f} to {gap[2]:+.3f})" for gap in gaps),
+                *("" if gap is None else told(gap) for gap in gaps),
                 f"{np.mean([files.read_json(path / 'minutes.json') for path in done]):.1f}",
             )
         )
