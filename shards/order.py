@@ -81,6 +81,11 @@ class Epoch:
     def _window_at(self, position: int) -> int:
         return int(np.searchsorted(self._windows, position, "right")) - 1
 
+    def _of_window(self, number: int, begin: int, end: int) -> Samples:
+        """Return those samples of a window that stand from `begin` to `end` in the order of the epoch."""
+        first = int(self._windows[number])
+        return _last_two(self._drawn_windows, number, self._draw_window)[max(0, begin - first) : end - first]
+
     def _draw_window(self, number: int) -> Samples:
         shards = self._shards[number * self._width : (number + 1) * self._width]
         samples = np.concatenate([np.arange(self._first[s], self._first[s + 1]) for s in shards])
@@ -90,8 +95,7 @@ class Epoch:
         steps = range(number * self._pool_size, min((number + 1) * self._pool_size, self._steps))
         bounds = [self._bound(step) for step in (*steps, steps.stop)]
         windows = range(self._window_at(bounds[0]), self._window_at(bounds[-1] - 1) + 1)
-        samples = np.concatenate([_last_two(self._drawn_windows, w, self._draw_window) for w in windows])
-        samples = samples[bounds[0] - self._windows[windows[0]] :][: bounds[-1] - bounds[0]]
+        samples = np.concatenate([self._of_window(w, bounds[0], bounds[-1]) for w in windows])
         if self._lengths is not None and len(steps) > 1:
             samples = samples[np.argsort(self._lengths(samples), kind="stable")]
         batches = np.split(samples, np.subtract(bounds[1:-1], bounds[0]))

@@ -82,7 +82,7 @@ def to_training(data: bytes, size: int, fit: Fit, quality: int, max_pixels: int)
     return Decoded(_encode(np.asarray(fitted), quality), picture.width, picture.height, _perceptual_hash(fitted))
 
 
-def decode(jpeg: bytes, into: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
+def decode(jpeg: bytes | memoryview, into: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
     """Return the pixels of a stored JPEG: uint8, height x width x 3, RGB; they are put in `into`, if it is given.
 
     Raises:

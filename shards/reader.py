@@ -100,7 +100,7 @@ class Shards:
         parts = [(category, s.name, s.sha256, s.index_sha256) for category, s in pairs]
         self.fingerprint = files.fingerprint(parts, self._how and self._how[1])
         self._indexes: OrderedDict[int, Index] = OrderedDict()
-        self._tars: OrderedDict[int, mmap.mmap | bytes] = OrderedDict()
+        self._tars: OrderedDict[int, memoryview] = OrderedDict()
         self._ahead: tuple[int, ...] = ()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -115,8 +115,8 @@ class Shards:
         """
         return _kept(self._indexes, shard, self._open_index)
 
-    def member(self, shard: int, row: int, kind: Literal["jpg", "json"]) -> bytes:
-        """Return the bytes of a sample's image or facts.
+    def member(self, shard: int, row: int, kind: Literal["jpg", "json"]) -> memoryview:
+        """Return the bytes of a sample's image or facts, as they stand in the tar.
 
         Raises:
             UserError: the tar or its index is absent, or the index is none.
@@ -149,7 +149,7 @@ class Shards:
             return Index(mapped(self._made_anew(shard, *self._how)))
         return Index(self.location.index(self.categories[shard], self._shards[shard]))
 
-    def _open_tar(self, shard: int) -> mmap.mmap | bytes:
+    def _open_tar(self, shard: int) -> memoryview:
         return self._of_tar(shard, _mapped)
 
     def _of_tar(self, shard: int, opener: Callable[[Path], Opened]) -> Opened:
@@ -216,12 +216,12 @@ class Shards:
         return index_file(self.categories[shard], self._shards[shard])
 
 
-def _mapped(tar: Path) -> mmap.mmap | bytes:
+def _mapped(tar: Path) -> memoryview:
     """Map a tar, so that no member costs a system call; while open it may be replaced or deleted, but not cut."""
     with tar.open("rb") as file:
         if tar.stat().st_size == 0:  # which cannot be mapped
-            return b""
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return memoryview(b"")
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _kept(opened: OrderedDict[int, Opened], shard: int, open_it: Callable[[int], Opened]) -> Opened:

@@ -98,7 +98,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         Raises:
             UserError: the tar is absent, or ends before it.
         """
-        return self._member(i, "jpg")
+        return bytes(self._member(i, "jpg"))
 
     def facts(self, i: int) -> dict[str, Any]:
         """Return the facts of sample `i`: `prep.tables.FACTS` by name.
@@ -166,20 +166,20 @@ class ShardDataset(Dataset[dict[str, Any]]):
         shards, rows = (numbers.tolist() for numbers in self._places(samples))
         places = [(self.shards.index(shard), row) for shard, row in zip(shards, rows, strict=True)]
         ids = [index.token_ids[index.token_starts[row] : index.token_starts[row + 1]] for index, row in places]
-        padded = np.full((len(ids), max(map(len, ids))), places[0][0].pad_id, np.int64)
-        mask = np.zeros_like(padded)
-        for line, of_sample in enumerate(ids):
-            padded[line, : len(of_sample)] = of_sample
-            mask[line, : len(of_sample)] = 1
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        padded = np.full(mask.shape, places[0][0].pad_id, np.int64)
+        padded[mask] = np.concatenate(ids)
         images, has_image, damaged = self._images(shards, rows)
 
         def column(name: str, kind: type) -> torch.Tensor:
-            return torch.from_numpy(np.array([getattr(index, name)[row] for index, row in places], kind))
+            values = (getattr(index, name)[row] for index, row in places)
+            return torch.from_numpy(np.fromiter(values, kind, len(places)))
 
         return Batch(
             images=images,
             tokens=torch.from_numpy(padded),
-            mask=torch.from_numpy(mask),
+            mask=torch.from_numpy(mask.astype(np.int64)),
             has_image=torch.from_numpy(has_image),
             label=column("label", np.float32),
             rating_number=column("rating_number", np.int64),
@@ -214,7 +214,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         if (height, width) != into.shape[:2]:
             raise ValueError(f"it is {width} x {height} px, not {into.shape[0]} a side")
 
-    def _member(self, i: int, kind: Literal["jpg", "json"]) -> bytes:
+    def _member(self, i: int, kind: Literal["jpg", "json"]) -> memoryview:
         shards, rows = self._places(np.array([i]))
         shard, row = int(shards[0]), int(rows[0])
         try:
