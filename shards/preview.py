@@ -117,7 +117,7 @@ def _read(
         for row, key in zip(rows, keys, strict=True):
             try:
                 facts = msgspec.structs.asdict(msgspec.json.decode(shards.member(shard, row, "json"), type=_Facts))
-                jpeg = shards.member(shard, row, "jpg") if facts["has_image"] else b""
+                jpeg = bytes(shards.member(shard, row, "jpg")) if facts["has_image"] else b""
             except (msgspec.DecodeError, TornError) as error:
                 raise UserError(
                     f"{shards.name(shard)}: {key} cannot be read ({first_sentence(error)}); run `effimini lint`, then "
