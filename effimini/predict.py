@@ -220,11 +220,9 @@ def _inputs(model: Model, items: list[Item]) -> tuple[Array, Array, Array, Array
     """Return the arguments of `EffiMini.forward` as arrays."""
     config = model.config
     ids = tokens.encode(model.tokenizer, [item.text for item in items], config.max_tokens)
-    padded = np.full((len(ids), max(map(len, ids))), tokens.pad_id(model.tokenizer), np.int64)
-    mask = np.zeros_like(padded)
+    padded, mask = tokens.pad(ids, tokens.pad_id(model.tokenizer))
     pixels = np.zeros((len(items), config.size, config.size, 3), np.uint8)
-    for row, (item, one) in enumerate(zip(items, ids, strict=True)):
-        padded[row, : len(one)], mask[row, : len(one)] = one, 1
+    for row, item in enumerate(items):
         if item.image is not None:
             pixels[row] = _pixels(item, config)
     return pixels.transpose(0, 3, 1, 2), padded, mask, np.array([item.image is not None for item in items])

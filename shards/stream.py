@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import Dataset
 
 from prep.faults import UserError
-from shards import order
+from shards import order, tokens
 from shards.location import Location
 from shards.pixels import decode
 from shards.reader import Shards, TornError
@@ -166,10 +166,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         shards, rows = (numbers.tolist() for numbers in self._places(samples))
         places = [(self.shards.index(shard), row) for shard, row in zip(shards, rows, strict=True)]
         ids = [index.token_ids[index.token_starts[row] : index.token_starts[row + 1]] for index, row in places]
-        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-        mask = np.arange(lengths.max()) < lengths[:, None]
-        padded = np.full(mask.shape, places[0][0].pad_id, np.int64)
-        padded[mask] = np.concatenate(ids)
+        padded, mask = tokens.pad(ids, places[0][0].pad_id)
         images, has_image, damaged = self._images(shards, rows)
 
         def column(name: str, kind: type) -> torch.Tensor:
@@ -179,7 +176,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         return Batch(
             images=images,
             tokens=torch.from_numpy(padded),
-            mask=torch.from_numpy(mask.astype(np.int64)),
+            mask=torch.from_numpy(mask),
             has_image=torch.from_numpy(has_image),
             label=column("label", np.float32),
             rating_number=column("rating_number", np.int64),

@@ -1,14 +1,17 @@
 """Text to token ids, with the tokenizer that belongs to the text encoder.
 
 In: the name of a text encoder: a local folder, or a hub name (downloaded once into the hub's cache). Out:
-token ids, truncated, with the tokenizer's own first and last token. Guaranteed: a tokenizer that cannot be
-had is an error, and equal fingerprints mean equal ids. No torch is imported.
+token ids, truncated, with the tokenizer's own first and last token, and padded batches of them. Guaranteed:
+a tokenizer that cannot be had is an error, and equal fingerprints mean equal ids. No torch is imported.
 """
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from tokenizers import Tokenizer
 from tokenizers.implementations import BertWordPieceTokenizer  # type: ignore[attr-defined]  # its module has no __all__
 
@@ -50,6 +53,17 @@ def encode(tokenizer: Tokenizer, texts: list[str], max_tokens: int) -> list[list
         return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
     finally:
         tokenizer.no_truncation()
+
+
+def pad(
+    ids: Sequence[Sequence[int] | npt.NDArray[np.integer]], filler: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the ids of each text padded with `filler` to the longest, and a mask, 1 where a token stands: [B, T]."""
+    lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    padded = np.full(mask.shape, filler, np.int64)
+    padded[mask] = np.concatenate(ids)
+    return padded, mask.astype(np.int64)
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
