@@ -36,6 +36,7 @@ from benchmarks.hardware import multiplies_bfloat16
 from benchmarks.tables import spread
 from effimini.export import GRAPH, Array, Graph, export
 from effimini.model import EffiMini, build
+from prep import memory
 from prep.params import Encoder, load
 
 ROOT = Path(__file__).parent.parent
@@ -73,6 +74,7 @@ def inputs() -> tuple[Array, Array, Array, Array]:
 def in_torch(folder: Path, *, channels_last: bool = False, autocast: bool = False) -> Score:
     """Torch; without options as `effimini predict` runs a model folder."""
     network = EffiMini.from_pretrained(folder / "torch")
+    memory.keep_freed()
     if channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
     network.autocast = autocast

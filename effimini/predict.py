@@ -25,7 +25,7 @@ from effimini import metrics
 from effimini.export import GRAPH, Array, Graph
 from effimini.inference import STARS
 from effimini.model import CONFIG, Config, EffiMini
-from prep import files
+from prep import files, memory
 from prep.faults import UserError
 from prep.progress import bar
 from prep.text import LABELS, assemble, clean, clean_details, clean_list
@@ -97,6 +97,8 @@ def _saved(folder: Path) -> Model:
     costs = metrics.costs(network)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.to(device)
+    if device.type == "cpu":
+        memory.keep_freed()  # a batch needs what the one before it freed
 
     @torch.inference_mode()
     def score(*inputs: Array) -> npt.NDArray[np.float32]:

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import distributed
 
+from prep import memory
+
 
 class Ranks(NamedTuple):
     """This process among the others."""
@@ -48,12 +50,17 @@ class Ranks(NamedTuple):
 
 @contextmanager
 def ranks() -> Iterator[Ranks]:
-    """Join the processes that torchrun started, if it did; leave them at the end."""
+    """Join the processes that torchrun started, if it did; leave them at the end.
+
+    A process without a GPU keeps from now on the memory that it frees.
+    """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
+    else:
+        memory.keep_freed()  # a step needs what the one before it freed
     if world == 1 or distributed.is_initialized():  # whoever joined them leaves them
         yield Ranks(rank, world, device)
         return

@@ -12,6 +12,7 @@ import torch
 
 from effimini.ranks import Ranks
 
+FEATURES = "features"  # of frozen encoders, computed or read from the store
 OF_STEPS = ("data", "forward", "backward", "optimizer")
 WAITING = 0.1  # share of the steps' time from which waiting for data is said to bound a training
 
@@ -38,6 +39,8 @@ def summary(seconds: Mapping[str, float], samples: float, here: Ranks) -> dict[s
         bound = "waiting for data: raise stream.workers"
     elif max(shares, key=lambda name: shares[name]) == "optimizer":
         bound = f"the {device} in the optimizer: raise train.batch_size"
+    if FEATURES in seconds:  # a step of the head alone takes less than a millisecond, whatever its size
+        bound = "the encoders, once" if seconds[FEATURES] > steps else "the number of steps: raise train.batch_size"
     return {
         "seconds": dict(seconds),
         "shares": shares,

@@ -11,6 +11,7 @@ parts a rank computes it in.
 import logging
 import math
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from hashlib import blake2b
@@ -43,7 +44,7 @@ from shards.tar import Tokens
 
 log = logging.getLogger(__name__)
 
-FORMAT = 4  # raise it when the same inputs train otherwise
+FORMAT = 5  # raise it when the same inputs train otherwise
 
 
 class Told(NamedTuple):
@@ -75,12 +76,14 @@ class Trainer:
         self.beside: tuple[terms.Terms, npt.NDArray[np.float32]] | None = None  # with its stars of validation
         if self.model.terms is not None:
             self.beside = self.model.terms, terms.fit(self.model.terms, self.data, self.validation, self.weights)
+        began = time.perf_counter()
         if recipe.frozen:
             self.network = features.Head(self.model)
             self.data, self.validation = seen = [
                 features.of_split(self.model, data, here, params) for data in (self.data, self.validation)
             ]
             features.standardize(self.model, seen[0])
+        of_features = time.perf_counter() - began
         self.scores = self.network  # without the ranks' exchange of gradients
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.model, recipe),
@@ -90,6 +93,8 @@ class Trainer:
         self.loader = self._loader()
         self.state = files.store() / "train" / made_of
         self.progress = checkpoint.load(self.state, self.model, self.optimizer)
+        if recipe.frozen:
+            self.progress.seconds[spent.FEATURES] = self.progress.seconds.get(spent.FEATURES, 0.0) + of_features
         if self.progress.loader is not None:
             self.loader.load_state_dict(self.progress.loader)
         self.steps = len(self.loader) * recipe.epochs  # of the whole schedule

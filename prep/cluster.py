@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from prep import progress
+from prep import memory, progress
 from prep.params import Dask
 
 if TYPE_CHECKING:
@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 _AHEAD = 4  # calls a worker that are drawn before they are needed
+_SETTINGS = {
+    # Its profiler can stop a worker for ever on older Pythons, where the garbage collector runs at a wrong moment
+    # of sys._current_frames (python/cpython#106883).
+    "distributed.worker.profile.enabled": False,
+    # What all workers import is imported once, in a process without threads that they are forked from.
+    "distributed.worker.multiprocessing-method": "forkserver",
+}
+_ENVIRONMENT = "distributed.nanny.pre-spawn-environ"
 
 
 class Workers:
@@ -79,9 +87,9 @@ def workers(settings: Dask) -> Iterator[Workers]:
     from distributed import Client, LocalCluster  # noqa: PLC0415
 
     with ExitStack() as stack:
-        # Its profiler can stop a worker for ever on older Pythons, where the garbage collector runs at a wrong moment
-        # of sys._current_frames (python/cpython#106883).
-        stack.enter_context(dask.config.set({"distributed.worker.profile.enabled": False}))
+        # Dask's own setting gives memory back at every chance, which takes half of a worker's time
+        environment = {f"{_ENVIRONMENT}.{name}": value for name, value in memory.ENVIRONMENT.items()}
+        stack.enter_context(dask.config.set(_SETTINGS | environment))
         address: Any = settings.scheduler
         if not address.startswith("tcp://"):
             processes = address == "processes"

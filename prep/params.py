@@ -208,7 +208,7 @@ class Train(_Section, frozen=True):
     huber_delta: Positive
     length_pool: Count  # batches whose samples are sorted by length together, to be padded little; 1: as drawn
     accumulate: Count  # parts in which a rank computes its share of a batch one after another, to need less memory
-    precision: Literal["fp32", "bf16"]  # bf16: matrix products in bfloat16, images channels last; weights stay fp32
+    precision: Literal["fp32", "bf16"]  # bf16: products in bfloat16, images channels last; weights stay fp32
     compile: bool  # by torch.compile: minutes at the start, faster steps
     frozen: bool  # train the head alone, on features that the encoders give once, standardised
     sync_batchnorm: bool  # batch statistics over all ranks; GPUs only

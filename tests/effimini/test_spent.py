@@ -1,6 +1,7 @@
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
@@ -35,14 +36,17 @@ def test_the_clock_counts_each_moment_once() -> None:
         ({"data": 2.0, "forward": 3.0, "backward": 5.0, "optimizer": 1.0}, "waiting for data: raise stream.workers"),
         ({"data": 0.1, "forward": 3.0, "backward": 5.0, "optimizer": 1.0}, "in the backward pass"),
         ({"data": 0.1, "forward": 1.0, "backward": 2.0, "optimizer": 4.0}, "raise train.batch_size"),
+        ({"data": 2.0, "forward": 3.0, "backward": 5.0, "optimizer": 1.0, "features": 99.0}, "the encoders, once"),
+        ({"data": 2.0, "forward": 3.0, "backward": 5.0, "optimizer": 1.0, "features": 0.0}, "the number of steps"),
     ],
 )
 def test_what_bounds_a_training_is_said(seconds: dict[str, float], bound: str) -> None:
     found = spent.summary({**seconds, "validation": 7.0}, 22.0, ONE)
     assert bound in found["bound"]
     assert sum(found["shares"].values()) == pytest.approx(1)
-    assert found["samples_per_second"] == pytest.approx(22 / sum(seconds.values()))
-    assert f"data {seconds['data'] / sum(seconds.values()):.1%}" in spent.sentence(found)
+    steps = sum(seconds[name] for name in spent.OF_STEPS)
+    assert found["samples_per_second"] == pytest.approx(22 / steps)
+    assert f"data {seconds['data'] / steps:.1%}" in spent.sentence(found)
     assert "validation 7.0 s" in spent.sentence(found)
 
 
@@ -60,3 +64,11 @@ def test_a_training_accounts_for_its_time(
     assert found["samples_per_second"] == pytest.approx(3 * 80 / steps)  # three epochs
     assert found["peak_memory"] > 10**8
     assert f"bound by {found['bound']}" in caplog.text
+
+
+def test_a_training_of_the_head_alone_accounts_for_its_features(small: Params, data: Path, tmp_path: Path) -> None:
+    frozen = msgspec.structs.replace(small, train=msgspec.structs.replace(small.train, frozen=True))
+    train(frozen, data / "shards", data / "weights.json", tmp_path / "models", tmp_path / "results")
+    found = files.read_json(tmp_path / "results/time.json")
+    assert found["seconds"][spent.FEATURES] > 0
+    assert "stream.workers" not in found["bound"]

@@ -128,12 +128,10 @@ def test_a_stage_survives_the_death_of_its_own_worker(
     stage: str,
 ) -> None:
     monkeypatch.setenv("EFFIMINI_STORE", str(undisturbed / "store"))
-    before = set(psutil.Process().children())
 
     def kill() -> None:
-        workers = [
-            process for process in set(psutil.Process().children()) - before if "spawn_main" in str(process.cmdline())
-        ]
+        forking = [child for child in psutil.Process().children() if "forkserver" in str(child.cmdline())]
+        workers = [worker for server in forking for worker in server.children()]
         assert len(workers) == 2
         workers[0].kill()
 
