@@ -25,8 +25,9 @@ _SETTINGS = {
     "distributed.worker.profile.enabled": False,
     # What all workers import is imported once, in a process without threads that they are forked from.
     "distributed.worker.multiprocessing-method": "forkserver",
+    # Dask's own setting gives memory back at every chance, which takes half of a worker's time.
+    **{f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in memory.ENVIRONMENT.items()},
 }
-_ENVIRONMENT = "distributed.nanny.pre-spawn-environ"
 
 
 class Workers:
@@ -87,9 +88,7 @@ def workers(settings: Dask) -> Iterator[Workers]:
     from distributed import Client, LocalCluster  # noqa: PLC0415
 
     with ExitStack() as stack:
-        # Dask's own setting gives memory back at every chance, which takes half of a worker's time
-        environment = {f"{_ENVIRONMENT}.{name}": value for name, value in memory.ENVIRONMENT.items()}
-        stack.enter_context(dask.config.set(_SETTINGS | environment))
+        stack.enter_context(dask.config.set(_SETTINGS))
         address: Any = settings.scheduler
         if not address.startswith("tcp://"):
             processes = address == "processes"
