@@ -133,7 +133,8 @@ class EffiMini(nn.Module):
         if self.terms is None or self.training:
             return stars
         of_terms: Tensor = self.terms(tokens, mask)
-        return stars + self.terms.share * (of_terms - stars)
+        share = self.terms.share
+        return share * of_terms + (1 - share) * stars  # exactly one of them at a share of 0 or 1
 
     def features(self, images: Tensor, tokens: Tensor, mask: Tensor, has_image: Tensor) -> Tensor:
         """Return what the head reads, [B, F + D], of the arguments of `forward`: image features, then text features."""

@@ -26,7 +26,7 @@ from shards.stream import ShardDataset
 log = logging.getLogger(__name__)
 
 ALPHAS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # strengths of ridge tried
-SHARES = np.linspace(0, 1, 21)  # of the score, tried
+SHARES = np.linspace(0, 1, 21, dtype=np.float32)  # of the score, tried
 _ONE = 0x9E3779B1  # these are odd, so that few ids below 2^18 fall together
 _PAIR, _APART = (0x85EBCA6B, 0xC2B2AE35), (0x27D4EB2F, 0x165667B1)
 _TEXTS = 256  # at once
@@ -113,7 +113,7 @@ def mix(terms: Terms, network: Stars, of_terms: Stars, labels: Stars) -> Stars:
         of_terms: stars of `terms`.
         labels: of the same samples.
     """
-    mixed = [network + np.float32(share) * (of_terms - network) for share in SHARES]
+    mixed = [share * of_terms + (1 - share) * network for share in SHARES]
     best = int(np.argmax([plcc(stars, labels) for stars in mixed]))
     terms.share.fill_(float(SHARES[best]))
     return cast(Stars, mixed[best])

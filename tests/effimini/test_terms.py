@@ -138,5 +138,4 @@ def test_a_trained_model_carries_its_terms(
     assert best.terms is not None
     assert torch.equal(best.terms.weight, module.weight)
     assert module.weight.count_nonzero() > 50
-    of_terms = plcc(alone, splits["validation"].labels)
-    assert max(epoch["validation/plcc"] for epoch in history) >= of_terms - 1e-6  # a share of 1 rounds too
+    assert max(epoch["validation/plcc"] for epoch in history) >= plcc(alone, splits["validation"].labels)
