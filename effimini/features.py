@@ -24,7 +24,7 @@ from prep.params import Params
 from shards import order
 from shards.stream import Batch, ShardDataset
 
-FORMAT = 2  # raise it when the same encoders give other features
+FORMAT = 3  # raise it when the same encoders give other features
 _ROWS = 100_000  # looked at at once
 
 

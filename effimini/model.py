@@ -73,7 +73,7 @@ class EffiMini(nn.Module):
         tokenizer: the text encoder's, saved beside the weights.
 
     Attributes:
-        autocast: whether matrix products are in bfloat16, and on a GPU convolutions too; the stars are float32.
+        autocast: whether matrix products and convolutions are in bfloat16; the stars are float32.
         feature_mean: is taken from each feature before the head, float32 [F + D]; 0 unless the encoders are frozen.
         feature_scale: divides it then; 1 unless the encoders are frozen.
     """
@@ -138,11 +138,8 @@ class EffiMini(nn.Module):
 
     def features(self, images: Tensor, tokens: Tensor, mask: Tensor, has_image: Tensor) -> Tensor:
         """Return what the head reads, [B, F + D], of the arguments of `forward`: image features, then text features."""
-        device = images.device.type
-        # the backward pass of convolutions takes a CPU longer in bfloat16 than in float32
-        with torch.autocast(device, torch.bfloat16, enabled=self.autocast and device != "cpu"):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.autocast):
             image = self.image_features(images) * has_image.unsqueeze(1)
-        with torch.autocast(device, torch.bfloat16, enabled=self.autocast):
             return torch.cat([image, self.text_features(tokens, mask)], dim=1)
 
     def score(self, features: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from dvclive import Live  # type: ignore[attr-defined]  # its module has no __al
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from effimini import checkpoint, features, model_card, spent, terms
+from effimini import bfloat16, checkpoint, features, model_card, spent, terms
 from effimini.clock import Clock
 from effimini.inference import open_split, predict_split, to_device
 from effimini.loss import counts_of, sample_weights, weighted_huber
@@ -44,7 +44,7 @@ from shards.tar import Tokens
 
 log = logging.getLogger(__name__)
 
-FORMAT = 6  # raise it when the same inputs train otherwise
+FORMAT = 7  # raise it when the same inputs train otherwise
 
 
 class Told(NamedTuple):
@@ -350,9 +350,14 @@ def prepared(model: EffiMini, params: Params, here: Ranks) -> EffiMini:
         UserError: batch statistics shall be synchronised on CPUs.
     """
     recipe = params.train
+    for module in model.image.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]  # autograd copies what an activation overwrites
     if recipe.precision == "bf16":
         model.autocast = True
         model.image.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if here.device.type == "cpu":
+            bfloat16.spare(model)
     if recipe.sync_batchnorm and here.world > 1:
         if here.device.type != "cuda":
             raise UserError("train.sync_batchnorm is true and there is no GPU; set it to false")
