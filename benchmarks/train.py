@@ -233,15 +233,15 @@ def measured(step: Step, steps: int, batch: int) -> Turn:
 
 
 def in_turns(names: Sequence[str], settings: dict[str, Any], chosen: argparse.Namespace) -> tuple[Turns, float]:
-    """Start the sides and let them take turns; return what they did, and what the first spent once, s."""
+    """Start the sides and let them take turns; return what they did, and what they spent once, s."""
     context = multiprocessing.get_context("spawn")
-    pipes, sides, once = {}, [], {}
+    pipes, sides, once = {}, [], 0.0
     for name in names:
         pipes[name], theirs = context.Pipe()
         sides.append(context.Process(target=serve, args=(theirs, name, chosen.batch, settings)))
         sides[-1].start()
         theirs.close()  # so that a side which fails is seen
-        once[name] = pipes[name].recv()  # one at a time: none is disturbed in what it does once
+        once += pipes[name].recv()  # one at a time: none is disturbed in what it does once
     turns: Turns = {name: [] for name in names}
     for _ in range(chosen.repeats):
         for name, pipe in pipes.items():
@@ -251,7 +251,7 @@ def in_turns(names: Sequence[str], settings: dict[str, Any], chosen: argparse.Na
     for pipe, side in zip(pipes.values(), sides, strict=True):
         pipe.send(0)
         side.join()
-    return turns, once[names[0]]
+    return turns, once
 
 
 def peak(dtype: torch.dtype) -> float:
@@ -281,16 +281,14 @@ def main() -> None:
     shutil.rmtree(BUILD / "store", ignore_errors=True)  # the features are computed
     make_shards()
     settings = best() | {"compile": chosen.compile}
-    names = (PLAIN, SAME, BEST, ONE_BATCH) if DEVICE.type == "cuda" else (PLAIN, SAME, BEST)
-    turns, _ = in_turns(names, settings, chosen)
+    turns, _ = in_turns((PLAIN, SAME, BEST, *([ONE_BATCH] if DEVICE.type == "cuda" else [])), settings, chosen)
     of_head, once = in_turns((HEAD,), settings, chosen)
     turns |= of_head
-    names += (HEAD,)
     length = round(statistics.mean(len(s.ids) for s in data.samples(SAMPLES)))
     # backward costs two forward passes
     flops = 3 * metrics.flops(build(parameters(chosen.batch)), data.SIZE, length)["total"]
     fast = torch.bfloat16 if settings["precision"] == "bf16" else torch.float32
-    dtypes = {name: fast if "best" in name else torch.float32 for name in names}
+    dtypes = {name: fast if "best" in name else torch.float32 for name in turns}
     most = {dtype: peak(dtype) for dtype in sorted(set(dtypes.values()), key=str)}
     threads = "" if DEVICE.type == "cuda" else f", {torch.get_num_threads()} threads"
     print(
@@ -301,8 +299,8 @@ def main() -> None:
     )
     head = ("side", f"samples/s, median of {chosen.repeats}", "times the plain loop", "waits for data", "of the peak")
     print(f"| {' | '.join(head)} | GPU memory, GB |\n|{'---|' * 6}")
-    rate = {name: statistics.median(turn.rate for turn in turns[name]) for name in names}
-    for name in names:
+    rate = {name: statistics.median(turn.rate for turn in turns[name]) for name in turns}
+    for name in turns:
         of_peak = "" if name == HEAD else f"{rate[name] * flops / most[dtypes[name]]:.0%}"
         print(
             f"| {name} | {spread([turn.rate for turn in turns[name]], '.2f')} | {rate[name] / rate[PLAIN]:.2f} "

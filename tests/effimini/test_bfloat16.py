@@ -26,7 +26,7 @@ class Seen(TorchDispatchMode):
         if "convolution" in name:
             weight = tensors[2 if "backward" in name else 1]
             name = "depthwise" if weight.shape[1] == 1 < weight.shape[0] else "convolution"
-        self.types[name.partition("_backward")[0]].add(tensors[0].dtype if tensors else torch.int64)
+        self.types[name.partition("_backward")[0]].update(tensor.dtype for tensor in tensors[:1])
         return func(*args, **(kwargs or {}))
 
 
