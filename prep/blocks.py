@@ -5,9 +5,10 @@ file that lies here is read once, by whoever types a block; of one that arrives 
 are kept.
 """
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from prep import progress
 from prep.faults import UserError
@@ -30,24 +31,28 @@ class Block(NamedTuple):
         Raises:
             UserError: the file cannot be read, or has become shorter.
         """
-        rest = b""
         try:
             with self.path.open("rb") as file:
-                file.seek(self.offset)
-                for start in range(0, self.length, PORTION):
-                    wanted = min(PORTION, self.length - start)
-                    content = file.read(wanted)
-                    if len(content) < wanted:
+                for begin, end in _spans(file, self.offset, self.offset + self.length, PORTION):
+                    content = os.pread(file.fileno(), end - begin, begin)
+                    if len(content) < end - begin:
                         raise UserError(f"{self.path} changed while it was read; run again when it is whole")
-                    content = rest + content
-                    end = content.rfind(b"\n") + 1
-                    rest = content[end:]
-                    if end:
-                        yield content[:end]
+                    yield content
         except OSError as error:
             raise UserError(f"{self.path} cannot be read ({error.strerror}); check the file and its disk") from error
-        if rest:
-            yield rest
+
+
+def _spans(file: BinaryIO, begin: int, end: int, size: int, limit: int = -1) -> Iterator[tuple[int, int]]:
+    """Yield where whole lines begin and end, `size` bytes of them and what ends a line (at most `limit` bytes more).
+
+    Nothing is read but the line at each cut.
+    """
+    while begin < end:
+        file.seek(begin + size - 1)
+        file.readline(limit)
+        cut = min(file.tell(), end)
+        yield begin, cut
+        begin = cut
 
 
 def cut(raw: RawFile, scratch: Path) -> Iterator[Block]:
@@ -68,17 +73,12 @@ def cut(raw: RawFile, scratch: Path) -> Iterator[Block]:
 
 def _cut_here(raw: RawFile, path: Path) -> Iterator[Block]:
     """Look for line ends near the multiples of `BLOCK`, and read nothing else."""
-    begin = 0
     with path.open("rb") as file, progress.byte_bar(path.name, raw.size) as advance:
-        while begin < raw.size:
-            file.seek(begin + BLOCK - 1)
-            line = file.readline(BLOCK)
-            end = min(file.tell(), raw.size)
-            if len(line) == BLOCK and not line.endswith(b"\n"):
+        for begin, end in _spans(file, 0, raw.size, BLOCK, BLOCK + 1):
+            if end - begin >= 2 * BLOCK:
                 raise _no_lines(raw, begin)
             yield Block(path, begin, end - begin)
             advance(end - begin)
-            begin = end
 
 
 def _cut_arriving(raw: RawFile, chunks: Iterable[bytes], scratch: Path) -> Iterator[Block]:

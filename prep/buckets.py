@@ -30,7 +30,7 @@ def bucket_files(folder: Path, table: str) -> list[Path]:
 
 def item_order(asins: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.uint64]:
     """Return the hash by which items are ordered, of each parent_asin."""
-    return hashes(ORDER_SALT, asins.to_pylist())
+    return hashes(ORDER_SALT, asins.to_numpy(zero_copy_only=False))
 
 
 def sorted_items(table: pa.Table) -> pa.Table:

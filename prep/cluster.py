@@ -6,9 +6,12 @@ same paths. A call whose worker died is made again elsewhere, so whatever a func
 (`prep.files`) or to a file of its own.
 """
 
+import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from multiprocessing import forkserver
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from prep import memory, progress
@@ -23,10 +26,13 @@ _SETTINGS = {
     # Its profiler can stop a worker for ever on older Pythons, where the garbage collector runs at a wrong moment
     # of sys._current_frames (python/cpython#106883).
     "distributed.worker.profile.enabled": False,
-    # What all workers import is imported once, in a process without threads that they are forked from.
     "distributed.worker.multiprocessing-method": "forkserver",
+}
+_ENVIRONMENT = {
     # Dask's own setting gives memory back at every chance, which takes half of a worker's time.
-    **{f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in memory.ENVIRONMENT.items()},
+    **memory.ENVIRONMENT,
+    # As Dask has it: a process with threads is not forked.
+    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
 }
 
 
@@ -73,6 +79,13 @@ class Workers:
             yield waiting.popleft().result()
 
 
+def _start_server() -> None:
+    """Start the process that workers are forked from, which imports once, beside this one, what they all need."""
+    os.environ.update(_ENVIRONMENT)
+    forkserver.set_forkserver_preload(["distributed", *(name for name in sys.modules if name.startswith("prep."))])
+    forkserver.ensure_running()
+
+
 @contextmanager
 def workers(settings: Dask) -> Iterator[Workers]:
     """Give the workers of a stage; those started here end with it.
@@ -84,6 +97,9 @@ def workers(settings: Dask) -> Iterator[Workers]:
     if settings.scheduler == "synchronous":
         yield Workers(None)
         return
+    processes = settings.scheduler == "processes"
+    if processes:
+        _start_server()
     import dask  # noqa: PLC0415 -- a second that a stage in one process does not pay
     from distributed import Client, LocalCluster  # noqa: PLC0415
 
@@ -91,7 +107,6 @@ def workers(settings: Dask) -> Iterator[Workers]:
         stack.enter_context(dask.config.set(_SETTINGS))
         address: Any = settings.scheduler
         if not address.startswith("tcp://"):
-            processes = address == "processes"
             address = stack.enter_context(
                 LocalCluster(
                     n_workers=settings.workers if processes else 1,

@@ -111,7 +111,13 @@ def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatc
     """
     held: list[pa.RecordBatch] = []
     total = waiting = 0
-    with aside(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+    # A dictionary of numbers, hashes above all, takes more time and room than they do.
+    texts = [field.name for field in schema if field.type == pa.string()]
+    texts += [f"{field.name}.list.element" for field in schema if field.type == pa.list_(pa.string())]
+    with (
+        aside(path) as partial,
+        pq.ParquetWriter(partial, schema, compression="zstd", use_dictionary=texts) as writer,
+    ):
         for batch in batches:
             held.append(batch)
             waiting += batch.num_rows

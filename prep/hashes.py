@@ -12,11 +12,10 @@ import numpy.typing as npt
 import pandas as pd
 
 
-def hashes(salt: str, values: Sequence[str] | Sequence[bytes]) -> npt.NDArray[np.uint64]:
+def hashes(salt: str, values: Sequence[str] | Sequence[bytes] | npt.NDArray[np.object_]) -> npt.NDArray[np.uint64]:
     """Return the hash of each of `values`, uint64."""
     key = blake2b(salt.encode(), digest_size=8).hexdigest()  # pandas wants sixteen characters
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
+    array = np.asarray(values, dtype=object)
     result: npt.NDArray[np.uint64] = pd.util.hash_array(array, hash_key=key, categorize=False)
     return result
 

@@ -4,10 +4,11 @@ In: the bytes of whole lines. Out: a table of `prep.tables.ITEMS` or `REVIEWS`, 
 Guaranteed: every line is a row or a reject; fields that are not used (price, videos, a review's title and text) are
 skipped, whatever their type, and never kept.
 
-All lines are decoded in one call. Where one of them is bad, they are decoded one by one, at a third of the speed.
+Lines are read as if all were good; where one of them is bad, each is looked at by itself, at a third of the speed.
 """
 
 import gc
+import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,13 +19,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from msgspec import Meta
+from xxhash import xxh3_64_intdigest
 
 from prep.hashes import hashes
 from prep.source import Kind
 from prep.tables import ITEMS, REVIEWS
 
 # It becomes the name of a tar's members, so nothing that could be a path or an ending may stand in it.
-ASIN = "^[A-Za-z0-9]{1,40}$"
+ASIN_LENGTH = 40
+ASIN = f"^[A-Za-z0-9]{{1,{ASIN_LENGTH}}}$"
 
 
 class Reject(NamedTuple):
@@ -81,23 +84,9 @@ def read(kind: Kind, content: bytes, first: int) -> tuple[pa.Table, list[Reject]
         in a field used (wrong_type), or a parent_asin that can name no file (bad_parent_asin).
     """
     with _no_collection():
-        records = _decode_all(kind, content)
-        if records is not None:
-            lines = _lines(content) if kind == "reviews" else []
-            return _table(kind, records, range(first, first + len(records)), lines), []
         lines = _lines(content)
-        rejects: list[Reject] = []
-        kept: list[tuple[int, Any]] = []
-        for number, line in enumerate(lines):
-            whole = number < len(lines) - 1 or content.endswith(b"\n")
-            record = _decode(kind, line, whole)
-            if isinstance(record, str):
-                rejects.append(Reject(first + number, record))
-            else:
-                kept.append((number, record))
-        numbers = [number for number, _ in kept]
-        kept_lines = [lines[number] for number in numbers]
-        return _table(kind, [record for _, record in kept], [first + n for n in numbers], kept_lines), rejects
+        table = _read_all(kind, content, lines, first)
+        return (table, []) if table is not None else _read_each(kind, lines, first)
 
 
 @contextmanager
@@ -113,39 +102,41 @@ def _no_collection() -> Iterator[None]:
 
 
 def _lines(content: bytes) -> list[bytes]:
-    """Return the lines without their ends, of either kind."""
-    lines = content.split(b"\n")
-    if not lines[-1]:
-        lines.pop()
-    return [line.rstrip(b"\r") for line in lines] if b"\r" in content else lines
+    """Return the lines with their ends, which are all of one kind; only the last one may lack it."""
+    if b"\r" in content:
+        content = content.replace(b"\r\n", b"\n")
+    return io.BytesIO(content).readlines()  # takes half the time of bytes.split
 
 
-def _decode_all(kind: Kind, content: bytes) -> list[Any] | None:
-    """Return the records of all lines, or None if one is bad."""
+def _read_all(kind: Kind, content: bytes, lines: list[bytes], first: int) -> pa.Table | None:
+    """Return the rows of all lines, or None if one is bad."""
     try:
         content.decode()  # unused fields are checked too, and msgspec does not look into them
-        records: list[Any] = _decoders[kind].decode_lines(content)
+        records = list(map(_decoders[kind].decode, lines))
     except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
         return None
-    if not _one_a_line(content, len(records)):
-        return None
-    asins = pa.array([record.parent_asin for record in records], pa.string())
-    return records if pc.all(pc.match_substring_regex(asins, ASIN), min_count=0).as_py() else None
+    table = _table(kind, records, range(first, first + len(records)), lines)
+    asins = table["parent_asin"]
+    # as `ASIN` has it, at a fifth of the time
+    named = pc.and_(pc.ascii_is_alnum(asins), pc.less_equal(pc.binary_length(asins), ASIN_LENGTH))
+    return table if pc.all(named, min_count=0).as_py() else None
 
 
-def _one_a_line(content: bytes, records: int) -> bool:
-    """Tell whether each line holds one of the objects that msgspec, which does not look at line ends, found."""
-    characters = np.frombuffer(content, np.uint8)
-    ends = np.flatnonzero(characters[:-1] == ord("\n"))
-    before = characters[ends - 1]
-    before = np.where(before == ord("\r"), characters[ends - 2], before)
-    # no object goes on over a line end that stands between two of them
-    between = (before == ord("}")) & (characters[ends + 1] == ord("{"))
-    # a line end that comes first has nothing before it
-    return len(ends) == records - 1 and bool(between.all()) and not content.startswith((b"\n", b"\r"))
+def _read_each(kind: Kind, lines: list[bytes], first: int) -> tuple[pa.Table, list[Reject]]:
+    """Return the rows of the lines that have one, and the others."""
+    kept: list[tuple[int, bytes, Any]] = []
+    rejects: list[Reject] = []
+    for number, line in enumerate(lines, first):
+        record = _decode(kind, line)
+        if isinstance(record, str):
+            rejects.append(Reject(number, record))
+        else:
+            kept.append((number, line, record))
+    numbers, good, records = zip(*kept, strict=True) if kept else ((), (), ())
+    return _table(kind, records, numbers, good), rejects
 
 
-def _decode(kind: Kind, line: bytes, whole: bool) -> Any:
+def _decode(kind: Kind, line: bytes) -> Any:
     """Return the record of a line, or why there is none."""
     try:
         line.decode()
@@ -157,15 +148,15 @@ def _decode(kind: Kind, line: bytes, whole: bool) -> Any:
     except RecursionError:
         return "not_json"
     except msgspec.DecodeError:
-        return "not_json" if whole else "truncated"
+        return "not_json" if line.endswith(b"\n") else "truncated"
     return record if re.fullmatch(ASIN, record.parent_asin) else "bad_parent_asin"
 
 
-def _table(kind: Kind, records: list[Any], numbers: Sequence[int], lines: list[bytes]) -> pa.Table:
+def _table(kind: Kind, records: Sequence[Any], numbers: Sequence[int], lines: Sequence[bytes]) -> pa.Table:
     return _items(records, numbers) if kind == "items" else _reviews(records, lines)
 
 
-def _items(records: list[_Item], numbers: Sequence[int]) -> pa.Table:
+def _items(records: Sequence[_Item], numbers: Sequence[int]) -> pa.Table:
     columns = [
         [record.parent_asin for record in records],
         numbers,
@@ -177,8 +168,8 @@ def _items(records: list[_Item], numbers: Sequence[int]) -> pa.Table:
         [_parts(record.description) for record in records],
         [record.store for record in records],
         [_details(bytes(record.details)) for record in records],
-        [next((image.hi_res for image in record.images or () if image.hi_res), None) for record in records],
-        [next((image.large for image in record.images or () if image.large), None) for record in records],
+        [_url(record.images, "hi_res") for record in records],
+        [_url(record.images, "large") for record in records],
     ]
     return pa.table([pa.array(v, field.type) for v, field in zip(columns, ITEMS, strict=True)], schema=ITEMS)
 
@@ -187,6 +178,14 @@ def _parts(parts: list[str | None] | None) -> list[str | None]:
     if parts and None in parts:
         return [part for part in parts if part is not None]
     return parts or []
+
+
+def _url(images: list[_Image] | None, kind: str) -> str | None:
+    """Return the first URL of a kind among an item's images."""
+    for image in images or ():
+        if url := getattr(image, kind):
+            return url  # type: ignore[no-any-return]
+    return None
 
 
 def _details(details: bytes) -> bytes | str:
@@ -199,11 +198,12 @@ def _details(details: bytes) -> bytes | str:
     return "{}"
 
 
-def _reviews(records: list[_Review], lines: list[bytes]) -> pa.Table:
+def _reviews(records: Sequence[_Review], lines: Sequence[bytes]) -> pa.Table:
     """Make the rows of reviews; the user id and the line are kept as hashes only."""
+    whole = [*lines[:-1], *(line.removesuffix(b"\n") + b"\n" for line in lines[-1:])]
     columns = [
         [record.parent_asin for record in records],
-        hashes("effimini/line", lines),
+        np.fromiter(map(xxh3_64_intdigest, whole), np.uint64, len(whole)),
         hashes("effimini/user", [record.user_id for record in records]),
         [record.rating for record in records],
         [record.timestamp for record in records],
