@@ -39,9 +39,9 @@ def sorted_items(table: pa.Table) -> pa.Table:
     return table.take(pc.sort_indices(keys, [("order", "ascending"), ("parent_asin", "ascending")]))
 
 
-def bucket_of(order: npt.NDArray[np.uint64], buckets: int) -> npt.NDArray[np.int64]:
-    """Return the bucket of each hash: the range of hashes it falls in, of `buckets` equal ones."""
-    return ((order >> np.uint64(32)) * np.uint64(buckets) >> np.uint64(32)).astype(np.int64)
+def bucket_of(order: npt.NDArray[np.uint64], buckets: int) -> npt.NDArray[np.uint16]:
+    """Return the bucket of each hash: the range of hashes it falls in, of `buckets` equal ones (at most 65,536)."""
+    return ((order >> np.uint64(32)) * np.uint64(buckets) >> np.uint64(32)).astype(np.uint16)
 
 
 def write_piece(path: Path, table: pa.Table, numbers: npt.NDArray[np.integer], count: int) -> None:

@@ -10,8 +10,13 @@ import sys
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # the numbers that malloc.h gives to what mallopt sets
 
-# Blocks of up to 32 MB, the most that glibc takes, and 256 MB of the heap's end.
-ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": f"{1 << 25}", "MALLOC_TRIM_THRESHOLD_": f"{1 << 28}", "MALLOC_ARENA_MAX": "1"}
+ENVIRONMENT = {
+    # Blocks of up to 32 MB, the most that glibc takes, and 256 MB of the heap's end.
+    "MALLOC_MMAP_THRESHOLD_": f"{1 << 25}",
+    "MALLOC_TRIM_THRESHOLD_": f"{1 << 28}",
+    "MALLOC_ARENA_MAX": "1",
+    "MIMALLOC_PURGE_DELAY": "-1",  # Arrow's malloc: never
+}
 
 
 def keep_freed() -> None:

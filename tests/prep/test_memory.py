@@ -34,4 +34,4 @@ def test_what_was_freed_is_not_taken_from_the_system_again() -> None:
 def test_workers_keep_what_they_free() -> None:
     with workers(Dask(scheduler="processes", workers=1)) as crew:
         found = crew.run(os.getenv, [(name,) for name in memory.ENVIRONMENT])
-    assert found == [str(value) for value in memory.ENVIRONMENT.values()]
+    assert found == list(memory.ENVIRONMENT.values())
