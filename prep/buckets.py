@@ -18,9 +18,14 @@ from prep.hashes import hashes
 from prep.tables import ORDER_SALT
 
 
+def bucket_name(table: str, number: int) -> str:
+    """Return the name of a bucket file of a table."""
+    return f"{table}-{number:03d}.parquet"
+
+
 def bucket_names(table: str, count: int) -> list[str]:
     """Return the names of the bucket files of a table, in order."""
-    return [f"{table}-{number:03d}.parquet" for number in range(count)]
+    return [bucket_name(table, number) for number in range(count)]
 
 
 def bucket_files(folder: Path, table: str) -> list[Path]:

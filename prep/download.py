@@ -44,10 +44,10 @@ def download(category: str, params: Params, data: Path = Path("data")) -> None:
     """
     data = data.absolute()  # workers may have started elsewhere
     with files.folder(data / "raw" / category) as out, workers(params.dask) as crew:
-        tables, rejects = {}, []
-        for kind, schema in SCHEMAS.items():
-            work = out / "work"
-            work.mkdir()
+        tables, rejects, pieces = {}, [], {}
+        for kind in SCHEMAS:
+            work = out / "work" / kind
+            work.mkdir(parents=True)
             if kind == "reviews" and not params.source.reviews:
                 name, typed = "", []
             elif kind == "items" and params.source.metadata == "parquet":
@@ -56,12 +56,11 @@ def download(category: str, params: Params, data: Path = Path("data")) -> None:
                 name, typed = _type_lines(category, kind, params, work, crew)
             tables[kind], rejected = _account(category, kind, name, typed, params)
             rejects.append(rejected)
-            before = [0, *accumulate(piece.lines for piece in typed)]
-            pieces = [(piece.path, lines) for piece, lines in zip(typed, before, strict=False)]
-            names = [out / name for name in buckets.bucket_names(kind, params.download.buckets)]
-            calls = [(pieces, number, schema, path) for number, path in enumerate(names)]
-            crew.run(_gather, calls, f"{category} {kind}: buckets")
-            shutil.rmtree(work)
+            before = accumulate((piece.lines for piece in typed), initial=0)
+            pieces[kind] = [(piece.path, lines) for piece, lines in zip(typed, before, strict=False)]
+        calls = [(pieces, number, out) for number in range(params.download.buckets)]
+        crew.run(_gather, calls, f"{category}: buckets")
+        shutil.rmtree(out / "work")
         files.write_table(out / "rejects.parquet", pa.concat_tables(rejects))
         files.write_json(out / "report.json", {"stage": "download", "category": category, "tables": tables})
 
@@ -128,16 +127,17 @@ def _write(piece: Path, table: pa.Table, count: int) -> None:
     buckets.write_piece(piece, table, buckets.bucket_of(order, count), count)
 
 
-def _gather(pieces: list[tuple[Path, int]], number: int, schema: pa.Schema, out: Path) -> None:
-    """Write a bucket; `pieces` are given with the number of lines before them."""
-    rows = buckets.read_bucket([path for path, _ in pieces], number)
-    if "line" in schema.names:
-        place = schema.get_field_index("line")
-        rows = (
-            batch.set_column(place, schema.field(place), pc.add(batch["line"], before))
-            for batch, (_, before) in zip(rows, pieces, strict=True)
-        )
-    files.write_batches(out, schema, rows)
+def _gather(pieces: dict[Kind, list[tuple[Path, int]]], number: int, out: Path) -> None:
+    """Write a bucket of each table; `pieces` are given with the number of lines before them."""
+    for kind, schema in SCHEMAS.items():
+        rows = buckets.read_bucket([path for path, _ in pieces[kind]], number)
+        if "line" in schema.names:
+            place = schema.get_field_index("line")
+            rows = (
+                batch.set_column(place, schema.field(place), pc.add(batch["line"], before))
+                for batch, (_, before) in zip(rows, pieces[kind], strict=True)
+            )
+        files.write_batches(out / buckets.bucket_name(kind, number), schema, rows)
 
 
 def _account(category: str, kind: Kind, name: str, typed: list[_Typed], params: Params) -> tuple[Funnel, pa.Table]:
@@ -146,7 +146,7 @@ def _account(category: str, kind: Kind, name: str, typed: list[_Typed], params: 
     Raises:
         UserError: too many lines are rejected, or there is no item.
     """
-    before = [0, *accumulate(piece.lines for piece in typed)]
+    before = list(accumulate((piece.lines for piece in typed), initial=0))
     rejects = [
         (lines + reject.line, reject.reason)
         for piece, lines in zip(typed, before, strict=False)
