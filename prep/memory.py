@@ -15,7 +15,7 @@ ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": f"{1 << 25}",
     "MALLOC_TRIM_THRESHOLD_": f"{1 << 28}",
     "MALLOC_ARENA_MAX": "1",
-    "MIMALLOC_PURGE_DELAY": "-1",  # Arrow's malloc: never
+    "ARROW_DEFAULT_MEMORY_POOL": "system",  # which is malloc
 }
 
 
