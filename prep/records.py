@@ -157,27 +157,29 @@ def _table(kind: Kind, records: Sequence[Any], numbers: Sequence[int], lines: Se
 
 
 def _items(records: Sequence[_Item], numbers: Sequence[int]) -> pa.Table:
-    columns = [
-        [record.parent_asin for record in records],
-        numbers,
-        [record.main_category for record in records],
-        [record.title for record in records],
-        [record.average_rating for record in records],
-        [record.rating_number for record in records],
-        [_parts(record.features) for record in records],
-        [_parts(record.description) for record in records],
-        [record.store for record in records],
-        [_details(bytes(record.details)) for record in records],
-        [_url(record.images, "hi_res") for record in records],
-        [_url(record.images, "large") for record in records],
-    ]
-    return pa.table([pa.array(v, field.type) for v, field in zip(columns, ITEMS, strict=True)], schema=ITEMS)
+    columns = {
+        "parent_asin": [record.parent_asin for record in records],
+        "line": numbers,
+        "main_category": [record.main_category for record in records],
+        "title": [record.title for record in records],
+        "average_rating": [record.average_rating for record in records],
+        "rating_number": [record.rating_number for record in records],
+        "features": _texts([record.features for record in records]),
+        "description": _texts([record.description for record in records]),
+        "store": [record.store for record in records],
+        "details": [_details(bytes(record.details)) for record in records],
+        "hi_res": [_url(record.images, "hi_res") for record in records],
+        "large": [_url(record.images, "large") for record in records],
+    }
+    return pa.table(columns, ITEMS)
 
 
-def _parts(parts: list[str | None] | None) -> list[str | None]:
-    if parts and None in parts:
-        return [part for part in parts if part is not None]
-    return parts or []
+def _texts(lists: list[list[str | None] | None]) -> pa.ListArray:
+    """Return lists of texts, empty instead of null and without the nulls in them."""
+    array = pa.array([texts or [] for texts in lists], pa.list_(pa.string()))
+    if array.values.null_count:  # seldom, so it is not looked for text by text
+        array = pa.array([[text for text in texts or [] if text is not None] for texts in lists], array.type)
+    return array
 
 
 def _url(images: list[_Image] | None, kind: str) -> str | None:
@@ -201,12 +203,12 @@ def _details(details: bytes) -> bytes | str:
 def _reviews(records: Sequence[_Review], lines: Sequence[bytes]) -> pa.Table:
     """Make the rows of reviews; the user id and the line are kept as hashes only."""
     whole = [*lines[:-1], *(line.removesuffix(b"\n") + b"\n" for line in lines[-1:])]
-    columns = [
-        [record.parent_asin for record in records],
-        np.fromiter(map(xxh3_64_intdigest, whole), np.uint64, len(whole)),
-        hashes("effimini/user", [record.user_id for record in records]),
-        [record.rating for record in records],
-        [record.timestamp for record in records],
-        [record.verified_purchase for record in records],
-    ]
-    return pa.table([pa.array(v, field.type) for v, field in zip(columns, REVIEWS, strict=True)], schema=REVIEWS)
+    columns = {
+        "parent_asin": [record.parent_asin for record in records],
+        "line_hash": np.fromiter(map(xxh3_64_intdigest, whole), np.uint64, len(whole)),
+        "user_hash": hashes("effimini/user", [record.user_id for record in records]),
+        "rating": [record.rating for record in records],
+        "timestamp": [record.timestamp for record in records],
+        "verified_purchase": [record.verified_purchase for record in records],
+    }
+    return pa.table(columns, REVIEWS)
