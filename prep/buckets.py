@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prep import files
+from prep.faults import UserError
 from prep.hashes import hashes
 from prep.tables import ORDER_SALT
 
@@ -31,6 +32,20 @@ def bucket_names(table: str, count: int) -> list[str]:
 def bucket_files(folder: Path, table: str) -> list[Path]:
     """Return the bucket files of a table of ``data/raw``, ``data/items`` or ``data/groups`` of a category, in order."""
     return sorted(folder.glob(f"{table}-*.parquet"), key=lambda path: (len(path.name), path.name))
+
+
+def all_buckets(folder: Path, table: str, count: int, stage: str) -> list[Path]:
+    """Return the bucket files of a table of a category, in order, which are to be `count`.
+
+    Raises:
+        UserError: they are not; the sentence names the stage to run.
+    """
+    paths = bucket_files(folder, table)
+    if len(paths) != count:
+        raise UserError(
+            f"{folder} holds {len(paths)} buckets of {table}, download.buckets is {count}; run `dvc repro {stage}`"
+        )
+    return paths
 
 
 def item_order(asins: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.uint64]:

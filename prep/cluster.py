@@ -6,6 +6,7 @@ same paths. A call whose worker died is made again elsewhere, so whatever a func
 (`prep.files`) or to a file of its own.
 """
 
+import logging
 import os
 import sys
 from collections import deque
@@ -103,6 +104,8 @@ def workers(settings: Dask) -> Iterator[Workers]:
     import dask  # noqa: PLC0415 -- a second that a stage in one process does not pay
     from distributed import Client, LocalCluster  # noqa: PLC0415
 
+    # it tells of every connection where a stage tells of rows
+    logging.getLogger("distributed").setLevel(logging.WARNING)
     with ExitStack() as stack:
         stack.enter_context(dask.config.set(_SETTINGS))
         address: Any = settings.scheduler
@@ -112,6 +115,7 @@ def workers(settings: Dask) -> Iterator[Workers]:
                     n_workers=settings.workers if processes else 1,
                     threads_per_worker=1 if processes else settings.workers,
                     processes=processes,
+                    silence_logs=logging.CRITICAL,  # of workers: what a call raises is told by who called
                     memory_limit=0,  # stages bound their memory themselves; a worker stopped by a limit helps nobody
                     dashboard_address=None,
                     scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},

@@ -26,9 +26,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from prep import buckets, files
-from prep.buckets import bucket_files, bucket_names
+from prep.buckets import all_buckets, bucket_names
 from prep.cluster import workers
-from prep.faults import Funnel, UserError
+from prep.faults import Funnel
 from prep.hashes import hashes
 from prep.params import Params
 from prep.tables import GROUPS
@@ -54,13 +54,7 @@ def group(params: Params, data: Path = Path("data")) -> None:
     """
     data = data.absolute()
     count = params.download.buckets
-    held = [(c, bucket_files(data / "items" / c, "items")) for c in params.source.categories]
-    for category, paths in held:
-        if len(paths) != count:
-            raise UserError(
-                f"{data / 'items' / category} holds {len(paths)} buckets, download.buckets is {count}; "
-                f"run `dvc repro join@{category}`"
-            )
+    held = [(c, all_buckets(data / "items" / c, "items", count, f"join@{c}")) for c in params.source.categories]
     with files.folder(data / "groups") as out, workers(params.dask) as crew:
         work = out / "work"
         keyed = [(number, [paths[number] for _, paths in held], count, work) for number in range(count)]

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from prep import buckets, files
-from prep.buckets import bucket_files
+from prep.buckets import all_buckets
 from prep.cluster import workers
 from prep.faults import Funnel
 from prep.params import Params
@@ -45,12 +45,16 @@ class _Counted(NamedTuple):
 
 
 def join(category: str, params: Params, data: Path = Path("data")) -> None:
-    """Write ``data/items/<category>``."""
+    """Write ``data/items/<category>``.
+
+    Raises:
+        UserError: ``data/raw/<category>`` has not ``download.buckets`` buckets.
+    """
     data = data.absolute()
-    raw = data / "raw" / category
+    count, stage = params.download.buckets, f"download@{category}"
+    raw = [all_buckets(data / "raw" / category, table, count, stage) for table in ("items", "reviews")]
     with files.folder(data / "items" / category) as out, workers(params.dask) as crew:
-        pairs = zip(bucket_files(raw, "items"), bucket_files(raw, "reviews"), strict=True)
-        calls = [(items, reviews, out / items.name, params.join.reviews) for items, reviews in pairs]
+        calls = [(items, reviews, out / items.name, params.join.reviews) for items, reviews in zip(*raw, strict=True)]
         counted = crew.run(_join_bucket, calls, f"{category} join")
         items = Funnel.of(sum(c.items for c in counted), sum((c.dropped_items for c in counted), Counter()))
         reviews = Funnel.of(sum(c.reviews for c in counted), sum((c.dropped_reviews for c in counted), Counter()))

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prep import buckets, files, strata
-from prep.buckets import bucket_files
+from prep.buckets import all_buckets
 from prep.cluster import workers
 from prep.faults import Funnel, UserError
 from prep.params import Params, Sample
@@ -66,11 +66,12 @@ def sample(category: str, params: Params, data: Path = Path("data")) -> None:
     """Write ``data/sample/<category>``.
 
     Raises:
-        UserError: no item of the category is left to train on.
+        UserError: no item of the category is left to train on, or the items or their groups are not there.
     """
     data = data.absolute()
-    items = bucket_files(data / "items" / category, "items")
-    groups = bucket_files(data / "groups" / category, "groups")
+    count = params.download.buckets
+    items = all_buckets(data / "items" / category, "items", count, f"join@{category}")
+    groups = all_buckets(data / "groups" / category, "groups", count, "groups")
     with files.folder(data / "sample" / category) as out, workers(params.dask) as crew:
         work = out / "work"
         slim = [work / path.name for path in items]
@@ -109,6 +110,18 @@ def sample(category: str, params: Params, data: Path = Path("data")) -> None:
 def part_files(folder: Path) -> list[Path]:
     """Return the part files of ``data/sample/<category>`` or ``data/images/<category>``, in order."""
     return sorted(folder.glob("*.parquet"))
+
+
+def sample_parts(data: Path, category: str) -> list[Path]:
+    """Return the part files of ``data/sample/<category>``, in order.
+
+    Raises:
+        UserError: there is none.
+    """
+    parts = part_files(data / "sample" / category)
+    if not parts:
+        raise UserError(f"{data}/sample/{category} holds no part; run `dvc repro sample@{category}`")
+    return parts
 
 
 def candidates(hi_res: str | None, large: str | None, prefer: str) -> list[str]:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from prep import files
 from prep.faults import UserError
 from prep.params import Params
-from prep.sample import part_files
+from prep.sample import sample_parts
 from prep.strata import TRAIN
 
 
@@ -23,17 +23,12 @@ def weigh(params: Params, data: Path = Path("data")) -> None:
     The weight of a sample is min(log1p(count) / mean, clip). With ``weights.count: none`` every sample weighs 1.
 
     Raises:
-        UserError: no training sample has a rating, so that the mean is 0.
+        UserError: a category has no sample, or no training sample has a rating, so that the mean is 0.
 
     Source: reference, section 1 (weight).
     """
     column = params.weights.count
-    parts = [
-        part
-        for c in params.source.categories
-        for part in part_files(data / "sample" / c)
-        if part.stem.startswith(TRAIN)
-    ]
+    parts = [part for c in params.source.categories for part in sample_parts(data, c) if part.stem.startswith(TRAIN)]
     name = "rating_number" if column == "none" else column
     counts = np.concatenate([pq.read_table(part, columns=[name])[name].to_numpy() for part in parts])
     # an exact sum over the distinct counts: the same on every machine and in every order

@@ -33,7 +33,7 @@ from prep import files
 from prep.cluster import Workers, workers
 from prep.faults import Funnel, UserError, check_budget
 from prep.params import Params
-from prep.sample import part_files
+from prep.sample import sample_parts
 from prep.source import locate
 from prep.tables import IMAGES, NO_URL, OK, OUTCOMES
 from shards import pixels, urls
@@ -63,9 +63,7 @@ def fetch(category: str, params: Params, data: Path = Path("data"), again: Colle
         UserError: the sample or the mirror is not there, the host refuses everything, or more than
             ``images.bad_share`` of the images cannot be had.
     """
-    parts = part_files(data / "sample" / category)
-    if not parts:
-        raise UserError(f"{data}/sample/{category} holds no part; run `dvc repro sample` first")
+    parts = sample_parts(data, category)
     base = params.fetch.mirror or locate(params.source).base
     if not (urls.is_remote(base) or Path(base).is_dir()):
         raise UserError(f"the images' mirror {base} is no folder; check fetch.mirror and source.location")

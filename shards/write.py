@@ -19,7 +19,7 @@ from prep import files
 from prep.cluster import workers
 from prep.faults import Funnel, UserError
 from prep.params import Params
-from prep.sample import part_files
+from prep.sample import sample_parts
 from shards import card, manifest, tokens
 from shards.manifest import Manifest, Shard, Source, Tokenised
 from shards.pixels import BLANK
@@ -35,15 +35,15 @@ def write(category: str, params: Params, data: Path = Path("data")) -> int:
     """Write ``data/shards/<category>`` and return how many tars were new to the local store.
 
     Raises:
-        UserError: the images are not those of the sample, or the tokenizer cannot be had.
+        UserError: there is no sample, the images are not those of it, or the tokenizer cannot be had.
     """
+    data = data.absolute()
+    parts = sample_parts(data, category)
     how = Tokens(params.model.text.name, params.text.fields, params.text.max_tokens)
     tokenizer = tokens.fingerprint(tokens.load(how.name))
-    data = data.absolute()
     with files.folder(data / "shards" / category) as out, workers(params.dask) as crew:
         calls = [
-            (part, data / "images" / category / part.name, out, params.shards.samples, how, tokenizer)
-            for part in part_files(data / "sample" / category)
+            (part, data / "images" / category / part.name, out, params.shards.samples, how, tokenizer) for part in parts
         ]
         written = [shard for shards in crew.run(_write_part, calls, f"{category} shards") for shard in shards]
         shards = [shard for shard, _ in written]
