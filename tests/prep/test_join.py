@@ -30,7 +30,7 @@ def joined(tmp_path: Path, make_params: Callable[..., Params]) -> Callable[..., 
         raw = tmp_path / "raw/Toys"
         write_table(raw / "items-000.parquet", table_of(items, ITEMS))
         write_table(raw / "reviews-000.parquet", table_of(reviews, REVIEWS))
-        join("Toys", make_params(**{"join.reviews": rule}), tmp_path)
+        join("Toys", make_params(**{"join.reviews": rule, "download.buckets": 1}), tmp_path)
         table: pa.Table = pq.read_table(tmp_path / "items/Toys/items-000.parquet")
         report = json.loads((tmp_path / "items/Toys/report.json").read_text())
         return {row["parent_asin"]: row for row in table.to_pylist()}, report
