@@ -50,9 +50,9 @@ def _spans(file: BinaryIO, begin: int, end: int, size: int, limit: int = -1) -> 
     while begin < end:
         file.seek(begin + size - 1)
         file.readline(limit)
-        cut = min(file.tell(), end)
-        yield begin, cut
-        begin = cut
+        here = min(file.tell(), end)
+        yield begin, here
+        begin = here
 
 
 def cut(raw: RawFile, scratch: Path) -> Iterator[Block]:

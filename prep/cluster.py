@@ -32,7 +32,7 @@ _SETTINGS = {
 _ENVIRONMENT = {
     # Dask's own setting gives memory back at every chance, which takes half of a worker's time.
     **memory.ENVIRONMENT,
-    # As Dask has it: a process with threads is not forked.
+    # As Dask sets them: whoever forks has no threads.
     **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
 }
 

@@ -201,7 +201,7 @@ def _details(details: bytes) -> bytes | str:
 
 
 def _reviews(records: Sequence[_Review], lines: Sequence[bytes]) -> pa.Table:
-    """Make the rows of reviews; the user id and the line are kept as hashes only."""
+    """Make the rows of reviews; the user id is kept as a keyed hash, the line as the XXH3 of it and one line end."""
     whole = [*lines[:-1], *(line.removesuffix(b"\n") + b"\n" for line in lines[-1:])]
     columns = {
         "parent_asin": [record.parent_asin for record in records],
