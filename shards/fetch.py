@@ -75,11 +75,17 @@ def fetch(category: str, params: Params, data: Path = Path("data"), again: Colle
         tasks = min(len(missing), params.fetch.connections)  # a connection each, at least
         # workers are started where there is work for two
         with workers(params.dask if tasks > 1 else replace(params.dask, scheduler="synchronous")) as crew:
-            if crew.count == 1:
-                _ask_for([item for part in missing for item in part], params, base, journal)
-            else:
-                _spread(missing, tasks, params, base, spools, crew)
-                _take(journal, spools)
+            errors: Counter[str] = Counter()
+            try:
+                if crew.count == 1:
+                    _ask_for([item for part in missing for item in part], params, base, journal, errors)
+                else:
+                    for found in _spread(missing, tasks, params, base, spools, crew):
+                        errors.update(found)
+                    _take(journal, spools)
+            finally:
+                for error, count in errors.most_common(5):
+                    _log.warning("%d x %s", count, error)
         _write(category, parts, params, journal, data / "images" / category)
 
 
@@ -114,27 +120,32 @@ def _unknown(candidates: list[str], journal: Journal, again: Collection[str] = (
     return asking
 
 
-def _spread(missing: list[list[list[str]]], tasks: int, params: Params, base: str, spools: Path, crew: Workers) -> None:
-    """Let the workers ask for the parts, in so many tasks, each with its share of the connections."""
+def _spread(
+    missing: list[list[list[str]]], tasks: int, params: Params, base: str, spools: Path, crew: Workers
+) -> Iterator[Counter[str]]:
+    """Let the workers ask for the parts, in so many tasks, each with its share of the connections; yield the errors."""
     share = replace(params.fetch, connections=params.fetch.connections // min(tasks, crew.count))
     calls = []
     for number in range(tasks):
         work = spools / f"{number:04d}.json"
         files.write_json(work, [item for part in missing[number::tasks] for item in part])
         calls.append((work, replace(params, fetch=share), base))
-    crew.run(_ask_for_file, calls, "images, part by part")
+    yield from crew.each(_ask_for_file, calls, "images, part by part")
 
 
-def _ask_for_file(work: Path, params: Params, base: str) -> None:
+def _ask_for_file(work: Path, params: Params, base: str) -> Counter[str]:
+    errors: Counter[str] = Counter()
     with Journal(work.with_suffix(".journal"), _terms(params, base)) as journal:
         # what a worker that died had is there already
         items = [_unknown(item, journal) for item in files.read_json(work)]
-        _ask_for([item for item in items if item], params, base, journal)
+        _ask_for([item for item in items if item], params, base, journal, errors)
+    return errors
 
 
-def _ask_for(items: list[list[str]], params: Params, base: str, journal: Journal) -> None:
+def _ask_for(items: list[list[str]], params: Params, base: str, journal: Journal, errors: Counter[str]) -> None:
+    """Ask for items, and count in `errors` what went wrong, in words for people."""
     with _terminated_like_interrupted(), ThreadPoolExecutor(params.dask.workers, "decode") as pool:
-        asyncio.run(_Fetch(params, base, journal, pool).run(items))
+        asyncio.run(_Fetch(params, base, journal, pool, errors).run(items))
 
 
 def _take(journal: Journal, spools: Path) -> None:
@@ -161,7 +172,9 @@ def _terms(params: Params, base: str) -> str:
 class _Fetch:
     """Asks for URLs, each once, and keeps what comes in the journal."""
 
-    def __init__(self, params: Params, base: str, journal: Journal, pool: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, params: Params, base: str, journal: Journal, pool: ThreadPoolExecutor, errors: Counter[str]
+    ) -> None:
         self._params = params
         self._base = base
         self._remote = urls.is_remote(base)
@@ -173,7 +186,7 @@ class _Fetch:
         self._asked: set[str] = set()
         self._began = time.monotonic()
         self._outcomes: Counter[str] = Counter()
-        self._errors: Counter[str] = Counter()
+        self._errors = errors
 
     async def run(self, items: list[list[str]]) -> None:
         """Ask for the URLs of each item in order, until one is ok or may still be.
@@ -191,9 +204,6 @@ class _Fetch:
             except ExceptionGroup as group_of:
                 mistakes = group_of.subgroup(UserError)
                 raise mistakes.exceptions[0] if mistakes else group_of from None
-            finally:
-                for error, count in self._errors.most_common(5):
-                    _log.warning("%d URLs: %s", count, error)
 
     async def _work(self, items: Iterator[list[str]], progress: Progress, task: TaskID) -> None:
         for item in items:

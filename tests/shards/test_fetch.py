@@ -473,14 +473,22 @@ def test_without_a_sample_the_sentence_says_what_to_run():
         fetch("C", parameters("http://127.0.0.1:9"))
 
 
-def test_the_outcomes_and_the_first_errors_are_logged(host, caplog):
-    serve(host, 3)
-    host.faults["/images/I/2.jpg"] = lambda request, _: request.answer(403)
-    write_sample({"test": [[f"{REAL}{n}.jpg"] for n in range(3)]})
+@pytest.mark.parametrize("scheduler", ["synchronous", "processes"])
+def test_the_outcomes_and_the_most_frequent_errors_are_logged_once(host, scheduler, caplog, monkeypatch):
+    serve(host, 6)
+    for n in (2, 5):
+        host.faults[f"/images/I/{n}.jpg"] = lambda request, _: request.answer(403)
+    write_sample({"test": [[f"{REAL}{n}.jpg"] for n in range(3)], "train-00": [[f"{REAL}{n}.jpg"] for n in (3, 4, 5)]})
+    settings = parameters(host.url)
+    crew = msgspec.structs.replace(settings.dask, scheduler=scheduler, workers=2)
+    warnings = []  # caplog's own handler is silenced with those of a LocalCluster, while it runs
+    monkeypatch.setattr(
+        logging.getLogger("shards.fetch"), "warning", lambda words, *values: warnings.append(words % values)
+    )
     with caplog.at_level(logging.INFO):
-        fetch("C", parameters(host.url))
-    assert "C: ok 2 (66.7 %)" in caplog.text
-    assert "1 URLs: HTTP 403" in caplog.text
+        fetch("C", msgspec.structs.replace(settings, dask=crew))
+    assert "C: ok 4 (66.7 %)" in caplog.messages
+    assert warnings == ["2 x HTTP 403"]
 
 
 SCRIPT = """
