@@ -322,8 +322,7 @@ def report(kind: str, found: dict[str, dict[str, list[float]]]) -> None:
         f"{kind.capitalize()}: {size:.0f} MB, {found[OURS]['rows'][0]:,.0f} lines; median of {repeats} (least to most)",
         (
             "side", "seconds", "MB/s", "MB/s without the start of workers", "times pandas", "times pandas in chunks",
-            "times DuckDB",
-            "CPU seconds", "largest process, MB", "all processes, MB", "rejects",
+            "times DuckDB", "CPU seconds", "largest process, MB", "all processes, MB", "rejects",
         ),
         rows,
     )  # fmt: skip

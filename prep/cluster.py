@@ -104,8 +104,9 @@ def workers(settings: Dask) -> Iterator[Workers]:
     import dask  # noqa: PLC0415 -- a second that a stage in one process does not pay
     from distributed import Client, LocalCluster  # noqa: PLC0415
 
-    # it tells of every connection where a stage tells of rows
+    # It tells of every connection, and its workers of what a call raises, which who called tells.
     logging.getLogger("distributed").setLevel(logging.WARNING)
+    logging.getLogger("distributed.worker").setLevel(logging.CRITICAL)
     with ExitStack() as stack:
         stack.enter_context(dask.config.set(_SETTINGS))
         address: Any = settings.scheduler
@@ -115,7 +116,7 @@ def workers(settings: Dask) -> Iterator[Workers]:
                     n_workers=settings.workers if processes else 1,
                     threads_per_worker=1 if processes else settings.workers,
                     processes=processes,
-                    silence_logs=logging.CRITICAL,  # of workers: what a call raises is told by who called
+                    silence_logs=logging.CRITICAL,  # of workers in processes of their own, likewise
                     memory_limit=0,  # stages bound their memory themselves; a worker stopped by a limit helps nobody
                     dashboard_address=None,
                     scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},

@@ -54,10 +54,11 @@ def download(category: str, params: Params, data: Path = Path("data")) -> None:
                 name, typed = "the item metadata", list(_typed_batches(category, params, work))
             else:
                 name, typed = _type_lines(category, kind, params, work, crew)
-            tables[kind], rejected = _account(category, kind, name, typed, params)
-            rejects.append(rejected)
             before = accumulate((piece.lines for piece in typed), initial=0)
-            pieces[kind] = [(piece.path, lines) for piece, lines in zip(typed, before, strict=False)]
+            placed = list(zip(typed, before, strict=False))
+            tables[kind], rejected = _account(category, kind, name, placed, params)
+            rejects.append(rejected)
+            pieces[kind] = [(piece.path, lines) for piece, lines in placed]
         calls = [(pieces, number, out) for number in range(params.download.buckets)]
         crew.run(_gather, calls, f"{category}: buckets")
         shutil.rmtree(out / "work")
@@ -140,19 +141,16 @@ def _gather(pieces: dict[Kind, list[tuple[Path, int]]], number: int, out: Path) 
         files.write_batches(out / buckets.bucket_name(kind, number), schema, rows)
 
 
-def _account(category: str, kind: Kind, name: str, typed: list[_Typed], params: Params) -> tuple[Funnel, pa.Table]:
-    """Return the funnel of one raw file and the table of its rejects.
+def _account(
+    category: str, kind: Kind, name: str, placed: list[tuple[_Typed, int]], params: Params
+) -> tuple[Funnel, pa.Table]:
+    """Return the funnel of one raw file and the table of its rejects; pieces come with the number of lines before.
 
     Raises:
         UserError: too many lines are rejected, or there is no item.
     """
-    before = list(accumulate((piece.lines for piece in typed), initial=0))
-    rejects = [
-        (lines + reject.line, reject.reason)
-        for piece, lines in zip(typed, before, strict=False)
-        for reject in piece.rejects
-    ]
-    reasons, rows = Counter(reason for _, reason in rejects), before[-1]
+    rejects = [(lines + reject.line, reject.reason) for piece, lines in placed for reject in piece.rejects]
+    reasons, rows = Counter(reason for _, reason in rejects), sum(piece.lines for piece, _ in placed)
     check_budget(
         reasons,
         rows,

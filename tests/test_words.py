@@ -52,12 +52,13 @@ def test_dask_does_not_talk_between_the_words_of_a_stage(scheduler: str, tmp_pat
         assert all(line.startswith(f"{stage} {TOYS} ") for line in lines)
 
 
-def test_a_mistake_that_a_worker_finds_is_told_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheduler", ["threads", "processes"])
+def test_a_mistake_that_a_worker_finds_is_told_once(scheduler: str, tmp_path: Path) -> None:
     sample = tmp_path / "data/sample" / TOYS
     sample.mkdir(parents=True)
     for part in ("test", "train-00"):
         (sample / f"{part}.parquet").touch()
-    ended = run(f"shard {TOYS}", tmp_path, "processes")
+    ended = run(f"shard {TOYS}", tmp_path, scheduler)
     assert ended.returncode == 2
     images = tmp_path / "data/images" / TOYS / "test.parquet"
     assert ended.stderr == f"effimini: {images} does not exist; run `dvc repro fetch`\n"

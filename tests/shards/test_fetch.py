@@ -481,7 +481,7 @@ def test_the_outcomes_and_the_most_frequent_errors_are_logged_once(host, schedul
     write_sample({"test": [[f"{REAL}{n}.jpg"] for n in range(3)], "train-00": [[f"{REAL}{n}.jpg"] for n in (3, 4, 5)]})
     settings = parameters(host.url)
     crew = msgspec.structs.replace(settings.dask, scheduler=scheduler, workers=2)
-    warnings = []  # caplog's own handler is silenced with those of a LocalCluster, while it runs
+    warnings = []  # pytest shares caplog's handler with Dask's loggers, so a LocalCluster silences it
     monkeypatch.setattr(
         logging.getLogger("shards.fetch"), "warning", lambda words, *values: warnings.append(words % values)
     )
