@@ -111,7 +111,7 @@ def _ridge() -> pd.DataFrame:
     params = load(Path("params.yaml"))
     how = Tokens(params.model.text.name, params.text.fields, params.text.max_tokens)
     train, validation, test = (
-        open_split(Path("data/shards"), params, split, how, params.images.size)
+        open_split(Path("data/shards"), params, split, how, params.images.resolution)
         for split in ("train", "validation", "test")
     )
     weights = files.read_json(Path("data/weights.json"))

@@ -143,7 +143,7 @@ def write_manifest(out: Path, lines: Sequence[Shard], tokenizer: str) -> None:
         format=manifest.FORMAT,
         category=CATEGORY,
         source=Source("mirror", ""),
-        parameters={"images": {"size": SIZE}},
+        parameters={"images": {"resolution": SIZE}},
         tokens=Tokenised(tokenizer, TEXTS, MAX_TOKENS),
         shards=tuple(lines),
     )

@@ -24,7 +24,7 @@ def info(params: Params) -> dict[str, Any]:
         UserError: an encoder is unknown or cannot be had.
     """
     inputs = {}
-    configured = (params.images.size, params.text.max_tokens)
+    configured = (params.images.resolution, params.text.max_tokens)
     for name, (size, tokens) in (("paper", PAPER), ("configured", configured)):
         # built for each input: some image encoders are made for one size
         images = msgspec.structs.replace(params.images, size=size)

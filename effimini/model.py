@@ -195,7 +195,7 @@ def build(params: Params, *, random: bool = False) -> EffiMini:
             max_tokens.
     """
     image_from = "random" if random else params.model.image.weights
-    image = _image_encoder(Encoder(name=params.model.image.name, weights=image_from), params.images.size)
+    image = _image_encoder(Encoder(name=params.model.image.name, weights=image_from), params.images.resolution)
     text_from = "random" if random else params.model.text.weights
     text = _text_encoder(Encoder(name=params.model.text.name, weights=text_from), params.model.attention_dropout)
     tokenizer = tokens.load(params.model.text.name)
@@ -225,7 +225,7 @@ def build(params: Params, *, random: bool = False) -> EffiMini:
         terms=params.model.terms,
         hidden=params.model.hidden,
         dropout=params.model.dropout,
-        size=params.images.size,
+        size=params.images.resolution,
         fit=params.images.fit,
         quality=params.images.quality,
         max_pixels=params.fetch.max_pixels,

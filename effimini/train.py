@@ -65,7 +65,7 @@ class Trainer:
         self.weights = files.read_json(weights)
         how = Tokens(params.model.text.name, params.text.fields, params.text.max_tokens)
         self.data, self.validation = (
-            open_split(shards, params, split, how, params.images.size) for split in ("train", "validation")
+            open_split(shards, params, split, how, params.images.resolution) for split in ("train", "validation")
         )
         made_of = files.fingerprint(
             FORMAT, _recipe(params), self.weights, self.data.fingerprint, self.validation.fingerprint
@@ -380,7 +380,7 @@ def _recipe(params: Params) -> list[Any]:
         files.sha256(file) for file in (folder / WEIGHTS, path, Path(params.model.text.weights)) if file.is_file()
     ]
     recipe = msgspec.structs.replace(params.train, save_steps=0)
-    return [params.model, params.images.size, params.text, recipe, contents]
+    return [params.model, params.images.resolution, params.text, recipe, contents]
 
 
 def _publish(trainer: Trainer, where: dict[str, Any], out: Path, results: Path) -> None:

@@ -38,6 +38,10 @@ Required = Literal[
 ]
 
 
+# Parameters that have another name now.
+RENAMED = {"images.size": "images.resolution"}
+
+
 class _Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A frozen section in which an unknown key is an error."""
 
@@ -122,7 +126,7 @@ class Images(_Section, frozen=True):
 
     prefer: Literal["hi_res", "large"]  # the URL asked first; the other one is the next candidate
     request: Annotated[int, Meta(ge=0, le=5000)]  # longest side asked of the host by ._SLn_; 0 asks for the original
-    size: Annotated[int, Meta(ge=16, le=1024)]  # stored height and width, px: the size trained at
+    resolution: Annotated[int, Meta(ge=16, le=1024)]  # stored height and width, px: what the model is trained at
     fit: Literal["squash", "letterbox", "crop"]
     quality: Annotated[int, Meta(ge=1, le=100)]  # JPEG
     bad_share: Share  # items with a URL that may stay without an image
@@ -315,6 +319,8 @@ def _sentence(message: str, raw: Any) -> str:
     key = ".".join(keys)
     if unknown := re.search(r"unknown field `(.+)`", problem):
         name = unknown.group(1)
+        if new := RENAMED.get(".".join([*keys, name])):
+            return f"{'.'.join([*keys, name])} is now {new}; rename it"
         known = _names(Params, keys)
         near = difflib.get_close_matches(name, known, 1)
         advice = f"did you mean {near[0]}?" if near else f"the keys there are {', '.join(known)}"

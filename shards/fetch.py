@@ -160,7 +160,7 @@ def _store(category: str, params: Params, base: str) -> Path:
     # An http(s) URL names one picture whichever mirror serves it; a directory's files are its own.
     directory = "" if urls.is_remote(base) else base
     images = params.images
-    depends_on = files.fingerprint(pixels.FORMAT, images.size, images.fit, images.quality, directory)
+    depends_on = files.fingerprint(pixels.FORMAT, images.resolution, images.fit, images.quality, directory)
     return files.store() / "images" / depends_on[:16] / f"{category}.journal"
 
 
@@ -263,7 +263,7 @@ def _record(url: str, terms: str, answer: Answer, params: Params) -> Record:
     record = replace(record, source_bytes=len(answer.body), source_sha256=hashlib.sha256(answer.body).hexdigest())
     images = params.images
     try:
-        made = pixels.to_training(answer.body, images.size, images.fit, images.quality, params.fetch.max_pixels)
+        made = pixels.to_training(answer.body, images.resolution, images.fit, images.quality, params.fetch.max_pixels)
     except pixels.Unusable as fault:
         return replace(record, outcome=fault.outcome)
     return replace(

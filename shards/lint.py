@@ -109,7 +109,7 @@ def _category(location: Location, category: str) -> Iterator[Found]:
         yield Found([Fault(name, str(error), Rule.MANIFEST)])
         return
     except (KeyError, TypeError, ValueError):
-        yield Found([Fault(name, "has no parameters.images.size", Rule.MANIFEST)])
+        yield Found([Fault(name, "has no parameters.images.resolution", Rule.MANIFEST)])
         return
     yield Found([*_manifest_faults(name, about, category), *_unknown_files(location, about, category)])
     keys = []

@@ -11,7 +11,8 @@ from msgspec import Meta, Struct
 
 from prep.faults import UserError
 
-FORMAT = 2  # raise it when a reader of before would misread a manifest or an index
+FORMAT = 3  # raise it when a reader of before would misread a manifest or an index
+_READABLE = (2, FORMAT)
 NAME = "manifest.json"
 
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
@@ -69,7 +70,7 @@ class Manifest(Struct, frozen=True):
     @property
     def image_size(self) -> int:
         """Height and width of the images, px."""
-        return int(self.parameters["images"]["size"])
+        return int(self.parameters["images"]["resolution"])
 
 
 def parse(content: bytes, where: str) -> Manifest:
@@ -84,11 +85,15 @@ def parse(content: bytes, where: str) -> Manifest:
     """
     try:
         form = msgspec.json.decode(content, type=dict[str, Any]).get("format")
-        if form != FORMAT:
+        if form not in _READABLE:
             raise UserError(
-                f"{where} has format {form!r} and this version reads {FORMAT}; run `dvc repro shard`, or use the "
-                "version of EffiMini that wrote it"
+                f"{where} has format {form!r} and this version reads {' and '.join(map(str, _READABLE))}; run "
+                "`dvc repro shard`, or use the version of EffiMini that wrote it"
             )
-        return msgspec.json.decode(content, type=Manifest)
+        manifest = msgspec.json.decode(content, type=Manifest)
+        images = manifest.parameters.get("images", {})
+        if form == 2 and "size" in images:  # format 3 names it as params.yaml does
+            images["resolution"] = images.pop("size")
+        return manifest
     except msgspec.DecodeError as error:
         raise UserError(f"{where} is no manifest ({error}); run `dvc checkout`, or `dvc repro shard`") from None

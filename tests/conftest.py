@@ -36,7 +36,7 @@ def make_params() -> Callable[..., Params]:
         small = {
             "source.categories": ["Demo_Kitchen", "Demo_Toys"],
             "source.demo.items": 80,
-            "images.size": 32,
+            "images.resolution": 32,
             "download.bad_share": 0.1,  # few rows: a few bad ones are a large share
             "images.bad_share": 0.5,
             "validation.twins.most": 1.0,

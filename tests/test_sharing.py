@@ -19,7 +19,7 @@ from validation.checks import GATES
 from validation.validate import validate
 
 TINY = {
-    "images.size": 32,
+    "images.resolution": 32,
     "model.image.name": "test_efficientnet",
     "model.hidden": [8],
     "train.epochs": 1,

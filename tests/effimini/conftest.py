@@ -108,7 +108,7 @@ def small(small_text: Path) -> Params:
     return replace(
         params,
         source={"categories": CATEGORIES},
-        images={"size": 32},
+        images={"resolution": 32},
         text={"max_tokens": 24},
         shards={"samples": 25},
         train={"epochs": 3, "patience": 3, "batch_size": 16, "learning_rate": 0.002},
@@ -124,7 +124,7 @@ def data(small: Params, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("EFFIMINI_STORE", str(folder.parent / "store"))
         for category in CATEGORIES:
             for part, rows in SPLITS.items():
-                _part(folder, category, part, rows, small.images.size)
+                _part(folder, category, part, rows, small.images.resolution)
             write(category, small, folder)
     counts = np.array([1 + number % 30 for number in range(SPLITS["train-00"])] * len(CATEGORIES))
     mean = float(np.log1p(counts).mean())

@@ -67,7 +67,7 @@ def test_real_rows_score_as_in_torch(
 @torch.inference_mode()
 @pytest.mark.parametrize(("rows", "tokens"), [(1, 1), (1, 24), (2, 2), (5, 3), (33, 24)])
 def test_a_graph_takes_any_batch_and_length(small: Params, model: Path, exported: Path, rows: int, tokens: int) -> None:
-    network, size = EffiMini.from_pretrained(model), small.images.size
+    network, size = EffiMini.from_pretrained(model), small.images.resolution
     random = np.random.default_rng(rows)
     images = random.integers(0, 256, (rows, 3, size, size), np.uint8)
     ids = random.integers(0, 1000, (rows, tokens), np.int64)
@@ -88,13 +88,13 @@ def test_terms_and_mean_pooling_are_in_the_graph(small: Params, tmp_path: Path) 
     network.terms.share.fill_(0.5)
     network.save_pretrained(tmp_path / "best")
     export(tmp_path / "best", tmp_path / "onnx")  # which compares the two
-    graph, given = Graph(tmp_path / "onnx" / GRAPH, small.images.size), inputs(rows=4)
+    graph, given = Graph(tmp_path / "onnx" / GRAPH, small.images.resolution), inputs(rows=4)
     torch.testing.assert_close(torch.from_numpy(graph.score(*(each.numpy() for each in given))), network(*given))
 
 
 def test_an_item_without_an_image_is_scored_from_its_text_alone(small: Params, exported: Path) -> None:
-    graph = Graph(exported / GRAPH, small.images.size)
-    images = np.full((2, 3, small.images.size, small.images.size), 90, np.uint8)
+    graph = Graph(exported / GRAPH, small.images.resolution)
+    images = np.full((2, 3, small.images.resolution, small.images.resolution), 90, np.uint8)
     ids, has_image = np.full((2, 4), 7), np.array([True, False])
     found, other = (graph.score(pixels, ids, np.ones_like(ids), has_image) for pixels in (images, 255 - images))
     assert found[0] != other[0]

@@ -233,7 +233,7 @@ def test_the_frozen_encoders_are_read_once(small: Params, data: Path, tmp_path: 
     shutil.copytree(data, tmp_path / "data")
     frozen = replace(small, train={"frozen": True, "learning_rate": 0.01})
     trainer = Trainer(frozen, tmp_path / "data/shards", tmp_path / "data/weights.json", ONE)
-    live = open_split(data / "shards", small, "train", trained_on(small), small.images.size)
+    live = open_split(data / "shards", small, "train", trained_on(small), small.images.resolution)
     expected = predict_split(trainer.model, live, ONE, small)
     np.testing.assert_allclose(predict_split(trainer.scores, trainer.data, ONE, small), expected, rtol=1e-5)
     raw = np.array(trainer.data.features)

@@ -23,7 +23,7 @@ def test_the_papers_file_holds_the_papers_values() -> None:
     recipe = paper.train
     assert (recipe.learning_rate, recipe.weight_decay, recipe.warmup, recipe.batch_size) == (2e-5, 0.01, 0.1, 32)
     assert (recipe.epochs, recipe.patience, recipe.clip_norm, recipe.seed) == (10, 1, 1.0, 42)
-    assert (paper.images.size, paper.images.fit, paper.text.max_tokens) == (224, "squash", 256)
+    assert (paper.images.resolution, paper.images.fit, paper.text.max_tokens) == (224, "squash", 256)
     assert paper.text.fields == ("main_category", "title", "features", "description")
     assert (paper.model.hidden, paper.model.dropout) == ((512, 256), 0.1)
 
@@ -32,6 +32,7 @@ def test_the_papers_file_holds_the_papers_values() -> None:
     ("line", "wrong", "sentence"),
     [
         ("fraction: 0.2", "fracton: 0.2", r"sample\.fracton is not a parameter; did you mean fraction\?"),
+        ("resolution: 64", "size: 64", r"images\.size is now images\.resolution; rename it"),
         ("fraction: 0.2", "fraction: 0.22", r"sample: fraction 0\.22 is no whole number of bands; .* 0\.05"),
         ("fraction: 0.2", "fraction: lots", r"sample\.fraction: expected `float`, got `str`, found 'lots'"),
         ("fraction: 0.2", "fraction: 1.5", r"sample\.fraction: expected `float` <= 1\.0, found 1\.5"),

@@ -42,7 +42,7 @@ def make_shards(
         format=manifest.FORMAT,
         category=category,
         source=Source("demo", ""),
-        parameters={"sample": {"fraction": 1.0}, "images": {"size": SIDE}},
+        parameters={"sample": {"fraction": 1.0}, "images": {"resolution": SIDE}},
         tokens=Tokenised(tokens.fingerprint(tokenizer), how.fields, how.max_tokens),
         shards=tuple(shards),
     )

@@ -51,7 +51,7 @@ def parameters(mirror, images=None, **fetching):
     asked = {"mirror": mirror, "connections": 4, "tries": 2, "timeout": 30.0, "refusals": 1000} | fetching
     return msgspec.structs.replace(
         base,
-        images=msgspec.structs.replace(base.images, **{"size": 32, "bad_share": 1.0} | (images or {})),
+        images=msgspec.structs.replace(base.images, **{"resolution": 32, "bad_share": 1.0} | (images or {})),
         fetch=msgspec.structs.replace(base.fetch, **asked),
     )
 
@@ -317,7 +317,7 @@ def test_other_pixels_are_another_store_and_other_limits_ask_again_for_faults(ho
     fetch("C", parameters(host.url, max_bytes=90_000))
     assert outcomes() == ["ok", "ok"]
     assert host.asked["/images/I/0.jpg"] == 1
-    fetch("C", parameters(host.url, images={"size": 48}))
+    fetch("C", parameters(host.url, images={"resolution": 48}))
     assert pixels.decode(had()[0]["image"]).shape == (48, 48, 3)
     assert host.asked["/images/I/0.jpg"] == 2
 

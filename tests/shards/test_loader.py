@@ -176,7 +176,7 @@ def test_an_image_of_another_size_or_behind_the_end_of_its_tar_is_damage(tmp_pat
     assert all("the tar ends before it" in what for what in running.damaged)
     path = tmp_path / "Made" / manifest.NAME
     about = files.read_json(path)
-    about["parameters"]["images"]["size"] = 2 * SIDE
+    about["parameters"]["images"]["resolution"] = 2 * SIDE
     files.write_json(path, about)
     larger = loader(ShardDataset(tmp_path, ["Made"], "train"), damaged_share=1)
     list(larger)

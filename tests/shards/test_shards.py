@@ -122,7 +122,7 @@ def test_another_tokenizer_or_text_rewrites_indexes_and_no_tar(
     assert dataset.lengths(np.arange(len(dataset))).max() <= 8
 
 
-@pytest.mark.parametrize("change", [{"images.size": 48}, {"sample.salt": "other"}])
+@pytest.mark.parametrize("change", [{"images.resolution": 48}, {"sample.salt": "other"}])
 def test_what_is_in_the_tars_rewrites_them_and_back_again_none(
     change: dict[str, object], tmp_path: Path, make_params: Callable[..., Params], run_to: Callable[..., None],
     digests: Callable[[Path], dict[str, str]],

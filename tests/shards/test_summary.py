@@ -15,6 +15,7 @@ from effimini.cli import app
 from prep import files
 from prep.faults import UserError
 from shards.location import Location
+from shards.manifest import FORMAT
 from shards.summary import summarise, table
 from shards.tar import Tokens
 from tests.shards import damage
@@ -62,7 +63,7 @@ def test_what_they_were_made_with_is_told_and_what_differs_apart(made: Path) -> 
     tokenizer = files.read_json(made / "One/manifest.json")["tokens"]["tokenizer"]
     assert alike == {
         "categories": ["One", "Two"],
-        "format": 2,
+        "format": FORMAT,
         "source": "demo",
         "revision": "",
         "fraction": 1.0,
