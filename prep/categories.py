@@ -99,7 +99,7 @@ def table(content: dict[str, Any]) -> Table:
 
 def _sizes(settings: Source) -> dict[str, dict[source.Kind, int]]:
     """Return the bytes of each category's files by table, for what can be listed."""
-    base = source.locate(settings)
+    base = source.locate(settings, settings.categories[0])
     if settings.kind != "hub" and base.is_remote:  # a server has no listing
         return {
             category: {
@@ -133,8 +133,10 @@ def _hub_folder(settings: Source, folder: str) -> dict[str, int]:
 
 
 def _local_folder(settings: Source, folder: str) -> dict[str, int]:
-    base = Path(source.locate(settings).base)
-    return {str(path.relative_to(base)): path.stat().st_size for path in sorted((base / folder).glob("*"))}
+    bases = {Path(source.locate(settings, category).base): None for category in settings.categories}
+    return {
+        str(path.relative_to(base)): path.stat().st_size for base in bases for path in sorted((base / folder).glob("*"))
+    }
 
 
 def _counted(report: Path) -> dict[str, int]:

@@ -20,11 +20,15 @@ from prep import buckets, files, records
 from prep.blocks import Block, cut
 from prep.cluster import Workers, workers
 from prep.faults import Funnel, UserError, check_budget
-from prep.params import Params
+from prep.params import Params, only
 from prep.records import Reject
 from prep.source import Kind, raw_file
 from prep.tables import ITEMS, REJECTS, REVIEWS
 
+READS = (
+    *("source.kind", "source.location", "source.revision", "source.metadata", "source.reviews", "source.demo"),
+    *("source.keep_raw", "download", "dask"),
+)
 SCHEMAS: dict[Kind, pa.Schema] = {"items": ITEMS, "reviews": REVIEWS}
 
 
@@ -42,6 +46,7 @@ def download(category: str, params: Params, data: Path = Path("data")) -> None:
     Raises:
         UserError: a raw file is missing, cannot be read, holds no item, or is over ``download.bad_share``.
     """
+    params = only(params, READS)
     data = data.absolute()  # workers may have started elsewhere
     with files.folder(data / "raw" / category) as out, workers(params.dask) as crew:
         tables, rejects, pieces = {}, [], {}

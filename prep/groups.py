@@ -30,8 +30,10 @@ from prep.buckets import all_buckets, bucket_names
 from prep.cluster import workers
 from prep.faults import Funnel
 from prep.hashes import hashes
-from prep.params import Params
+from prep.params import Params, only
 from prep.tables import GROUPS
+
+READS = ("source.categories", "download.buckets", "groups", "dask")
 
 _NOT_WORD = re.compile(r"[\W_]+")
 _KEYS = pa.schema([("kind", pa.string()), ("key", pa.uint64()), ("parent_asin", pa.string())])
@@ -52,6 +54,7 @@ def group(params: Params, data: Path = Path("data")) -> None:
     Raises:
         UserError: the items of a category stand in another number of buckets than ``download.buckets``.
     """
+    params = only(params, READS)
     data = data.absolute()
     count = params.download.buckets
     held = [(c, all_buckets(data / "items" / c, "items", count, f"join@{c}")) for c in params.source.categories]

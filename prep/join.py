@@ -26,8 +26,10 @@ from prep import buckets, files
 from prep.buckets import all_buckets
 from prep.cluster import workers
 from prep.faults import Funnel
-from prep.params import Params
+from prep.params import Params, only
 from prep.tables import JOINED
+
+READS = ("download.buckets", "join", "dask")
 
 Gaps = dict[str, float]
 
@@ -50,6 +52,7 @@ def join(category: str, params: Params, data: Path = Path("data")) -> None:
     Raises:
         UserError: ``data/raw/<category>`` has not ``download.buckets`` buckets.
     """
+    params = only(params, READS)
     data = data.absolute()
     count, stage = params.download.buckets, f"download@{category}"
     raw = [all_buckets(data / "raw" / category, table, count, stage) for table in ("items", "reviews")]

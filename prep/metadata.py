@@ -105,7 +105,7 @@ def parquet_files(source: Source, category: str) -> list[str]:
         UserError: there are none, or the source cannot be listed.
     """
     folder = FOLDER.format(category)
-    location = locate(source)
+    location = locate(source, category)
     if source.kind == "hub":
         names = hub.listing(source.revision, folder)
         found = [hub.address(source.revision, name) for name in names if Path(name).match(NAMES)]

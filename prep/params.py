@@ -7,8 +7,10 @@ is expected. There are no defaults in the code: the file is the only place of a 
 
 import difflib
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import SimpleNamespace
+from typing import Annotated, Any, Literal, cast, get_args, get_origin
 
 import msgspec
 from msgspec import Meta, Struct
@@ -37,6 +39,17 @@ Required = Literal[
     "image",
 ]
 
+
+# What decides where and how fast the work is done, and no byte of its result. No stage of dvc.yaml depends on it.
+DECIDES_NO_BYTE = (
+    "dask",
+    "fetch.connections",
+    "fetch.refusals",
+    "fetch.timeout",
+    "fetch.tries",
+    "source.keep_raw",
+    "stream",
+)
 
 # Parameters that have another name now.
 RENAMED = {"images.size": "images.resolution"}
@@ -290,6 +303,30 @@ class Params(_Section, frozen=True):
     evaluate: Evaluate
     validation: Validation
     dask: Dask
+
+
+def only(params: Params, names: Iterable[str]) -> Params:
+    """Return an object that has some of the parameters and no others, so that nothing else can be read.
+
+    Args:
+        params: the parameters of a run.
+        names: sections, or keys as ``section.key``: what dvc.yaml declares for a stage, and `DECIDES_NO_BYTE` ones.
+    """
+    narrow = SimpleNamespace()
+    for name in names:
+        section, _, key = name.partition(".")
+        whole = getattr(params, section)
+        if not key:
+            setattr(narrow, section, whole)
+            continue
+        part = vars(narrow).setdefault(section, SimpleNamespace())
+        inner, _, leaf = key.partition(".")
+        if leaf:
+            vars(part).setdefault(inner, SimpleNamespace())
+            setattr(getattr(part, inner), leaf, getattr(getattr(whole, inner), leaf))
+        else:
+            setattr(part, key, getattr(whole, key))
+    return cast(Params, narrow)
 
 
 def load(path: Path = Path("params.yaml")) -> Params:

@@ -23,11 +23,12 @@ from prep import buckets, files, strata
 from prep.buckets import all_buckets
 from prep.cluster import workers
 from prep.faults import Funnel, UserError
-from prep.params import Params, Sample
+from prep.params import Params, Sample, only
 from prep.strata import TEST, TRAIN, VALIDATION
 from prep.tables import SAMPLE, TEXTS
 from prep.text import clean, clean_details, clean_list
 
+READS = ("download.buckets", "sample", "images.prefer", "dask")
 NOT_TAKEN = ("beyond_fraction", "held_out")  # why a usable item is in no part: train, and the others
 _ROWS = 2000  # cleaned at once
 _SPLITS = (TEST, TRAIN, VALIDATION)
@@ -68,6 +69,7 @@ def sample(category: str, params: Params, data: Path = Path("data")) -> None:
     Raises:
         UserError: no item of the category is left to train on, or the items or their groups are not there.
     """
+    params = only(params, READS)
     data = data.absolute()
     count = params.download.buckets
     items = all_buckets(data / "items" / category, "items", count, f"join@{category}")

@@ -42,8 +42,8 @@ class RawFile(NamedTuple):
     arriving: Callable[[], Iterator[bytes]] | None  # else gives its bytes in order, with a bar; or a UserError
 
 
-def locate(source: Source) -> Location:
-    """Return where the source's files are, making the demo catalogue first if that is the source.
+def locate(source: Source, category: str) -> Location:
+    """Return where the files of a category are, making the demo catalogue of it first if that is the source.
 
     The hub holds no images: its base is "", which leaves an image's URL as it is, for public addresses only.
     """
@@ -51,7 +51,7 @@ def locate(source: Source) -> Location:
         return Location("")
     if source.kind == "mirror":
         return Location(source.location)
-    return Location(str(_demo_catalogue(source)))
+    return Location(str(_demo_catalogue(source, category)))
 
 
 def raw_file(source: Source, kind: Kind, category: str, patience: Patience = ranges.PATIENT) -> RawFile:
@@ -67,7 +67,7 @@ def raw_file(source: Source, kind: Kind, category: str, patience: Patience = ran
         UserError: the file is not there, cannot be had, or has no room here.
     """
     name = PATHS[kind].format(category)
-    location = locate(source)
+    location = locate(source, category)
     if source.kind != "hub" and not location.is_remote:
         path = Path(location.base) / name
         if not path.is_file():
@@ -106,10 +106,10 @@ def _local(name: str, path: Path) -> RawFile:
     return RawFile(name, path.stat().st_size, path.absolute(), None)
 
 
-def _demo_catalogue(source: Source) -> Path:
-    """Make the demo catalogue in the local store, once for its parameters."""
-    catalogue = files.store() / "demo" / files.fingerprint(demo.FORMAT, source.demo, source.categories)[:16]
+def _demo_catalogue(source: Source, category: str) -> Path:
+    """Make the demo catalogue of a category in the local store, once for its parameters."""
+    catalogue = files.store() / "demo" / files.fingerprint(demo.FORMAT, source.demo, [category])[:16]
     if not catalogue.exists():
         with files.folder(catalogue) as folder:
-            demo.write_catalogue(folder, source.categories, source.demo.items, source.demo.seed)
+            demo.write_catalogue(folder, [category], source.demo.items, source.demo.seed)
     return catalogue

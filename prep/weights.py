@@ -6,31 +6,54 @@ split of this fraction, before the clip, and does not depend on the order of the
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from prep import files
 from prep.faults import UserError
-from prep.params import Params
+from prep.params import Params, Weights, only
 from prep.sample import sample_parts
 from prep.strata import TRAIN
 
+READS = ("source.categories", "weights")
+
 
 def weigh(params: Params, data: Path = Path("data")) -> None:
-    """Write ``data/weights.json``: which count weighs, the mean of its log1p, the clip and the number of samples.
+    """Write ``data/weights.json``, as `constant` returns it for the training samples of all categories.
+
+    Raises:
+        UserError: a category has no sample, or as `constant`.
+    """
+    params = only(params, READS)
+    parts = [part for c in params.source.categories for part in sample_parts(data, c) if part.stem.startswith(TRAIN)]
+    name = counted(params.weights)
+    counts = np.concatenate([pq.read_table(part, columns=[name])[name].to_numpy() for part in parts])
+    files.write_json(data / "weights.json", constant(counts, params.weights))
+
+
+def counted(weights: Weights) -> str:
+    """Return the column of the counts that weigh, or that would if ``weights.count`` were not none."""
+    return "rating_number" if weights.count == "none" else weights.count
+
+
+def constant(counts: npt.NDArray[np.int64], weights: Weights) -> dict[str, Any]:
+    """Return which count weighs, the mean of its log1p, the clip and the number of samples.
 
     The weight of a sample is min(log1p(count) / mean, clip). With ``weights.count: none`` every sample weighs 1.
 
+    Args:
+        counts: int64 [N], the counts of the training samples.
+        weights: the section of the parameters.
+
     Raises:
-        UserError: a category has no sample, or no training sample has a rating, so that the mean is 0.
+        UserError: no training sample has a rating, so that the mean is 0.
 
     Source: reference, section 1 (weight).
     """
-    column = params.weights.count
-    parts = [part for c in params.source.categories for part in sample_parts(data, c) if part.stem.startswith(TRAIN)]
-    name = "rating_number" if column == "none" else column
-    counts = np.concatenate([pq.read_table(part, columns=[name])[name].to_numpy() for part in parts])
+    column = weights.count
     # an exact sum over the distinct counts: the same on every machine and in every order
     values, times = np.unique(counts, return_counts=True)
     mean = math.fsum(math.log1p(int(v)) * int(n) for v, n in zip(values, times, strict=True)) / len(counts)
@@ -40,10 +63,4 @@ def weigh(params: Params, data: Path = Path("data")) -> None:
         raise UserError(
             f"weights.count is {column}, and it is 0 for all {len(counts)} training samples; set weights.count: none"
         )
-    weights = {
-        "count": column,
-        "mean": float(f"{mean:.12g}"),
-        "clip": params.weights.clip,
-        "samples": len(counts),
-    }
-    files.write_json(data / "weights.json", weights)
+    return {"count": column, "mean": float(f"{mean:.12g}"), "clip": weights.clip, "samples": len(counts)}

@@ -32,7 +32,7 @@ from rich.progress import Progress, TaskID, TextColumn
 from prep import files
 from prep.cluster import Workers, workers
 from prep.faults import Funnel, UserError, check_budget
-from prep.params import Params
+from prep.params import Fetch, Params, only
 from prep.sample import sample_parts
 from prep.source import locate
 from prep.tables import IMAGES, NO_URL, OK, OUTCOMES
@@ -40,6 +40,10 @@ from shards import pixels, urls
 from shards.client import Answer, Client
 from shards.journal import Journal, Record
 
+READS = (
+    *("source.kind", "source.location", "source.demo", "images.request", "images.resolution", "images.fit"),
+    *("images.quality", "images.bad_share", "fetch", "dask"),
+)
 PASSING = frozenset({"timeout", "refused", "server_error", "unreachable"})  # asked again by the next run
 FAULTS = frozenset(OUTCOMES) - {OK, NO_URL}
 # The next candidate is asked where this one can never be had. Where it may pass the next run asks again, so that
@@ -55,7 +59,7 @@ def fetch(category: str, params: Params, data: Path = Path("data"), again: Colle
 
     Args:
         category: a name of ``source.categories``.
-        params: ``images`` and ``fetch`` are used, ``source`` to know where images are, ``dask`` to spread the work.
+        params: those of `READS` are read.
         data: the folder of the stages' tables.
         again: the outcomes (of `FAULTS`) that are asked again, beside what was never asked.
 
@@ -63,8 +67,9 @@ def fetch(category: str, params: Params, data: Path = Path("data"), again: Colle
         UserError: the sample or the mirror is not there, the host refuses everything, or more than
             ``images.bad_share`` of the images cannot be had.
     """
+    params = only(params, READS)
     parts = sample_parts(data, category)
-    base = params.fetch.mirror or locate(params.source).base
+    base = params.fetch.mirror or locate(params.source, category).base
     if not (urls.is_remote(base) or Path(base).is_dir()):
         raise UserError(f"the images' mirror {base} is no folder; check fetch.mirror and source.location")
     store = _store(category, params, base)
@@ -78,7 +83,7 @@ def fetch(category: str, params: Params, data: Path = Path("data"), again: Colle
             errors: Counter[str] = Counter()
             try:
                 if crew.count == 1:
-                    _ask_for([item for part in missing for item in part], params, base, journal, errors)
+                    _ask_for([item for part in missing for item in part], params, params.fetch, base, journal, errors)
                 else:
                     for found in _spread(missing, tasks, params, base, spools, crew):
                         errors.update(found)
@@ -129,23 +134,25 @@ def _spread(
     for number in range(tasks):
         work = spools / f"{number:04d}.json"
         files.write_json(work, [item for part in missing[number::tasks] for item in part])
-        calls.append((work, replace(params, fetch=share), base))
+        calls.append((work, params, share, base))
     yield from crew.each(_ask_for_file, calls, "images, part by part")
 
 
-def _ask_for_file(work: Path, params: Params, base: str) -> Counter[str]:
+def _ask_for_file(work: Path, params: Params, share: Fetch, base: str) -> Counter[str]:
     errors: Counter[str] = Counter()
     with Journal(work.with_suffix(".journal"), _terms(params, base)) as journal:
         # what a worker that died had is there already
         items = [_unknown(item, journal) for item in files.read_json(work)]
-        _ask_for([item for item in items if item], params, base, journal, errors)
+        _ask_for([item for item in items if item], params, share, base, journal, errors)
     return errors
 
 
-def _ask_for(items: list[list[str]], params: Params, base: str, journal: Journal, errors: Counter[str]) -> None:
-    """Ask for items, and count in `errors` what went wrong, in words for people."""
+def _ask_for(
+    items: list[list[str]], params: Params, limits: Fetch, base: str, journal: Journal, errors: Counter[str]
+) -> None:
+    """Ask for items within limits, and count in `errors` what went wrong, in words for people."""
     with _terminated_like_interrupted(), ThreadPoolExecutor(params.dask.workers, "decode") as pool:
-        asyncio.run(_Fetch(params, base, journal, pool, errors).run(items))
+        asyncio.run(_Fetch(params, limits, base, journal, pool, errors).run(items))
 
 
 def _take(journal: Journal, spools: Path) -> None:
@@ -173,15 +180,21 @@ class _Fetch:
     """Asks for URLs, each once, and keeps what comes in the journal."""
 
     def __init__(
-        self, params: Params, base: str, journal: Journal, pool: ThreadPoolExecutor, errors: Counter[str]
+        self,
+        params: Params,
+        limits: Fetch,
+        base: str,
+        journal: Journal,
+        pool: ThreadPoolExecutor,
+        errors: Counter[str],
     ) -> None:
-        self._params = params
+        self._params, self._limits = params, limits
         self._base = base
         self._remote = urls.is_remote(base)
         self._terms = _terms(params, base)
         self._journal = journal
         self._pool = pool
-        self._client = Client(params.fetch, base if self._remote else "")
+        self._client = Client(limits, base if self._remote else "")
         self._flights: dict[str, asyncio.Task[None]] = {}
         self._asked: set[str] = set()
         self._began = time.monotonic()
@@ -199,7 +212,7 @@ class _Fetch:
             task = progress.add_task("fetch", total=len(items), told="")
             try:
                 async with self._client, asyncio.TaskGroup() as group:
-                    for _ in range(self._params.fetch.connections * 2):  # some decode while others ask
+                    for _ in range(self._limits.connections * 2):  # some decode while others ask
                         group.create_task(self._work(left, progress, task))
             except ExceptionGroup as group_of:
                 mistakes = group_of.subgroup(UserError)
@@ -234,7 +247,7 @@ class _Fetch:
             answer = await self._client.get(place) if place else Answer("bad_url")
         else:
             path = urls.in_directory(url, self._base)
-            limit = self._params.fetch.max_bytes
+            limit = self._limits.max_bytes
             answer = await in_pool(self._pool, _read, path, limit) if path else Answer("bad_url")
         record = await in_pool(self._pool, _record, url, self._terms, answer, self._params)
         self._journal.append(record)

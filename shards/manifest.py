@@ -14,6 +14,7 @@ from prep.faults import UserError
 FORMAT = 3  # raise it when a reader of before would misread a manifest or an index
 _READABLE = (2, FORMAT)
 NAME = "manifest.json"
+SECTIONS = ("join", "groups", "sample", "images", "shards")  # of the parameters, which a manifest states
 
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Meta(ge=1)]
@@ -63,7 +64,7 @@ class Manifest(Struct, frozen=True):
     format: int
     category: str
     source: Source
-    parameters: dict[str, Any]  # the sections that the samples depend on: join, groups, sample, images, shards
+    parameters: dict[str, Any]  # `SECTIONS`, which the samples depend on
     tokens: Tokenised
     shards: Annotated[tuple[Shard, ...], Meta(min_length=1)]
 

@@ -58,6 +58,7 @@ class Shards:
 
     Attributes:
         location: where they are.
+        manifests: of the categories, in order.
         split: its name.
         categories: of each shard.
         sizes: samples of each shard.
@@ -86,7 +87,7 @@ class Shards:
                 tokenizer cannot be had, or the cache is too small to read from.
         """
         self.location, self.split = location, split
-        manifests = [location.manifest(category) for category in categories]
+        self.manifests = manifests = [location.manifest(category) for category in categories]
         pairs = [(m.category, shard) for m in manifests for shard in m.shards if shard.split == split]
         if not pairs:
             raise UserError(f"{location.url} holds no {split} sample of {', '.join(categories)}; run `dvc repro shard`")

@@ -18,13 +18,14 @@ import pyarrow.parquet as pq
 from prep import files
 from prep.cluster import workers
 from prep.faults import Funnel, UserError
-from prep.params import Params
+from prep.params import Params, only
 from prep.sample import sample_parts
 from shards import card, manifest, tokens
 from shards.manifest import Manifest, Shard, Source, Tokenised
 from shards.pixels import BLANK
 from shards.tar import Tokens, index_tar, write_tar
 
+READS = (*manifest.SECTIONS, "source.kind", "source.revision", "text", "model.text.name", "dask")
 FORMAT = 1  # raise it when the bytes of a tar or an index change
 _ROWS = 256  # of a part, read at once
 
@@ -37,6 +38,7 @@ def write(category: str, params: Params, data: Path = Path("data")) -> int:
     Raises:
         UserError: there is no sample, the images are not those of it, or the tokenizer cannot be had.
     """
+    params = only(params, READS)
     data = data.absolute()
     parts = sample_parts(data, category)
     how = Tokens(params.model.text.name, params.text.fields, params.text.max_tokens)
@@ -51,10 +53,7 @@ def write(category: str, params: Params, data: Path = Path("data")) -> int:
             format=manifest.FORMAT,
             category=category,
             source=Source(params.source.kind, params.source.revision),
-            parameters={
-                name: msgspec.to_builtins(getattr(params, name))
-                for name in ("join", "groups", "sample", "images", "shards")
-            },
+            parameters={name: msgspec.to_builtins(getattr(params, name)) for name in manifest.SECTIONS},
             tokens=Tokenised(tokenizer, how.fields, how.max_tokens),
             shards=tuple(shards),
         )

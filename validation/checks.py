@@ -20,7 +20,7 @@ from prep.sample import NOT_TAKEN, part_files
 from prep.strata import TEST, VALIDATION
 from prep.tables import IMAGES, JOINED, OK, PREDICTIONS, REJECTS, SAMPLE
 from validation import columns, funnel, links, profile, proportions, twins, weights
-from validation.suites import Suite, suites
+from validation.suites import Suite, suite
 from validation.verdicts import Verdict, judge
 
 ACCEPTED = "accepted.csv"  # the profile that was accepted last, beside the folder of the tables
@@ -43,7 +43,7 @@ class Place(NamedTuple):
 
     def suite(self, name: str) -> Suite:
         """Return the suite of a table's files."""
-        return suites(self.params, self.category)[name]
+        return suite(name, self.params, self.category)
 
     def counts(self, table: str) -> dict[str, funnel.Counts]:
         """Return the funnels of the report of the stage that made a table."""
@@ -200,7 +200,7 @@ def _shards(place: Place) -> list[Verdict]:
 
 def _predictions_all(params: Params, data: Path) -> list[Verdict]:
     paths = sorted((data / "predictions").glob("*.parquet"))
-    verdicts = columns.check("predictions", suites(params, "")["predictions"], paths)
+    verdicts = columns.check("predictions", suite("predictions", params), paths)
     if not verdicts[0].passed:
         return verdicts
     counts = funnel.counts(data / "predictions" / "report.json")
@@ -252,10 +252,14 @@ def _nothing(_: Params, __: Path) -> list[Verdict]:
     return []
 
 
+READS = ("source.kind", "source.categories")  # of every gate
+
+
 class Gate(NamedTuple):
     """How a table is checked."""
 
     stage: str  # makes the table
+    reads: tuple[str, ...]  # the parameters that its checks read, beside `READS`
     beside: tuple[str, ...]  # the tables it is compared with
     of_category: Callable[[Place], list[Verdict]] | None
     of_all: Callable[[Params, Path], list[Verdict]] = _nothing
@@ -263,14 +267,19 @@ class Gate(NamedTuple):
     hashed: bool = True  # whether another content of the table makes what is behind the gate anew
 
 
+_OF_SAMPLE = (
+    *("sample.require", "sample.fraction", "sample.bands", "sample.min_per_category"),
+    *("validation.same", "validation.long"),
+)
+
 GATES = {
-    "raw": Gate("download", (), _raw),
-    "items": Gate("join", ("raw",), _items),
-    "groups": Gate("groups", ("items",), _groups, _groups_all),
-    "sample": Gate("sample", ("items", "groups"), _sample, _sample_all),
-    "images": Gate("fetch", ("sample",), _images, _images_all),
-    "shards": Gate("shard", ("sample",), _shards),
-    "weights": Gate("weights", ("sample",), None, _weights_all, "weights.json"),
-    "profiles": Gate("validate_images", (), None, _profiles_all, hashed=False),
-    "predictions": Gate("evaluate", ("sample",), None, _predictions_all),
+    "raw": Gate("download", ("download",), (), _raw),
+    "items": Gate("join", ("download", "validation.absent"), ("raw",), _items),
+    "groups": Gate("groups", ("download.buckets",), ("items",), _groups, _groups_all),
+    "sample": Gate("sample", _OF_SAMPLE, ("items", "groups"), _sample, _sample_all),
+    "images": Gate("fetch", ("validation.twins",), ("sample",), _images, _images_all),
+    "shards": Gate("shard", ("text.max_tokens",), ("sample",), _shards),
+    "weights": Gate("weights", ("weights",), ("sample",), None, _weights_all, "weights.json"),
+    "profiles": Gate("validate_images", ("validation.drift",), (), None, _profiles_all, hashed=False),
+    "predictions": Gate("evaluate", (), ("sample",), None, _predictions_all),
 }

@@ -126,102 +126,149 @@ INPUT = _suite(
 )
 
 
-def suites(params: Params, category: str) -> dict[str, Suite]:
-    """Return the suite of every table of `category`, by the table's name in gate files.
+def suite(table: str, params: Params, category: str = "") -> Suite:
+    """Return the suite of a table of `category`.
 
     Raw rows stand as they came, so that a share of them, ``download.bad_share``, may be out of range;
     join and sample drop those. What a source may lack is judged on the joined items, one row an item.
+
+    Args:
+        table: its name in gate files: items, reviews, rejects, joined, groups, sample, images, index, predictions.
+        params: those that the table's gate reads (`validation.checks.GATES`).
+        category: a name of ``source.categories``; predictions are of all.
     """
-    bad, absent, long = params.download.bad_share, params.validation.absent, params.validation.long
-    asin = ("parent_asin",)
+    return SUITES[table](params, category)
+
+
+_ASIN = ("parent_asin",)
+
+
+def _items(params: Params, _: str) -> Suite:
+    bad = params.download.bad_share
+    return _suite(
+        tables.ITEMS,
+        _ASIN,
+        ("line",),
+        matches("parent_asin", ASIN),
+        between("line", 1),
+        between("average_rating", 0, 5, share=bad),
+        between("rating_number", 0, share=bad),
+        matches("details", r"^\{"),
+    )
+
+
+def _reviews(params: Params, _: str) -> Suite:
+    bad = params.download.bad_share
+    return _suite(
+        tables.REVIEWS,
+        _ASIN,
+        (),
+        matches("parent_asin", ASIN),
+        between("rating", 0, 5, share=bad),  # the dataset has a row with 0.0
+        between("timestamp", *TIMES, share=bad),
+    )
+
+
+def _rejects(_: Params, __: str) -> Suite:
+    return _suite(tables.REJECTS, ("file", "line"), ("file", "line"), between("line", 1))
+
+
+def _joined(params: Params, _: str) -> Suite:
+    bad, absent = params.download.bad_share, params.validation.absent
+    return _suite(
+        tables.JOINED,
+        _ASIN,
+        _ASIN,
+        matches("parent_asin", ASIN),
+        between("average_rating", 0, 5, share=bad),
+        between("rating_number", 0, share=bad),
+        between("review_count", 0),
+        between("review_mean", 1, 5),
+        between("review_spread", 0, 2),
+        between("verified_share", 0, 1),
+        ordered("first_review", "last_review"),
+        not_null("average_rating", absent.average_rating),
+        not_null("rating_number", absent.rating_number),
+        *(present(name, name, limits=getattr(absent, name)) for name in tables.TEXTS),
+        present("image", "hi_res", "large", limits=absent.image),
+    )
+
+
+def _groups(_: Params, __: str) -> Suite:
+    return _suite(tables.GROUPS, _ASIN, _ASIN, matches("group", ASIN), between("group_size", 1))
+
+
+def _sample(params: Params, category: str) -> Suite:
     required = [name for name in params.sample.require if name in tables.TEXTS]
-    return {
-        "items": _suite(
-            tables.ITEMS,
-            asin,
-            ("line",),
-            matches("parent_asin", ASIN),
-            between("line", 1),
-            between("average_rating", 0, 5, share=bad),
-            between("rating_number", 0, share=bad),
-            matches("details", r"^\{"),
-        ),
-        "reviews": _suite(
-            tables.REVIEWS,
-            asin,
-            (),
-            matches("parent_asin", ASIN),
-            between("rating", 0, 5, share=bad),  # the dataset has a row with 0.0
-            between("timestamp", *TIMES, share=bad),
-        ),
-        "rejects": _suite(tables.REJECTS, ("file", "line"), ("file", "line"), between("line", 1)),
-        "joined": _suite(
-            tables.JOINED,
-            asin,
-            asin,
-            matches("parent_asin", ASIN),
-            between("average_rating", 0, 5, share=bad),
-            between("rating_number", 0, share=bad),
-            between("review_count", 0),
-            between("review_mean", 1, 5),
-            between("review_spread", 0, 2),
-            between("verified_share", 0, 1),
-            ordered("first_review", "last_review"),
-            not_null("average_rating", absent.average_rating),
-            not_null("rating_number", absent.rating_number),
-            *(present(name, name, limits=getattr(absent, name)) for name in tables.TEXTS),
-            present("image", "hi_res", "large", limits=absent.image),
-        ),
-        "groups": _suite(tables.GROUPS, asin, asin, matches("group", ASIN), between("group_size", 1)),
-        "sample": _suite(
-            tables.SAMPLE,
-            asin,
-            asin,
-            matches("parent_asin", ASIN),
-            one_of("category", (category,)),
-            one_of("split", (TRAIN, VALIDATION, TEST)),
-            between("band", -1, params.sample.bands - 1),
-            between("average_rating", 1, 5),
-            between("rating_number", 0),
-            between("review_count", 0),
-            *(present(name, name) for name in required),
-            *(present("image", "image_urls") for name in params.sample.require if name == "image"),
-            *(at_most(LONGEST, name, long) for name in tables.TEXTS),
-        ),
-        "images": _suite(
-            tables.IMAGES,
-            asin,
-            asin,
-            one_of("outcome", tables.OUTCOMES),
-            between("status", 0, 599),
-            between("tries", 0),
-            between("source_bytes", 0),
-            between("source_width", 0),
-            between("source_height", 0),
-        ),
-        "index": _suite(
-            tables.INDEX,
-            ("key",),
-            ("key",),
-            matches("key", ASIN),
-            between("jpg_offset", 512),  # a tar header stands before the first member
-            between("jpg_length", 1),
-            between("json_offset", 512),
-            between("json_length", 2),
-            between("average_rating", 1, 5),
-            between("rating_number", 0),
-            between("review_count", 0),
-            sized("tokens", 1, params.text.max_tokens),
-        ),
-        "predictions": _suite(
-            tables.PREDICTIONS,
-            asin,
-            ("category", "parent_asin"),
-            one_of("category", params.source.categories),
-            one_of("split", (VALIDATION, TEST)),
-            between("average_rating", 1, 5),
-            between("rating_number", 0),
-            between("prediction", 1, 5),
-        ),
-        "input": INPUT,
-    }
+    return _suite(
+        tables.SAMPLE,
+        _ASIN,
+        _ASIN,
+        matches("parent_asin", ASIN),
+        one_of("category", (category,)),
+        one_of("split", (TRAIN, VALIDATION, TEST)),
+        between("band", -1, params.sample.bands - 1),
+        between("average_rating", 1, 5),
+        between("rating_number", 0),
+        between("review_count", 0),
+        *(present(name, name) for name in required),
+        *(present("image", "image_urls") for name in params.sample.require if name == "image"),
+        *(at_most(LONGEST, name, params.validation.long) for name in tables.TEXTS),
+    )
+
+
+def _images(_: Params, __: str) -> Suite:
+    return _suite(
+        tables.IMAGES,
+        _ASIN,
+        _ASIN,
+        one_of("outcome", tables.OUTCOMES),
+        between("status", 0, 599),
+        between("tries", 0),
+        between("source_bytes", 0),
+        between("source_width", 0),
+        between("source_height", 0),
+    )
+
+
+def _index(params: Params, _: str) -> Suite:
+    return _suite(
+        tables.INDEX,
+        ("key",),
+        ("key",),
+        matches("key", ASIN),
+        between("jpg_offset", 512),  # a tar header stands before the first member
+        between("jpg_length", 1),
+        between("json_offset", 512),
+        between("json_length", 2),
+        between("average_rating", 1, 5),
+        between("rating_number", 0),
+        between("review_count", 0),
+        sized("tokens", 1, params.text.max_tokens),
+    )
+
+
+def _predictions(params: Params, _: str) -> Suite:
+    return _suite(
+        tables.PREDICTIONS,
+        _ASIN,
+        ("category", "parent_asin"),
+        one_of("category", params.source.categories),
+        one_of("split", (VALIDATION, TEST)),
+        between("average_rating", 1, 5),
+        between("rating_number", 0),
+        between("prediction", 1, 5),
+    )
+
+
+SUITES = {
+    "items": _items,
+    "reviews": _reviews,
+    "rejects": _rejects,
+    "joined": _joined,
+    "groups": _groups,
+    "sample": _sample,
+    "images": _images,
+    "index": _index,
+    "predictions": _predictions,
+}

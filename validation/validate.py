@@ -27,10 +27,10 @@ import pandas as pd
 from prep import files
 from prep.buckets import bucket_files
 from prep.faults import UserError
-from prep.params import Params
+from prep.params import Params, only
 from prep.sample import part_files
 from validation import columns, docs, profile
-from validation.checks import ACCEPTED, GATES, Gate, Place, profiles
+from validation.checks import ACCEPTED, GATES, READS, Gate, Place, profiles
 from validation.verdicts import Verdict, require
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,7 @@ def validate(table: str, params: Params, data: Path = Path("data")) -> None:
     if table not in GATES:
         raise UserError(f"{table} is no table; the tables are {', '.join(GATES)}")
     gate = GATES[table]
+    params = only(params, (*READS, *gate.reads))
     held = data / (gate.held or table)
     if not held.exists():
         raise UserError(f"{held} does not exist; run `dvc repro`, or `dvc pull`, to have it")

@@ -29,7 +29,9 @@ from .test_model import inputs
 @pytest.fixture
 def splits(small: Params, data: Path) -> dict[str, ShardDataset]:
     how = Tokens(small.model.text.name, small.text.fields, small.text.max_tokens)
-    return {name: open_split(data / "shards", small, name, how, small.images.resolution) for name in ("train", "validation")}
+    return {
+        name: open_split(data / "shards", small, name, how, small.images.resolution) for name in ("train", "validation")
+    }
 
 
 def counted(ids: list[int]) -> dict[Any, float]:

@@ -303,7 +303,7 @@ def test_the_download_has_the_same_bytes_from_wherever_it_comes(
     tmp_path: Path, make_params: Callable[..., Params], monkeypatch: pytest.MonkeyPatch, digests: Callable[..., object]
 ) -> None:
     demo = make_params(**{"source.categories": ["Demo_Toys"], "source.demo.items": 500})
-    catalogue = Path(locate(demo.source).base)
+    catalogue = Path(locate(demo.source, "Demo_Toys").base)
     served = {str(path.relative_to(catalogue)): path.read_bytes() for path in catalogue.rglob("*.jsonl")}
     with Hub(served) as hub:
         point_at(hub, monkeypatch)
@@ -318,4 +318,4 @@ def test_the_download_has_the_same_bytes_from_wherever_it_comes(
 
 
 def test_the_hubs_images_come_from_their_own_host(source: Callable[..., Source]) -> None:
-    assert locate(source()).base == ""
+    assert locate(source(), "Toys").base == ""

@@ -12,9 +12,10 @@ import pytest
 
 from tests.validation import tree
 from validation import columns
-from validation.suites import Rule, Suite, suites
+from validation.suites import INPUT, Rule, Suite, suite
+from validation.suites import SUITES as DECLARED
 
-SUITES = suites(tree.small_params(), tree.ONE)
+SUITES = {name: suite(name, tree.small_params(), tree.ONE) for name in DECLARED} | {"input": INPUT}
 # A file of each suite's table in the clean tree; the largest part where there are several.
 FILES = {
     "items": f"raw/{tree.ONE}/items-000.parquet",
@@ -188,18 +189,18 @@ def test_batches_of_any_size_give_the_same_verdicts(
 
 
 def test_an_empty_table_and_one_without_files_pass(tmp_path: Path) -> None:
-    for table, suite in SUITES.items():
+    for table, declared in SUITES.items():
         path = tmp_path / f"{table}{Path(FILES[table]).suffix}"
-        tree.write_loose(path, suite.schema.empty_table())
-        assert all(verdict.passed for paths in ([path], []) for verdict in columns.check(table, suite, paths))
+        tree.write_loose(path, declared.schema.empty_table())
+        assert all(verdict.passed for paths in ([path], []) for verdict in columns.check(table, declared, paths))
 
 
 def test_the_checks_write_nothing_to_the_terminal(clean: Path) -> None:
     code = (
         "import logging, sys; logging.basicConfig(level=logging.INFO); "
-        "from pathlib import Path; from validation import columns; from validation.suites import suites; "
+        "from pathlib import Path; from validation import columns; from validation.suites import suite; "
         "from tests.validation.tree import small_params, ONE; "
-        "columns.check('reviews', suites(small_params(), ONE)['reviews'], [Path(sys.argv[1])])"
+        "columns.check('reviews', suite('reviews', small_params(), ONE), [Path(sys.argv[1])])"
     )
     command = [sys.executable, "-c", code, str(clean / FILES["reviews"])]
     done = subprocess.run(command, cwd=tree.ROOT, capture_output=True, text=True, check=True)

@@ -22,7 +22,7 @@ from tests.validation.tree import ONE, OTHER
 from validation import columns
 from validation.checks import GATES
 from validation.profile import COLUMNS
-from validation.suites import suites
+from validation.suites import INPUT, SUITES, suite
 from validation.validate import accept, validate
 
 PARAMS = tree.small_params()
@@ -324,9 +324,10 @@ MUTATIONS: dict[tuple[str, str, str], Callable[[Path], None]] = {
 
 
 def test_every_expectation_has_a_mutation(passed: Path) -> None:
-    declared = {(t, rule.name) for c in (ONE, OTHER, "") for t, s in suites(PARAMS, c).items() for rule in s.rules}
-    declared |= {(t, f"{' and '.join(s.key)} unique") for t, s in suites(PARAMS, ONE).items() if s.key}
-    declared |= {(t, columns.SCHEMA) for t in suites(PARAMS, ONE)}
+    suites = {c: {t: suite(t, PARAMS, c) for t in SUITES} | {"input": INPUT} for c in (ONE, OTHER, "")}
+    declared = {(t, rule.name) for of_category in suites.values() for t, s in of_category.items() for rule in s.rules}
+    declared |= {(t, f"{' and '.join(s.key)} unique") for t, s in suites[ONE].items() if s.key}
+    declared |= {(t, columns.SCHEMA) for t in suites[ONE]}
     checked = set()
     for table in GATES:
         checked |= {(table, e["table"], e["expectation"]) for e in told(passed, table)}

@@ -39,7 +39,7 @@ def small_params() -> params.Params:
         ),
         download=replace(read.download, buckets=2, bad_share=0.05),
         sample=replace(read.sample, fraction=0.5, bands=4, validation=0.2, test=0.2, min_per_category=0),
-        images=replace(read.images, size=32, bad_share=0.5),
+        images=replace(read.images, resolution=32, bad_share=0.5),
         shards=params.Shards(samples=10),
         validation=replace(read.validation, twins=params.Limits(quiet=0.0, most=0.5)),
         dask=params.Dask(scheduler="synchronous", workers=1),
