@@ -98,7 +98,7 @@ def run(salt: str, recipe: str) -> None:
         command("dvc", "repro", "-q", cwd=work)
     with files.folder(done) as out:
         shutil.copytree(work / "data/predictions", out / "predictions")
-        shutil.copyfile(work / "results/metrics.json", out / "metrics.json")
+        shutil.copyfile(work / "results/evaluation.json", out / "metrics.json")
         shutil.copyfile(chosen, out / "params.yaml")
         files.write_json(out / "minutes.json", round((time.monotonic() - began) / 60, 1))
         with chdir(work):

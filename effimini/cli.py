@@ -411,12 +411,12 @@ def diff(
 def results(as_json: Json = False) -> None:
     """Print the metrics of the last evaluation and the path of its report.
 
-    In: results/metrics.json. Out: a table. Example: `effimini results`
+    In: results/evaluation.json. Out: a table. Example: `effimini results`
     """
     from effimini import report as stage
     from prep.files import read_json
 
-    _show(read_json(Path("results/metrics.json")), stage.metrics_table, as_json)
+    _show(read_json(Path("results/evaluation.json")), stage.metrics_table, as_json)
     if not as_json:
         typer.echo(f"Report: {Path('results/report.html').resolve()}")
 

@@ -1,7 +1,8 @@
 """Evaluation: the best model beside the baselines, on the same test split.
 
 In: ``models/best/``, ``data/shards/``, ``data/weights.json`` and the parameters. Out: ``data/predictions/``
-(a parquet a split), ``results/metrics.json``, ``results/plots/*.csv`` and ``results/report.html``.
+(a parquet a split), ``results/evaluation.json`` with every predictor, ``results/metrics.json`` with the model alone,
+``results/plots/*.csv`` and ``results/report.html``.
 Guaranteed: the same inputs give the same bytes; each sample of a split is predicted once by each predictor; whatever
 comes from demo data says so.
 """
@@ -48,13 +49,13 @@ def evaluate(
     results: Path = Path("results"),
     shards: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Measure ``models/best`` on the test split, write everything, and return the content of metrics.json.
+    """Measure ``models/best`` on the test split, write everything, and return the content of evaluation.json.
 
     Args:
         params: of the run.
         data: holds weights.json and takes the predictions; the stages' reports in it stand in the report.
         models: holds best/.
-        results: takes metrics, plots and the report.
+        results: takes evaluation.json, metrics.json, plots and the report.
         shards: a folder or URL of shards; None is ``data/shards``.
 
     Raises:
@@ -86,7 +87,8 @@ def evaluate(
     predictions = {MODEL: ours[0], IMAGE_ALONE: of_image, TEXT_ALONE: of_text} | fitted
     measured = _measure(params, model, predictions, test)
     measured["validation"] = {"plcc": round(metrics.plcc(ours[1], validation.labels), 6), "samples": len(validation)}
-    files.write_json(results / "metrics.json", measured)
+    files.write_json(results / "evaluation.json", measured)
+    files.write_json(results / "metrics.json", summary(measured))
     tables = {
         "predictions": _frame(test, ours[0])[["average_rating", "prediction", "category", "rating_number"]],
         "calibration": calibration(ours[0], test.labels),
@@ -106,6 +108,21 @@ def evaluate(
             report.page(params, measured, tables, shown, about, data, results / "train"), encoding="utf-8"
         )
     return measured
+
+
+def summary(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of metrics.json, which `dvc metrics show` prints in a row: few numbers, all of the model.
+
+    Args:
+        measured: the content of evaluation.json.
+    """
+    ours = measured["test"][MODEL]
+    return {
+        "source": measured["source"],
+        "samples": measured["samples"],
+        **{name: ours[name] for name in ("plcc", "plcc_low", "plcc_high", "srcc", "mae", "rmse", "ces")},
+        "validation_plcc": measured["validation"]["plcc"],
+    }
 
 
 def calibration(predictions: Stars, labels: Stars) -> pd.DataFrame:
@@ -170,7 +187,7 @@ def bucket_names() -> list[str]:
 
 
 def _measure(params: Params, model: EffiMini, predictions: Mapping[str, Stars], test: ShardDataset) -> dict[str, Any]:
-    """Return the numbers of metrics.json."""
+    """Return the numbers of evaluation.json, but for those of validation."""
     measured: dict[str, Any] = {}
     labels, ours = test.labels, predictions[MODEL]
     again = (params.evaluate.bootstrap, params.evaluate.seed)

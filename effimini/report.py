@@ -30,7 +30,7 @@ _WIDE = ("model ahead by", "spread")  # left out in a terminal
 
 
 def metrics_table(content: dict[str, Any]) -> Table:
-    """Return the content of results/metrics.json as a table to print."""
+    """Return the content of results/evaluation.json as a table to print."""
     title = f"Test split, {content['samples']} samples"
     if content["source"] == "demo":
         title = f"{DEMO}\n{title}"
@@ -58,7 +58,7 @@ def page(
 
     Args:
         params: of the run.
-        measured: the content of results/metrics.json.
+        measured: the content of results/evaluation.json.
         tables: predictions, calibration, baselines, groups and weights, as written to results/plots.
         examples: what `effimini.examples.examples` chose.
         shards: what `shards.summary.summarise` gives of those measured on.

@@ -1,3 +1,4 @@
+import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -8,10 +9,13 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from ruamel.yaml import YAML
 from sklearn.linear_model import Ridge
+from typer.testing import CliRunner
 
 from effimini import features, report
 from effimini.baselines import FEATURE_ALPHAS, baselines
+from effimini.cli import app
 from effimini.evaluate import IMAGE_ALONE, MODEL, TEXT_ALONE, bucket_names, calibration, evaluate, weighing
 from effimini.examples import Example, examples
 from effimini.inference import clamp, open_split, predict_split
@@ -30,12 +34,12 @@ from shards.summary import summarise
 from shards.tar import Tokens
 from validation.checks import GATES
 
-from .conftest import CATEGORIES, SPLITS, replace
+from .conftest import CATEGORIES, ROOT, SPLITS, replace
 from .test_train import ONE, tree
 
 
 def measured(run: Path) -> Mapping[str, Any]:
-    content: Mapping[str, Any] = files.read_json(run / "results/metrics.json")
+    content: Mapping[str, Any] = files.read_json(run / "results/evaluation.json")
     return content
 
 
@@ -53,6 +57,26 @@ def test_the_metrics_are_those_of_the_predictions(run: Path) -> None:
     assert ours["ces"] == pytest.approx(max(0, ours["plcc"]) * found["cost"]["E"], abs=1e-6)
     funnel = files.read_json(run / "data/predictions/report.json")["tables"]["predictions"]
     assert funnel["rows_in"] == funnel["rows_out"] == (SPLITS["test"] + SPLITS["validation"]) * len(CATEGORIES)
+
+
+def test_dvc_shows_few_metrics_all_of_the_model(run: Path) -> None:
+    found, full = files.read_json(run / "results/metrics.json"), measured(run)
+    names = ("plcc", "plcc_low", "plcc_high", "srcc", "mae", "rmse", "ces")
+    of_run = {name: full[name] for name in ("source", "samples")}
+    of_test = {name: full["test"][MODEL][name] for name in names}
+    assert found == of_run | of_test | {"validation_plcc": full["validation"]["plcc"]}
+    assert len(found) <= 12
+    assert {type(value) for value in found.values()} <= {str, int, float}  # each is one column
+    stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+    metrics = [path for stage in stages.values() for path in stage.get("metrics", [])]
+    assert metrics == ["results/metrics.json"]
+
+
+def test_results_as_json_are_all_that_was_measured(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run)
+    done = CliRunner().invoke(app, ["results", "--json"])
+    assert done.exit_code == 0, done
+    assert json.loads(done.stdout) == measured(run)
 
 
 def test_a_second_evaluation_gives_the_same_bytes(run_params: Params, run: Path, tmp_path: Path) -> None:
