@@ -18,7 +18,8 @@ import effimini.torchvision_shim  # noqa: F401 -- must come before timm
 # isort: split
 import timm
 import torch
-from safetensors.torch import save_file
+
+from effimini.model import save_weights
 
 TEXT = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
 
@@ -43,7 +44,7 @@ def main(out: Path) -> None:
     for (theirs, tensor), (ours, like) in zip(found.items(), wanted.items(), strict=True):
         assert tensor.shape == like.shape, f"{theirs} has shape {tensor.shape}, timm's {ours} {like.shape}"
         renamed[ours] = tensor.contiguous()
-    save_file(renamed, out / "tf_efficientnet_lite0.safetensors")
+    save_weights(out / "tf_efficientnet_lite0.safetensors", renamed)
     print(f"{len(renamed)} image tensors and {len(TEXT)} files of the text encoder in {out}")
 
 

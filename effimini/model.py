@@ -9,6 +9,7 @@ was trained with.
 import difflib
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -152,7 +153,7 @@ class EffiMini(nn.Module):
         """Write weights, configuration and tokenizer to `folder`, which appears whole or not at all."""
         with files.folder(folder) as partial:
             state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-            save_file(state, partial / WEIGHTS, metadata={"format": "pt"})
+            save_weights(partial / WEIGHTS, state)
             files.write_json(partial / CONFIG, self.config)
             (partial / "tokenizer.json").write_text(self.tokenizer.to_str() + "\n", encoding="utf-8")
             settings = {
@@ -233,6 +234,18 @@ def build(params: Params, *, random: bool = False) -> EffiMini:
         max_tokens=params.text.max_tokens,
     )
     return EffiMini(config, image, text, tokenizer)
+
+
+def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as a safetensors file that may be read by whom the umask lets read a new file.
+
+    The library writes a temporary file, which it alone may read, and gives it the name.
+    """
+    path.unlink(missing_ok=True)
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+    path.chmod(mode & 0o777)
 
 
 def image_width(image: nn.Module) -> int:

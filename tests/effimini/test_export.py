@@ -1,5 +1,6 @@
 import csv
 import logging
+import os
 import resource
 import shutil
 import sys
@@ -33,9 +34,11 @@ def model(run: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def exported(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model, exported by the command line."""
+    """The model, exported by the command line under a umask of 022."""
     out = tmp_path_factory.mktemp("exported") / "onnx"
+    before = os.umask(0o022)
     done = CliRunner().invoke(app, ["export", "--model", str(model), "--output", str(out)])
+    os.umask(before)
     assert done.exit_code == 0, done
     assert done.stdout == ""
     return out
@@ -104,6 +107,12 @@ def test_an_item_without_an_image_is_scored_from_its_text_alone(small: Params, e
 def test_configuration_and_tokenizer_are_the_models_own(model: Path, exported: Path) -> None:
     for name in BESIDE:
         assert (exported / name).read_bytes() == (model / name).read_bytes()
+
+
+def test_all_exported_files_have_the_mode_of_new_files(exported: Path) -> None:
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in exported.iterdir()} == dict.fromkeys(
+        [GRAPH, *BESIDE], oct(0o644)
+    )
 
 
 def test_scores_that_differ_are_a_sentence_and_nothing_is_written(model: Path, tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -6,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from effimini.model import EffiMini, build
+from effimini.model import WEIGHTS, EffiMini, build, save_weights
 from prep.faults import UserError
 from prep.params import Encoder, Params
 from shards import tokens
@@ -37,6 +39,31 @@ def test_a_saved_model_gives_the_same_outputs_without_its_sources(
     assert torch.equal(model(*inputs()), again(*inputs()))
     assert again.config == model.config
     assert tokens.fingerprint(tokens.load(str(tmp_path / "saved"))) == tokens.fingerprint(model.tokenizer)
+
+
+@pytest.fixture(params=[(0o022, 0o644), (0o027, 0o640)], ids=["022", "027"])
+def mode(request: pytest.FixtureRequest) -> Iterator[int]:
+    """The mode of a new file, under the umask that is set meanwhile."""
+    umask, expected = request.param
+    before = os.umask(umask)
+    yield expected
+    os.umask(before)
+
+
+def modes(folder: Path) -> dict[str, str]:
+    return {path.name: oct(path.stat().st_mode & 0o777) for path in folder.iterdir()}
+
+
+def test_all_files_of_a_saved_model_have_the_mode_of_new_files(small: Params, tmp_path: Path, mode: int) -> None:
+    build(small).eval().save_pretrained(tmp_path / "saved")
+    assert WEIGHTS in modes(tmp_path / "saved")
+    assert set(modes(tmp_path / "saved").values()) == {oct(mode)}
+
+
+def test_weights_written_over_a_private_file_have_the_mode_of_a_new_one(tmp_path: Path, mode: int) -> None:
+    (tmp_path / "one.safetensors").touch(0o600)
+    save_weights(tmp_path / "one.safetensors", {"one": torch.ones(1)})
+    assert modes(tmp_path) == {"one.safetensors": oct(mode)}
 
 
 @torch.inference_mode()

@@ -82,6 +82,14 @@ def test_training_learns_and_keeps_the_best_epoch(small: Params, run: Path) -> N
     assert plcc(stars, validation.labels) == pytest.approx(max(by_epoch), abs=1e-6)
 
 
+def test_all_files_of_a_run_have_the_mode_of_a_new_file(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "new").touch()
+    modes = {str(p.relative_to(run)): oct(p.stat().st_mode & 0o777) for p in run.rglob("*") if p.is_file()}
+    assert "models/best/model.safetensors" in modes
+    usual = oct((tmp_path / "new").stat().st_mode & 0o777)
+    assert {name: mode for name, mode in modes.items() if mode != usual} == {}
+
+
 def interrupted(params: Params, data: Path, after: int) -> int:
     """Train until a SIGTERM comes in step `after`; return the steps that the saved state has."""
     trainer = Interrupted(params, data / "shards", data / "weights.json", ONE)
