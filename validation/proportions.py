@@ -36,7 +36,7 @@ def check(table: Path, parts: Sequence[Path], fraction: float, bands: int, usabl
     try:
         strata = pd.read_csv(table)[[*_KEY, "population", "taken"]]
     except (FileNotFoundError, KeyError, ValueError) as error:
-        raise UserError(f"{table} cannot be read ({error}); run `dvc repro --force sample`") from None
+        raise UserError(f"{table} cannot be read ({error}); run `dvc repro --force --single-item sample`") from None
     population = int(strata["population"].sum())
     return [
         judge(

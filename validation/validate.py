@@ -117,7 +117,7 @@ def accept(data: Path = Path("data")) -> Path:
 
 
 def _remedy(table: str, stage: str, *, of_all: bool = False) -> str:
-    again = f"make it again with `dvc repro --force {stage}`"
+    again = f"make it again with `dvc repro --force --single-item {stage}`"
     if table == "images" and of_all:
         return f"data/twins.csv lists the pictures of two splits; set validation.twins to what you accept, or {again}"
     if table == "raw":

@@ -45,7 +45,7 @@ def check(path: Path, parts: Sequence[Path], chosen: Weights) -> list[Verdict]:
     try:
         written = msgspec.convert(content, _Written)
     except msgspec.ValidationError as error:
-        raise UserError(f"{path} holds no weights ({error}); run `dvc repro --force weights`") from None
+        raise UserError(f"{path} holds no weights ({error}); run `dvc repro --force --single-item weights`") from None
     as_chosen = [
         f"{name} {getattr(written, name)}, not {getattr(chosen, name)}"
         for name in ("count", "clip")

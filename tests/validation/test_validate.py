@@ -423,7 +423,8 @@ def test_the_sentence_names_table_category_expectation_count_share_examples_and_
         f"for example {first} (average_rating 7.0), {second} (average_rating 7.0); "
         "also failed: sample: taken items of each stratum in strata.csv as in the parts; "
         "set the parameter named to what you accept, "
-        f"or make it again with `dvc repro --force sample@{ONE}`; if that fails too, the rows show a fault of the stage"
+        f"or make it again with `dvc repro --force --single-item sample@{ONE}`; "
+        "if that fails too, the rows show a fault of the stage"
     )
 
 
