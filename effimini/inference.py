@@ -41,7 +41,9 @@ def open_split(location: str | Path, params: Params, split: str, how: Tokens, si
         connections=stream.connections,
     )
     if (found := dataset.shards.image_size) != size:
-        raise UserError(f"{location} holds images of {found} px and the model reads {size}; set images.resolution to {found}")
+        raise UserError(
+            f"{location} holds images of {found} px and the model reads {size}; set images.resolution to {found}"
+        )
     return dataset
 
 

@@ -137,7 +137,7 @@ def read_items(path: Path, images: Path, config: Config) -> list[Item]:
         "missing": [picture.missing for picture in pictures],
     }
     found = columns.check("input", INPUT, [pa.table(checked, INPUT.schema)])
-    require(str(path), found, "correct these lines, or leave cells empty")
+    require(str(path), found, lambda: "correct these lines, or leave cells empty")
     if absent := [name for name in config.fields if rows and name not in rows[0][1]]:
         log.warning("%s has no column %s, which the model was trained with", path, ", ".join(absent))
     return [

@@ -31,6 +31,7 @@ from prep.params import Params, only
 from prep.sample import part_files
 from validation import columns, docs, profile
 from validation.checks import ACCEPTED, GATES, READS, Gate, Place, profiles
+from validation.stale import earliest_stale
 from validation.verdicts import Verdict, require
 
 log = logging.getLogger(__name__)
@@ -67,22 +68,22 @@ def validate(table: str, params: Params, data: Path = Path("data")) -> None:
         )
     else:
         shutil.rmtree(data / "gates" / table, ignore_errors=True)  # a gate of other data must not stand
-    found: list[tuple[str, list[Verdict], str]] = []  # where, what was found, what can be done
+    found: list[tuple[str, list[Verdict]]] = []  # where, and what was found
     try:
         if gate.of_category:
             for place in places:
                 if not place.has(table):
                     raise UserError(f"{place.folder(table)} does not exist; run `dvc repro`, or `dvc pull`, to have it")
                 unit = gate.stage if table == "groups" else f"{gate.stage}@{place.category}"
-                found.append((str(place.folder(table)), gate.of_category(place), _remedy(table, unit)))
-                require(*found[-1])
-        found.append((str(held), gate.of_all(params, data), _remedy(table, gate.stage, of_all=True)))
-        require(*found[-1])
+                found.append((str(place.folder(table)), gate.of_category(place)))
+                require(*found[-1], partial(_remedy, table, unit, data))
+        found.append((str(held), gate.of_all(params, data)))
+        require(*found[-1], partial(_remedy, table, gate.stage, data, of_all=True))
         if table in profile.COLUMNS:
             _write_profile(table, params, data)
     finally:
         if found:
-            _tell(table, [(where, verdicts) for where, verdicts, _ in found], params, data)
+            _tell(table, found, params, data)
     if not absent:
         _write_gate(table, gate, params, data)
 
@@ -116,7 +117,11 @@ def accept(data: Path = Path("data")) -> Path:
     return data.parent / ACCEPTED
 
 
-def _remedy(table: str, stage: str, *, of_all: bool = False) -> str:
+def _remedy(table: str, stage: str, data: Path, *, of_all: bool = False) -> str:
+    """Return what can be done about a table that a stage made."""
+    here = data.resolve() == Path("data").resolve()  # what DVC says here says nothing of another clone's tables
+    if here and (stale := earliest_stale(stage)):
+        return f"{stale} is stale: run `dvc repro {stage}`"
     again = f"make it again with `dvc repro --force --single-item {stage}`"
     if table == "images" and of_all:
         return f"data/twins.csv lists the pictures of two splits; set validation.twins to what you accept, or {again}"
