@@ -211,7 +211,7 @@ def train(params: ParamsFile = PARAMS, data: Data = DATA, shards: ShardsAt = "")
     """
     from effimini import train as stage
 
-    stage.train(load(params), shards or data / "shards", data / "weights.json")
+    stage.train(load(params), shards or data / "shards", None if shards else data / "weights.json")
 
 
 @app.command()

@@ -7,6 +7,7 @@ Guaranteed: the same inputs give the same bytes; each sample of a split is predi
 comes from demo data says so.
 """
 
+import json
 import logging
 from collections.abc import Mapping
 from itertools import pairwise
@@ -18,7 +19,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from effimini import features, metrics, report
+from effimini import features, metrics, provenance, report
 from effimini.baselines import baselines, on_features
 from effimini.examples import examples
 from effimini.inference import clamp, open_split, predict_split
@@ -27,14 +28,21 @@ from effimini.model import EffiMini
 from effimini.ranks import ranks
 from prep import files
 from prep.faults import Funnel
-from prep.params import Params
+from prep.params import Params, only
 from prep.strata import COUNT_BUCKETS, count_bucket
 from prep.tables import PREDICTIONS
+from prep.weights import constant, counted
+from shards.manifest import SECTIONS
 from shards.stream import ShardDataset
 from shards.summary import summarise
 from shards.tar import Tokens
 
 log = logging.getLogger(__name__)
+
+READS = (
+    *("source.kind", "source.revision", "source.categories", *SECTIONS),
+    *("text", "model", "train", "weights", "evaluate", "stream"),
+)
 
 Stars = npt.NDArray[np.float32]
 
@@ -52,25 +60,34 @@ def evaluate(
     """Measure ``models/best`` on the test split, write everything, and return the content of evaluation.json.
 
     Args:
-        params: of the run.
-        data: holds weights.json and takes the predictions; the stages' reports in it stand in the report.
+        params: those of `READS` are read.
+        data: holds weights.json and takes the predictions.
         models: holds best/.
         results: takes evaluation.json, metrics.json, plots and the report.
-        shards: a folder or URL of shards; None is ``data/shards``.
+        shards: a folder or URL of shards from elsewhere; None is ``data/shards``, where shards, weights and model
+            have to be those of `params`.
 
     Raises:
-        UserError: the model, the shards or the weights are absent.
+        UserError: the model, the shards or the weights are absent, or belong to another run.
 
     Source: reference section 2 (metrics).
     """
-    model = EffiMini.from_pretrained(models / "best")
+    params = only(params, READS)
+    model, training = EffiMini.from_pretrained(models / "best"), provenance.read(models / "best")
     how = Tokens(str(models / "best"), model.config.fields, model.config.max_tokens)
     splits = {
         name: open_split(shards or data / "shards", params, name, how, model.config.size)
         for name in ("train", "validation", "test")
     }
     test, validation = splits["test"], splits["validation"]
-    weights = files.read_json(data / "weights.json")
+    if shards is None:
+        weights = files.read_json(data / "weights.json")
+        provenance.check_shards(test.shards.manifests, params, data / "shards")
+        provenance.check_weights(weights, splits["train"], params, data / "weights.json")
+        provenance.check_model(training, splits["train"], params, models / "best")
+    else:
+        weights = constant(getattr(splits["train"], counted(params.weights)), params.weights)
+        provenance.warn_of_other_splits(training, splits["train"])
     of_features = {}
     with ranks() as here:
         model.to(here.device)
@@ -104,9 +121,8 @@ def evaluate(
     shown = examples(test, ours[0], params.text.fields)
     about = summarise(test.shards.location, params.source.categories)
     with files.aside(results / "report.html") as partial:
-        partial.write_text(
-            report.page(params, measured, tables, shown, about, data, results / "train"), encoding="utf-8"
-        )
+        page = report.page(params, training, measured, tables, shown, about, _funnel(test), results / "train")
+        partial.write_text(page, encoding="utf-8")
     return measured
 
 
@@ -225,6 +241,13 @@ def _frame(split: ShardDataset, stars: Stars) -> pd.DataFrame:
             "prediction": stars,
         }
     )
+
+
+def _funnel(test: ShardDataset) -> list[dict[str, Any]]:
+    """Return the reports of the stages that the samples came through, of each category, as its shards hold them."""
+    location = test.shards.location
+    reports = [json.loads(location.read(f"{m.category}/report.json")) for m in test.shards.manifests]
+    return [stage for made in reports for stage in (*made.get("before", []), made)]
 
 
 def _write_predictions(folder: Path, splits: Mapping[str, tuple[ShardDataset, Stars]]) -> None:

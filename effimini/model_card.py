@@ -4,14 +4,11 @@ In: a saved model and how it was trained. Out: Markdown. Guaranteed: the same tr
 what was configured and measured; a model of demo data says so first.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from effimini import metrics
 from effimini.model import EffiMini
+from effimini.provenance import Training
 from prep.params import Params
 from prep.templates import render
 
@@ -21,25 +18,21 @@ NAME = "README.md"
 def card(
     model: EffiMini,
     params: Params,
-    weights: Mapping[str, Any],
+    training: Training,
     history: list[dict[str, float]],
     epoch: int,
     *,
     chosen: bool,
-    samples: int,
-    fingerprint: str,
 ) -> str:
     """Return the card.
 
     Args:
         model: the trained one; what it costs and reads is read, no weight.
-        params: of the training.
-        weights: the content of data/weights.json.
+        params: the section model is read.
+        training: what it was trained on and with.
         history: metrics of each epoch.
         epoch: after which the model was saved, from 0.
         chosen: whether it was chosen by its validation PLCC.
-        samples: trained on.
-        fingerprint: of the shards.
     """
     config = model.config
     given = ((params.model.text.name, params.model.text.weights), (config.image, params.model.image.weights))
@@ -54,11 +47,8 @@ def card(
             "cost": metrics.costs(model),
             "demo": config.source == "demo",
             "epoch": epoch + 1,
-            "fingerprint": fingerprint,
             "measured": {name: history[epoch][f"validation/{name}"] for name in ("plcc", "loss")},
-            "params": params,
-            "recipe": msgspec.structs.asdict(params.train),
-            "samples": samples,
-            "weights": weights,
+            "text": params.model.text.name,
+            "training": training,
         },
     )

@@ -17,8 +17,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from effimini import plots
+from effimini.provenance import Training
 from effimini.published import PUBLISHED
-from prep import files
 from prep.params import Params
 from prep.templates import DEMO, render
 from validation.checks import GATES
@@ -47,22 +47,24 @@ def metrics_table(content: dict[str, Any]) -> Table:
 
 def page(
     params: Params,
+    training: Training | None,
     measured: dict[str, Any],
     tables: Mapping[str, pd.DataFrame],
     examples: Mapping[str, Sequence[Any]],
     shards: Mapping[str, Any],
-    data: Path,
+    reports: Sequence[Mapping[str, Any]],
     train: Path,
 ) -> str:
     """Return the report as HTML.
 
     Args:
-        params: of the run.
+        params: of the evaluation.
+        training: what the model was trained on and with, if it says so.
         measured: the content of results/evaluation.json.
         tables: predictions, calibration, baselines, groups and weights, as written to results/plots.
         examples: what `effimini.examples.examples` chose.
         shards: what `shards.summary.summarise` gives of those measured on.
-        data: where the stages' report.json files are.
+        reports: the stages' report.json of each category.
         train: DVCLive's folder.
     """
     return render(
@@ -71,7 +73,7 @@ def page(
         {
             "demo": DEMO if measured["source"] == "demo" else "",
             "categories": params.source.categories,
-            "fraction": params.sample.fraction,
+            "training": training,
             "measured": measured,
             "columns": _COLUMNS,
             "metric_rows": _metric_rows(measured),
@@ -80,10 +82,10 @@ def page(
             "groups": _group_rows(tables["groups"]),
             "weights": tables["weights"].to_dict("records"),
             "weighs": params.weights,
-            "funnel": _funnel(data),
+            "funnel": _funnel(reports),
             "shards": shards,
             "versions": [(name, version(name)) for name in LIBRARIES],
-            "parameters": _flat({name: msgspec.to_builtins(part) for name, part in _sections(params)}),
+            "parameters": _flat(_parameters(params, training)),
             "plots": {
                 "scatter": plots.scatter(tables["predictions"]),
                 "calibration": plots.calibration(tables["calibration"]),
@@ -127,14 +129,13 @@ def _group_rows(groups: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def _funnel(data: Path) -> list[dict[str, Any]]:
+def _funnel(reports: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return rows in, out and dropped by reason of each stage's tables, summed over the categories, in stage order."""
     sums: dict[tuple[int, str, str], Counter[str]] = {}
     reasons: dict[tuple[int, str, str], Counter[str]] = {}
-    for path in sorted([*data.glob("*/report.json"), *data.glob("*/*/report.json")]):
-        content = files.read_json(path)
-        stage = content.get("stage", path.parent.name)
-        for table, funnel in content.get("tables", {}).items():
+    for content in reports:
+        stage = content["stage"]
+        for table, funnel in content["tables"].items():
             key = (STAGES.index(stage) if stage in STAGES else len(STAGES), stage, table)
             sums.setdefault(key, Counter()).update({"in": funnel["rows_in"], "out": funnel["rows_out"]})
             reasons.setdefault(key, Counter()).update(funnel["dropped"])
@@ -153,9 +154,10 @@ def _funnel(data: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _sections(params: Params) -> list[tuple[str, Any]]:
-    """Return the sections that the results depend on: how images are fetched and where work runs change nothing."""
-    return [(name, getattr(params, name)) for name in params.__struct_fields__ if name not in {"fetch", "dask"}]
+def _parameters(params: Params, training: Training | None) -> dict[str, Any]:
+    """Return the parameters that decided what the page shows: of the shards, of the model, of the evaluation."""
+    made = {"source": training.source} | training.parameters if training else {}
+    return made | {name: msgspec.to_builtins(getattr(params, name)) for name in ("weights", "evaluate")}
 
 
 def _flat(content: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

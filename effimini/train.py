@@ -26,7 +26,7 @@ from dvclive import Live  # type: ignore[attr-defined]  # its module has no __al
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from effimini import bfloat16, checkpoint, features, model_card, spent, terms
+from effimini import bfloat16, checkpoint, features, model_card, provenance, spent, terms
 from effimini.clock import Clock
 from effimini.inference import open_split, predict_split, to_device
 from effimini.loss import counts_of, sample_weights, weighted_huber
@@ -36,15 +36,21 @@ from effimini.ranks import Ranks, ranks
 from effimini.stop import Stop, Stopped
 from prep import files
 from prep.faults import UserError
-from prep.params import Params, Train
+from prep.params import Params, Train, only
 from prep.progress import bar
+from prep.weights import constant, counted
 from shards.loader import Loader
+from shards.manifest import SECTIONS
 from shards.stream import Batch
 from shards.tar import Tokens
 
 log = logging.getLogger(__name__)
 
-FORMAT = 7  # raise it when the same inputs train otherwise
+READS = (
+    *("source.kind", "source.revision", "source.categories", *SECTIONS, "fetch.max_pixels"),
+    *("text", "model", "train", "weights", "stream"),
+)
+FORMAT = 8  # raise it when the same inputs train otherwise
 
 
 class Told(NamedTuple):
@@ -59,14 +65,20 @@ class Told(NamedTuple):
 class Trainer:
     """A training under way: what an epoch needs, made once."""
 
-    def __init__(self, params: Params, shards: str | Path, weights: Path, here: Ranks) -> None:
+    def __init__(self, params: Params, shards: str | Path, weights: Path | None, here: Ranks) -> None:
         self.params, self.here = params, here
         recipe = params.train
-        self.weights = files.read_json(weights)
         how = Tokens(params.model.text.name, params.text.fields, params.text.max_tokens)
         self.data, self.validation = (
             open_split(shards, params, split, how, params.images.resolution) for split in ("train", "validation")
         )
+        if weights is None:
+            self.weights = constant(getattr(self.data, counted(params.weights)), params.weights)
+        else:
+            self.weights = files.read_json(weights)
+            provenance.check_shards(self.data.shards.manifests, params, Path(shards))
+            provenance.check_weights(self.weights, self.data, params, weights)
+        self.training = provenance.of_training(self.data, params, self.weights)
         made_of = files.fingerprint(
             FORMAT, _recipe(params), self.weights, self.data.fingerprint, self.validation.fingerprint
         )
@@ -274,7 +286,7 @@ class Trainer:
 def train(
     params: Params,
     shards: str | Path = Path("data/shards"),
-    weights: Path = Path("data/weights.json"),
+    weights: Path | None = Path("data/weights.json"),
     out: Path = Path("models"),
     results: Path = Path("results/train"),
 ) -> list[dict[str, float]]:
@@ -282,12 +294,21 @@ def train(
 
     Run it in one process, or in each process of torchrun.
 
+    Args:
+        params: those of `READS` are read.
+        shards: a folder or URL of shards.
+        weights: what the project's own shards came with, which have to be those of `params`. None for shards from
+            elsewhere, whatever they were made with: the constant of the weights is computed from their indexes.
+        out: takes best/ and last/.
+        results: takes the curves.
+
     Raises:
-        UserError: shards or weights are absent, an encoder cannot be loaded, or as `Trainer.run`.
+        UserError: shards or weights are absent or of another run, an encoder cannot be loaded, or as `Trainer.run`.
         Stopped: SIGTERM or SIGINT came; the state is saved, and the next call goes on from it.
 
     Source: reference section 1 (training).
     """
+    params = only(params, READS)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     torch.backends.cudnn.allow_tf32 = False  # fp32, as the paper trains
     with ranks() as here:
@@ -392,16 +413,10 @@ def _publish(trainer: Trainer, where: dict[str, Any], out: Path, results: Path) 
         for name, epoch in (("best", progress.best_epoch), ("last", len(progress.history) - 1)):
             shutil.copytree(newest / name, partial / name)
             text = model_card.card(
-                trainer.model,
-                params,
-                trainer.weights,
-                progress.history,
-                epoch,
-                chosen=name == "best",
-                samples=len(trainer.data),
-                fingerprint=trainer.data.fingerprint,
+                trainer.model, params, trainer.training, progress.history, epoch, chosen=name == "best"
             )
             (partial / name / model_card.NAME).write_text(text, encoding="utf-8")
+            files.write_json(partial / name / provenance.NAME, trainer.training)
     with Live(dir=str(results), dvcyaml=None, save_dvc_exp=False, report=None) as live:
         for metrics in progress.history:
             for name in sorted(metrics):  # the order that a resumed training reads back

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from prep import buckets, files
 from prep.buckets import all_buckets
 from prep.cluster import workers
-from prep.faults import Funnel
+from prep.faults import Funnel, before
 from prep.params import Params, only
 from prep.tables import JOINED
 
@@ -64,6 +64,7 @@ def join(category: str, params: Params, data: Path = Path("data")) -> None:
         report = {
             "stage": "join",
             "category": category,
+            "before": before(data / "raw" / category),
             "tables": {"items": items, "reviews": reviews},
             "items_without_reviews": sum(c.unreviewed for c in counted),
             "rating_number_less_review_count": _summary([c.counts for c in counted]),

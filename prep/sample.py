@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from prep import buckets, files, strata
 from prep.buckets import all_buckets
 from prep.cluster import workers
-from prep.faults import Funnel, UserError
+from prep.faults import Funnel, UserError, before
 from prep.params import Params, Sample, only
 from prep.strata import TEST, TRAIN, VALIDATION
 from prep.tables import SAMPLE, TEXTS
@@ -102,6 +102,7 @@ def sample(category: str, params: Params, data: Path = Path("data")) -> None:
         report = {
             "stage": "sample",
             "category": category,
+            "before": before(data / "items" / category),
             "tables": {"items": Funnel.of(usable.num_rows + dropped.total(), dropped + placed.dropped)},
             "rows": dict(zip(placed.parts, rows, strict=True)),
             "largest_deviation": deviation(table),

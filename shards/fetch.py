@@ -31,7 +31,7 @@ from rich.progress import Progress, TaskID, TextColumn
 
 from prep import files
 from prep.cluster import Workers, workers
-from prep.faults import Funnel, UserError, check_budget
+from prep.faults import Funnel, UserError, before, check_budget
 from prep.params import Fetch, Params, only
 from prep.sample import sample_parts
 from prep.source import locate
@@ -91,7 +91,7 @@ def fetch(category: str, params: Params, data: Path = Path("data"), again: Colle
             finally:
                 for error, count in errors.most_common(5):
                     _log.warning("%d x %s", count, error)
-        _write(category, parts, params, journal, data / "images" / category)
+        _write(category, parts, params, journal, data)
 
 
 def _missing(parts: list[Path], side: int, journal: Journal, again: Collection[str]) -> list[list[list[str]]]:
@@ -294,10 +294,10 @@ def _batches(part: Path) -> Iterator[list[tuple[str, list[str]]]]:
         yield list(zip(batch["parent_asin"].to_pylist(), batch["image_urls"].to_pylist(), strict=True))
 
 
-def _write(category: str, parts: list[Path], params: Params, journal: Journal, target: Path) -> None:
+def _write(category: str, parts: list[Path], params: Params, journal: Journal, data: Path) -> None:
     """Cut the images table from the journal, part by part."""
     outcomes: Counter[str] = Counter()
-    with files.folder(target) as partial:
+    with files.folder(data / "images" / category) as partial:
         for part in parts:
             outcomes.update(_write_part(part, params.images.request, journal, partial / part.name))
         rows = outcomes.total()
@@ -313,7 +313,8 @@ def _write(category: str, parts: list[Path], params: Params, journal: Journal, t
             f"({', '.join(sorted(PASSING))}), or raise images.bad_share",
         )
         funnel = Funnel.of(rows, {outcome: n for outcome, n in outcomes.items() if outcome != OK})
-        report = {"stage": "fetch", "category": category, "tables": {"images": funnel}}
+        earlier = before(data / "sample" / category)
+        report = {"stage": "fetch", "category": category, "before": earlier, "tables": {"images": funnel}}
         files.write_json(partial / "report.json", report)
 
 

@@ -62,7 +62,7 @@ class Location:
         """
         self.url, self.connections = str(url), connections
         self.cache_bytes = cache_bytes
-        is_local = isinstance(_file_system(self.url, os.getpid())[0], LocalFileSystem)
+        is_local = isinstance(_file_system(self.url, os.getpid(), Path.cwd())[0], LocalFileSystem)
         self.here = Path(self.url.removeprefix("file://")) if is_local else None
 
     def manifest(self, category: str) -> Manifest:
@@ -80,7 +80,7 @@ class Location:
         Raises:
             UserError: the location cannot be listed (plain HTTP cannot), or holds none.
         """
-        system, root = _file_system(self.url, os.getpid())
+        system, root = _file_system(self.url, os.getpid(), Path.cwd())
         try:
             found = sorted(path.split("/")[-2] for path in system.glob(f"{root}/*/{manifest.NAME}"))
         except (OSError, NotImplementedError) as error:
@@ -97,7 +97,7 @@ class Location:
         Raises:
             UserError: it cannot be had.
         """
-        system, root = _file_system(self.url, os.getpid())
+        system, root = _file_system(self.url, os.getpid(), Path.cwd())
         return self._tried(name, lambda: bytes(system.cat_file(f"{root}/{name}")))
 
     def open(self, file: File, opener: Callable[[Path], Read]) -> Read:
@@ -150,7 +150,7 @@ class Location:
         return f"{self.url.rstrip('/')}/{name}"
 
     def _download(self, file: File, to: Path) -> None:
-        system, root = _file_system(self.url, os.getpid())
+        system, root = _file_system(self.url, os.getpid(), Path.cwd())
 
         def once() -> None:
             system.get_file(f"{root}/{file.name}", str(to))
@@ -234,8 +234,11 @@ def open_file_system(url: str) -> tuple[Any, str]:
 
 
 @lru_cache
-def _file_system(url: str, process: int) -> tuple[Any, str]:
-    """Return `open_file_system`, made anew in each process: file systems with threads do not survive a fork."""
+def _file_system(url: str, process: int, folder: Path) -> tuple[Any, str]:
+    """Return `open_file_system`, made anew in each process: file systems with threads do not survive a fork.
+
+    A relative path is one of the working directory, `folder`.
+    """
     return open_file_system(url)
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from prep import files
 from prep.cluster import workers
-from prep.faults import Funnel, UserError
+from prep.faults import Funnel, UserError, before
 from prep.params import Params, only
 from prep.sample import sample_parts
 from shards import card, manifest, tokens
@@ -60,7 +60,13 @@ def write(category: str, params: Params, data: Path = Path("data")) -> int:
         files.write_json(out / manifest.NAME, about)
         card.write(out, about)
         samples = Funnel.of(sum(shard.samples for shard in shards), {})
-        report = {"stage": "shard", "category": category, "tables": {"samples": samples}, "shards": len(shards)}
+        report = {
+            "stage": "shard",
+            "category": category,
+            "before": before(data / "images" / category),
+            "tables": {"samples": samples},
+            "shards": len(shards),
+        }
         files.write_json(out / "report.json", report)
     return sum(made for _, made in written)
 

@@ -41,8 +41,10 @@ def earliest_stale(stage: str) -> str | None:
                     if not name.startswith(GATE) and _changed(found):
                         return name
                 way.done(*ready)
-    except DvcException:
-        pass
+    except (
+        DvcException
+    ):  # a dvc.yaml that is being edited, say: the advice is then the one for a stage that is not stale
+        return None
     return None
 
 

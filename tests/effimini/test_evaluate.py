@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from sklearn.linear_model import Ridge
 from typer.testing import CliRunner
 
-from effimini import features, report
+from effimini import features, provenance, report
 from effimini.baselines import FEATURE_ALPHAS, baselines
 from effimini.cli import app
 from effimini.evaluate import IMAGE_ALONE, MODEL, TEXT_ALONE, bucket_names, calibration, evaluate, weighing
@@ -227,9 +227,19 @@ def test_a_page_of_real_data_has_no_banner_and_escapes_names(run_params: Params,
     tables["groups"]["group"] = "<b>&"
     hostile = Example(dict.fromkeys(FACTS, "<i>") | {"average_rating": 1.0, "rating_number": 2}, "<i>", "", "<i>", 3.0)
     about = summarise(Location(run / "data/shards", 0, 1))
-    real = replace(run_params, source={"kind": "mirror", "location": "<script>"})
-    page = report.page(real, found, tables, {"<u>": [hostile]}, about, run / "data", run / "results/train")
+    real = replace(run_params, source={"kind": "mirror", "location": "x", "categories": ("<script>",)})
+    training = provenance.read(run / "models/best")
+    page = report.page(
+        real,
+        training,
+        found,
+        tables,
+        {"<u>": [hostile]},
+        about,
+        [{"stage": "<s>", "tables": {"<s>": {"rows_in": 1, "rows_out": 0, "dropped": {"<s>": 1}}}}],
+        run / "results/train",
+    )
     assert "DEMO DATA" not in page
-    assert not {"<script>", "<i>", "<u>"} & set(re.findall(r"<\w+>", page))
+    assert not {"<script>", "<i>", "<u>", "<s>"} & set(re.findall(r"<\w+>", page))
     assert "&lt;b&gt;&amp;" in page
     assert "DEMO" not in str(report.metrics_table(found).title)
