@@ -15,7 +15,7 @@ help: ## list the targets
 
 setup: $(BIN)/.ready ## make the environment in .venv
 
-$(BIN)/.ready: pyproject.toml constraints.txt
+$(BIN)/.ready: pyproject.toml constraints.txt $(wildcard constraints/*.txt)
 	@command -v git >/dev/null || { echo "make: git is missing; install git"; exit 2; }
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer is on the path; install one, or name it: make PYTHON=/path/to/python3.12"; exit 2; }
 	@$(PYTHON) -m venv .venv || { echo "make: $(PYTHON) cannot make virtual environments; install its venv module (Debian: python3-venv)"; exit 2; }
@@ -23,6 +23,7 @@ $(BIN)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 repro: setup ## run the whole pipeline as params.yaml says and print the metrics
+	@effimini pipeline
 	dvc repro
 	@effimini results
 

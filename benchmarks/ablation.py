@@ -32,7 +32,7 @@ from benchmarks.tables import table
 from effimini.baselines import baselines
 from effimini.inference import open_split
 from effimini.metrics import plcc
-from prep import files
+from prep import files, writers
 from prep.params import load
 from shards.tar import Tokens
 
@@ -100,7 +100,7 @@ def run(salt: str, recipe: str) -> None:
         shutil.copytree(work / "data/predictions", out / "predictions")
         shutil.copyfile(work / "results/evaluation.json", out / "metrics.json")
         shutil.copyfile(chosen, out / "params.yaml")
-        files.write_json(out / "minutes.json", round((time.monotonic() - began) / 60, 1))
+        writers.write_json(out / "minutes.json", round((time.monotonic() - began) / 60, 1))
         with chdir(work):
             ridge = _ridge()
         ridge.to_csv(out / "ridge.csv", index=False)
@@ -163,7 +163,7 @@ def ceiling(items: pd.DataFrame) -> float:
     single ratings, which all items' reviews give together (analysis of variance).
 
     Args:
-        items: rows of `prep.tables.JOINED`.
+        items: rows of `prep.tables.items.JOINED`.
     """
     reviewed = items[items["review_count"] > 1]
     squares = (reviewed["review_count"] * reviewed["review_spread"] ** 2).sum()

@@ -44,6 +44,7 @@ def project(build: Path, params: Path) -> Iterator[None]:
     shutil.copyfile(params, build / "params.yaml")
     command("dvc", "config", "core.no_scm", "true", cwd=build)
     write_encoders(build / "encoders")
+    command("effimini", "pipeline", cwd=build)
     port = YAML(typ="safe").load(build / "params.yaml")["source"]["location"].rsplit(":", 1)[-1]
     serve = [sys.executable, "-m", "http.server", port, "--bind", "127.0.0.1", "--directory", str(movies)]
     with (build / "server.log").open("w") as log, subprocess.Popen(serve, stdout=log, stderr=log) as server:

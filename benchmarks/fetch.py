@@ -29,6 +29,8 @@ from pathlib import Path
 
 from benchmarks.ingest import now, since, watched
 from benchmarks.tables import spread, table
+from prep import writers
+from prep.tables.sample import SAMPLE
 
 BUILD = Path("build/bench-fetch")
 SIZE, QUALITY, CONNECTIONS, TRIES, CORES = 224, 90, 64, 4, 2
@@ -99,9 +101,7 @@ def ours(urls: Path, out: Path, *, processes: int) -> dict[str, float]:
     import pyarrow as pa
     from msgspec.structs import replace
 
-    from prep import files
     from prep.params import Dask, load
-    from prep.tables import SAMPLE
     from shards import fetch as stage
 
     # as rows of a sample whose URLs the mirror serves
@@ -113,7 +113,7 @@ def ours(urls: Path, out: Path, *, processes: int) -> dict[str, float]:
     ]
     for band in range(20):
         part = pa.Table.from_pylist(rows[band::20], SAMPLE)
-        files.write_table(out / f"sample/C/train-{band:02d}.parquet", part)
+        writers.write_table(out / f"sample/C/train-{band:02d}.parquet", part)
     params = load(Path("params/paper.yaml"))
     params = replace(
         params,

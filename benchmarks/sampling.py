@@ -35,8 +35,8 @@ from prep.download import download
 from prep.groups import group
 from prep.join import join
 from prep.params import Params, load
-from prep.sample import part_files, sample
-from prep.strata import TEST, TRAIN, VALIDATION
+from prep.parts import TEST, TRAIN, VALIDATION, part_files
+from prep.sample import sample
 
 BUILD = Path("build/bench-sampling")
 FRACTIONS = (0.2, 0.4)

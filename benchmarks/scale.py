@@ -32,9 +32,9 @@ from msgspec.structs import replace
 
 from benchmarks.ingest import now, since, watched
 from benchmarks.tables import spread, table
-from prep import buckets, cluster, files, groups, join, sample
+from prep import buckets, cluster, groups, join, sample, writers
 from prep.params import Dask, Params, load
-from prep.tables import ITEMS, REVIEWS
+from prep.tables.raw import ITEMS, REVIEWS
 
 BUILD = Path("build/bench-scale")
 CATEGORY, BUCKETS, REVIEWS_AN_ITEM, WORKERS = "Made", 64, 10, 2
@@ -114,8 +114,8 @@ def _buckets(numbers: Numbers, count: int) -> npt.NDArray[np.int16]:
 
 
 def _write(numbers: Numbers, bucket: int, out: Path, reviews_an_item: int) -> None:
-    files.write_table(out / f"items-{bucket:03d}.parquet", made_items(numbers))
-    files.write_table(out / f"reviews-{bucket:03d}.parquet", made_reviews(numbers, reviews_an_item))
+    writers.write_table(out / f"items-{bucket:03d}.parquet", made_items(numbers))
+    writers.write_table(out / f"reviews-{bucket:03d}.parquet", made_reviews(numbers, reviews_an_item))
 
 
 def parameters(categories: Iterable[str], count: int, scheduler: str) -> Params:

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prep import files, records
-from prep.tables import TEXTS
-from prep.text import assemble, clean, clean_details, clean_list
+from prep import files, records, writers
+from prep.fields import assemble
+from prep.tables.sample import TEXTS
+from prep.text import clean, clean_details, clean_list
 from shards import manifest, tokens
 from shards.manifest import Manifest, Shard, Source, Tokenised
 from shards.pixels import to_training
@@ -36,7 +37,7 @@ CATEGORY, SHARD = "Bench", 1000  # samples a shard of ours and of webdataset; th
 class Sample(NamedTuple):
     """One sample, in every form that a writer takes."""
 
-    facts: dict[str, Any]  # `prep.tables.FACTS` by name
+    facts: dict[str, Any]  # `prep.tables.shards.FACTS` by name
     text: str  # assembled
     ids: list[int]  # its tokens
     poster: Path  # a file with `jpeg`
@@ -147,7 +148,7 @@ def write_manifest(out: Path, lines: Sequence[Shard], tokenizer: str) -> None:
         tokens=Tokenised(tokenizer, TEXTS, MAX_TOKENS),
         shards=tuple(lines),
     )
-    files.write_json(out / manifest.NAME, about)
+    writers.write_json(out / manifest.NAME, about)
 
 
 def _line(tar: Path, count: int) -> Shard:

@@ -47,7 +47,7 @@ from effimini import metrics, spent
 from effimini.model import build
 from effimini.ranks import ranks
 from effimini.train import Trainer
-from prep import files
+from prep import files, writers
 from prep.params import Encoder, Params, load
 from shards import manifest
 
@@ -99,7 +99,7 @@ def best() -> dict[str, Any]:
 
 
 def make_shards() -> Path:
-    """Write the samples as shards of ours, the first tar as the validation split as well, and the weights."""
+    """Write the samples as shards of ours, the first tar as the validation split as well."""
     folder = BUILD / "data"
     if not folder.exists():
         with files.folder(folder) as partial:
@@ -111,9 +111,7 @@ def make_shards() -> Path:
             line = replace(about.shards[0], name="validation-000.tar", split="validation")
             for ours, theirs in ((line.name, about.shards[0].name), (line.index, about.shards[0].index)):
                 (out / ours).hardlink_to(out / theirs)
-            files.write_json(out / manifest.NAME, replace(about, shards=(*about.shards, line)))
-            mean = statistics.mean(math.log1p(s.facts["rating_number"]) for s in given)
-            files.write_json(partial / "weights.json", {"count": "rating_number", "mean": mean, "clip": 5.0})
+            writers.write_json(out / manifest.NAME, replace(about, shards=(*about.shards, line)))
     return folder
 
 
@@ -182,7 +180,7 @@ def ours(size: int, *, one_batch: bool = False, **recipe: Any) -> tuple[Step, Tr
     """Return a step of ours, and the trainer."""
     place = make_shards()
     with ranks() as here:
-        trainer = Trainer(parameters(size, **recipe), place / "shards", place / "weights.json", here)
+        trainer = Trainer(parameters(size, **recipe), place / "shards", None, here)
     trainer.network.train()
 
     def batches() -> Iterator[Any]:

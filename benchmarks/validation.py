@@ -22,10 +22,10 @@ from msgspec.structs import replace
 from benchmarks.ingest import now, since, watched
 from benchmarks.scale import BUCKETS, CATEGORY, line, make, parameters
 from benchmarks.tables import spread, table
-from prep import files, groups, join, sample
-from prep.faults import Funnel
+from prep import groups, join, sample, writers
 from prep.params import Params
-from prep.tables import REJECTS
+from prep.reports import Funnel
+from prep.tables.raw import REJECTS
 from validation.columns import rows_of
 from validation.validate import validate
 
@@ -44,9 +44,9 @@ def make_tables(data: Path, rows: int) -> None:
     """Write the tables of so many items and reviews, up to the sample."""
     make(data, CATEGORY, np.arange(rows), reviews_an_item=1)
     raw = data / "raw" / CATEGORY
-    files.write_table(raw / "rejects.parquet", REJECTS.empty_table())
+    writers.write_table(raw / "rejects.parquet", REJECTS.empty_table())
     counted = {kind: Funnel.of(sum(map(rows_of, raw.glob(f"{kind}-*.parquet"))), {}) for kind in ("items", "reviews")}
-    files.write_json(raw / "report.json", {"stage": "download", "category": CATEGORY, "tables": counted})
+    writers.write_json(raw / "report.json", {"stage": "download", "category": CATEGORY, "tables": counted})
     params = whole("processes")
     join.join(CATEGORY, params, data)
     groups.group(params, data)

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from effimini.model import WEIGHTS, EffiMini
-from prep import files
+from prep import files, writers
 from prep.faults import UserError, first_sentence
 
 PROGRESS = "progress.json"
@@ -60,7 +60,7 @@ def save(folder: Path, model: EffiMini, optimizer: torch.optim.Optimizer, progre
             elif before is not None and (before / "best").exists():
                 link(before / "best", partial / "best")
             torch.save(optimizer.state_dict(), partial / "optimizer.pt")
-            files.write_json(partial / PROGRESS, progress)
+            writers.write_json(partial / PROGRESS, progress)
     except (OSError, SafetensorError, RuntimeError) as error:  # torch.save and safetensors have errors of their own
         kept = f"the state after step {int(before.name)} is kept" if before else "no state was saved before"
         raise UserError(

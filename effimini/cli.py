@@ -6,6 +6,7 @@ would read. Guaranteed (promise 10): a mistake of the user ends with one sentenc
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from prep import pipeline as dvc
 from prep.faults import UserError
 from prep.params import Params, load
 
@@ -53,9 +55,17 @@ def main() -> None:
         sys.exit(2)
 
 
+def _load(path: Path) -> Params:
+    """Read the parameters, and where they are the project's, see that dvc.yaml is of them."""
+    settings = load(path)
+    if path == PARAMS:
+        dvc.check(settings)
+    return settings
+
+
 def _run(stage: Callable[[str, Params, Path], Any], category: str, params: Path, table: Path, as_json: bool) -> Any:
     """Run a stage on one category of the data that `table` is part of, say what it did, and return its result."""
-    settings = load(params)
+    settings = _load(params)
     if category not in settings.source.categories:
         known = ", ".join(settings.source.categories)
         raise UserError(f"{category} is not in source.categories ({known}); name one of them, or add it there")
@@ -105,6 +115,17 @@ def categories(
 
 
 @app.command()
+def pipeline(params: ParamsFile = PARAMS) -> None:
+    """Write into dvc.yaml what follows from the parameters, after a change of categories, source or encoders.
+
+    In: params.yaml. Out: dvc.yaml, in which the stages over all categories depend on the folders of just these, and
+    others on a local encoder or on the demo catalogue. Example: `effimini pipeline`
+    """
+    changed = dvc.sync(load(params))
+    logging.info("dvc.yaml %s; run `dvc repro`", "is written" if changed else "was of these parameters already")
+
+
+@app.command()
 def download(category: Category, params: ParamsFile = PARAMS, data: Data = DATA, as_json: Json = False) -> None:
     """Turn a category's raw files into typed tables.
 
@@ -134,7 +155,7 @@ def groups(params: ParamsFile = PARAMS, data: Data = DATA, as_json: Json = False
     """
     from prep import groups as stage
 
-    stage.group(load(params), data)
+    stage.group(_load(params), data)
     _report(data / "groups" / "report.json", as_json)
 
 
@@ -169,7 +190,9 @@ def fetch(
     """Fetch the images of a category's sample that are not in the local store yet.
 
     In: data/sample/CATEGORY. Out: data/images/CATEGORY. What may pass (a timeout, a refusal) is asked again by each
-    run. Examples: `effimini fetch Demo_Toys`, `effimini fetch Demo_Toys --retry gone,timeout`
+    run. `dvc repro` runs it only where something changed; to ask again, run it by hand, then `dvc commit --force
+    fetch@CATEGORY` and `dvc repro`. Examples: `effimini fetch Demo_Toys`, `effimini fetch Demo_Toys --retry
+    gone,timeout`
     """
     from shards import fetch as stage
 
@@ -177,6 +200,8 @@ def fetch(
     if unknown := sorted(again - stage.FAULTS):
         raise UserError(f"--retry {unknown[0]}: no outcome of an image; they are {', '.join(sorted(stage.FAULTS))}")
     _run(partial(stage.fetch, again=again), category, params, data / "images", as_json)
+    if Path(".dvc").is_dir() and "DVC_STAGE" not in os.environ:  # which DVC sets for what it runs
+        logging.info("run `dvc commit --force fetch@%s` to keep these images, then `dvc repro`", category)
 
 
 @app.command()
@@ -199,7 +224,7 @@ def weights(params: ParamsFile = PARAMS, data: Data = DATA) -> None:
     """
     from prep import weights as stage
 
-    stage.weigh(load(params), data)
+    stage.weigh(_load(params), data)
 
 
 @app.command()
@@ -211,7 +236,7 @@ def train(params: ParamsFile = PARAMS, data: Data = DATA, shards: ShardsAt = "")
     """
     from effimini import train as stage
 
-    stage.train(load(params), shards or data / "shards", None if shards else data / "weights.json")
+    stage.train(_load(params), shards or data / "shards", None if shards else data / "weights.json")
 
 
 @app.command()
@@ -222,7 +247,7 @@ def evaluate(params: ParamsFile = PARAMS, data: Data = DATA, shards: ShardsAt = 
     """
     from effimini import evaluate as stage
 
-    stage.evaluate(load(params), data, shards=shards or None)
+    stage.evaluate(_load(params), data, shards=shards or None)
 
 
 @app.command()
@@ -238,11 +263,11 @@ def validate(
     """
     from validation import validate as stage
 
-    place = Path(table)
+    settings, place = _load(params), Path(table)
     if len(place.parts) > 1:
         table, data = place.stem, place.parent
     for name in [table] if table else stage.present(data):
-        stage.validate(name, load(params), data)
+        stage.validate(name, settings, data)
         pages = data.parent / "results/validation"
         logging.info("%s passed; %s shows every expectation", name, pages / f"{name}.html")
 
@@ -306,7 +331,7 @@ def lint(
 
     faults: list[stage.Fault] = []
     tars = samples = 0
-    for found in stage.lint(_location(shards, params), categories):
+    for found in stage.lint(_location(shards, params), _chosen(shards, categories, params)):
         faults += found.faults
         tars, samples = tars + found.shards, samples + found.samples
         for fault in found.faults if not as_json else ():
@@ -333,7 +358,8 @@ def info(
     if shards:
         from shards import summary
 
-        _show(summary.summarise(_location(shards, params), categories), summary.table, as_json)
+        chosen = _chosen(shards, categories, params)
+        _show(summary.summarise(_location(shards, params), chosen), summary.table, as_json)
         return
     from effimini import info as stage
 
@@ -352,7 +378,7 @@ def card(
     """
     from shards import card as stage
 
-    typer.echo(stage.of_location(_location(shards, params), categories), nl=False)
+    typer.echo(stage.of_location(_location(shards, params), _chosen(shards, categories, params)), nl=False)
 
 
 @app.command()
@@ -374,7 +400,7 @@ def preview(
     from prep import files
     from shards import preview as stage
 
-    location = _location(shards, params)
+    location, categories = _location(shards, params), _chosen(shards, categories, params)
     html = stage.page(location, categories, split, samples, seed, Path(weights) if weights else None)
     with files.aside(output) as partial:
         partial.write_text(html, encoding="utf-8")
@@ -426,6 +452,16 @@ def _location(url: str, params: Path) -> "Location":
 
     stream = load(params).stream
     return Location(url, stream.cache_bytes, stream.connections)
+
+
+def _chosen(url: str, categories: list[str] | None, params: Path) -> list[str] | None:
+    """Return which categories of shards are meant: of the project's own, those of its parameters; else None is all."""
+    if categories or Path(url).absolute() != (DATA / "shards").absolute():
+        return categories
+    chosen = list(load(params).source.categories)
+    for stray in dvc.strays(DATA, "shards", chosen):
+        logging.warning("warning: %s is of no category in source.categories and is left out; remove it", stray)
+    return chosen
 
 
 def _show(content: dict[str, Any], table: Any, as_json: bool) -> None:

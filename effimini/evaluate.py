@@ -26,13 +26,13 @@ from effimini.inference import clamp, open_split, predict_split
 from effimini.loss import counts_of, sample_weights
 from effimini.model import EffiMini
 from effimini.ranks import ranks
-from prep import files
-from prep.faults import Funnel
+from prep import files, writers
 from prep.params import Params, only
+from prep.reports import Funnel
 from prep.strata import COUNT_BUCKETS, count_bucket
-from prep.tables import PREDICTIONS
+from prep.tables.predictions import PREDICTIONS
 from prep.weights import constant, counted
-from shards.manifest import SECTIONS
+from shards.manifest import STATED
 from shards.stream import ShardDataset
 from shards.summary import summarise
 from shards.tar import Tokens
@@ -40,7 +40,7 @@ from shards.tar import Tokens
 log = logging.getLogger(__name__)
 
 READS = (
-    *("source.kind", "source.revision", "source.categories", *SECTIONS),
+    *("source.kind", "source.revision", "source.categories", *STATED),
     *("text", "model", "train", "weights", "evaluate", "stream"),
 )
 
@@ -104,8 +104,8 @@ def evaluate(
     predictions = {MODEL: ours[0], IMAGE_ALONE: of_image, TEXT_ALONE: of_text} | fitted
     measured = _measure(params, model, predictions, test)
     measured["validation"] = {"plcc": round(metrics.plcc(ours[1], validation.labels), 6), "samples": len(validation)}
-    files.write_json(results / "evaluation.json", measured)
-    files.write_json(results / "metrics.json", summary(measured))
+    writers.write_json(results / "evaluation.json", measured)
+    writers.write_json(results / "metrics.json", summary(measured))
     tables = {
         "predictions": _frame(test, ours[0])[["average_rating", "prediction", "category", "rating_number"]],
         "calibration": calibration(ours[0], test.labels),
@@ -255,6 +255,6 @@ def _write_predictions(folder: Path, splits: Mapping[str, tuple[ShardDataset, St
     with files.folder(folder) as partial:
         for name, (split, stars) in splits.items():
             table = pa.Table.from_pandas(_frame(split, stars), PREDICTIONS, preserve_index=False)
-            files.write_table(partial / f"{name}.parquet", table.replace_schema_metadata(None))
+            writers.write_table(partial / f"{name}.parquet", table.replace_schema_metadata(None))
         funnel = Funnel.of(sum(len(split) for split, _ in splits.values()), {})
-        files.write_json(partial / "report.json", {"stage": "evaluate", "tables": {"predictions": funnel}})
+        writers.write_json(partial / "report.json", {"stage": "evaluate", "tables": {"predictions": funnel}})

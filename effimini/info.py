@@ -27,7 +27,7 @@ def info(params: Params) -> dict[str, Any]:
     configured = (params.images.resolution, params.text.max_tokens)
     for name, (size, tokens) in (("paper", PAPER), ("configured", configured)):
         # built for each input: some image encoders are made for one size
-        images = msgspec.structs.replace(params.images, size=size)
+        images = msgspec.structs.replace(params.images, resolution=size)
         text = msgspec.structs.replace(params.text, max_tokens=tokens)
         model = build(msgspec.structs.replace(params, images=images, text=text), random=True)
         counts = metrics.parameters(model)

@@ -28,7 +28,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from effimini.terms import Terms
-from prep import files
+from prep import files, writers
 from prep.faults import UserError, first_sentence
 from prep.params import Encoder, Params
 from shards import tokens
@@ -154,13 +154,13 @@ class EffiMini(nn.Module):
         with files.folder(folder) as partial:
             state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
             save_weights(partial / WEIGHTS, state)
-            files.write_json(partial / CONFIG, self.config)
+            writers.write_json(partial / CONFIG, self.config)
             (partial / "tokenizer.json").write_text(self.tokenizer.to_str() + "\n", encoding="utf-8")
             settings = {
                 "tokenizer_class": "PreTrainedTokenizerFast",
                 "model_max_length": self.config.max_tokens,
             }
-            files.write_json(partial / "tokenizer_config.json", settings)
+            writers.write_json(partial / "tokenizer_config.json", settings)
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> "EffiMini":

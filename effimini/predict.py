@@ -27,8 +27,9 @@ from effimini.inference import STARS
 from effimini.model import CONFIG, Config, EffiMini
 from prep import files, memory
 from prep.faults import UserError
+from prep.fields import LABELS, assemble
 from prep.progress import bar
-from prep.text import LABELS, assemble, clean, clean_details, clean_list
+from prep.text import clean, clean_details, clean_list
 from shards import tokens
 from shards.pixels import Unusable, decode, to_training
 from validation import columns

@@ -13,14 +13,15 @@ from typing import Any
 import msgspec
 
 from prep.faults import UserError
-from prep.params import Params
-from shards.manifest import SECTIONS, Manifest
+from prep.params import Params, Train, stated
+from shards.manifest import STATED, Manifest
 from shards.stream import ShardDataset
 
 log = logging.getLogger(__name__)
 
 NAME = "training.json"
-_OF_THE_MODEL = ("text", "model", "train")  # the sections that a model depends on beside its shards
+# The parameters that a model depends on beside its shards.
+_OF_THE_MODEL = ("text", "model", *(f"train.{name}" for name in Train.__struct_fields__ if name != "save_steps"))
 
 
 class Training(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,13 +38,12 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
 def of_training(train: ShardDataset, params: Params, weights: Mapping[str, Any]) -> Training:
     """Return what a training on `train` with `params` is."""
     manifests = train.shards.manifests
-    stated = {name: manifests[0].parameters[name] for name in SECTIONS if name in manifests[0].parameters}
     return Training(
         categories=tuple(manifest.category for manifest in manifests),
         samples=len(train),
         shards=train.fingerprint,
         source=_plain(manifests[0].source),
-        parameters=stated | {name: _plain(getattr(params, name)) for name in _OF_THE_MODEL},
+        parameters=manifests[0].parameters | stated(params, _OF_THE_MODEL),
         weights=dict(weights),
     )
 
@@ -74,8 +74,7 @@ def check_shards(manifests: Sequence[Manifest], params: Params, where: Path) -> 
     Raises:
         UserError: they differ.
     """
-    wanted = {name: _plain(getattr(params, name)) for name in SECTIONS}
-    wanted["source"] = {"kind": params.source.kind, "revision": params.source.revision}
+    wanted = stated(params, (*STATED, "source.kind", "source.revision"))
     for manifest in manifests:
         made_with = manifest.parameters | {"source": _plain(manifest.source)}
         if found := _difference(made_with, wanted):
@@ -112,7 +111,7 @@ def check_model(training: Training | None, train: ShardDataset, params: Params, 
     advice = "run `dvc checkout` to have the model of this version, or `dvc repro train` to train one"
     if training.shards != train.fingerprint:
         raise UserError(f"{folder} was trained on other shards than {train.shards.location.url} holds; {advice}")
-    if found := _difference(training.parameters, {name: _plain(getattr(params, name)) for name in _OF_THE_MODEL}):
+    if found := _difference(training.parameters, stated(params, _OF_THE_MODEL)):
         key, then, now = found
         raise UserError(f"{folder} was trained with {key} {then} and the parameters say {now}; {advice}")
 

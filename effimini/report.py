@@ -21,7 +21,7 @@ from effimini.provenance import Training
 from effimini.published import PUBLISHED
 from prep.params import Params
 from prep.templates import DEMO, render
-from validation.checks import GATES
+from validation.tables import TABLES
 
 STAGES = ("download", "join", "groups", "sample", "fetch", "shard", "evaluate")
 LIBRARIES = ("torch", "timm", "transformers", "tokenizers", "simplejpeg", "scikit-learn", "numpy", "pyarrow")
@@ -94,7 +94,7 @@ def page(
                 "weighing": plots.weighing(tables["weights"]),
                 "curves": plots.curves(train),
             },
-            "docs": list(GATES),
+            "docs": TABLES,
         },
     )
 

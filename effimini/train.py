@@ -34,20 +34,20 @@ from effimini.metrics import plcc
 from effimini.model import WEIGHTS, EffiMini, build
 from effimini.ranks import Ranks, ranks
 from effimini.stop import Stop, Stopped
-from prep import files
+from prep import files, writers
 from prep.faults import UserError
 from prep.params import Params, Train, only
 from prep.progress import bar
 from prep.weights import constant, counted
 from shards.loader import Loader
-from shards.manifest import SECTIONS
+from shards.manifest import STATED
 from shards.stream import Batch
 from shards.tar import Tokens
 
 log = logging.getLogger(__name__)
 
 READS = (
-    *("source.kind", "source.revision", "source.categories", *SECTIONS, "fetch.max_pixels"),
+    *("source.kind", "source.revision", "source.categories", *STATED, "fetch.max_pixels"),
     *("text", "model", "train", "weights", "stream"),
 )
 FORMAT = 8  # raise it when the same inputs train otherwise
@@ -416,7 +416,7 @@ def _publish(trainer: Trainer, where: dict[str, Any], out: Path, results: Path) 
                 trainer.model, params, trainer.training, progress.history, epoch, chosen=name == "best"
             )
             (partial / name / model_card.NAME).write_text(text, encoding="utf-8")
-            files.write_json(partial / name / provenance.NAME, trainer.training)
+            writers.write_json(partial / name / provenance.NAME, trainer.training)
     with Live(dir=str(results), dvcyaml=None, save_dvc_exp=False, report=None) as live:
         for metrics in progress.history:
             for name in sorted(metrics):  # the order that a resumed training reads back
@@ -424,5 +424,5 @@ def _publish(trainer: Trainer, where: dict[str, Any], out: Path, results: Path) 
             live.next_step()
         live.summary["source"] = params.source.kind
         live.summary["best"] = {"epoch": progress.best_epoch + 1, "validation_plcc": progress.best}
-    files.write_json(results / "time.json", where)
+    writers.write_json(results / "time.json", where)
     shutil.rmtree(trainer.state)

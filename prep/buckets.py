@@ -2,7 +2,7 @@
 
 In: tables, a part of all rows each. Out: pieces, files in which the rows of a bucket lie together. Guaranteed: an item
 and its reviews, and one parent_asin in whatever category, have the same bucket number; a bucket is a range of the
-hash by which `prep.tables.ORDER_SALT` orders items; its rows come in the order of the pieces, then of their rows.
+hash by which `ORDER_SALT` orders items; its rows come in the order of the pieces, then of their rows.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,7 +16,10 @@ import pyarrow.compute as pc
 from prep import files
 from prep.faults import UserError
 from prep.hashes import hashes
-from prep.tables import ORDER_SALT
+
+# The order of items from the join on: by this hash of parent_asin, ties by parent_asin. A bucket is a range of it, so
+# buckets one after another are in order whatever their number.
+ORDER_SALT = "effimini/item"
 
 
 def bucket_name(table: str, number: int) -> str:

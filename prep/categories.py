@@ -20,6 +20,7 @@ from prep import files, hub, source
 from prep.faults import UserError, first_sentence
 from prep.metadata import FOLDER, parquet_files
 from prep.params import Demo, Source
+from prep.tables.raw import Kind
 
 _PARQUET = re.compile(FOLDER.format(r"(\w+)") + r"/full-.*\.parquet")
 _JSONL = {table: re.compile(path.replace(".", r"\.").replace("{}", r"(\w+)")) for table, path in source.PATHS.items()}
@@ -97,7 +98,7 @@ def table(content: dict[str, Any]) -> Table:
     return shown
 
 
-def _sizes(settings: Source) -> dict[str, dict[source.Kind, int]]:
+def _sizes(settings: Source) -> dict[str, dict[Kind, int]]:
     """Return the bytes of each category's files by table, for what can be listed."""
     base = source.locate(settings, settings.categories[0])
     if settings.kind != "hub" and base.is_remote:  # a server has no listing
@@ -109,9 +110,9 @@ def _sizes(settings: Source) -> dict[str, dict[source.Kind, int]]:
             }
             for category in settings.categories
         }
-    found: dict[str, dict[source.Kind, int]] = {}
+    found: dict[str, dict[Kind, int]] = {}
 
-    def add(table: source.Kind, pattern: re.Pattern[str], sizes: Mapping[str, int]) -> None:
+    def add(table: Kind, pattern: re.Pattern[str], sizes: Mapping[str, int]) -> None:
         for path, size in sizes.items():
             if match := pattern.fullmatch(path):
                 of_category = found.setdefault(match[1], {})

@@ -16,14 +16,15 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prep import buckets, files, records
+from prep import buckets, files, records, writers
 from prep.blocks import Block, cut
 from prep.cluster import Workers, workers
-from prep.faults import Funnel, UserError, check_budget
+from prep.faults import UserError, check_budget
 from prep.params import Params, only
 from prep.records import Reject
-from prep.source import Kind, raw_file
-from prep.tables import ITEMS, REJECTS, REVIEWS
+from prep.reports import Funnel
+from prep.source import raw_file
+from prep.tables.raw import ASIN, ITEMS, REJECTS, REVIEWS, Kind
 
 READS = (
     *("source.kind", "source.location", "source.revision", "source.metadata", "source.reviews", "source.demo"),
@@ -67,8 +68,8 @@ def download(category: str, params: Params, data: Path = Path("data")) -> None:
         calls = [(pieces, number, out) for number in range(params.download.buckets)]
         crew.run(_gather, calls, f"{category}: buckets")
         shutil.rmtree(out / "work")
-        files.write_table(out / "rejects.parquet", pa.concat_tables(rejects))
-        files.write_json(out / "report.json", {"stage": "download", "category": category, "tables": tables})
+        writers.write_table(out / "rejects.parquet", pa.concat_tables(rejects))
+        writers.write_json(out / "report.json", {"stage": "download", "category": category, "tables": tables})
 
 
 def _type_lines(category: str, kind: Kind, params: Params, work: Path, crew: Workers) -> tuple[str, list[_Typed]]:
@@ -110,7 +111,7 @@ def _typed_batches(category: str, params: Params, work: Path) -> Iterator[_Typed
 
     for number, batch in enumerate(item_batches(params.source, category)):
         lines = pa.array(range(1, batch.num_rows + 1), pa.int64())
-        named = pc.match_substring_regex(pc.fill_null(batch["parent_asin"], ""), records.ASIN)
+        named = pc.match_substring_regex(pc.fill_null(batch["parent_asin"], ""), ASIN)
         count, stars = batch["rating_number"], batch["average_rating"]
         typed = pc.and_(
             pc.fill_null(pc.and_(pc.greater_equal(count, 0), pc.less_equal(count, 2**53)), True),
@@ -143,7 +144,7 @@ def _gather(pieces: dict[Kind, list[tuple[Path, int]]], number: int, out: Path) 
                 batch.set_column(place, schema.field(place), pc.add(batch["line"], before))
                 for batch, (_, before) in zip(rows, pieces[kind], strict=True)
             )
-        files.write_batches(out / buckets.bucket_name(kind, number), schema, rows)
+        writers.write_batches(out / buckets.bucket_name(kind, number), schema, rows)
 
 
 def _account(

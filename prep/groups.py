@@ -25,13 +25,13 @@ import pyarrow.parquet as pq
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from prep import buckets, files
+from prep import buckets, files, writers
 from prep.buckets import all_buckets, bucket_names
 from prep.cluster import workers
-from prep.faults import Funnel
 from prep.hashes import hashes
 from prep.params import Params, only
-from prep.tables import GROUPS
+from prep.reports import Funnel
+from prep.tables.groups import GROUPS
 
 READS = ("source.categories", "download.buckets", "groups", "dask")
 
@@ -84,7 +84,7 @@ def group(params: Params, data: Path = Path("data")) -> None:
             | dict(sum((one.too_wide for one in linked), Counter[str]())),
             "largest": _largest(grouped),
         }
-        files.write_json(out / "report.json", report)
+        writers.write_json(out / "report.json", report)
 
 
 def title_key(title: str | None, store: str | None) -> str:
@@ -173,7 +173,7 @@ def _write_groups(items: Path, grouped: Path, number: int, out: Path) -> int:
     place = pc.index_in(ids, value_set=known["parent_asin"].combine_chunks())
     groups = pc.coalesce(known["group"].take(place), ids)
     sizes = pc.fill_null(known["group_size"].take(place), 1)
-    files.write_table(out, pa.table([ids, groups, sizes], schema=GROUPS))
+    writers.write_table(out, pa.table([ids, groups, sizes], schema=GROUPS))
     return len(ids)
 
 

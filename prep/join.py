@@ -22,12 +22,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from prep import buckets, files
+from prep import buckets, files, writers
 from prep.buckets import all_buckets
 from prep.cluster import workers
-from prep.faults import Funnel, before
 from prep.params import Params, only
-from prep.tables import JOINED
+from prep.reports import Funnel, before
+from prep.tables.items import JOINED
 
 READS = ("download.buckets", "join", "dask")
 
@@ -70,7 +70,7 @@ def join(category: str, params: Params, data: Path = Path("data")) -> None:
             "rating_number_less_review_count": _summary([c.counts for c in counted]),
             "average_rating_less_review_mean": _summary([c.means for c in counted]),
         }
-        files.write_json(out / "report.json", report)
+        writers.write_json(out / "report.json", report)
 
 
 def _join_bucket(items_file: Path, reviews_file: Path, out: Path, rule: str) -> _Counted:
@@ -81,7 +81,7 @@ def _join_bucket(items_file: Path, reviews_file: Path, out: Path, rule: str) -> 
     said = _aggregate(counting, kept.num_rows)
     columns = {name: kept[name] for name in kept.column_names if name in JOINED.names} | said
     table = pa.table({name: columns[name] for name in JOINED.names}).cast(JOINED)
-    files.write_table(out, table)
+    writers.write_table(out, table)
     numbers = {
         name: table[name].to_numpy() for name in ("rating_number", "review_count", "average_rating", "review_mean")
     }

@@ -18,7 +18,6 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from prep.faults import UserError
-from prep.text import LABELS
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 Positive = Annotated[float, Meta(gt=0)]
@@ -49,6 +48,7 @@ DECIDES_NO_BYTE = (
     "fetch.tries",
     "source.keep_raw",
     "stream",
+    "train.save_steps",
 )
 
 # Parameters that have another name now.
@@ -329,6 +329,15 @@ def only(params: Params, names: Iterable[str]) -> Params:
     return cast(Params, narrow)
 
 
+def stated(params: Params, names: Iterable[str]) -> dict[str, Any]:
+    """Return some of the parameters by section, as JSON holds them; arguments as for `only`."""
+    found = {}
+    for name, section in vars(only(params, names)).items():
+        values = vars(section) if isinstance(section, SimpleNamespace) else section
+        found[name] = msgspec.json.decode(msgspec.json.encode(values))
+    return found
+
+
 def load(path: Path = Path("params.yaml")) -> Params:
     """Read the parameters from `path`.
 
@@ -393,6 +402,3 @@ def _choices(keys: list[str]) -> list[str]:
             kind = next(field.type for field in msgspec.structs.fields(kind) if field.name == key)
             kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     return list(map(str, get_args(kind)))
-
-
-assert set(TextField.__args__) == set(LABELS)  # type: ignore[attr-defined]  # one list of fields, seen by the type checker too

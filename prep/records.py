@@ -1,6 +1,6 @@
 """Lines of the dataset's JSONL, typed: the columns used and nothing else.
 
-In: the bytes of whole lines. Out: a table of `prep.tables.ITEMS` or `REVIEWS`, and why the other lines gave no row.
+In: the bytes of whole lines. Out: a table of `prep.tables.raw`, and why the other lines gave no row.
 Guaranteed: every line is a row or a reject; fields that are not used (price, videos, a review's title and text) are
 skipped, whatever their type, and never kept.
 
@@ -22,12 +22,7 @@ from msgspec import Meta
 from xxhash import xxh3_64_intdigest
 
 from prep.hashes import hashes
-from prep.source import Kind
-from prep.tables import ITEMS, REVIEWS
-
-# It becomes the name of a tar's members, so nothing that could be a path or an ending may stand in it.
-ASIN_LENGTH = 40
-ASIN = f"^[A-Za-z0-9]{{1,{ASIN_LENGTH}}}$"
+from prep.tables.raw import ASIN, ASIN_LENGTH, ITEMS, REVIEWS, Kind
 
 
 class Reject(NamedTuple):

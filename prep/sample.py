@@ -19,17 +19,17 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prep import buckets, files, strata
+from prep import buckets, files, strata, writers
 from prep.buckets import all_buckets
 from prep.cluster import workers
-from prep.faults import Funnel, UserError, before
+from prep.faults import UserError
 from prep.params import Params, Sample, only
-from prep.strata import TEST, TRAIN, VALIDATION
-from prep.tables import SAMPLE, TEXTS
+from prep.parts import NOT_TAKEN, TEST, TRAIN, VALIDATION
+from prep.reports import Funnel, before
+from prep.tables.sample import SAMPLE, TEXTS
 from prep.text import clean, clean_details, clean_list
 
 READS = ("download.buckets", "sample", "images.prefer", "dask")
-NOT_TAKEN = ("beyond_fraction", "held_out")  # why a usable item is in no part: train, and the others
 _ROWS = 2000  # cleaned at once
 _SPLITS = (TEST, TRAIN, VALIDATION)
 _NUMBERS = ("parent_asin", "average_rating", "rating_number", "review_count")
@@ -107,24 +107,7 @@ def sample(category: str, params: Params, data: Path = Path("data")) -> None:
             "rows": dict(zip(placed.parts, rows, strict=True)),
             "largest_deviation": deviation(table),
         }
-        files.write_json(out / "report.json", report)
-
-
-def part_files(folder: Path) -> list[Path]:
-    """Return the part files of ``data/sample/<category>`` or ``data/images/<category>``, in order."""
-    return sorted(folder.glob("*.parquet"))
-
-
-def sample_parts(data: Path, category: str) -> list[Path]:
-    """Return the part files of ``data/sample/<category>``, in order.
-
-    Raises:
-        UserError: there is none.
-    """
-    parts = part_files(data / "sample" / category)
-    if not parts:
-        raise UserError(f"{data}/sample/{category} holds no part; run `dvc repro sample@{category}`")
-    return parts
+        writers.write_json(out / "report.json", report)
 
 
 def candidates(hi_res: str | None, large: str | None, prefer: str) -> list[str]:
@@ -181,7 +164,7 @@ def _rank(items: Path, groups: Path, out: Path, params: Params) -> Counter[str]:
             "order": strata.order_of(group, rules.salt),
         }
         tables.append(pa.table(columns, schema=_SLIM))
-    files.write_table(out, pa.concat_tables([_SLIM.empty_table(), *tables]))
+    writers.write_table(out, pa.concat_tables([_SLIM.empty_table(), *tables]))
     return dropped
 
 
@@ -282,7 +265,7 @@ def _spread(
 
 
 def _gather(pieces: list[Path], number: int, out: Path) -> int:
-    return files.write_batches(out, SAMPLE, buckets.read_bucket(pieces, number))
+    return writers.write_batches(out, SAMPLE, buckets.read_bucket(pieces, number))
 
 
 def _strata(usable: pa.Table, placed: _Placed) -> pd.DataFrame:

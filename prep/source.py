@@ -8,14 +8,14 @@ comes over HTTP is kept here.
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from prep import demo, files, ranges
 from prep.faults import UserError
 from prep.params import Source
 from prep.retry import Patience
+from prep.tables.raw import Kind
 
-Kind = Literal["items", "reviews"]
 PATHS: dict[Kind, str] = {  # of the dataset's repository, and of a mirror
     "items": "raw/meta_categories/meta_{}.jsonl",
     "reviews": "raw/review_categories/{}.jsonl",

@@ -13,11 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prep.hashes import hashes, units
+from prep.parts import TEST, TRAIN, VALIDATION
 
 # The lowest rating_number of each count bucket: strata, and the report's table by count.
 COUNT_BUCKETS = (0, 2, 5, 10, 20, 50, 100, 1000)
-
-TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
 
 def split_of(groups: Sequence[str], salt: str, validation: float, test: float) -> npt.NDArray[np.str_]:

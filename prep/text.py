@@ -8,19 +8,8 @@ import html
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
-
-# The fields of an item that can enter its text, and how each is announced there (reference: the paper's
-# code announces the first four; `store` and `details` are ours).
-LABELS = {
-    "main_category": "Main category",
-    "title": "Title",
-    "features": "Features",
-    "description": "Description",
-    "store": "Store",
-    "details": "Details",
-}
 
 _TAG = re.compile(r"<(?:[a-zA-Z/!][^<>]{0,1000})>")
 _SCRIPT = re.compile(r"<(script|style)\b.*?</\1\s*>", re.IGNORECASE | re.DOTALL)
@@ -76,15 +65,3 @@ def _flat(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_flat, value))
     return "" if value is None else str(value)
-
-
-def assemble(fields: Mapping[str, str], order: Sequence[str]) -> str:
-    """Return the text the model reads: one ``Label: value`` line a field that is not empty, in `order`.
-
-    Args:
-        fields: clean strings by field name (the columns of the sample, the keys of a shard's JSON).
-        order: names of `LABELS`, as in the parameter ``text.fields``.
-
-    Source: reference, the paper's text (Main category, Title, Features, Description).
-    """
-    return "\n".join(f"{LABELS[name]}: {value}" for name in order if (value := fields.get(name, "")))

@@ -12,11 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from prep import files
+from prep import writers
 from prep.faults import UserError
 from prep.params import Params, Weights, only
-from prep.sample import sample_parts
-from prep.strata import TRAIN
+from prep.parts import TRAIN, sample_parts
 
 READS = ("source.categories", "weights")
 
@@ -31,7 +30,7 @@ def weigh(params: Params, data: Path = Path("data")) -> None:
     parts = [part for c in params.source.categories for part in sample_parts(data, c) if part.stem.startswith(TRAIN)]
     name = counted(params.weights)
     counts = np.concatenate([pq.read_table(part, columns=[name])[name].to_numpy() for part in parts])
-    files.write_json(data / "weights.json", constant(counts, params.weights))
+    writers.write_json(data / "weights.json", constant(counts, params.weights))
 
 
 def counted(weights: Weights) -> str:

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prep.faults import UserError
-from prep.strata import TEST, TRAIN, VALIDATION
-from prep.tables import FACTS
+from prep.fields import LABELS
+from prep.parts import TEST, TRAIN, VALIDATION
+from prep.tables.shards import FACTS
 from prep.templates import render
-from prep.text import LABELS
 from shards.location import Location, mapped
 from shards.manifest import Manifest, Shard
 

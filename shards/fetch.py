@@ -29,13 +29,14 @@ from msgspec.structs import replace
 from rich.console import Console
 from rich.progress import Progress, TaskID, TextColumn
 
-from prep import files
+from prep import files, writers
 from prep.cluster import Workers, workers
-from prep.faults import Funnel, UserError, before, check_budget
+from prep.faults import UserError, check_budget
 from prep.params import Fetch, Params, only
-from prep.sample import sample_parts
+from prep.parts import sample_parts
+from prep.reports import Funnel, before
 from prep.source import locate
-from prep.tables import IMAGES, NO_URL, OK, OUTCOMES
+from prep.tables.images import IMAGES, NO_URL, OK, OUTCOMES
 from shards import pixels, urls
 from shards.client import Answer, Client
 from shards.journal import Journal, Record
@@ -133,7 +134,7 @@ def _spread(
     calls = []
     for number in range(tasks):
         work = spools / f"{number:04d}.json"
-        files.write_json(work, [item for part in missing[number::tasks] for item in part])
+        writers.write_json(work, [item for part in missing[number::tasks] for item in part])
         calls.append((work, params, share, base))
     yield from crew.each(_ask_for_file, calls, "images, part by part")
 
@@ -315,7 +316,7 @@ def _write(category: str, parts: list[Path], params: Params, journal: Journal, d
         funnel = Funnel.of(rows, {outcome: n for outcome, n in outcomes.items() if outcome != OK})
         earlier = before(data / "sample" / category)
         report = {"stage": "fetch", "category": category, "before": earlier, "tables": {"images": funnel}}
-        files.write_json(partial / "report.json", report)
+        writers.write_json(partial / "report.json", report)
 
 
 def _write_part(part: Path, side: int, journal: Journal, target: Path) -> Counter[str]:

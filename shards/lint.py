@@ -27,8 +27,9 @@ import pyarrow.compute as pc
 import simplejpeg
 
 from prep.faults import UserError, first_sentence
-from prep.records import ASIN
-from prep.tables import FACTS, INDEX, SAMPLE
+from prep.tables.raw import ASIN
+from prep.tables.sample import SAMPLE
+from prep.tables.shards import FACTS, INDEX
 from shards import manifest
 from shards.location import File, Location, index_file
 from shards.manifest import Manifest, Shard, Tokenised

@@ -22,7 +22,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 
 from prep import files
 from prep.faults import UserError, first_sentence
-from prep.tables import INDEX
+from prep.tables.shards import INDEX
 from shards import manifest
 from shards.cache import Cache, check
 from shards.manifest import Manifest, Shard

@@ -14,7 +14,11 @@ from prep.faults import UserError
 FORMAT = 3  # raise it when a reader of before would misread a manifest or an index
 _READABLE = (2, FORMAT)
 NAME = "manifest.json"
-SECTIONS = ("join", "groups", "sample", "images", "shards")  # of the parameters, which a manifest states
+# The parameters that a manifest states: those that the samples depend on.
+STATED = (
+    *("join", "groups", "sample", "shards", "images.prefer", "images.request", "images.resolution", "images.fit"),
+    "images.quality",
+)
 
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Meta(ge=1)]
@@ -64,7 +68,7 @@ class Manifest(Struct, frozen=True):
     format: int
     category: str
     source: Source
-    parameters: dict[str, Any]  # `SECTIONS`, which the samples depend on
+    parameters: dict[str, Any]  # `STATED`, by section
     tokens: Tokenised
     shards: Annotated[tuple[Shard, ...], Meta(min_length=1)]
 

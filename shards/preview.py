@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 
 from prep import files
 from prep.faults import UserError, first_sentence
-from prep.tables import FACTS, SAMPLE
+from prep.fields import LABELS, assemble
+from prep.tables.sample import SAMPLE
+from prep.tables.shards import FACTS
 from prep.templates import DEMO, data_url, render
-from prep.text import LABELS, assemble
 from shards.location import Location
 from shards.manifest import Manifest
 from shards.reader import Shards, TornError

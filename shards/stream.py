@@ -101,7 +101,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         return bytes(self._member(i, "jpg"))
 
     def facts(self, i: int) -> dict[str, Any]:
-        """Return the facts of sample `i`: `prep.tables.FACTS` by name.
+        """Return the facts of sample `i`: `prep.tables.shards.FACTS` by name.
 
         Raises:
             UserError: the tar is absent, or ends before them.

@@ -16,8 +16,8 @@ import pyarrow as pa
 import webdataset
 from tokenizers import Tokenizer
 
-from prep.tables import FACTS, INDEX
-from prep.text import assemble
+from prep.fields import assemble
+from prep.tables.shards import FACTS, INDEX
 from shards import tokens
 
 

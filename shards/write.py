@@ -12,20 +12,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pyarrow.parquet as pq
 
-from prep import files
+from prep import files, writers
 from prep.cluster import workers
-from prep.faults import Funnel, UserError, before
-from prep.params import Params, only
-from prep.sample import sample_parts
+from prep.faults import UserError
+from prep.params import Params, only, stated
+from prep.parts import sample_parts
+from prep.reports import Funnel, before
 from shards import card, manifest, tokens
 from shards.manifest import Manifest, Shard, Source, Tokenised
 from shards.pixels import BLANK
 from shards.tar import Tokens, index_tar, write_tar
 
-READS = (*manifest.SECTIONS, "source.kind", "source.revision", "text", "model.text.name", "dask")
+READS = (*manifest.STATED, "source.kind", "source.revision", "text", "model.text.name", "dask")
 FORMAT = 1  # raise it when the bytes of a tar or an index change
 _ROWS = 256  # of a part, read at once
 
@@ -53,11 +53,11 @@ def write(category: str, params: Params, data: Path = Path("data")) -> int:
             format=manifest.FORMAT,
             category=category,
             source=Source(params.source.kind, params.source.revision),
-            parameters={name: msgspec.to_builtins(getattr(params, name)) for name in manifest.SECTIONS},
+            parameters=stated(params, manifest.STATED),
             tokens=Tokenised(tokenizer, how.fields, how.max_tokens),
             shards=tuple(shards),
         )
-        files.write_json(out / manifest.NAME, about)
+        writers.write_json(out / manifest.NAME, about)
         card.write(out, about)
         samples = Funnel.of(sum(shard.samples for shard in shards), {})
         report = {
@@ -67,7 +67,7 @@ def write(category: str, params: Params, data: Path = Path("data")) -> int:
             "tables": {"samples": samples},
             "shards": len(shards),
         }
-        files.write_json(out / "report.json", report)
+        writers.write_json(out / "report.json", report)
     return sum(made for _, made in written)
 
 

@@ -10,6 +10,9 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from prep import pipeline
+from prep.params import load
+
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 SHARDS = Path("data/shards/Demo_Toys")
@@ -67,6 +70,7 @@ def commit_project(folder: Path, changes: Mapping[str, Any]) -> Clone:
             section = section[part]
         section[last] = value
     yaml.dump(params, folder / "params.yaml")
+    pipeline.sync(load(folder / "params.yaml"), folder / "dvc.yaml")
     clone = Clone(folder)
     clone.run("git", "init", "-q")
     clone.run("git", "add", "-A")

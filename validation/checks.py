@@ -16,9 +16,12 @@ import pyarrow.compute as pc
 from prep import files
 from prep.buckets import bucket_files, bucket_names
 from prep.params import Params
-from prep.sample import NOT_TAKEN, part_files
-from prep.strata import TEST, VALIDATION
-from prep.tables import IMAGES, JOINED, OK, PREDICTIONS, REJECTS, SAMPLE
+from prep.parts import NOT_TAKEN, TEST, VALIDATION, part_files
+from prep.tables.images import IMAGES, OK
+from prep.tables.items import JOINED
+from prep.tables.predictions import PREDICTIONS
+from prep.tables.raw import REJECTS
+from prep.tables.sample import SAMPLE
 from validation import columns, funnel, links, profile, proportions, twins, weights
 from validation.suites import Suite, suite
 from validation.verdicts import Verdict, judge

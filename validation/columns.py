@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pandas as pd
 
-SCHEMA = "columns, their order and their types as in prep/tables.py"
+SCHEMA = "columns, their order and their types as in prep/tables"
 BATCH = 200_000  # rows that Great Expectations sees at once
 PART = 1_000_000  # rows whose keys are compared at once
 SIZE = "size of "

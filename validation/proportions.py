@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from prep.faults import UserError
-from prep.strata import COUNT_BUCKETS, TRAIN, count_bucket
-from prep.tables import SAMPLE
+from prep.parts import TRAIN
+from prep.strata import COUNT_BUCKETS, count_bucket
+from prep.tables.sample import SAMPLE
 from validation.columns import read
 from validation.verdicts import Verdict, judge
 

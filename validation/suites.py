@@ -11,10 +11,16 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from prep import tables
 from prep.params import Limits, Params
-from prep.records import ASIN
-from prep.strata import TEST, TRAIN, VALIDATION
+from prep.parts import TEST, TRAIN, VALIDATION
+from prep.tables.groups import GROUPS
+from prep.tables.images import IMAGES, OUTCOMES
+from prep.tables.items import JOINED
+from prep.tables.predictions import INPUT as INPUT_ROWS
+from prep.tables.predictions import PREDICTIONS
+from prep.tables.raw import ASIN, ITEMS, REJECTS, REVIEWS
+from prep.tables.sample import SAMPLE, TEXTS
+from prep.tables.shards import INDEX
 
 # The dataset begins in May 1996; a time in seconds instead of milliseconds lies before 1995.
 TIMES = (788_918_400_000, 4_102_444_800_000)  # 1995 to 2100, ms since 1970
@@ -116,7 +122,7 @@ def _suite(schema: pa.Schema, label: tuple[str, ...], key: tuple[str, ...], *rul
 
 # What comes from outside at prediction time, as `effimini.predict` lays it out.
 INPUT = _suite(
-    tables.INPUT,
+    INPUT_ROWS,
     ("line",),
     ("parent_asin",),
     not_null("parent_asin"),
@@ -146,7 +152,7 @@ _ASIN = ("parent_asin",)
 def _items(params: Params, _: str) -> Suite:
     bad = params.download.bad_share
     return _suite(
-        tables.ITEMS,
+        ITEMS,
         _ASIN,
         ("line",),
         matches("parent_asin", ASIN),
@@ -160,7 +166,7 @@ def _items(params: Params, _: str) -> Suite:
 def _reviews(params: Params, _: str) -> Suite:
     bad = params.download.bad_share
     return _suite(
-        tables.REVIEWS,
+        REVIEWS,
         _ASIN,
         (),
         matches("parent_asin", ASIN),
@@ -170,13 +176,13 @@ def _reviews(params: Params, _: str) -> Suite:
 
 
 def _rejects(_: Params, __: str) -> Suite:
-    return _suite(tables.REJECTS, ("file", "line"), ("file", "line"), between("line", 1))
+    return _suite(REJECTS, ("file", "line"), ("file", "line"), between("line", 1))
 
 
 def _joined(params: Params, _: str) -> Suite:
     bad, absent = params.download.bad_share, params.validation.absent
     return _suite(
-        tables.JOINED,
+        JOINED,
         _ASIN,
         _ASIN,
         matches("parent_asin", ASIN),
@@ -189,19 +195,19 @@ def _joined(params: Params, _: str) -> Suite:
         ordered("first_review", "last_review"),
         not_null("average_rating", absent.average_rating),
         not_null("rating_number", absent.rating_number),
-        *(present(name, name, limits=getattr(absent, name)) for name in tables.TEXTS),
+        *(present(name, name, limits=getattr(absent, name)) for name in TEXTS),
         present("image", "hi_res", "large", limits=absent.image),
     )
 
 
 def _groups(_: Params, __: str) -> Suite:
-    return _suite(tables.GROUPS, _ASIN, _ASIN, matches("group", ASIN), between("group_size", 1))
+    return _suite(GROUPS, _ASIN, _ASIN, matches("group", ASIN), between("group_size", 1))
 
 
 def _sample(params: Params, category: str) -> Suite:
-    required = [name for name in params.sample.require if name in tables.TEXTS]
+    required = [name for name in params.sample.require if name in TEXTS]
     return _suite(
-        tables.SAMPLE,
+        SAMPLE,
         _ASIN,
         _ASIN,
         matches("parent_asin", ASIN),
@@ -213,16 +219,16 @@ def _sample(params: Params, category: str) -> Suite:
         between("review_count", 0),
         *(present(name, name) for name in required),
         *(present("image", "image_urls") for name in params.sample.require if name == "image"),
-        *(at_most(LONGEST, name, params.validation.long) for name in tables.TEXTS),
+        *(at_most(LONGEST, name, params.validation.long) for name in TEXTS),
     )
 
 
 def _images(_: Params, __: str) -> Suite:
     return _suite(
-        tables.IMAGES,
+        IMAGES,
         _ASIN,
         _ASIN,
-        one_of("outcome", tables.OUTCOMES),
+        one_of("outcome", OUTCOMES),
         between("status", 0, 599),
         between("tries", 0),
         between("source_bytes", 0),
@@ -233,7 +239,7 @@ def _images(_: Params, __: str) -> Suite:
 
 def _index(params: Params, _: str) -> Suite:
     return _suite(
-        tables.INDEX,
+        INDEX,
         ("key",),
         ("key",),
         matches("key", ASIN),
@@ -250,7 +256,7 @@ def _index(params: Params, _: str) -> Suite:
 
 def _predictions(params: Params, _: str) -> Suite:
     return _suite(
-        tables.PREDICTIONS,
+        PREDICTIONS,
         _ASIN,
         ("category", "parent_asin"),
         one_of("category", params.source.categories),

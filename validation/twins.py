@@ -19,9 +19,8 @@ import pandas as pd
 import pyarrow.compute as pc
 
 from prep.params import Limits
-from prep.sample import part_files
-from prep.strata import TEST, TRAIN, VALIDATION
-from prep.tables import IMAGES, OK
+from prep.parts import TEST, TRAIN, VALIDATION, part_files
+from prep.tables.images import IMAGES, OK
 from validation.columns import read, rows_of
 from validation.verdicts import EXAMPLES, Verdict
 

@@ -24,11 +24,13 @@ from typing import Any
 import msgspec
 import pandas as pd
 
-from prep import files
+from prep import files, writers
 from prep.buckets import bucket_files
 from prep.faults import UserError
 from prep.params import Params, only
-from prep.sample import part_files
+from prep.parts import part_files
+from prep.pipeline import TABLES as BY_CATEGORY
+from prep.pipeline import strays
 from validation import columns, docs, profile
 from validation.checks import ACCEPTED, GATES, READS, Gate, Place, profiles
 from validation.stale import earliest_stale
@@ -58,6 +60,7 @@ def validate(table: str, params: Params, data: Path = Path("data")) -> None:
     held = data / (gate.held or table)
     if not held.exists():
         raise UserError(f"{held} does not exist; run `dvc repro`, or `dvc pull`, to have it")
+    _warn_of_strays(table, params, data)
     places = [Place(params, data, category) for category in params.source.categories]
     absent = [name for name in gate.beside if not all(place.has(name) for place in places)]
     if absent:
@@ -117,6 +120,12 @@ def accept(data: Path = Path("data")) -> Path:
     return data.parent / ACCEPTED
 
 
+def _warn_of_strays(table: str, params: Params, data: Path) -> None:
+    """Name the folders of categories that were taken out of the parameters: nobody reads them."""
+    for stray in strays(data, table, params.source.categories) if table in BY_CATEGORY else ():
+        log.warning("warning: %s is of no category in source.categories; remove it", stray)
+
+
 def _remedy(table: str, stage: str, data: Path, *, of_all: bool = False) -> str:
     """Return what can be done about a table that a stage made."""
     here = data.resolve() == Path("data").resolve()  # what DVC says here says nothing of another clone's tables
@@ -138,11 +147,11 @@ def _write_gate(table: str, gate: Gate, params: Params, data: Path) -> None:
     with files.folder(data / "gates" / table) as out:
         for category in params.source.categories if gate.of_category else ():
             about = {"table": table, "category": category, "files": _files(data / table / category, data)}
-            files.write_json(out / f"{category}.json", about | {"passed": True})
+            writers.write_json(out / f"{category}.json", about | {"passed": True})
         about = {"table": table, "categories": params.source.categories}
         if not gate.of_category and gate.hashed:
             about["files"] = _files(data / (gate.held or table), data)
-        files.write_json(out / "all.json", about | {"passed": True})
+        writers.write_json(out / "all.json", about | {"passed": True})
 
 
 def _files(held: Path, data: Path) -> dict[str, dict[str, Any]]:
@@ -183,7 +192,7 @@ def _tell(table: str, found: Sequence[tuple[str, list[Verdict]]], params: Params
     elif (path := data / "profiles" / f"{table}.csv").exists():
         shown = {"profile": profile.read(path)}
     folder = data.parent / "results/validation"
-    files.write_json(folder / f"{table}.json", written)
+    writers.write_json(folder / f"{table}.json", written)
     with files.aside(folder / f"{table}.html") as out:
         out.write_text(
             docs.page(table, list(GATES), written, demo=params.source.kind == "demo", **shown), encoding="utf-8"

@@ -13,8 +13,8 @@ import numpy as np
 from prep import files
 from prep.faults import UserError
 from prep.params import Weights
-from prep.strata import TRAIN
-from prep.tables import SAMPLE
+from prep.parts import TRAIN
+from prep.tables.sample import SAMPLE
 from validation.columns import read
 from validation.verdicts import Verdict, judge
 

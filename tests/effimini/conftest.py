@@ -15,9 +15,10 @@ from PIL import Image
 
 from effimini.evaluate import evaluate
 from effimini.train import train
-from prep import files
+from prep import writers
 from prep.params import Encoder, Params, load
-from prep.tables import IMAGES, SAMPLE
+from prep.tables.images import IMAGES
+from prep.tables.sample import SAMPLE
 from shards.pixels import to_training
 from shards.write import write
 
@@ -72,8 +73,8 @@ def _part(folder: Path, category: str, part: str, rows: int, size: int) -> None:
                 "image": made,
             }
         )  # fmt: skip
-    files.write_table(folder / "sample" / category / f"{part}.parquet", pa.Table.from_pylist(samples, SAMPLE))
-    files.write_table(folder / "images" / category / f"{part}.parquet", pa.Table.from_pylist(images, IMAGES))
+    writers.write_table(folder / "sample" / category / f"{part}.parquet", pa.Table.from_pylist(samples, SAMPLE))
+    writers.write_table(folder / "images" / category / f"{part}.parquet", pa.Table.from_pylist(images, IMAGES))
 
 
 @pytest.fixture(scope="session")
@@ -129,7 +130,7 @@ def data(small: Params, tmp_path_factory: pytest.TempPathFactory) -> Path:
     counts = np.array([1 + number % 30 for number in range(SPLITS["train-00"])] * len(CATEGORIES))
     mean = float(np.log1p(counts).mean())
     weights = {"count": "rating_number", "mean": mean, "clip": 5.0, "samples": len(counts)}
-    files.write_json(folder / "weights.json", weights)
+    writers.write_json(folder / "weights.json", weights)
     return folder
 
 

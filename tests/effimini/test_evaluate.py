@@ -24,10 +24,11 @@ from effimini.metrics import plcc
 from effimini.model import EffiMini
 from effimini.train import train
 from prep import files
+from prep.fields import assemble
 from prep.params import Params
-from prep.tables import FACTS, PREDICTIONS
+from prep.tables.predictions import PREDICTIONS
+from prep.tables.shards import FACTS
 from prep.templates import DEMO, data_url
-from prep.text import assemble
 from shards.location import Location
 from shards.stream import ShardDataset
 from shards.summary import summarise

@@ -50,7 +50,7 @@ def test_what_is_folded_opens(run: Path, visit: Visit) -> None:
     assert re.match("Main category: (Alpha|Beta)", str(text.text_content()))
     row = page.get_by_role("row", name="sample.fraction")
     expect(row).to_be_hidden()
-    page.get_by_text("parameters of the run").click()
+    page.get_by_text("parameters that shards, model and evaluation depend on").click()
     expect(row).to_be_visible()
     assert asked == []
 

@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 
 from prep.buckets import bucket_names, bucket_of, item_order, sorted_items
-from prep.files import write_table
-from prep.tables import JOINED
+from prep.tables.items import JOINED
+from prep.writers import write_table
 
 WHOLE = {
     "main_category": "Toys", "average_rating": 4.0, "rating_number": 3, "features": [], "description": [],

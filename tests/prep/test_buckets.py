@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prep.buckets import bucket_files, bucket_names, bucket_of, item_order, read_bucket, sorted_items, write_piece
-from prep.tables import ITEMS, REVIEWS
+from prep.tables.raw import ITEMS, REVIEWS
 
 ROWS = pa.schema([("parent_asin", pa.string()), ("parts", pa.list_(pa.string())), ("number", pa.float64())])
 ROW = st.fixed_dictionaries(

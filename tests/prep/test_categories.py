@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from effimini import cli
-from prep import categories, files
+from prep import categories, writers
 from prep.params import Params, Source
 from tests.prep.hub_server import COMMIT, NEWEST, Hub
 from tests.prep.test_metadata import item, write
@@ -58,7 +58,7 @@ def test_counts_are_those_of_the_downloads_here_or_of_the_footers(
     tmp_path: Path, source: Callable[..., Source], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     report = {"tables": {"items": {"rows_in": 7}, "reviews": {"rows_in": 9}}}
-    files.write_json(tmp_path / "data/raw/Toys/report.json", report)
+    writers.write_json(tmp_path / "data/raw/Toys/report.json", report)
     folder = write(tmp_path, [item(n) for n in range(11)], files=2)
     served = {f"{folder.name}/{path.name}": path.read_bytes() for path in folder.iterdir()}
     bytes_there = sum(map(len, served.values()))

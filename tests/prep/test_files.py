@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from prep import files
-from prep.faults import Funnel, UserError, check_budget
+from prep import files, writers
+from prep.faults import UserError, check_budget
+from prep.reports import Funnel
 
 
 def test_a_file_that_fails_half_way_never_appears(tmp_path: Path) -> None:
@@ -45,8 +46,8 @@ def test_a_kill_leaves_the_old_folder_and_the_next_run_is_whole(tmp_path: Path) 
 
 
 def test_json_is_the_same_whatever_the_order_of_keys(tmp_path: Path) -> None:
-    files.write_json(tmp_path / "a", {"b": 1, "a": Funnel(1, 1, {})})
-    files.write_json(tmp_path / "b", {"a": Funnel(1, 1, {}), "b": 1})
+    writers.write_json(tmp_path / "a", {"b": 1, "a": Funnel(1, 1, {})})
+    writers.write_json(tmp_path / "b", {"a": Funnel(1, 1, {}), "b": 1})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 

@@ -1,10 +1,12 @@
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from prep.faults import UserError
-from prep.params import load
+from prep.fields import LABELS
+from prep.params import TextField, load
 
 ROOT = Path(__file__).parents[2]
 DEMO = (ROOT / "params.yaml").read_text()
@@ -84,3 +86,7 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(re.sub("learning_rate: .*", "learning_rate: 2e-5", DEMO))
     assert load(path).train.learning_rate == 2e-5
+
+
+def test_the_text_fields_are_those_that_a_text_is_assembled_of() -> None:
+    assert set(get_args(TextField)) == set(LABELS)

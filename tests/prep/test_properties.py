@@ -24,7 +24,8 @@ from prep.groups import group
 from prep.hashes import units
 from prep.join import join
 from prep.params import Params
-from prep.sample import part_files, sample
+from prep.parts import part_files
+from prep.sample import sample
 from prep.source import PATHS
 from prep.strata import split_of
 from tests.prep.made import write_items

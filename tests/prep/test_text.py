@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prep.text import assemble, clean, clean_details, clean_list
+from prep.fields import assemble
+from prep.text import clean, clean_details, clean_list
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
-from prep import files
-from prep.tables import INDEX
+from prep import files, writers
+from prep.tables.shards import INDEX
 from shards import tokens
 from shards.tar import Tokens, index_tar
 from tests.shards.made import MINILM
@@ -106,4 +106,4 @@ def reseal(folder: Path, change: Callable[[dict[str, Any]], object] = lambda _: 
         arrow = tar.with_suffix(".arrow")
         shard |= {"index_bytes": arrow.stat().st_size, "index_sha256": files.sha256(arrow)}
     change(manifest)
-    files.write_json(folder / "manifest.json", manifest)
+    writers.write_json(folder / "manifest.json", manifest)

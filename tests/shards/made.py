@@ -7,7 +7,7 @@ import numpy as np
 import simplejpeg
 from tokenizers import Tokenizer
 
-from prep import files
+from prep import files, writers
 from shards import manifest, tokens
 from shards.manifest import Manifest, Shard, Source, Tokenised
 from shards.tar import Tokens, index_tar, write_tar
@@ -46,7 +46,7 @@ def make_shards(
         tokens=Tokenised(tokens.fingerprint(tokenizer), how.fields, how.max_tokens),
         shards=tuple(shards),
     )
-    files.write_json(here / manifest.NAME, about)
+    writers.write_json(here / manifest.NAME, about)
     return folder
 
 

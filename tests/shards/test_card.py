@@ -13,7 +13,7 @@ from huggingface_hub import DatasetCard
 
 from prep.faults import UserError
 from prep.params import Params
-from prep.tables import FACTS
+from prep.tables.shards import FACTS
 from shards import card
 from shards.location import Location
 from shards.manifest import Manifest, Source

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 from scipy.stats import ks_2samp
 
-from prep import files
+from prep import writers
 from prep.faults import UserError
 from shards import tokens
 from shards.diff import compare
@@ -49,7 +49,7 @@ def rewrite(folder: Path, tar: str, change: Callable[[int, dict[str, Any]], None
     write_tar(path, [(facts, jpeg(number)) for number, (facts, _) in zip(numbers, samples, strict=True)])
     split = path.name.partition("-")[0]
     line.update(msgspec.to_builtins(seal(path, split, len(samples), HOW, tokens.load(HOW.name))))
-    files.write_json(folder / "manifest.json", about)
+    writers.write_json(folder / "manifest.json", about)
 
 
 @pytest.fixture(scope="module")

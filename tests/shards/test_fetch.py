@@ -19,9 +19,10 @@ import pytest
 from PIL import Image
 
 from effimini import cli
-from prep import files, params
+from prep import files, params, writers
 from prep.faults import UserError
-from prep.tables import IMAGES, SAMPLE
+from prep.tables.images import IMAGES
+from prep.tables.sample import SAMPLE
 from shards import client, pixels
 from shards.fetch import fetch
 from shards.journal import MAGIC
@@ -72,7 +73,7 @@ def write_sample(parts):
             empty = {field.name: "" if field.type == pa.string() else 0 for field in SAMPLE}
             rows.append(empty | {"parent_asin": f"A{number:04d}", "category": "C", "image_urls": image_urls})
             number += 1
-        files.write_table(Path("data/sample/C") / f"{name}.parquet", pa.Table.from_pylist(rows, SAMPLE))
+        writers.write_table(Path("data/sample/C") / f"{name}.parquet", pa.Table.from_pylist(rows, SAMPLE))
 
 
 def had():
@@ -125,6 +126,7 @@ def test_every_item_has_its_image_in_its_place(host):
     assert json.loads(Path("data/images/C/report.json").read_text()) == {
         "stage": "fetch",
         "category": "C",
+        "before": [],
         "tables": {"images": {"rows_in": 4, "rows_out": 4, "dropped": {}}},
     }
 

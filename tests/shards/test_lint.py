@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from effimini.cli import app
-from prep import files
+from prep import files, writers
 from prep.params import Params
 from shards.lint import Rule, lint
 from shards.location import Location
@@ -280,7 +280,7 @@ def test_whatever_bytes_change_it_is_told_and_nothing_is_raised(shards: Path, mo
     manifest_path = shards / HERE / "manifest.json"
     alone = files.read_json(manifest_path)
     alone["shards"] = [shard for shard in alone["shards"] if shard["name"] == TAR]
-    files.write_json(manifest_path, alone)
+    writers.write_json(manifest_path, alone)
     for _ in range(60):
         path = shards / HERE / draw.choice([TAR, INDEX])
         good = path.read_bytes()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prep import files
+from prep import files, writers
 from prep.faults import UserError
 from shards import manifest
 from shards.loader import Loader
@@ -177,7 +177,7 @@ def test_an_image_of_another_size_or_behind_the_end_of_its_tar_is_damage(tmp_pat
     path = tmp_path / "Made" / manifest.NAME
     about = files.read_json(path)
     about["parameters"]["images"]["resolution"] = 2 * SIDE
-    files.write_json(path, about)
+    writers.write_json(path, about)
     larger = loader(ShardDataset(tmp_path, ["Made"], "train"), damaged_share=1)
     list(larger)
     assert any(f"it is {SIDE} x {SIDE} px, not {2 * SIDE} a side" in what for what in larger.damaged)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prep import files
+from prep import files, writers
 from prep.faults import UserError
 from prep.params import Params
 from shards import preview, write
@@ -163,7 +163,7 @@ def test_in_a_browser_pictures_show_nothing_is_asked_for_and_hostile_text_is_tex
         table = pq.read_table(path)
         place = table.schema.get_field_index("title")
         titles = pa.array([HOSTILE] * table.num_rows)
-        files.write_table(path, table.set_column(place, table.schema.field("title"), titles))
+        writers.write_table(path, table.set_column(place, table.schema.field("title"), titles))
     write.write("Demo_Toys", params, tmp_path)
     shown = page(tmp_path / "shards", samples=12)
     (tmp_path / "page.html").write_text(shown)

@@ -12,7 +12,7 @@ import webdataset
 from prep.faults import UserError
 from prep.files import read_json
 from prep.params import Params
-from prep.tables import FACTS
+from prep.tables.shards import FACTS
 from shards import stream, write
 from shards.pixels import decode
 

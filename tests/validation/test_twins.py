@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from prep import files
+from prep import writers
 from prep.params import Limits
-from prep.tables import IMAGES
+from prep.tables.images import IMAGES
 from shards import pixels
 from validation import twins
 
@@ -37,7 +37,7 @@ def saved(seed: int, quality: int = 90, width: int = 120) -> bytes:
 
 def write(data: Path, parts: dict[str, list[dict[str, object]]]) -> None:
     for name, rows in parts.items():
-        files.write_table(data / "images" / f"{name}.parquet", pa.Table.from_pylist(rows, IMAGES))
+        writers.write_table(data / "images" / f"{name}.parquet", pa.Table.from_pylist(rows, IMAGES))
 
 
 def test_twins_are_listed_with_the_nearest_of_another_split(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prep import files, params
+from prep import files, params, writers
 from prep.faults import UserError
-from prep.tables import INDEX
+from prep.tables.shards import INDEX
 from shards.lint import Rule
 from tests.shards import damage
 from tests.validation import tree
@@ -91,7 +91,7 @@ def _report(
         path = data / table / category / "report.json"
         report = files.read_json(path)
         change(report["tables"][name])
-        files.write_json(path, report)
+        writers.write_json(path, report)
 
     return mutate
 
@@ -241,7 +241,7 @@ def _one_value(column: str, value: float) -> Callable[[Path], None]:
 def _weights(**values: object) -> Callable[[Path], None]:
     def mutate(data: Path) -> None:
         path = data / "weights.json"
-        files.write_json(path, files.read_json(path) | values)
+        writers.write_json(path, files.read_json(path) | values)
 
     return mutate
 

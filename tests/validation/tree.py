@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from prep import files, params
-from prep.faults import Funnel
-from prep.tables import INPUT, PREDICTIONS
+from prep import files, params, writers
+from prep.reports import Funnel
+from prep.tables.predictions import INPUT, PREDICTIONS
 
 ROOT = Path(__file__).parents[2]
 FILMS = Path(os.environ.get("EFFIMINI_CORPUS", ROOT / "../shared/corpus")).resolve() / "movies"
@@ -72,10 +72,10 @@ def predictions(data: Path) -> None:
             columns["has_image"] = pa.array(np.zeros(rows.num_rows, bool))
             columns["prediction"] = pa.array(np.full(rows.num_rows, 4, "float32"))
             table = pa.table({name: columns[name] for name in PREDICTIONS.names}).cast(PREDICTIONS)
-            files.write_table(out / f"{split}.parquet", table)
+            writers.write_table(out / f"{split}.parquet", table)
             total += table.num_rows
         report = {"stage": "evaluate", "tables": {"predictions": Funnel.of(total, {})}}
-        files.write_json(out / "report.json", report)
+        writers.write_json(out / "report.json", report)
 
 
 def items_to_score(data: Path) -> None:

@@ -1,0 +1,362 @@
+"""The pipeline's graph tells the truth: a stage depends on every file and parameter that decides its bytes.
+
+`docs/parameters.md` states which stages read which parameter; DVC's own hash of each stage has to agree with it.
+"""
+
+import ast
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from dvc.dependency import ParamsDependency
+from dvc.repo import Repo
+from dvc.stage.cache import _get_cache_hash
+from dvc.stage.serialize import to_single_stage_lockfile
+from dvc_data.hashfile.hash_info import HashInfo
+from dvc_data.hashfile.meta import Meta
+from ruamel.yaml import YAML
+
+from effimini import evaluate, train
+from prep import download, groups, join, pipeline, sample, weights
+from prep.faults import UserError
+from prep.params import DECIDES_NO_BYTE, Params, load, only
+from shards import fetch, write
+from tests.clone import ROOT
+from validation import checks
+
+PACKAGES = ("prep", "shards", "effimini", "validation")
+STAGES: dict[str, Any] = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())["stages"]
+READS = {
+    "download": download.READS,
+    "join": join.READS,
+    "groups": groups.READS,
+    "sample": sample.READS,
+    "fetch": fetch.READS,
+    "shard": write.READS,
+    "weights": weights.READS,
+    "train": train.READS,
+    "evaluate": evaluate.READS,
+    **{f"validate_{table}": (*checks.READS, *gate.reads) for table, gate in checks.GATES.items()},
+}
+
+# Files of the project that a stage imports and that decide no byte of its result: it is not made again for a change of
+# one of them. Names behind a file are the stages for which that holds; without them it holds for all.
+NO_BYTE: dict[str, tuple[str, ...]] = {
+    # how errors, progress and time are told
+    "prep/faults.py": (),
+    "prep/progress.py": (),
+    "effimini/clock.py": (),
+    "effimini/spent.py": (),
+    # how a file becomes whole and where it is kept; what is written is decided in prep/writers.py
+    "prep/files.py": (),
+    # the parameters' values are what DVC compares
+    "prep/params.py": (),
+    # where the work is done: results come in the order of the calls
+    "prep/blocks.py": (),
+    "prep/cluster.py": (),
+    "prep/memory.py": (),
+    "shards/ahead.py": (),
+    "effimini/stop.py": (),
+    # how bytes travel: they are those that the source announced, or the stage ends
+    "prep/hub.py": (),
+    "prep/ranges.py": (),
+    "prep/retry.py": (),
+    "prep/source.py": (),
+    "shards/cache.py": (),
+    "shards/location.py": (),
+    "shards/revision.py": (),
+    # how a host is asked, and how what came is kept until the table is cut; an image that was had is the same
+    "shards/client.py": (),
+    "shards/journal.py": (),
+    # declares operators that a CPU build of torch lacks; no model runs them
+    "effimini/torchvision_shim.py": (),
+    # the raw file's kinds, for types alone
+    "prep/tables/raw.py": ("fetch",),
+    # written into dvc.yaml where the demo is the source
+    "prep/demo.py": ("fetch", "download"),
+    # names the stray folders of a table
+    "prep/pipeline.py": (),
+    # lists the files of a sample, which these do not read
+    "prep/parts.py": ("train", "evaluate"),
+    # validation/tars.py reads shards, which only their gate does
+    **dict.fromkeys(
+        ("shards/lint.py", "shards/manifest.py", "shards/pixels.py"),
+        tuple(name for name in READS if name.startswith("validate_") and name != "validate_shards"),
+    ),
+}
+
+
+# --- parameters ---
+
+
+def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted keys of parameters, with their values."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from leaves(inner, f"{name}.{key}" if name else key)
+    else:
+        yield name, value
+
+
+DEMO: dict[str, Any] = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text())
+KEYS = dict(leaves(DEMO))
+
+
+def expanded(names: Iterable[str]) -> set[str]:
+    return {key for key in KEYS for name in names if key == name or key.startswith(f"{name}.")}
+
+
+@cache
+def documented() -> dict[str, set[str]]:
+    """Return the stages of each parameter, as docs/parameters.md states them."""
+    rows = re.findall(r"^\| `([\w.]+)` \| ([^|]*) \|$", (ROOT / "docs/parameters.md").read_text(), re.MULTILINE)
+    return {key: set(re.findall(r"`(\w+)`", stages)) for key, stages in rows}
+
+
+def changed(value: Any) -> Any:
+    """Return another value of the same type."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, (int, float)):
+        return value + 1
+    return [*value, "another"] if isinstance(value, list) else f"{value}x"
+
+
+def test_no_parameter_has_a_name_that_dvc_leaves_out_of_its_hash() -> None:
+    ignored = {Meta.PARAM_SIZE, Meta.PARAM_NFILES}
+    assert ignored == {"size", "nfiles"}
+    assert [key for key in KEYS if ignored & set(key.split("."))] == []
+
+
+def test_every_parameter_is_documented_once_and_no_other() -> None:
+    text = (ROOT / "docs/parameters.md").read_text()
+    assert re.findall(r"^\| `([\w.]+)` \|", text, re.MULTILINE) == list(KEYS)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_declares_the_parameters_it_reads(stage: str) -> None:
+    read = expanded(READS[stage]) - expanded(DECIDES_NO_BYTE)
+    declared = expanded(STAGES[stage].get("params", []))
+    assert declared == read
+    assert read == {key for key, stages in documented().items() if stage in stages}
+
+
+def test_what_is_not_declared_cannot_be_read() -> None:
+    params = load(ROOT / "params.yaml")
+    narrow = only(params, ("source.kind", "join", "model.text.name"))
+    assert (narrow.source.kind, narrow.join, narrow.model.text.name) == ("demo", params.join, "effimini/minilm")
+    for read in (
+        lambda: narrow.sample,
+        lambda: narrow.source.categories,
+        lambda: narrow.model.image,
+        lambda: narrow.model.text.weights,
+    ):
+        with pytest.raises(AttributeError):
+            read()
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The graph and the parameters as a DVC project of their own, without data."""
+    folder = tmp_path_factory.mktemp("graph")
+    (folder / ".dvc").mkdir()
+    (folder / ".dvc/config").write_text("[core]\n no_scm = true\n analytics = false\n check_update = false\n")
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copyfile(ROOT / name, folder / name)
+    return folder
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Return DVC's own key of each stage in its run cache: equal keys, and DVC takes the outputs from there."""
+    found = {}
+    with Repo(str(folder)) as repo:
+        for stage in repo.index.stages:
+            for dependency in stage.deps:
+                if isinstance(dependency, ParamsDependency):
+                    dependency.save()
+                else:
+                    dependency.hash_info, dependency.meta = HashInfo("md5", "0" * 32), Meta()
+            for out in stage.outs:
+                out.hash_info, out.meta = HashInfo("md5", "0" * 32), Meta()
+            found[stage.name] = _get_cache_hash(to_single_stage_lockfile(stage), key=True)
+    return found
+
+
+@pytest.fixture(scope="module")
+def before(project: Path) -> dict[str, str]:
+    return hashes(project)
+
+
+@pytest.mark.parametrize("key", [key for key in KEYS if key != "source.categories"])
+def test_a_changed_parameter_makes_the_stages_stale_that_read_it(
+    project: Path, before: dict[str, str], key: str
+) -> None:
+    other = msgspec.json.decode(msgspec.json.encode(DEMO))
+    *sections, name = key.split(".")
+    section = other
+    for part in sections:
+        section = section[part]
+    section[name] = changed(section[name])
+    YAML().dump(other, project / "params.yaml")
+    after = hashes(project)
+    assert {stage.partition("@")[0] for stage in after if after[stage] != before[stage]} == documented()[key]
+
+
+# --- code ---
+
+
+@cache
+def imports(path: str) -> frozenset[str]:
+    """Return the files of the project that a file imports, at its top or within its functions."""
+    return frozenset(_imports(ast.parse((ROOT / path).read_text())))
+
+
+def _imports(tree: ast.AST) -> set[str]:
+    found: set[str] = set()
+    left = [tree]
+    while left:
+        node = left.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            left += node.orelse
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        left += list(ast.iter_child_nodes(node))
+    paths = [f"{name.replace('.', '/')}.py" for name in found if name.split(".")[0] in PACKAGES]
+    return {path for path in paths if (ROOT / path).exists()}
+
+
+def closure(stage: str) -> set[str]:
+    """Return the files of the project that a stage's command imports, and the templates that these name."""
+    command = stage.partition("_")[0]
+    cli = ast.parse((ROOT / "effimini/cli.py").read_text())
+    left = _imports(next(node for node in cli.body if isinstance(node, ast.FunctionDef) and node.name == command))
+    found: set[str] = set()
+    while left:
+        path = left.pop()
+        found.add(path)
+        left |= imports(path) - found
+    for path in sorted(found):
+        names = re.findall(r'"(\w[\w.]*\.jinja)"', (ROOT / path).read_text())
+        found |= {str((Path(path).parent / name).as_posix()) for name in names}
+    templates = [path for path in found if path.endswith(".html.jinja")]
+    return found | ({"prep/page.html.jinja"} if templates else set())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_every_file_that_decides_its_bytes(stage: str) -> None:
+    declared = STAGES[stage]["deps"]
+    excused = {path for path, stages in NO_BYTE.items() if not stages or stage in stages}
+    needed = {path for path in closure(stage) - excused if not path.startswith("effimini/cli")}
+    missing = {path for path in needed if not any(path == one or path.startswith(f"{one}/") for one in declared)}
+    assert missing == set(), "add them to the deps in dvc.yaml, or to NO_BYTE with the reason"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_no_code_that_it_does_not_import(stage: str) -> None:
+    code = [path for path in STAGES[stage]["deps"] if path.endswith((".py", ".jinja")) and path != "prep/demo.py"]
+    assert set(code) <= closure(stage)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_the_versions_of_the_libraries_that_decide_its_bytes(stage: str) -> None:
+    pinned = [path for path in STAGES[stage]["deps"] if path.startswith("constraints/")]
+    imported = {
+        name
+        for path in closure(stage)
+        if path.endswith(".py")
+        for name in re.findall(r"^\s*(?:import|from) (\w+)", (ROOT / path).read_text(), re.MULTILINE)
+    }
+    for path in sorted((ROOT / "constraints").glob("*.txt")):
+        libraries = {line.partition("==")[0].lower().replace("-", "_") for line in path.read_text().splitlines()}
+        named = {"pillow": "PIL", "scikit_learn": "sklearn"}
+        used = {named.get(library, library) for library in libraries} & imported
+        decides = used - EXCUSED.get(stage, set())
+        assert not decides or f"constraints/{path.name}" in pinned, f"{stage} imports {sorted(decides)}"
+
+
+# Libraries that a stage imports and that decide no byte of its result.
+EXCUSED = {
+    "download": {"PIL"},  # the demo catalogue's images, which fetch reads
+    **{name: {"PIL", "simplejpeg", "tokenizers", "webdataset"} for name in READS if name.startswith("validate_")},
+    "validate_shards": set(),
+}
+
+
+def test_the_no_byte_list_names_files_that_are_there_and_imported() -> None:
+    imported = set().union(*(closure(stage) for stage in STAGES))
+    assert set(NO_BYTE) <= imported
+
+
+# --- what follows from the parameters ---
+
+
+def test_dvc_yaml_is_of_the_parameters() -> None:
+    pipeline.check(load(ROOT / "params.yaml"), ROOT / "dvc.yaml")
+
+
+def changed_params(**changes: Any) -> Params:
+    params = load(ROOT / "params.yaml")
+    for section, new in changes.items():
+        changed_section = msgspec.structs.replace(getattr(params, section), **new)
+        params = msgspec.structs.replace(params, **{section: changed_section})
+    return params
+
+
+@pytest.mark.parametrize(
+    ("changes", "lacks"),
+    [
+        ({"source": {"categories": ("Demo_Toys", "Books")}}, "stage validate_raw lacks the dependency data/raw/Books"),
+        ({"source": {"categories": ("Demo_Toys",)}}, "stage validate_raw has the dependency data/raw/Demo_Kitchen"),
+        ({"source": {"kind": "mirror", "location": "x"}}, "stage download has the dependency prep/demo.py"),
+    ],
+)
+def test_a_dvc_yaml_of_other_parameters_is_refused_and_written_anew(
+    tmp_path: Path, changes: dict[str, dict[str, Any]], lacks: str
+) -> None:
+    path = Path(shutil.copyfile(ROOT / "dvc.yaml", tmp_path / "dvc.yaml"))
+    before, params = path.read_text(), changed_params(**changes)
+    with pytest.raises(UserError, match=f"{lacks}; run `effimini pipeline`, then `dvc repro`"):
+        pipeline.check(params, path)
+    assert pipeline.sync(params, path)
+    pipeline.check(params, path)
+    assert not pipeline.sync(params, path)
+    assert re.findall("^ *#.*", path.read_text(), re.MULTILINE) == re.findall("^ *#.*", before, re.MULTILINE)
+    assert pipeline.sync(load(ROOT / "params.yaml"), path)
+    assert path.read_text() == before  # whatever it held in between
+
+
+def test_local_encoders_are_dependencies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copyfile(ROOT / "dvc.yaml", "dvc.yaml")
+    Path("encoder").mkdir()
+    Path("image.safetensors").touch()
+    model = load(ROOT / "params.yaml").model
+    text = msgspec.structs.replace(model.text, name="encoder")
+    image = msgspec.structs.replace(model.image, weights="image.safetensors")
+    local = changed_params(model={"text": text, "image": image})
+    pipeline.sync(local)
+    stages = YAML(typ="safe", pure=True).load(Path("dvc.yaml").read_text())["stages"]
+    assert [name for name in stages if "encoder" in stages[name]["deps"]] == ["shard", "train"]
+    assert [name for name in stages if "image.safetensors" in stages[name]["deps"]] == ["train"]
+    hub = changed_params(model={"text": msgspec.structs.replace(model.text, name="nobody/an-encoder")})
+    pipeline.sync(hub)
+    stages = YAML(typ="safe", pure=True).load(Path("dvc.yaml").read_text())["stages"]
+    assert not {"encoder", "image.safetensors", "nobody/an-encoder"} & {d for s in stages.values() for d in s["deps"]}
+
+
+def test_stages_of_a_category_that_was_taken_out_leave_the_lock(tmp_path: Path) -> None:
+    path = Path(shutil.copyfile(ROOT / "dvc.yaml", tmp_path / "dvc.yaml"))
+    names = ["groups", *(f"join@{category}" for category in ("Demo_Kitchen", "Demo_Toys"))]
+    stages = {name: {"cmd": f"effimini {name}", "outs": [{"path": name, "md5": "0"}]} for name in names}
+    lock, yaml = tmp_path / "dvc.lock", YAML()
+    yaml.dump({"schema": "2.0", "stages": stages}, lock)
+    pipeline.sync(changed_params(source={"categories": ("Demo_Toys",)}), path)
+    assert yaml.load(lock) == {"schema": "2.0", "stages": {name: stages[name] for name in ("groups", "join@Demo_Toys")}}

@@ -1,0 +1,180 @@
+"""Each parameter that decides bytes decides them in a project that has already run, through DVC and its run cache."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageOps
+from ruamel.yaml import YAML
+
+from prep import demo
+from prep.files import sha256
+from tests.clone import SMALL, Clone, commit_project
+from tests.test_graph import KEYS, documented
+
+# Another value of each parameter, in a project of `BASE`.
+CHANGES: dict[str, Any] = {
+    "source.reviews": False,
+    "download.buckets": 3,
+    "join.reviews": "first_by_user",
+    "groups.max_link": 2,
+    "sample.require": ["main_category", "title", "description"],
+    "sample.min_chars": 90,
+    "sample.fraction": 0.8,
+    "sample.bands": 5,
+    "sample.min_per_category": 60,
+    "sample.eval_fraction": 0.5,
+    "sample.validation": 0.3,
+    "sample.test": 0.3,
+    "sample.salt": "other",
+    "images.prefer": "large",
+    "images.request": 256,
+    "images.resolution": 48,
+    "images.fit": "letterbox",
+    "images.quality": 50,
+    "text.fields": ["title", "store"],
+    "text.max_tokens": 16,
+    "shards.samples": 10,
+    "weights.count": "review_count",
+    "weights.clip": 0.5,
+    "model.image.name": "test_resnet",
+    "model.pooling": "mean",
+    "model.terms": 1024,
+    "model.hidden": [4],
+    "model.dropout": 0.5,
+    "model.attention_dropout": 0.5,
+    "train.seed": 1,
+    "train.epochs": 1,
+    "train.batch_size": 16,
+    "train.learning_rate": 0.01,
+    "train.head_learning_rate": 0.01,
+    "train.weight_decay": 0.5,
+    "train.warmup": 0.9,
+    "train.clip_norm": 0.001,
+    "train.huber_delta": 0.1,
+    "train.length_pool": 4,
+    "train.frozen": True,
+    "evaluate.bootstrap": 200,
+    "evaluate.seed": 1,
+}
+# Parameters whose effect is shown elsewhere, or cannot be shown on this source and machine.
+ELSEWHERE = {
+    "source.kind": "another source has other files",
+    "source.categories": "tests/test_team.py",
+    "source.location": "another mirror may have the same files",
+    "source.revision": "the hub alone has revisions: tests/prep/test_source.py",
+    "source.metadata": "needs the hub's parquet: tests/prep/test_metadata.py",
+    "source.demo.items": "of the demo alone: tests/prep/test_demo.py",
+    "source.demo.seed": "of the demo alone: tests/prep/test_demo.py",
+    "download.bad_share": "decides whether the stage fails",
+    "images.bad_share": "decides whether the stage fails",
+    "fetch.mirror": "another mirror may have the same images",
+    "fetch.max_bytes": "a limit that no image here reaches: tests/shards/test_fetch.py",
+    "fetch.max_pixels": "a limit that no image here reaches: tests/shards/test_pixels.py",
+    "model.image.weights": "needs another file of weights: tests/effimini/test_model.py",
+    "model.text.name": "needs another encoder: tests/effimini/test_model.py",
+    "model.text.weights": "needs another file of weights: tests/effimini/test_model.py",
+    "train.patience": "needs epochs that bring nothing: tests/effimini/test_train.py",
+    "train.accumulate": "equal within rounding: tests/effimini/test_train.py",
+    "train.precision": "needs a processor that multiplies bfloat16: tests/effimini/test_bfloat16.py",
+    "train.compile": "minutes; equal within rounding",
+    "train.sync_batchnorm": "needs GPUs",
+    **{key: "tests/validation" for key in KEYS if key.startswith("validation.")},
+}
+# What a stage makes, apart from files that state the parameters in words.
+MADE = {
+    "download": "data/raw/Demo_Toys/*.parquet",
+    "join": "data/items/Demo_Toys/*.parquet",
+    "groups": "data/groups/Demo_Toys/*.parquet",
+    "sample": "data/sample/Demo_Toys/*.parquet",
+    "fetch": "data/images/Demo_Toys/*.parquet",
+    "shard": "data/shards/Demo_Toys/*.[ta]*r*",
+    "weights": "data/weights.json",
+    "train": "models/*/model.safetensors",
+    "evaluate": "results/evaluation.json",
+}
+
+
+def test_every_parameter_that_decides_bytes_is_changed_or_excused() -> None:
+    deciding = {key for key, stages in documented().items() if stages}
+    assert set(CHANGES) | set(ELSEWHERE) == deciding
+    assert not set(CHANGES) & set(ELSEWHERE)
+
+
+def catalogue(folder: Path) -> Path:
+    """Write the demo catalogue with pictures that are not square, and other ones behind hi_res."""
+    demo.write_catalogue(folder, ["Demo_Toys"], 200, 7)
+    for path in sorted((folder / "images/I").glob("*.jpg")):
+        try:
+            with Image.open(path) as picture:
+                wide = picture.convert("RGB").crop((0, 8, 96, 80))
+        except OSError:  # the catalogue has broken ones
+            continue
+        wide.save(path, quality=95)
+        ImageOps.mirror(wide).save(path.with_name(f"{path.stem}-H.jpg"), quality=95)
+    metadata = folder / "raw/meta_categories/meta_Demo_Toys.jsonl"
+    metadata.write_text(re.sub(r'"hi_res": "([^"]+)\.jpg"', r'"hi_res": "\1-H.jpg"', metadata.read_text()))
+    reviews = folder / "raw/review_categories/Demo_Toys.jsonl"
+    lines = reviews.read_text().splitlines(keepends=True)
+    again = [json.dumps(json.loads(line) | {"rating": 1.0, "timestamp": 1}) + "\n" for line in lines[:50]]
+    reviews.write_text("".join([*again, *lines]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    folder = tmp_path_factory.mktemp("project")
+    base = SMALL | {
+        "source.kind": "mirror",
+        "source.location": str(catalogue(folder / "mirror")),
+        "images.resolution": 32,
+        "sample.fraction": 0.5,
+        "sample.validation": 0.2,
+        "sample.test": 0.2,
+        "model.image.name": "test_efficientnet",
+        "model.hidden": [8],
+        "model.terms": 0,
+        "model.attention_dropout": 0.1,
+        "train.epochs": 2,
+        "evaluate.bootstrap": 100,
+    }
+    clone = commit_project(folder / "clone", base)
+    clone.run("dvc", "repro", "-q", "evaluate")
+    return clone
+
+
+def made(clone: Clone, stage: str) -> dict[str, str]:
+    found = {str(path.relative_to(clone.folder)): sha256(path) for path in sorted(clone.folder.glob(MADE[stage]))}
+    assert found
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("key", CHANGES)
+def test_another_value_reaches_the_bytes_and_the_old_one_brings_them_back(project: Clone, key: str) -> None:
+    stage = next(stage for stage in MADE if stage in documented()[key])
+    target = stage if stage in {"groups", "weights", "train", "evaluate"} else f"{stage}@Demo_Toys"
+    path = project.folder / "params.yaml"
+    before, first = path.read_text(), made(project, stage)
+    yaml = YAML()
+    params = yaml.load(before)
+    *sections, name = key.split(".")
+    section = params
+    for part in sections:
+        section = section[part]
+    assert section[name] != CHANGES[key]
+    section[name] = CHANGES[key]
+    yaml.dump(params, path)
+    project.run("dvc", "repro", "-q", target)
+    assert made(project, stage) != first
+    if key == "images.resolution":
+        project.run("dvc", "repro", "-q", "shard")
+        shards = json.loads(project.run("effimini", "info", "data/shards", "--json").stdout)
+        assert [made["image_size"] for made in shards["made"]] == [48]
+        assert project.run("effimini", "lint").stdout == ""
+    path.write_text(before)
+    project.run("dvc", "repro", "-q", "evaluate")
+    assert made(project, stage) == first
