@@ -121,7 +121,11 @@ def pipeline(params: ParamsFile = PARAMS) -> None:
     In: params.yaml. Out: dvc.yaml, in which the stages over all categories depend on the folders of just these, and
     others on a local encoder or on the demo catalogue. Example: `effimini pipeline`
     """
-    changed = dvc.sync(load(params))
+    settings = load(params)
+    changed = dvc.sync(settings)
+    for table in dvc.TABLES:
+        for stray in dvc.strays(DATA, table, settings.source.categories):
+            logging.warning("warning: %s is of no category in source.categories; remove it", stray)
     logging.info("dvc.yaml %s; run `dvc repro`", "is written" if changed else "was of these parameters already")
 
 

@@ -28,10 +28,11 @@ def lock(clone: Clone) -> dict[str, Any]:
     return stages
 
 
-def choose(clone: Clone, *categories: str) -> None:
+def choose(clone: Clone, *categories: str) -> str:
+    """Choose the categories of the parameters; return what is said of it."""
     path = clone.folder / "params.yaml"
     path.write_text(re.sub(r"categories:.*(\n  - .*)*", f"categories: [{', '.join(categories)}]", path.read_text()))
-    clone.run("effimini", "pipeline")
+    return clone.run("effimini", "pipeline").stderr
 
 
 def is_clean(clone: Clone) -> bool:
@@ -52,8 +53,8 @@ def test_categories_come_and_go_and_a_clone_pulls_validates_trains_and_evaluates
     three_categories = lock(one)
     assert three_categories["join@Demo_Toys"] == two_categories["join@Demo_Toys"]
 
-    choose(one, "Demo_Kitchen", "Demo_Toys")
-    said = one.run("dvc", "repro").stderr
+    said = choose(one, "Demo_Kitchen", "Demo_Toys")
+    one.run("dvc", "repro", "-q")
     assert "data/items/Demo_Beauty is of no category in source.categories; remove it" in said
     assert lock(one) == two_categories
     assert json.loads(one.run("effimini", "info", "data/shards", "--json").stdout)["total"]["shards"] == len(
