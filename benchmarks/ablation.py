@@ -32,8 +32,8 @@ from benchmarks.tables import table
 from effimini.baselines import baselines
 from effimini.inference import open_split
 from effimini.metrics import plcc
-from prep import files, writers
-from prep.params import load
+from prep.core import files, writers
+from prep.core.params import load
 from shards.tar import Tokens
 
 BUILD = Path("build/ablation")
@@ -163,7 +163,7 @@ def ceiling(items: pd.DataFrame) -> float:
     single ratings, which all items' reviews give together (analysis of variance).
 
     Args:
-        items: rows of `prep.tables.items.JOINED`.
+        items: rows of `prep.core.tables.items.JOINED`.
     """
     reviewed = items[items["review_count"] > 1]
     squares = (reviewed["review_count"] * reviewed["review_spread"] ** 2).sum()

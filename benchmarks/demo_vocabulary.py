@@ -16,12 +16,12 @@ from tempfile import TemporaryDirectory
 from tokenizers import Tokenizer
 from tokenizers.implementations import BertWordPieceTokenizer  # type: ignore[attr-defined]  # its module has no __all__
 
+from prep.core.fields import LABELS, assemble
+from prep.core.files import aside
+from prep.core.params import load
+from prep.core.text import clean, clean_details, clean_list
+from prep.core.writers import write_json
 from prep.demo import write_catalogue
-from prep.fields import LABELS, assemble
-from prep.files import aside
-from prep.params import load
-from prep.text import clean, clean_details, clean_list
-from prep.writers import write_json
 
 PIECES = 1500  # at most
 COMMON = 5  # times a word stands in the catalogue

@@ -29,8 +29,8 @@ from pathlib import Path
 
 from benchmarks.ingest import now, since, watched
 from benchmarks.tables import spread, table
-from prep import writers
-from prep.tables.sample import SAMPLE
+from prep.core import writers
+from prep.core.tables.sample import SAMPLE
 
 BUILD = Path("build/bench-fetch")
 SIZE, QUALITY, CONNECTIONS, TRIES, CORES = 224, 90, 64, 4, 2
@@ -101,7 +101,7 @@ def ours(urls: Path, out: Path, *, processes: int) -> dict[str, float]:
     import pyarrow as pa
     from msgspec.structs import replace
 
-    from prep.params import Dask, load
+    from prep.core.params import Dask, load
     from shards import fetch as stage
 
     # as rows of a sample whose URLs the mirror serves
@@ -183,7 +183,7 @@ def measured(side: str, base: str, names: list[str], peer: Path) -> dict[str, fl
 
 def limit(pictures: list[Path]) -> float:
     """Return how many pictures are decoded, fitted, hashed and encoded in a second of computing."""
-    from shards import pixels
+    from shards.images import pixels
 
     bodies = [path.read_bytes() for path in pictures]
     begin = now()

@@ -162,7 +162,7 @@ def ours(kind: str, out: Path, *, scheduler: str) -> dict[str, float]:
     from msgspec.structs import replace
 
     from prep import download as stage
-    from prep.params import Dask, load
+    from prep.core.params import Dask, load
 
     category, params = kind.capitalize(), load(Path("params/paper.yaml"))
     source = replace(

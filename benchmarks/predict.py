@@ -36,8 +36,8 @@ from benchmarks.hardware import multiplies_bfloat16
 from benchmarks.tables import spread
 from effimini.export import GRAPH, Array, Graph, export
 from effimini.model import EffiMini, build
-from prep import memory
-from prep.params import Encoder, load
+from prep.core import memory
+from prep.core.params import Encoder, load
 
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build/bench-predict"

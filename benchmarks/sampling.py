@@ -31,11 +31,11 @@ from sklearn.model_selection import train_test_split
 from benchmarks.scale import make, parameters
 from benchmarks.tables import table
 from prep import strata
+from prep.core.params import Params, load
+from prep.core.parts import TEST, TRAIN, VALIDATION, part_files
 from prep.download import download
 from prep.groups import group
 from prep.join import join
-from prep.params import Params, load
-from prep.parts import TEST, TRAIN, VALIDATION, part_files
 from prep.sample import sample
 
 BUILD = Path("build/bench-sampling")

@@ -32,9 +32,10 @@ from msgspec.structs import replace
 
 from benchmarks.ingest import now, since, watched
 from benchmarks.tables import spread, table
-from prep import buckets, cluster, groups, join, sample, writers
-from prep.params import Dask, Params, load
-from prep.tables.raw import ITEMS, REVIEWS
+from prep import groups, join, sample
+from prep.core import buckets, cluster, writers
+from prep.core.params import Dask, Params, load
+from prep.core.tables.raw import ITEMS, REVIEWS
 
 BUILD = Path("build/bench-scale")
 CATEGORY, BUCKETS, REVIEWS_AN_ITEM, WORKERS = "Made", 64, 10, 2

@@ -18,13 +18,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prep import files, records, writers
-from prep.fields import assemble
-from prep.tables.sample import TEXTS
-from prep.text import clean, clean_details, clean_list
+from prep import records
+from prep.core import files, writers
+from prep.core.fields import assemble
+from prep.core.tables.sample import TEXTS
+from prep.core.text import clean, clean_details, clean_list
 from shards import manifest, tokens
+from shards.images.pixels import to_training
 from shards.manifest import Manifest, Shard, Source, Tokenised
-from shards.pixels import to_training
 from shards.tar import Tokens, index_tar, write_tar
 
 BUILD = Path("build/bench-stream")
@@ -37,7 +38,7 @@ CATEGORY, SHARD = "Bench", 1000  # samples a shard of ours and of webdataset; th
 class Sample(NamedTuple):
     """One sample, in every form that a writer takes."""
 
-    facts: dict[str, Any]  # `prep.tables.shards.FACTS` by name
+    facts: dict[str, Any]  # `prep.core.tables.shards.FACTS` by name
     text: str  # assembled
     ids: list[int]  # its tokens
     poster: Path  # a file with `jpeg`

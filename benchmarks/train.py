@@ -47,8 +47,8 @@ from effimini import metrics, spent
 from effimini.model import build
 from effimini.ranks import ranks
 from effimini.train import Trainer
-from prep import files, writers
-from prep.params import Encoder, Params, load
+from prep.core import files, writers
+from prep.core.params import Encoder, Params, load
 from shards import manifest
 
 SAMPLES, WARMING = 2112, 2

@@ -22,10 +22,11 @@ from msgspec.structs import replace
 from benchmarks.ingest import now, since, watched
 from benchmarks.scale import BUCKETS, CATEGORY, line, make, parameters
 from benchmarks.tables import spread, table
-from prep import groups, join, sample, writers
-from prep.params import Params
-from prep.reports import Funnel
-from prep.tables.raw import REJECTS
+from prep import groups, join, sample
+from prep.core import writers
+from prep.core.params import Params
+from prep.core.reports import Funnel
+from prep.core.tables.raw import REJECTS
 from validation.columns import rows_of
 from validation.validate import validate
 

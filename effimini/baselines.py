@@ -19,7 +19,7 @@ from effimini.inference import clamp
 from effimini.loss import counts_of, sample_weights
 from effimini.metrics import plcc
 from effimini.ridge import best_ridge
-from prep.fields import assemble
+from prep.core.fields import assemble
 from shards.stream import ShardDataset
 
 log = logging.getLogger(__name__)

@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from effimini.model import WEIGHTS, EffiMini
-from prep import files, writers
-from prep.faults import UserError, first_sentence
+from prep.core import files, writers
+from prep.core.faults import UserError, first_sentence
 
 PROGRESS = "progress.json"
 

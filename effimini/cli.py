@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from prep import pipeline as dvc
-from prep.faults import UserError
-from prep.params import Params, load
+from prep.core import pipeline as dvc
+from prep.core.faults import UserError
+from prep.core.params import Params, load
 
 if TYPE_CHECKING:
     from shards.location import Location
@@ -214,7 +214,7 @@ def shard(category: Category, params: ParamsFile = PARAMS, data: Data = DATA, as
 
     In: data/sample/CATEGORY, data/images/CATEGORY. Out: data/shards/CATEGORY. Example: `effimini shard Demo_Toys`
     """
-    from shards import write as stage
+    from shards import shard as stage
 
     made = _run(stage.write, category, params, data / "shards", as_json)
     logging.info("%d tars made, the others were in the local store", made)
@@ -401,7 +401,7 @@ def preview(
     In: a folder of shards; the images' tables beside it, if they are there. Out: an HTML file that needs no network.
     Example: `effimini preview data/shards Demo_Toys --samples 20`
     """
-    from prep import files
+    from prep.core import files
     from shards import preview as stage
 
     location, categories = _location(shards, params), _chosen(shards, categories, params)
@@ -444,7 +444,7 @@ def results(as_json: Json = False) -> None:
     In: results/evaluation.json. Out: a table. Example: `effimini results`
     """
     from effimini import report as stage
-    from prep.files import read_json
+    from prep.core.files import read_json
 
     _show(read_json(Path("results/evaluation.json")), stage.metrics_table, as_json)
     if not as_json:

@@ -26,11 +26,11 @@ from effimini.inference import clamp, open_split, predict_split
 from effimini.loss import counts_of, sample_weights
 from effimini.model import EffiMini
 from effimini.ranks import ranks
-from prep import files, writers
-from prep.params import Params, only
-from prep.reports import Funnel
+from prep.core import files, writers
+from prep.core.params import Params, only
+from prep.core.reports import Funnel
+from prep.core.tables.predictions import PREDICTIONS
 from prep.strata import COUNT_BUCKETS, count_bucket
-from prep.tables.predictions import PREDICTIONS
 from prep.weights import constant, counted
 from shards.manifest import STATED
 from shards.stream import ShardDataset

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from prep.fields import assemble
-from prep.templates import data_url
+from prep.core.fields import assemble
+from prep.core.templates import data_url
 from shards.stream import ShardDataset
 
 SHOWN = 6  # of each kind

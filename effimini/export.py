@@ -18,8 +18,8 @@ import torch
 
 from effimini import metrics
 from effimini.model import CONFIG, EffiMini
-from prep import files
-from prep.faults import UserError, first_sentence
+from prep.core import files
+from prep.core.faults import UserError, first_sentence
 
 log = logging.getLogger(__name__)
 

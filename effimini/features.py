@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from effimini.inference import each_sample
 from effimini.model import EffiMini
 from effimini.ranks import Ranks
-from prep import files
-from prep.faults import UserError
-from prep.params import Params
+from prep.core import files
+from prep.core.faults import UserError
+from prep.core.params import Params
 from shards import order
 from shards.stream import Batch, ShardDataset
 

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from effimini.ranks import Ranks
-from prep.faults import UserError
-from prep.params import Params
-from prep.progress import bar
+from prep.core.faults import UserError
+from prep.core.params import Params
+from prep.core.progress import bar
 from shards.loader import Loader
 from shards.stream import Batch, ShardDataset
 from shards.tar import Tokens

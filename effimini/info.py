@@ -12,7 +12,7 @@ from rich.table import Table
 
 from effimini import metrics
 from effimini.model import build
-from prep.params import Params
+from prep.core.params import Params
 
 PAPER = (224, 256)  # px and tokens at which the paper and the challenge count (reference section 1)
 

@@ -28,9 +28,9 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from effimini.terms import Terms
-from prep import files, writers
-from prep.faults import UserError, first_sentence
-from prep.params import Encoder, Params
+from prep.core import files, writers
+from prep.core.faults import UserError, first_sentence
+from prep.core.params import Encoder, Params
 from shards import tokens
 
 log = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from pathlib import Path
 from effimini import metrics
 from effimini.model import EffiMini
 from effimini.provenance import Training
-from prep.params import Params
-from prep.templates import render
+from prep.core.params import Params
+from prep.core.templates import render
 
 NAME = "README.md"
 

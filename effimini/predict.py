@@ -25,13 +25,13 @@ from effimini import metrics
 from effimini.export import GRAPH, Array, Graph
 from effimini.inference import STARS
 from effimini.model import CONFIG, Config, EffiMini
-from prep import files, memory
-from prep.faults import UserError
-from prep.fields import LABELS, assemble
-from prep.progress import bar
-from prep.text import clean, clean_details, clean_list
+from prep.core import files, memory
+from prep.core.faults import UserError
+from prep.core.fields import LABELS, assemble
+from prep.core.progress import bar
+from prep.core.text import clean, clean_details, clean_list
 from shards import tokens
-from shards.pixels import Unusable, decode, to_training
+from shards.images.pixels import Unusable, decode, to_training
 from validation import columns
 from validation.suites import INPUT
 from validation.verdicts import require

@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 
-from prep.faults import UserError
-from prep.params import Params, Train, stated
+from prep.core.faults import UserError
+from prep.core.params import Params, Train, stated
 from shards.manifest import STATED, Manifest
 from shards.stream import ShardDataset
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import distributed
 
-from prep import memory
+from prep.core import memory
 
 
 class Ranks(NamedTuple):

@@ -19,8 +19,8 @@ from rich.table import Table
 from effimini import plots
 from effimini.provenance import Training
 from effimini.published import PUBLISHED
-from prep.params import Params
-from prep.templates import DEMO, render
+from prep.core.params import Params
+from prep.core.templates import DEMO, render
 from validation.tables import TABLES
 
 STAGES = ("download", "join", "groups", "sample", "fetch", "shard", "evaluate")

@@ -34,10 +34,10 @@ from effimini.metrics import plcc
 from effimini.model import WEIGHTS, EffiMini, build
 from effimini.ranks import Ranks, ranks
 from effimini.stop import Stop, Stopped
-from prep import files, writers
-from prep.faults import UserError
-from prep.params import Params, Train, only
-from prep.progress import bar
+from prep.core import files, writers
+from prep.core.faults import UserError
+from prep.core.params import Params, Train, only
+from prep.core.progress import bar
 from prep.weights import constant, counted
 from shards.loader import Loader
 from shards.manifest import STATED

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from prep import progress
-from prep.faults import UserError
+from prep.core import progress
+from prep.core.faults import UserError
 from prep.source import RawFile
 
 BLOCK = 1 << 25  # bytes, about

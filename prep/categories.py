@@ -16,11 +16,12 @@ import pyarrow.parquet as pq
 from rich.markup import escape
 from rich.table import Table
 
-from prep import files, hub, source
-from prep.faults import UserError, first_sentence
+from prep import hub, source
+from prep.core import files
+from prep.core.faults import UserError, first_sentence
+from prep.core.params import Demo, Source
+from prep.core.tables.raw import Kind
 from prep.metadata import FOLDER, parquet_files
-from prep.params import Demo, Source
-from prep.tables.raw import Kind
 
 _PARQUET = re.compile(FOLDER.format(r"(\w+)") + r"/full-.*\.parquet")
 _JSONL = {table: re.compile(path.replace(".", r"\.").replace("{}", r"(\w+)")) for table, path in source.PATHS.items()}

@@ -16,15 +16,16 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prep import buckets, files, records, writers
+from prep import records
 from prep.blocks import Block, cut
-from prep.cluster import Workers, workers
-from prep.faults import UserError, check_budget
-from prep.params import Params, only
+from prep.core import buckets, files, writers
+from prep.core.cluster import Workers, workers
+from prep.core.faults import UserError, check_budget
+from prep.core.params import Params, only
+from prep.core.reports import Funnel
+from prep.core.tables.raw import ASIN, ITEMS, REJECTS, REVIEWS, Kind
 from prep.records import Reject
-from prep.reports import Funnel
 from prep.source import raw_file
-from prep.tables.raw import ASIN, ITEMS, REJECTS, REVIEWS, Kind
 
 READS = (
     *("source.kind", "source.location", "source.revision", "source.metadata", "source.reviews", "source.demo"),

@@ -25,13 +25,13 @@ import pyarrow.parquet as pq
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from prep import buckets, files, writers
-from prep.buckets import all_buckets, bucket_names
-from prep.cluster import workers
-from prep.hashes import hashes
-from prep.params import Params, only
-from prep.reports import Funnel
-from prep.tables.groups import GROUPS
+from prep.core import buckets, files, writers
+from prep.core.buckets import all_buckets, bucket_names
+from prep.core.cluster import workers
+from prep.core.hashes import hashes
+from prep.core.params import Params, only
+from prep.core.reports import Funnel
+from prep.core.tables.groups import GROUPS
 
 READS = ("source.categories", "download.buckets", "groups", "dask")
 

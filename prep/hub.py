@@ -22,9 +22,9 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile, RepoFolder
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, by its documentation
 
-from prep.faults import UserError
+from prep.core.faults import UserError
+from prep.core.retry import Passing, Patience, asked_wait, passes
 from prep.ranges import PATIENT, Remote
-from prep.retry import Passing, Patience, asked_wait, passes
 
 REPO = "McAuley-Lab/Amazon-Reviews-2023"
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"

@@ -2,8 +2,8 @@
 
 In: ``data/raw/<category>/``. Out: ``data/items/<category>/`` with ``items-NNN.parquet``, a bucket each, and
 ``report.json``. Guaranteed: buckets are joined one by one (items and reviews of a product share a bucket number),
-so nothing is shuffled and memory is that of the largest bucket; rows stand in the order of items (`prep.tables`) and
-each parent_asin once.
+so nothing is shuffled and memory is that of the largest bucket; rows stand in the order of items
+(`prep.core.buckets`) and each parent_asin once.
 
 The rules: of several rows of one parent_asin the one with the most ratings is kept, of those the first in the file.
 Of reviews equal to the letter one counts. Ratings outside 1 to 5 do not count. With ``join.reviews: first_by_user``
@@ -22,12 +22,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from prep import buckets, files, writers
-from prep.buckets import all_buckets
-from prep.cluster import workers
-from prep.params import Params, only
-from prep.reports import Funnel, before
-from prep.tables.items import JOINED
+from prep.core import buckets, files, writers
+from prep.core.buckets import all_buckets
+from prep.core.cluster import workers
+from prep.core.params import Params, only
+from prep.core.reports import Funnel, before
+from prep.core.tables.items import JOINED
 
 READS = ("download.buckets", "join", "dask")
 

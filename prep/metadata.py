@@ -19,8 +19,8 @@ from datasets import Features, List, Value, load_dataset
 from huggingface_hub.errors import HfHubHTTPError
 
 from prep import hub
-from prep.faults import UserError, first_sentence
-from prep.params import Source
+from prep.core.faults import UserError, first_sentence
+from prep.core.params import Source
 from prep.source import locate
 
 BATCH = 10_000  # rows, at most

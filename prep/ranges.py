@@ -19,9 +19,9 @@ from typing import NamedTuple, TypeVar
 import httpx
 from filelock import FileLock
 
-from prep import files, progress
-from prep.faults import UserError
-from prep.retry import Passing, Patience, asked_wait, passes
+from prep.core import files, progress
+from prep.core.faults import UserError
+from prep.core.retry import Passing, Patience, asked_wait, passes
 
 RANGE = 32 << 20  # bytes asked at a time
 TIMEOUT = 30.0  # seconds of silence that break a request

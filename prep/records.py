@@ -1,6 +1,6 @@
 """Lines of the dataset's JSONL, typed: the columns used and nothing else.
 
-In: the bytes of whole lines. Out: a table of `prep.tables.raw`, and why the other lines gave no row.
+In: the bytes of whole lines. Out: a table of `prep.core.tables.raw`, and why the other lines gave no row.
 Guaranteed: every line is a row or a reject; fields that are not used (price, videos, a review's title and text) are
 skipped, whatever their type, and never kept.
 
@@ -21,8 +21,8 @@ import pyarrow.compute as pc
 from msgspec import Meta
 from xxhash import xxh3_64_intdigest
 
-from prep.hashes import hashes
-from prep.tables.raw import ASIN, ASIN_LENGTH, ITEMS, REVIEWS, Kind
+from prep.core.hashes import hashes
+from prep.core.tables.raw import ASIN, ASIN_LENGTH, ITEMS, REVIEWS, Kind
 
 
 class Reject(NamedTuple):

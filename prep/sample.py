@@ -19,15 +19,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prep import buckets, files, strata, writers
-from prep.buckets import all_buckets
-from prep.cluster import workers
-from prep.faults import UserError
-from prep.params import Params, Sample, only
-from prep.parts import NOT_TAKEN, TEST, TRAIN, VALIDATION
-from prep.reports import Funnel, before
-from prep.tables.sample import SAMPLE, TEXTS
-from prep.text import clean, clean_details, clean_list
+from prep import strata
+from prep.core import buckets, files, writers
+from prep.core.buckets import all_buckets
+from prep.core.cluster import workers
+from prep.core.faults import UserError
+from prep.core.params import Params, Sample, only
+from prep.core.parts import NOT_TAKEN, TEST, TRAIN, VALIDATION
+from prep.core.reports import Funnel, before
+from prep.core.tables.sample import SAMPLE, TEXTS
+from prep.core.text import clean, clean_details, clean_list
 
 READS = ("download.buckets", "sample", "images.prefer", "dask")
 _ROWS = 2000  # cleaned at once

@@ -10,11 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from prep import demo, files, ranges
-from prep.faults import UserError
-from prep.params import Source
-from prep.retry import Patience
-from prep.tables.raw import Kind
+from prep import demo, ranges
+from prep.core import files
+from prep.core.faults import UserError
+from prep.core.params import Source
+from prep.core.retry import Patience
+from prep.core.tables.raw import Kind
 
 PATHS: dict[Kind, str] = {  # of the dataset's repository, and of a mirror
     "items": "raw/meta_categories/meta_{}.jsonl",

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prep.hashes import hashes, units
-from prep.parts import TEST, TRAIN, VALIDATION
+from prep.core.hashes import hashes, units
+from prep.core.parts import TEST, TRAIN, VALIDATION
 
 # The lowest rating_number of each count bucket: strata, and the report's table by count.
 COUNT_BUCKETS = (0, 2, 5, 10, 20, 50, 100, 1000)

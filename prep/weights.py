@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from prep import writers
-from prep.faults import UserError
-from prep.params import Params, Weights, only
-from prep.parts import TRAIN, sample_parts
+from prep.core import writers
+from prep.core.faults import UserError
+from prep.core.params import Params, Weights, only
+from prep.core.parts import TRAIN, sample_parts
 
 READS = ("source.categories", "weights")
 

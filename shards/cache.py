@@ -12,8 +12,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from prep import files
-from prep.faults import UserError
+from prep.core import files
+from prep.core.faults import UserError
 
 
 class Damaged(Exception):  # noqa: N818 -- a reason to try again, not yet an error

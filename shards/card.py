@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prep.faults import UserError
-from prep.fields import LABELS
-from prep.parts import TEST, TRAIN, VALIDATION
-from prep.tables.shards import FACTS
-from prep.templates import render
+from prep.core.faults import UserError
+from prep.core.fields import LABELS
+from prep.core.parts import TEST, TRAIN, VALIDATION
+from prep.core.tables.shards import FACTS
+from prep.core.templates import render
 from shards.location import Location, mapped
 from shards.manifest import Manifest, Shard
 

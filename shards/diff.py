@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.stats import ks_2samp
 
-from prep.tables.shards import INDEX
+from prep.core.tables.shards import INDEX
 from shards.location import Location, index_file
 from shards.manifest import Manifest, Shard
 

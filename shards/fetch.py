@@ -29,17 +29,17 @@ from msgspec.structs import replace
 from rich.console import Console
 from rich.progress import Progress, TaskID, TextColumn
 
-from prep import files, writers
-from prep.cluster import Workers, workers
-from prep.faults import UserError, check_budget
-from prep.params import Fetch, Params, only
-from prep.parts import sample_parts
-from prep.reports import Funnel, before
+from prep.core import files, writers
+from prep.core.cluster import Workers, workers
+from prep.core.faults import UserError, check_budget
+from prep.core.params import Fetch, Params, only
+from prep.core.parts import sample_parts
+from prep.core.reports import Funnel, before
+from prep.core.tables.images import IMAGES, NO_URL, OK, OUTCOMES
 from prep.source import locate
-from prep.tables.images import IMAGES, NO_URL, OK, OUTCOMES
-from shards import pixels, urls
-from shards.client import Answer, Client
-from shards.journal import Journal, Record
+from shards.images import pixels, urls
+from shards.images.client import Answer, Client
+from shards.images.journal import Journal, Record
 
 READS = (
     *("source.kind", "source.location", "source.demo", "images.request", "images.resolution", "images.fit"),

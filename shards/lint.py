@@ -26,14 +26,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import simplejpeg
 
-from prep.faults import UserError, first_sentence
-from prep.tables.raw import ASIN
-from prep.tables.sample import SAMPLE
-from prep.tables.shards import FACTS, INDEX
+from prep.core.faults import UserError, first_sentence
+from prep.core.tables.raw import ASIN
+from prep.core.tables.sample import SAMPLE
+from prep.core.tables.shards import FACTS, INDEX
 from shards import manifest
+from shards.images.pixels import decode
 from shards.location import File, Location, index_file
 from shards.manifest import Manifest, Shard, Tokenised
-from shards.pixels import decode
 
 _TYPES = {pa.string(): str, pa.float64(): float, pa.int64(): int}
 _FACTS: dict[str, type] = {n: bool if n == "has_image" else _TYPES[SAMPLE.field(n).type] for n in FACTS}

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from prep.faults import UserError
+from prep.core.faults import UserError
 from shards import order
 from shards.ahead import ahead
 from shards.stream import Batch, ShardDataset

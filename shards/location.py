@@ -20,9 +20,9 @@ import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from prep import files
-from prep.faults import UserError, first_sentence
-from prep.tables.shards import INDEX
+from prep.core import files
+from prep.core.faults import UserError, first_sentence
+from prep.core.tables.shards import INDEX
 from shards import manifest
 from shards.cache import Cache, check
 from shards.manifest import Manifest, Shard

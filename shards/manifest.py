@@ -1,6 +1,6 @@
 """The manifest of a category's shards: what each holds, and the parameters and source revision it was made from.
 
-In: ``manifest.json``. Out: a `Manifest`. Guaranteed: names are those that `shards.write` gives, so that none leads out
+In: ``manifest.json``. Out: a `Manifest`. Guaranteed: names are those that `shards.shard` gives, so that none leads out
 of the folder; an unknown format is refused.
 """
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from prep.faults import UserError
+from prep.core.faults import UserError
 
 FORMAT = 3  # raise it when a reader of before would misread a manifest or an index
 _READABLE = (2, FORMAT)

@@ -16,12 +16,12 @@ import msgspec
 import numpy as np
 import pyarrow.parquet as pq
 
-from prep import files
-from prep.faults import UserError, first_sentence
-from prep.fields import LABELS, assemble
-from prep.tables.sample import SAMPLE
-from prep.tables.shards import FACTS
-from prep.templates import DEMO, data_url, render
+from prep.core import files
+from prep.core.faults import UserError, first_sentence
+from prep.core.fields import LABELS, assemble
+from prep.core.tables.sample import SAMPLE
+from prep.core.tables.shards import FACTS
+from prep.core.templates import DEMO, data_url, render
 from shards.location import Location
 from shards.manifest import Manifest
 from shards.reader import Shards, TornError

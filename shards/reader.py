@@ -19,8 +19,8 @@ import numpy.typing as npt
 import pyarrow as pa
 from filelock import FileLock
 
-from prep import files
-from prep.faults import UserError, first_sentence
+from prep.core import files
+from prep.core.faults import UserError, first_sentence
 from shards import order, tokens
 from shards.location import File, Location, index_file, mapped
 from shards.manifest import Manifest

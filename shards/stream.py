@@ -17,10 +17,10 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from prep.faults import UserError
+from prep.core.faults import UserError
 from shards import order, tokens
+from shards.images.pixels import decode
 from shards.location import Location
-from shards.pixels import decode
 from shards.reader import Shards, TornError
 from shards.tar import Tokens
 
@@ -101,7 +101,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         return bytes(self._member(i, "jpg"))
 
     def facts(self, i: int) -> dict[str, Any]:
-        """Return the facts of sample `i`: `prep.tables.shards.FACTS` by name.
+        """Return the facts of sample `i`: `prep.core.tables.shards.FACTS` by name.
 
         Raises:
             UserError: the tar is absent, or ends before them.

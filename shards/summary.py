@@ -15,7 +15,7 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from prep import files
+from prep.core import files
 from shards.location import Location
 from shards.manifest import Manifest, Shard
 

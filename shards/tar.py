@@ -16,8 +16,8 @@ import pyarrow as pa
 import webdataset
 from tokenizers import Tokenizer
 
-from prep.fields import assemble
-from prep.tables.shards import FACTS, INDEX
+from prep.core.fields import assemble
+from prep.core.tables.shards import FACTS, INDEX
 from shards import tokens
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from prep import pipeline
-from prep.params import load
+from prep.core import pipeline
+from prep.core.params import load
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent

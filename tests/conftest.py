@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Page, Request, sync_playwright
 from ruamel.yaml import YAML
 
-from prep.params import Params
+from prep.core.params import Params
 from tests.cluster import Cluster
 
 ROOT = Path(__file__).parent.parent
@@ -59,7 +59,7 @@ def run_to() -> Callable[..., None]:
 
     def run(params: Params, data: Path, last: str = "weights") -> None:
         from prep import download, groups, join, sample, weights
-        from shards import fetch, write
+        from shards import fetch, shard
 
         stages = {
             "download": download.download,
@@ -67,7 +67,7 @@ def run_to() -> Callable[..., None]:
             "groups": groups.group,
             "sample": sample.sample,
             "fetch": fetch.fetch,
-            "shard": write.write,
+            "shard": shard.write,
             "weights": weights.weigh,
         }
         for name, stage in stages.items():
@@ -85,7 +85,7 @@ def run_to() -> Callable[..., None]:
 @pytest.fixture(scope="session")
 def digests() -> Callable[[Path], dict[str, str]]:
     """Return the sha256 of every file below a folder, by relative path."""
-    from prep.files import sha256
+    from prep.core.files import sha256
 
     def hashes(folder: Path) -> dict[str, str]:
         return {str(p.relative_to(folder)): sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}

@@ -22,10 +22,11 @@ from dvc_data.hashfile.meta import Meta
 from ruamel.yaml import YAML
 
 from effimini import evaluate, train
-from prep import download, groups, join, pipeline, sample, weights
-from prep.faults import UserError
-from prep.params import DECIDES_NO_BYTE, Params, load, only
-from shards import fetch, write
+from prep import download, groups, join, sample, weights
+from prep.core import pipeline
+from prep.core.faults import UserError
+from prep.core.params import DECIDES_NO_BYTE, Params, load, only
+from shards import fetch, shard
 from tests.clone import ROOT
 from validation import checks
 
@@ -37,7 +38,7 @@ READS = {
     "groups": groups.READS,
     "sample": sample.READS,
     "fetch": fetch.READS,
-    "shard": write.READS,
+    "shard": shard.READS,
     "weights": weights.READS,
     "train": train.READS,
     "evaluate": evaluate.READS,
@@ -48,44 +49,44 @@ READS = {
 # one of them. Names behind a file are the stages for which that holds; without them it holds for all.
 NO_BYTE: dict[str, tuple[str, ...]] = {
     # how errors, progress and time are told
-    "prep/faults.py": (),
-    "prep/progress.py": (),
+    "prep/core/faults.py": (),
+    "prep/core/progress.py": (),
     "effimini/clock.py": (),
     "effimini/spent.py": (),
-    # how a file becomes whole and where it is kept; what is written is decided in prep/writers.py
-    "prep/files.py": (),
+    # how a file becomes whole and where it is kept; what is written is decided in prep/core/writers.py
+    "prep/core/files.py": (),
     # the parameters' values are what DVC compares
-    "prep/params.py": (),
+    "prep/core/params.py": (),
     # where the work is done: results come in the order of the calls
     "prep/blocks.py": (),
-    "prep/cluster.py": (),
-    "prep/memory.py": (),
+    "prep/core/cluster.py": (),
+    "prep/core/memory.py": (),
     "shards/ahead.py": (),
     "effimini/stop.py": (),
     # how bytes travel: they are those that the source announced, or the stage ends
     "prep/hub.py": (),
     "prep/ranges.py": (),
-    "prep/retry.py": (),
+    "prep/core/retry.py": (),
     "prep/source.py": (),
     "shards/cache.py": (),
     "shards/location.py": (),
     "shards/revision.py": (),
     # how a host is asked, and how what came is kept until the table is cut; an image that was had is the same
-    "shards/client.py": (),
-    "shards/journal.py": (),
+    "shards/images/client.py": (),
+    "shards/images/journal.py": (),
     # declares operators that a CPU build of torch lacks; no model runs them
     "effimini/torchvision_shim.py": (),
     # the raw file's kinds, for types alone
-    "prep/tables/raw.py": ("fetch",),
+    "prep/core/tables/raw.py": ("fetch",),
     # written into dvc.yaml where the demo is the source
     "prep/demo.py": ("fetch", "download"),
     # names the stray folders of a table
-    "prep/pipeline.py": (),
+    "prep/core/pipeline.py": (),
     # lists the files of a sample, which these do not read
-    "prep/parts.py": ("train", "evaluate"),
+    "prep/core/parts.py": ("train", "evaluate"),
     # validation/tars.py reads shards, which only their gate does
     **dict.fromkeys(
-        ("shards/lint.py", "shards/manifest.py", "shards/pixels.py"),
+        ("shards/lint.py", "shards/manifest.py", "shards/images/pixels.py"),
         tuple(name for name in READS if name.startswith("validate_") and name != "validate_shards"),
     ),
 }
@@ -247,7 +248,7 @@ def closure(stage: str) -> set[str]:
         names = re.findall(r'"(\w[\w.]*\.jinja)"', (ROOT / path).read_text())
         found |= {str((Path(path).parent / name).as_posix()) for name in names}
     templates = [path for path in found if path.endswith(".html.jinja")]
-    return found | ({"prep/page.html.jinja"} if templates else set())
+    return found | ({"prep/core/page.html.jinja"} if templates else set())
 
 
 @pytest.mark.parametrize("stage", STAGES)

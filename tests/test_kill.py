@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from prep.params import load
+from prep.core.params import load
 
 ROOT = Path(__file__).parent.parent
 STAGES = {

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from ruamel.yaml import YAML
 
 from prep import demo
-from prep.files import sha256
+from prep.core.files import sha256
 from tests.clone import SMALL, Clone, commit_project
 from tests.test_graph import KEYS, documented
 
@@ -118,7 +118,8 @@ def catalogue(folder: Path) -> Path:
     metadata.write_text(re.sub(r'"hi_res": "([^"]+)\.jpg"', r'"hi_res": "\1-H.jpg"', metadata.read_text()))
     reviews = folder / "raw/review_categories/Demo_Toys.jsonl"
     lines = reviews.read_text().splitlines(keepends=True)
-    again = [json.dumps(json.loads(line) | {"rating": 1.0, "timestamp": 1}) + "\n" for line in lines[:50]]
+    earlier = [json.loads(line) for line in lines[:50]]
+    again = [json.dumps(one | {"rating": 1.0, "timestamp": one["timestamp"] - 1}) + "\n" for one in earlier]
     reviews.write_text("".join([*again, *lines]))
     return folder
 
@@ -130,6 +131,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Clone:
         "source.kind": "mirror",
         "source.location": str(catalogue(folder / "mirror")),
         "images.resolution": 32,
+        "validation.drift.most": 1000.0,
         "sample.fraction": 0.5,
         "sample.validation": 0.2,
         "sample.test": 0.2,

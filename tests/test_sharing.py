@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from prep.faults import UserError
-from prep.params import load
+from prep.core.faults import UserError
+from prep.core.params import load
 from shards.loader import Loader
 from shards.location import Location
 from shards.stream import ShardDataset

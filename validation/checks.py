@@ -13,15 +13,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prep import files
-from prep.buckets import bucket_files, bucket_names
-from prep.params import Params
-from prep.parts import NOT_TAKEN, TEST, VALIDATION, part_files
-from prep.tables.images import IMAGES, OK
-from prep.tables.items import JOINED
-from prep.tables.predictions import PREDICTIONS
-from prep.tables.raw import REJECTS
-from prep.tables.sample import SAMPLE
+from prep.core import files
+from prep.core.buckets import bucket_files, bucket_names
+from prep.core.params import Params
+from prep.core.parts import NOT_TAKEN, TEST, VALIDATION, part_files
+from prep.core.tables.images import IMAGES, OK
+from prep.core.tables.items import JOINED
+from prep.core.tables.predictions import PREDICTIONS
+from prep.core.tables.raw import REJECTS
+from prep.core.tables.sample import SAMPLE
 from validation import columns, funnel, links, profile, proportions, twins, weights
 from validation.suites import Suite, suite
 from validation.verdicts import Verdict, judge

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from prep.hashes import hashes
+from prep.core.hashes import hashes
 from validation.suites import Rule, Suite
 from validation.verdicts import EXAMPLES, Verdict, judge
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pandas as pd
 
-SCHEMA = "columns, their order and their types as in prep/tables"
+SCHEMA = "columns, their order and their types as in prep/core/tables"
 BATCH = 200_000  # rows that Great Expectations sees at once
 PART = 1_000_000  # rows whose keys are compared at once
 SIZE = "size of "

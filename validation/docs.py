@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from prep.templates import DEMO, render
+from prep.core.templates import DEMO, render
 from validation.profile import QUANTILES
 
 

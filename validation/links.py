@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from prep.parts import TRAIN
-from prep.tables.groups import GROUPS
-from prep.tables.images import IMAGES, OK
-from prep.tables.sample import SAMPLE
+from prep.core.parts import TRAIN
+from prep.core.tables.groups import GROUPS
+from prep.core.tables.images import IMAGES, OK
+from prep.core.tables.sample import SAMPLE
 from validation.columns import by_key, chunks, read
 from validation.verdicts import EXAMPLES, Verdict, judge
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from prep.faults import UserError
-from prep.params import Limits
+from prep.core.faults import UserError
+from prep.core.params import Limits
 from validation.columns import chunks, rows_of, values
 from validation.verdicts import Verdict, judge
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from prep.faults import UserError
-from prep.parts import TRAIN
+from prep.core.faults import UserError
+from prep.core.parts import TRAIN
+from prep.core.tables.sample import SAMPLE
 from prep.strata import COUNT_BUCKETS, count_bucket
-from prep.tables.sample import SAMPLE
 from validation.columns import read
 from validation.verdicts import Verdict, judge
 

@@ -3,7 +3,7 @@
 In: the parameters and a category. Out: a `Suite` a table, whose rules carry the names and arguments of
 Great Expectations' own classes. Nothing is run here and Great Expectations is not imported.
 
-Besides its rules every suite expects the columns and types of `prep.tables`, no null in a column declared
+Besides its rules every suite expects the columns and types of `prep.core.tables`, no null in a column declared
 required there, and, where it has a key, that the key is unique over all files of the category.
 """
 
@@ -11,16 +11,16 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from prep.params import Limits, Params
-from prep.parts import TEST, TRAIN, VALIDATION
-from prep.tables.groups import GROUPS
-from prep.tables.images import IMAGES, OUTCOMES
-from prep.tables.items import JOINED
-from prep.tables.predictions import INPUT as INPUT_ROWS
-from prep.tables.predictions import PREDICTIONS
-from prep.tables.raw import ASIN, ITEMS, REJECTS, REVIEWS
-from prep.tables.sample import SAMPLE, TEXTS
-from prep.tables.shards import INDEX
+from prep.core.params import Limits, Params
+from prep.core.parts import TEST, TRAIN, VALIDATION
+from prep.core.tables.groups import GROUPS
+from prep.core.tables.images import IMAGES, OUTCOMES
+from prep.core.tables.items import JOINED
+from prep.core.tables.predictions import INPUT as INPUT_ROWS
+from prep.core.tables.predictions import PREDICTIONS
+from prep.core.tables.raw import ASIN, ITEMS, REJECTS, REVIEWS
+from prep.core.tables.sample import SAMPLE, TEXTS
+from prep.core.tables.shards import INDEX
 
 # The dataset begins in May 1996; a time in seconds instead of milliseconds lies before 1995.
 TIMES = (788_918_400_000, 4_102_444_800_000)  # 1995 to 2100, ms since 1970

@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from prep.tables.sample import SAMPLE
-from prep.tables.shards import FACTS, INDEX
+from prep.core.tables.sample import SAMPLE
+from prep.core.tables.shards import FACTS, INDEX
 from shards.lint import Fault, Rule, lint
 from shards.location import Location
 from shards.manifest import Shard

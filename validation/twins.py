@@ -18,9 +18,9 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow.compute as pc
 
-from prep.params import Limits
-from prep.parts import TEST, TRAIN, VALIDATION, part_files
-from prep.tables.images import IMAGES, OK
+from prep.core.params import Limits
+from prep.core.parts import TEST, TRAIN, VALIDATION, part_files
+from prep.core.tables.images import IMAGES, OK
 from validation.columns import read, rows_of
 from validation.verdicts import EXAMPLES, Verdict
 

@@ -24,13 +24,13 @@ from typing import Any
 import msgspec
 import pandas as pd
 
-from prep import files, writers
-from prep.buckets import bucket_files
-from prep.faults import UserError
-from prep.params import Params, only
-from prep.parts import part_files
-from prep.pipeline import TABLES as BY_CATEGORY
-from prep.pipeline import strays
+from prep.core import files, writers
+from prep.core.buckets import bucket_files
+from prep.core.faults import UserError
+from prep.core.params import Params, only
+from prep.core.parts import part_files
+from prep.core.pipeline import TABLES as BY_CATEGORY
+from prep.core.pipeline import strays
 from validation import columns, docs, profile
 from validation.checks import ACCEPTED, GATES, READS, Gate, Place, profiles
 from validation.stale import earliest_stale

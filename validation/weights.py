@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from prep import files
-from prep.faults import UserError
-from prep.params import Weights
-from prep.parts import TRAIN
-from prep.tables.sample import SAMPLE
+from prep.core import files
+from prep.core.faults import UserError
+from prep.core.params import Weights
+from prep.core.parts import TRAIN
+from prep.core.tables.sample import SAMPLE
 from validation.columns import read
 from validation.verdicts import Verdict, judge
 

@@ -15,12 +15,12 @@ from PIL import Image
 
 from effimini.evaluate import evaluate
 from effimini.train import train
-from prep import writers
-from prep.params import Encoder, Params, load
-from prep.tables.images import IMAGES
-from prep.tables.sample import SAMPLE
-from shards.pixels import to_training
-from shards.write import write
+from prep.core import writers
+from prep.core.params import Encoder, Params, load
+from prep.core.tables.images import IMAGES
+from prep.core.tables.sample import SAMPLE
+from shards.images.pixels import to_training
+from shards.shard import write
 
 ROOT = Path(__file__).parents[2]
 torch.set_num_threads(1)  # threads that wait for each other on a busy machine take longer than the work

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from effimini.model import build
 from effimini.ranks import Ranks
 from effimini.train import prepared
-from prep.params import Params
+from prep.core.params import Params
 
 from .conftest import replace
 

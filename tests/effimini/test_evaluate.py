@@ -23,12 +23,12 @@ from effimini.loss import sample_weights
 from effimini.metrics import plcc
 from effimini.model import EffiMini
 from effimini.train import train
-from prep import files
-from prep.fields import assemble
-from prep.params import Params
-from prep.tables.predictions import PREDICTIONS
-from prep.tables.shards import FACTS
-from prep.templates import DEMO, data_url
+from prep.core import files
+from prep.core.fields import assemble
+from prep.core.params import Params
+from prep.core.tables.predictions import PREDICTIONS
+from prep.core.tables.shards import FACTS
+from prep.core.templates import DEMO, data_url
 from shards.location import Location
 from shards.stream import ShardDataset
 from shards.summary import summarise

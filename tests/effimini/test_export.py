@@ -18,8 +18,8 @@ from effimini.cli import app
 from effimini.export import BESIDE, GRAPH, Graph, export
 from effimini.model import EffiMini, build
 from effimini.predict import predict
-from prep.faults import UserError
-from prep.params import Params
+from prep.core.faults import UserError
+from prep.core.params import Params
 
 from .conftest import replace
 from .test_model import inputs

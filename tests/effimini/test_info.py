@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from effimini.info import info, table
-from prep.params import load
+from prep.core.params import load
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from effimini.model import WEIGHTS, EffiMini, build, save_weights
-from prep.faults import UserError
-from prep.params import Encoder, Params
+from prep.core.faults import UserError
+from prep.core.params import Encoder, Params
 from shards import tokens
 
 from .conftest import replace

@@ -3,8 +3,8 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 
 from effimini.model_card import NAME
-from prep import files
-from prep.params import Params
+from prep.core import files
+from prep.core.params import Params
 
 
 def test_the_card_says_what_was_trained_and_measured(run_params: Params, run: Path) -> None:

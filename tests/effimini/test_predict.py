@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from effimini.predict import COLUMNS, predict
-from prep.faults import UserError
-from prep.params import Params
+from prep.core.faults import UserError
+from prep.core.params import Params
 from shards.stream import ShardDataset
 
 

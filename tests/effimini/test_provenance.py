@@ -11,10 +11,10 @@ from effimini import provenance
 from effimini.evaluate import evaluate
 from effimini.inference import open_split
 from effimini.train import train
-from prep import files
-from prep.faults import UserError
-from prep.params import Params
-from shards.write import write
+from prep.core import files
+from prep.core.faults import UserError
+from prep.core.params import Params
+from shards.shard import write
 
 from .conftest import CATEGORIES, replace
 

@@ -9,8 +9,8 @@ from effimini import spent
 from effimini.clock import Clock
 from effimini.ranks import Ranks
 from effimini.train import train
-from prep import files
-from prep.params import Params
+from prep.core import files
+from prep.core.params import Params
 
 ONE = Ranks(0, 1, torch.device("cpu"))
 

@@ -17,8 +17,8 @@ from effimini.metrics import parameters, plcc
 from effimini.model import EffiMini, build
 from effimini.terms import Terms
 from effimini.train import parameter_groups, train
-from prep import files
-from prep.params import Params
+from prep.core import files
+from prep.core.params import Params
 from shards.stream import ShardDataset
 from shards.tar import Tokens
 

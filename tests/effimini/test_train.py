@@ -22,9 +22,9 @@ from effimini.model import EffiMini, build
 from effimini.ranks import Ranks, ranks
 from effimini.stop import Stopped
 from effimini.train import Told, Trainer, prepared, schedule, train
-from prep import files
-from prep.faults import UserError
-from prep.params import Params
+from prep.core import files
+from prep.core.faults import UserError
+from prep.core.params import Params
 from shards.stream import Batch, ShardDataset
 from shards.tar import Tokens
 

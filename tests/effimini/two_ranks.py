@@ -15,7 +15,7 @@ import torch
 from effimini import train as stage
 from effimini.ranks import Ranks, ranks
 from effimini.train import Told, Trainer, train
-from prep.params import Params
+from prep.core.params import Params
 from shards.stream import Batch
 
 

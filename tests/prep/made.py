@@ -6,9 +6,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from prep.buckets import bucket_names, bucket_of, item_order, sorted_items
-from prep.tables.items import JOINED
-from prep.writers import write_table
+from prep.core.buckets import bucket_names, bucket_of, item_order, sorted_items
+from prep.core.tables.items import JOINED
+from prep.core.writers import write_table
 
 WHOLE = {
     "main_category": "Toys", "average_rating": 4.0, "rating_number": 3, "features": [], "description": [],

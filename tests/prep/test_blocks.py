@@ -10,10 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prep import blocks, download, files
+from prep import blocks, download
 from prep.blocks import Block, cut
-from prep.faults import UserError
-from prep.params import Params
+from prep.core import files
+from prep.core.faults import UserError
+from prep.core.params import Params
 from prep.source import PATHS, RawFile
 from tests.prep.hub_server import Hub
 

@@ -6,8 +6,9 @@ import pytest
 from rich.console import Console
 
 from effimini import cli
-from prep import categories, writers
-from prep.params import Params, Source
+from prep import categories
+from prep.core import writers
+from prep.core.params import Params, Source
 from tests.prep.hub_server import COMMIT, NEWEST, Hub
 from tests.prep.test_metadata import item, write
 from tests.prep.test_source import point_at

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from prep import demo
-from prep.params import Params
+from prep.core.params import Params
 
 CATEGORY = "Demo_Toys"
 

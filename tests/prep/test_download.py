@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from prep import download
-from prep.faults import UserError
-from prep.params import Params
+from prep.core.faults import UserError
+from prep.core.params import Params
 
 ITEM = {
     "parent_asin": "B01",

@@ -7,10 +7,10 @@ import pyarrow.parquet as pq
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from prep.buckets import bucket_files
-from prep.files import read_json
+from prep.core.buckets import bucket_files
+from prep.core.files import read_json
+from prep.core.params import Params
 from prep.groups import group, image_key, title_key
-from prep.params import Params
 from tests.prep.made import write_items
 
 HOST = "https://m.media-amazon.com/images/I"

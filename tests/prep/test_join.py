@@ -6,10 +6,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from prep.core.params import Params
+from prep.core.tables.raw import ITEMS, REVIEWS
+from prep.core.writers import write_table
 from prep.join import join
-from prep.params import Params
-from prep.tables.raw import ITEMS, REVIEWS
-from prep.writers import write_table
 
 
 def item(asin: str, line: int, count: int | None = 1) -> tuple:

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from prep import metadata
-from prep.faults import UserError
+from prep.core.faults import UserError
+from prep.core.params import Params, Source
 from prep.hub import REPO
 from prep.metadata import ITEM_BATCH, item_batches
-from prep.params import Params, Source
 from tests.prep import hub_server
 from tests.prep.hub_server import COMMIT, Hub
 from tests.prep.test_source import point_at

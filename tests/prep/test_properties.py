@@ -17,14 +17,14 @@ import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
-from prep.buckets import bucket_files
+from prep.core.buckets import bucket_files
+from prep.core.faults import UserError
+from prep.core.hashes import units
+from prep.core.params import Params
+from prep.core.parts import part_files
 from prep.download import download
-from prep.faults import UserError
 from prep.groups import group
-from prep.hashes import units
 from prep.join import join
-from prep.params import Params
-from prep.parts import part_files
 from prep.sample import sample
 from prep.source import PATHS
 from prep.strata import split_of

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prep.core.tables.raw import ITEMS, REVIEWS
 from prep.records import Kind, Reject, read
-from prep.tables.raw import ITEMS, REVIEWS
 
 ITEM = {
     "main_category": "Toys", "title": "A pan", "average_rating": 4.5, "rating_number": 3, "features": ["x"],

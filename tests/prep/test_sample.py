@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from prep.faults import UserError
+from prep.core.faults import UserError
+from prep.core.params import Params
 from prep.groups import group
-from prep.params import Params
 from prep.sample import candidates, sample
 from tests.prep.made import write_items
 

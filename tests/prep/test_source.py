@@ -17,9 +17,9 @@ from huggingface_hub import constants
 
 from prep import download, ranges
 from prep import hub as the_hub
-from prep.faults import UserError
-from prep.params import Params, Source
-from prep.retry import Patience
+from prep.core.faults import UserError
+from prep.core.params import Params, Source
+from prep.core.retry import Patience
 from prep.source import locate, raw_file
 from tests.prep import hub_server
 from tests.prep.hub_server import COMMIT, Hub
@@ -169,7 +169,7 @@ def test_a_kept_file_is_asked_once_and_one_not_kept_leaves_nothing(hub: Hub, sou
 def run(settings: Source, *code: str, **environment: str) -> subprocess.Popen[bytes]:
     """Read the raw file in a process of its own, with HF_ENDPOINT as a user sets it."""
     script = (
-        "import sys, msgspec; from prep.params import Source; from prep import ranges, source;"
+        "import sys, msgspec; from prep.core.params import Source; from prep import ranges, source;"
         f"ranges.RANGE = 1 << 18; settings = msgspec.json.decode(sys.argv[1], type=Source);{';'.join(code)}"
     )
     return subprocess.Popen(

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from prep.core.faults import UserError
+from prep.core.params import Params
 from prep.download import download
-from prep.faults import UserError
 from prep.groups import group
 from prep.join import join
-from prep.params import Params
 from prep.sample import sample
 from prep.source import PATHS
 from tests.prep.test_metadata import write as write_parquet

@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from prep.faults import UserError
-from prep.params import Params
+from prep.core.faults import UserError
+from prep.core.params import Params
 from prep.weights import weigh
 
 

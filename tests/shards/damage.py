@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
-from prep import files, writers
-from prep.tables.shards import INDEX
+from prep.core import files, writers
+from prep.core.tables.shards import INDEX
 from shards import tokens
 from shards.tar import Tokens, index_tar
 from tests.shards.made import MINILM

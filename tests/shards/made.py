@@ -7,7 +7,7 @@ import numpy as np
 import simplejpeg
 from tokenizers import Tokenizer
 
-from prep import files, writers
+from prep.core import files, writers
 from shards import manifest, tokens
 from shards.manifest import Manifest, Shard, Source, Tokenised
 from shards.tar import Tokens, index_tar, write_tar

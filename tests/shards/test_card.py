@@ -11,9 +11,9 @@ import msgspec
 import pytest
 from huggingface_hub import DatasetCard
 
-from prep.faults import UserError
-from prep.params import Params
-from prep.tables.shards import FACTS
+from prep.core.faults import UserError
+from prep.core.params import Params
+from prep.core.tables.shards import FACTS
 from shards import card
 from shards.location import Location
 from shards.manifest import Manifest, Source

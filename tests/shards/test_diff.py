@@ -14,8 +14,8 @@ import pytest
 from rich.console import Console
 from scipy.stats import ks_2samp
 
-from prep import writers
-from prep.faults import UserError
+from prep.core import writers
+from prep.core.faults import UserError
 from shards import tokens
 from shards.diff import compare
 from shards.diff_table import table

@@ -19,13 +19,13 @@ import pytest
 from PIL import Image
 
 from effimini import cli
-from prep import files, params, writers
-from prep.faults import UserError
-from prep.tables.images import IMAGES
-from prep.tables.sample import SAMPLE
-from shards import client, pixels
+from prep.core import files, params, writers
+from prep.core.faults import UserError
+from prep.core.tables.images import IMAGES
+from prep.core.tables.sample import SAMPLE
 from shards.fetch import fetch
-from shards.journal import MAGIC
+from shards.images import client, pixels
+from shards.images.journal import MAGIC
 from tests.shards.host import Host
 
 CORPUS = Path(os.environ.get("EFFIMINI_CORPUS", "../shared/corpus")).resolve()
@@ -497,7 +497,7 @@ SCRIPT = """
 import signal, sys
 from pathlib import Path
 import msgspec
-from prep import params
+from prep.core import params
 from shards.fetch import fetch
 signal.signal(signal.SIGINT, signal.SIG_IGN if sys.argv[2] == "background" else signal.default_int_handler)
 fetch("C", msgspec.json.decode(sys.argv[1], type=params.Params))

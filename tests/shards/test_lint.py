@@ -15,11 +15,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from effimini.cli import app
-from prep import files, writers
-from prep.params import Params
+from prep.core import files, writers
+from prep.core.params import Params
+from shards.images.pixels import BLANK
 from shards.lint import Rule, lint
 from shards.location import Location
-from shards.pixels import BLANK
 from tests.shards import damage
 from tests.shards.host import Host
 from tests.shards.made import jpeg

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prep import files, writers
-from prep.faults import UserError
+from prep.core import files, writers
+from prep.core.faults import UserError
 from shards import manifest
+from shards.images.pixels import decode
 from shards.loader import Loader
-from shards.pixels import decode
 from shards.stream import ShardDataset
 from shards.tar import Tokens
 from tests.shards.made import HOW, SIDE, make_shards

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prep import files, writers
-from prep.faults import UserError
-from prep.params import Params
-from shards import preview, write
+from prep.core import files, writers
+from prep.core.faults import UserError
+from prep.core.params import Params
+from shards import preview, shard
 from shards.location import Location, mapped
 from shards.reader import Index
 from tests.conftest import Visit
@@ -164,7 +164,7 @@ def test_in_a_browser_pictures_show_nothing_is_asked_for_and_hostile_text_is_tex
         place = table.schema.get_field_index("title")
         titles = pa.array([HOSTILE] * table.num_rows)
         writers.write_table(path, table.set_column(place, table.schema.field("title"), titles))
-    write.write("Demo_Toys", params, tmp_path)
+    shard.write("Demo_Toys", params, tmp_path)
     shown = page(tmp_path / "shards", samples=12)
     (tmp_path / "page.html").write_text(shown)
     seen, asked = visit(tmp_path / "page.html")

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from prep import files
-from prep.faults import UserError
+from prep.core import files
+from prep.core.faults import UserError
 from shards import location
 from shards.cache import Cache, Damaged, _sizes
 from shards.loader import Loader

@@ -12,8 +12,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from effimini.cli import app
-from prep import files
-from prep.faults import UserError
+from prep.core import files
+from prep.core.faults import UserError
 from shards.location import Location
 from shards.manifest import FORMAT
 from shards.summary import summarise, table

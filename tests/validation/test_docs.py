@@ -6,8 +6,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from prep.faults import UserError
-from prep.params import Limits
+from prep.core.faults import UserError
+from prep.core.params import Limits
 from tests.conftest import Visit
 from tests.validation import tree
 from validation.checks import GATES

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prep.faults import UserError
-from prep.params import Limits
+from prep.core.faults import UserError
+from prep.core.params import Limits
 from validation import columns, profile
 
 

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from prep import writers
-from prep.params import Limits
-from prep.tables.images import IMAGES
-from shards import pixels
+from prep.core import writers
+from prep.core.params import Limits
+from prep.core.tables.images import IMAGES
+from shards.images import pixels
 from validation import twins
 
 HASHES = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=6)

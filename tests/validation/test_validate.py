@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prep import files, params, writers
-from prep.faults import UserError
-from prep.tables.shards import INDEX
+from prep.core import files, params, writers
+from prep.core.faults import UserError
+from prep.core.tables.shards import INDEX
 from shards.lint import Rule
 from tests.shards import damage
 from tests.validation import tree

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from prep import files, params, writers
-from prep.reports import Funnel
-from prep.tables.predictions import INPUT, PREDICTIONS
+from prep.core import files, params, writers
+from prep.core.reports import Funnel
+from prep.core.tables.predictions import INPUT, PREDICTIONS
 
 ROOT = Path(__file__).parents[2]
 FILMS = Path(os.environ.get("EFFIMINI_CORPUS", ROOT / "../shared/corpus")).resolve() / "movies"

@@ -1,0 +1,130 @@
+"""What of dvc.yaml follows from params.yaml and DVC cannot work out from it: some dependencies.
+
+DVC repeats a stage for each category (`matrix`), but it cannot list the folders of all categories among the
+dependencies of one stage, and it cannot tell a local encoder's folder from a name on the hub.
+
+In: the parameters, dvc.yaml and dvc.lock. Out: dvc.yaml with these dependencies and dvc.lock without the stages of
+categories that were taken out, or a sentence that dvc.yaml is of other parameters. Guaranteed: nothing else in the
+files changes, comments neither; the same parameters give the same files, whatever they held before.
+"""
+
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from prep.core.faults import UserError
+from prep.core.files import aside
+from prep.core.params import Params
+
+FILE = Path("dvc.yaml")
+TABLES = ("raw", "items", "groups", "sample", "images", "shards")  # that have a folder a category
+_FOLDER = re.compile(rf"data/({'|'.join(TABLES)})/([^/]+)")
+_LIST = re.compile(r"^    deps: \[[^]]*\]$", re.MULTILINE)  # one in each stage
+_WIDTH = 120
+_CATALOGUE = "prep/demo.py"
+_CODE = (".py", ".jinja", ".txt", ".csv")
+_FOLDERS = ("models", "prep/core/tables", "validation")
+
+
+def sync(params: Params, path: Path = FILE) -> bool:
+    """Write the dependencies that follow from the parameters into dvc.yaml; return whether it changed.
+
+    Stages of categories that were taken out leave the dvc.lock beside it.
+    """
+    lock = path.with_name("dvc.lock")
+    if lock.exists():
+        _forget(lock, params.source.categories)
+    before = path.read_text(encoding="utf-8")
+    wanted = iter([_dependencies(name, stage, params) for name, stage in _stages(before).items()])
+    after = _LIST.sub(lambda _: _written(next(wanted)), before)
+    if after == before:
+        return False
+    with aside(path) as partial:
+        partial.write_text(after, encoding="utf-8")
+    return True
+
+
+def check(params: Params, path: Path = FILE) -> None:
+    """Refuse a dvc.yaml whose dependencies are those of other parameters; where there is none, nothing is checked.
+
+    Raises:
+        UserError: they are; the sentence names a stage and what to run.
+    """
+    if not path.exists():
+        return
+    for name, stage in _stages(path.read_text(encoding="utf-8")).items():
+        found, wanted = stage["deps"], _dependencies(name, stage, params)
+        if found != wanted:
+            wrong = next((d for d in [*wanted, *found] if (d in wanted) != (d in found)), wanted[0])
+            verb = "lacks" if wrong in wanted else "has"
+            raise UserError(
+                f"{path} is of other parameters: stage {name} {verb} the dependency {wrong}; "
+                "run `effimini pipeline`, then `dvc repro`"
+            )
+
+
+def strays(data: Path, table: str, categories: Sequence[str]) -> list[str]:
+    """Return the folders of a table that are of no category of the parameters, as one that was taken out leaves."""
+    found = sorted(path for path in (data / table).glob("*") if path.is_dir() and path.name not in categories)
+    return [str(path) for path in found if not path.name.startswith(".")]
+
+
+def _forget(lock: Path, categories: Sequence[str]) -> None:
+    """Take the stages of other categories out of dvc.lock, which DVC itself leaves there for ever."""
+    yaml = YAML()
+    content = yaml.load(lock.read_text(encoding="utf-8"))
+    gone = [name for name in content["stages"] if "@" in name and name.partition("@")[2] not in categories]
+    for name in gone:
+        del content["stages"][name]
+    if gone:
+        with aside(lock) as partial:
+            yaml.dump(content, partial)
+
+
+def _stages(text: str) -> dict[str, Any]:
+    stages: dict[str, Any] = YAML(typ="safe", pure=True).load(text)["stages"]
+    return stages
+
+
+def _written(dependencies: Sequence[str]) -> str:
+    """Return the lines of a list of dependencies."""
+    listed = ", ".join(f"'{name}'" if "$" in name else name for name in dependencies)
+    if len(line := f"    deps: [{listed}]") <= _WIDTH:
+        return line
+    indent = 6 * " "
+    lines = textwrap.fill(
+        listed, _WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+    return f"    deps: [\n{lines}\n    ]"
+
+
+def _dependencies(name: str, stage: Any, params: Params) -> list[str]:
+    """Return the dependencies of a stage, with the folders of all categories where it has those of some."""
+    result: list[str] = []
+    for found in stage["deps"]:
+        folder = None if "matrix" in stage else _FOLDER.fullmatch(found)
+        if folder:
+            result += [f"data/{folder[1]}/{category}" for category in params.source.categories]
+        elif found != _CATALOGUE and (
+            found.startswith(("data/", "results/")) or found.endswith(_CODE) or found in _FOLDERS
+        ):
+            result.append(str(found))
+    result = list(dict.fromkeys(result))
+    own = list(_own(name, params))
+    at = sum(dependency.startswith("data/") for dependency in result)
+    return [*result[:at], *own, *result[at:]]
+
+
+def _own(name: str, params: Params) -> Iterator[str]:
+    """Yield what a stage depends on for the parameters' values: the demo catalogue, local encoders and weights."""
+    if name in {"download", "fetch"} and params.source.kind == "demo":
+        yield _CATALOGUE
+    if name in {"shard", "train"} and Path(params.model.text.name).exists():
+        yield params.model.text.name
+    if name == "train":
+        given = (params.model.image.weights, params.model.text.weights)
+        yield from (weights for weights in given if Path(weights).is_file())

@@ -1,0 +1,47 @@
+"""data/raw: the columns used of the dataset's item and review lines, as they came.
+
+Ratings are stars, times are milliseconds since 1970 as in the dataset.
+"""
+
+from typing import Literal
+
+import pyarrow as pa
+
+from prep.core.tables.column import required
+
+Kind = Literal["items", "reviews"]  # of a category's two raw files
+
+
+ITEMS = pa.schema(
+    [
+        required("parent_asin", pa.string()),
+        required("line", pa.int64()),
+        pa.field("main_category", pa.string()),
+        pa.field("title", pa.string()),
+        pa.field("average_rating", pa.float64()),
+        pa.field("rating_number", pa.int64()),
+        required("features", pa.list_(pa.string())),
+        required("description", pa.list_(pa.string())),
+        pa.field("store", pa.string()),
+        required("details", pa.string()),  # the object as JSON
+        pa.field("hi_res", pa.string()),  # the first URL of this kind among the item's images
+        pa.field("large", pa.string()),  # likewise
+    ]
+)
+
+REVIEWS = pa.schema(
+    [
+        required("parent_asin", pa.string()),
+        required("line_hash", pa.uint64()),
+        required("user_hash", pa.uint64()),
+        required("rating", pa.float64()),
+        required("timestamp", pa.int64()),
+        required("verified_purchase", pa.bool_()),
+    ]
+)
+
+REJECTS = pa.schema([required("file", pa.string()), required("line", pa.int64()), required("reason", pa.string())])
+
+# It becomes the name of a tar's members, so nothing that could be a path or an ending may stand in it.
+ASIN_LENGTH = 40
+ASIN = f"^[A-Za-z0-9]{{1,{ASIN_LENGTH}}}$"

@@ -1,0 +1,25 @@
+"""data/sample: what is trained and measured on, one file a part (a band of train, validation, test).
+
+No text is null from here on: an absent one is empty.
+"""
+
+import pyarrow as pa
+
+from prep.core.tables.column import required
+
+TEXTS = ("main_category", "title", "features", "description", "store", "details")
+
+SAMPLE = pa.schema(
+    [
+        required("parent_asin", pa.string()),
+        required("category", pa.string()),
+        required("group", pa.string()),
+        required("split", pa.string()),
+        required("band", pa.int16()),
+        *(required(name, pa.string()) for name in TEXTS),
+        required("average_rating", pa.float64()),
+        required("rating_number", pa.int64()),
+        required("review_count", pa.int64()),
+        required("image_urls", pa.list_(pa.string())),  # candidates, best first, as in the metadata
+    ]
+)

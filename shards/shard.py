@@ -1,0 +1,131 @@
+"""Shard: a sample and its images as tars that a team can share.
+
+In: ``data/sample/<category>/`` and ``data/images/<category>/``. Out: ``data/shards/<category>/`` with a tar and an
+index for each run of ``shards.samples`` samples of a part, ``manifest.json``, a dataset card and ``report.json``.
+Guaranteed (promise 2): a tar belongs to one category, split and band; its name and bytes do not depend on the fraction;
+one that was made before is taken from the local store.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from prep.core import files, writers
+from prep.core.cluster import workers
+from prep.core.faults import UserError
+from prep.core.params import Params, only, stated
+from prep.core.parts import sample_parts
+from prep.core.reports import Funnel, before
+from shards import card, manifest, tokens
+from shards.images.pixels import BLANK
+from shards.manifest import Manifest, Shard, Source, Tokenised
+from shards.tar import Tokens, index_tar, write_tar
+
+READS = (*manifest.STATED, "source.kind", "source.revision", "text", "model.text.name", "dask")
+FORMAT = 1  # raise it when the bytes of a tar or an index change
+_ROWS = 256  # of a part, read at once
+
+Samples = Iterator[tuple[dict[str, Any], bytes]]
+
+
+def write(category: str, params: Params, data: Path = Path("data")) -> int:
+    """Write ``data/shards/<category>`` and return how many tars were new to the local store.
+
+    Raises:
+        UserError: there is no sample, the images are not those of it, or the tokenizer cannot be had.
+    """
+    params = only(params, READS)
+    data = data.absolute()
+    parts = sample_parts(data, category)
+    how = Tokens(params.model.text.name, params.text.fields, params.text.max_tokens)
+    tokenizer = tokens.fingerprint(tokens.load(how.name))
+    with files.folder(data / "shards" / category) as out, workers(params.dask) as crew:
+        calls = [
+            (part, data / "images" / category / part.name, out, params.shards.samples, how, tokenizer) for part in parts
+        ]
+        written = [shard for shards in crew.run(_write_part, calls, f"{category} shards") for shard in shards]
+        shards = [shard for shard, _ in written]
+        about = Manifest(
+            format=manifest.FORMAT,
+            category=category,
+            source=Source(params.source.kind, params.source.revision),
+            parameters=stated(params, manifest.STATED),
+            tokens=Tokenised(tokenizer, how.fields, how.max_tokens),
+            shards=tuple(shards),
+        )
+        writers.write_json(out / manifest.NAME, about)
+        card.write(out, about)
+        samples = Funnel.of(sum(shard.samples for shard in shards), {})
+        report = {
+            "stage": "shard",
+            "category": category,
+            "before": before(data / "images" / category),
+            "tables": {"samples": samples},
+            "shards": len(shards),
+        }
+        writers.write_json(out / "report.json", report)
+    return sum(made for _, made in written)
+
+
+def _write_part(
+    part: Path, images: Path, out: Path, size: int, how: Tokens, tokenizer: str
+) -> list[tuple[Shard, bool]]:
+    """Write the tars and indexes of one part; return their lines of the manifest, and which tars had to be made."""
+    if not images.exists():
+        raise UserError(f"{images} does not exist; run `dvc repro fetch`")
+    made_of = files.fingerprint(FORMAT, files.sha256(part), files.sha256(images), size)
+    indexed_by = files.fingerprint(how.fields, how.max_tokens, tokenizer)[:16]
+    split, _, band = part.stem.partition("-")
+    rows = pq.read_metadata(part).num_rows
+    samples = _samples(part, images)
+    read = 0  # of the samples: they are read through once, and not at all where every tar is stored
+    written = []
+    for number, first in enumerate(range(0, rows, size)):
+        count = min(size, rows - first)
+        tar = out / f"{part.stem}-{number:03d}.tar"
+        index = tar.with_suffix(".arrow")
+        stored = f"shards/{made_of}-{number:03d}"
+        made = files.made_once(f"{stored}.tar", partial(_tar, samples, first - read, count), tar)
+        read = first + count if made else read
+        files.made_once(f"{stored}.{indexed_by}.arrow", partial(_index, tar, how), index)
+        shard = Shard(
+            name=tar.name,
+            split=split,
+            band=int(band) if band else None,
+            samples=count,
+            bytes=tar.stat().st_size,
+            sha256=files.sha256(tar),
+            index_bytes=index.stat().st_size,
+            index_sha256=files.sha256(index),
+        )
+        written.append((shard, made))
+    return written
+
+
+def _tar(samples: Samples, skip: int, count: int, path: Path) -> None:
+    """Write the next `count` samples after `skip` of them, which stand in tars that are stored."""
+    write_tar(path, islice(samples, skip, skip + count))
+
+
+def _index(tar: Path, how: Tokens, path: Path) -> None:
+    index_tar(tar, path, how, tokens.load(how.name))
+
+
+def _samples(part: Path, images: Path) -> Samples:
+    """Yield the facts and the JPEG of each sample of a part, a few rows in memory at once."""
+    with pq.ParquetFile(part) as sample, pq.ParquetFile(images) as pictures:
+        if sample.metadata.num_rows != pictures.metadata.num_rows:
+            raise UserError(f"{images} does not hold the items of {part}; run `dvc repro fetch`")
+        for row, picture in zip(_rows(sample), _rows(pictures, ["parent_asin", "image"]), strict=True):
+            if row["parent_asin"] != picture["parent_asin"]:
+                raise UserError(f"{images} does not hold the items of {part}; run `dvc repro fetch`")
+            yield row | {"has_image": bool(picture["image"])}, picture["image"] or BLANK
+
+
+def _rows(table: pq.ParquetFile, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    for batch in table.iter_batches(_ROWS, columns=columns):
+        yield from batch.to_pylist()

@@ -1,0 +1,164 @@
+"""Promise 1: the same bytes on any number of workers, here and on a cluster of separate processes, whatever dies."""
+
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from prep import blocks
+from prep.core.cluster import workers
+from prep.core.params import Dask, Params
+from prep.download import download
+from prep.groups import group
+from prep.join import join
+from prep.sample import sample
+from tests.cluster import Cluster
+
+TOYS = "Demo_Toys"
+STAGES: dict[str, tuple[Callable[[Params, Path], None], str]] = {
+    "download": (lambda params, data: download(TOYS, params, data), f"raw/{TOYS}"),
+    "join": (lambda params, data: join(TOYS, params, data), f"items/{TOYS}"),
+    "groups": (group, "groups"),
+    "sample": (lambda params, data: sample(TOYS, params, data), f"sample/{TOYS}"),
+}
+LARGE = {"source.categories": [TOYS], "source.demo.items": 2000, "download.buckets": 16}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, make_params: Callable[..., Params], run_to: Callable[..., None]
+) -> Path:
+    """Give a large catalogue that was taken to the sample in one process, with the local store beside it."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EFFIMINI_STORE", str(folder / "store"))
+        run_to(make_params(**LARGE), folder / "data", "sample")
+    return folder
+
+
+def test_the_bytes_are_the_same_on_any_workers_and_on_a_cluster(
+    tmp_path: Path,
+    make_params: Callable[..., Params],
+    run_to: Callable[..., None],
+    digests: Callable[[Path], dict[str, str]],
+    cluster: Cluster,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = {}
+    for scheduler in ("synchronous", "threads", "processes", cluster.address):
+        name = scheduler.split(":")[0]
+        monkeypatch.setenv("EFFIMINI_STORE", str(tmp_path / f"store-{name}"))
+        run_to(make_params(**{"dask.scheduler": scheduler, "source.categories": [TOYS]}), tmp_path / name)
+        made[name] = digests(tmp_path / name)
+    assert len(made["synchronous"]) > 15
+    assert made["synchronous"] == made["threads"] == made["processes"] == made["tcp"]
+
+
+def test_workers_of_a_cluster_need_not_have_started_where_the_stage_does(
+    tmp_path: Path,
+    make_params: Callable[..., Params],
+    run_to: Callable[..., None],
+    cluster: Cluster,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("EFFIMINI_STORE")
+    run_to(make_params(**{"dask.scheduler": cluster.address, "source.categories": [TOYS]}), Path("data"), "shard")
+    assert (tmp_path / "data/shards" / TOYS / "report.json").exists()
+
+
+def when_it_writes(out: Path, files: int, act: Callable[[], None]) -> tuple[threading.Thread, list[bool]]:
+    """Act in a thread as soon as the stage has begun to write so many files; the list tells if it was in the middle."""
+    in_the_middle: list[bool] = []
+    partial = out.with_name(f".{out.name}.new.partial")
+
+    def watch() -> None:
+        end = time.monotonic() + 120
+        while time.monotonic() < end:
+            with suppress(OSError):  # files come and go
+                if sum(1 for path in partial.rglob("*") if path.suffix in {".arrow", ".parquet"}) >= files:
+                    act()
+                    in_the_middle.append(partial.exists())
+                    return
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread, in_the_middle
+
+
+@pytest.mark.parametrize("files", [1, 12])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_survives_the_death_of_a_clusters_worker(
+    tmp_path: Path,
+    make_params: Callable[..., Params],
+    digests: Callable[[Path], dict[str, str]],
+    cluster: Cluster,
+    undisturbed: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    files: int,
+) -> None:
+    monkeypatch.setenv("EFFIMINI_STORE", str(undisturbed / "store"))
+    cluster.client().close()  # two workers are there
+    doomed = cluster.workers.pop(0)
+
+    def kill() -> None:
+        doomed.kill()
+        doomed.wait()
+        cluster.workers.append(cluster.start_worker())
+
+    monkeypatch.setattr(blocks, "BLOCK", 1 << 18)  # several blocks a file
+    survives(stage, files, make_params(**LARGE, **{"dask.scheduler": cluster.address}), kill, undisturbed, tmp_path)
+    assert digests(tmp_path / "data") == digests(undisturbed / "data")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_survives_the_death_of_its_own_worker(
+    tmp_path: Path,
+    make_params: Callable[..., Params],
+    digests: Callable[[Path], dict[str, str]],
+    undisturbed: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+) -> None:
+    monkeypatch.setenv("EFFIMINI_STORE", str(undisturbed / "store"))
+
+    def kill() -> None:
+        forking = [child for child in psutil.Process().children() if "forkserver" in str(child.cmdline())]
+        workers = [worker for server in forking for worker in server.children()]
+        assert len(workers) == 2
+        workers[0].kill()
+
+    survives(stage, 2, make_params(**LARGE, **{"dask.scheduler": "processes"}), kill, undisturbed, tmp_path)
+    assert digests(tmp_path / "data") == digests(undisturbed / "data")
+
+
+def survives(stage: str, files: int, params: Params, kill: Callable[[], None], whole: Path, folder: Path) -> None:
+    """Run one stage over the data of an undisturbed run, and kill in its middle."""
+    run, name = STAGES[stage]
+    shutil.copytree(whole / "data", folder / "data")
+    out = folder / "data" / name
+    shutil.rmtree(out)
+    thread, in_the_middle = when_it_writes(out, files, kill)
+    run(params, folder / "data")
+    thread.join()
+    assert in_the_middle == [True]
+    assert not list(folder.rglob("*.partial"))
+
+
+def asked_of_dask(key: str) -> object:
+    import dask
+
+    return dask.config.get(key)
+
+
+@pytest.mark.parametrize("scheduler", ["threads", "processes"])
+def test_the_profiler_that_hangs_workers_is_off(scheduler: str) -> None:
+    with workers(Dask(scheduler=scheduler, workers=1)) as crew:
+        assert crew.run(asked_of_dask, [("distributed.worker.profile.enabled",)]) == [False]

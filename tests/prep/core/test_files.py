@@ -1,0 +1,84 @@
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from prep.core import files, writers
+from prep.core.faults import UserError, check_budget
+from prep.core.reports import Funnel
+
+
+def test_a_file_that_fails_half_way_never_appears(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), files.aside(path) as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_folder_replaces_the_old_one_whole(tmp_path: Path) -> None:
+    with files.folder(tmp_path / "out") as out:
+        (out / "first").write_text("1")
+    with files.folder(tmp_path / "out") as out:
+        (out / "second").write_text("2")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["second"]
+
+
+def test_a_kill_leaves_the_old_folder_and_the_next_run_is_whole(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with files.folder(out) as partial:
+        (partial / "a").write_text("old")
+    code = (
+        "import os, signal; from pathlib import Path; from prep.core import files\n"
+        f"with files.folder(Path({str(out)!r})) as p:\n"
+        "    (p / 'half').write_text('x'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    assert [p.name for p in out.iterdir()] == ["a"]
+    with files.folder(out) as partial:
+        (partial / "b").write_text("new")
+    assert [p.name for p in out.iterdir()] == ["b"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_json_is_the_same_whatever_the_order_of_keys(tmp_path: Path) -> None:
+    writers.write_json(tmp_path / "a", {"b": 1, "a": Funnel(1, 1, {})})
+    writers.write_json(tmp_path / "b", {"a": Funnel(1, 1, {}), "b": 1})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_an_absent_json_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist; run `dvc repro`"):
+        files.read_json(tmp_path / "none.json")
+
+
+def test_what_was_made_once_is_linked_and_not_made_again(tmp_path: Path) -> None:
+    made = []
+
+    def make(path: Path) -> None:
+        made.append(path)
+        path.write_text("content")
+
+    assert files.made_once("x/one", make, tmp_path / "a")
+    assert not files.made_once("x/one", make, tmp_path / "b")
+    assert len(made) == 1
+    assert (tmp_path / "b").read_text() == "content"
+    assert (tmp_path / "a").samefile(tmp_path / "b")
+
+
+def test_a_funnel_that_does_not_add_up_is_refused() -> None:
+    assert Funnel.of(5, {"bad": 2, "none": 0}) == Funnel(5, 3, {"bad": 2})
+    with pytest.raises(ValueError, match="not accounted for"):
+        Funnel(5, 4, {"bad": 2})
+
+
+def test_a_budget_allows_its_share_and_no_more() -> None:
+    check_budget({"bad": 2}, 100, 0.02, "lines", "look")
+    with pytest.raises(
+        UserError, match=r"3 of 100 lines are unusable \(bad 2, worse 1\), over the budget of 2.0%; look"
+    ):
+        check_budget({"bad": 2, "worse": 1}, 100, 0.02, "lines", "look")

@@ -1,0 +1,37 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from prep.core import memory
+from prep.core.cluster import workers
+from prep.core.params import Dask
+
+SIZE = 300_000_000  # bytes
+SECOND_ROUND = """
+import resource
+from prep.core import memory
+{setting}
+def pages():
+    block = b"x" * {size}
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+first, second = pages(), pages()
+print(second - first)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the settings are those of glibc")
+def test_what_was_freed_is_not_taken_from_the_system_again() -> None:
+    def pages(setting: str) -> int:
+        code = SECOND_ROUND.format(setting=setting, size=SIZE)
+        return int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+
+    assert pages("") > SIZE / 4096 / 2
+    assert pages("memory.keep_freed()") < 1000
+
+
+def test_workers_keep_what_they_free() -> None:
+    with workers(Dask(scheduler="processes", workers=1)) as crew:
+        found = crew.run(os.getenv, [(name,) for name in memory.ENVIRONMENT])
+    assert found == list(memory.ENVIRONMENT.values())

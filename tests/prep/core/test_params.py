@@ -1,0 +1,92 @@
+import re
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from prep.core.faults import UserError
+from prep.core.fields import LABELS
+from prep.core.params import TextField, load
+
+ROOT = Path(__file__).parents[3]
+DEMO = (ROOT / "params.yaml").read_text()
+
+
+@pytest.mark.parametrize("path", ["params.yaml", "params/corpus.yaml", "params/paper.yaml"])
+def test_the_parameter_files_of_the_repository_load(path: str) -> None:
+    assert load(ROOT / path).source.categories
+
+
+def test_the_papers_file_holds_the_papers_values() -> None:
+    paper = load(ROOT / "params/paper.yaml")
+    assert len(paper.source.categories) == 25
+    assert (paper.sample.fraction, paper.sample.min_chars) == (0.2, 31)
+    assert (paper.weights.count, paper.weights.clip, paper.train.huber_delta) == ("rating_number", 5.0, 1.0)
+    recipe = paper.train
+    assert (recipe.learning_rate, recipe.weight_decay, recipe.warmup, recipe.batch_size) == (2e-5, 0.01, 0.1, 32)
+    assert (recipe.epochs, recipe.patience, recipe.clip_norm, recipe.seed) == (10, 1, 1.0, 42)
+    assert (paper.images.resolution, paper.images.fit, paper.text.max_tokens) == (224, "squash", 256)
+    assert paper.text.fields == ("main_category", "title", "features", "description")
+    assert (paper.model.hidden, paper.model.dropout) == ((512, 256), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong", "sentence"),
+    [
+        ("fraction: 0.2", "fracton: 0.2", r"sample\.fracton is not a parameter; did you mean fraction\?"),
+        ("resolution: 64", "size: 64", r"images\.size is now images\.resolution; rename it"),
+        ("fraction: 0.2", "fraction: 0.22", r"sample: fraction 0\.22 is no whole number of bands; .* 0\.05"),
+        ("fraction: 0.2", "fraction: lots", r"sample\.fraction: expected `float`, got `str`, found 'lots'"),
+        ("fraction: 0.2", "fraction: 1.5", r"sample\.fraction: expected `float` <= 1\.0, found 1\.5"),
+        ("epochs: 9", "epochs: 0", r"train\.epochs: expected `int` >= 1, found 0"),
+        ("kind: demo", "kind: demon", r"source\.kind: 'demon' is none of demo, mirror, hub"),
+        ("kind: demo", "kind: mirror", r"source: kind mirror needs location"),
+        ("kind: demo", "kind: hub", r"source: kind hub needs revision: .* found ''; .*categories --hub` prints"),
+        ("metadata: jsonl", "metadata: json", r"source\.metadata: 'json' is none of jsonl, parquet"),
+        ("  salt: effimini\n", "", r"sample\.salt is missing"),
+        ("[main_category, title, f", "[main_categry, title, f", r"text\.fields\.0: 'main_categry' is none of .*title"),
+        ("hidden: [512, 256]", "hidden: [512, x]", r"model\.hidden\.1: expected `int`, got `str`, found 'x'"),
+        ("Demo_Toys", "../Toys", r"source\.categories\.1: .*found '\.\./Toys'"),
+        ("Demo_Toys", "Demo_Kitchen", r"source: categories names one twice"),
+        ("validation: 0.1", "validation: 0.95", r"leave nothing to train on"),
+        ("scheduler: synchronous", "scheduler: fast", r"dask\.scheduler: .*found 'fast'"),
+        ("sample:\n", "sample: [\n", r"is not YAML: .*line"),
+        (DEMO, "- a list", r"expected `object`, got `array`"),
+    ],
+)
+def test_a_mistake_is_one_sentence_with_file_key_value(tmp_path: Path, line: str, wrong: str, sentence: str) -> None:
+    assert line in DEMO
+    path = tmp_path / "params.yaml"
+    path.write_text(DEMO.replace(line, wrong, 1))
+    with pytest.raises(UserError) as caught:
+        load(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert re.search(sentence, message), message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("revision", ["main", "v1.0", "2b6d039", "2B6D039ED471F2BA5FD2ACB718BF33B0A7E5598E"])
+def test_a_revision_that_could_move_is_refused(tmp_path: Path, revision: str) -> None:
+    path = tmp_path / "params.yaml"
+    text = DEMO.replace("kind: demo", "kind: hub")
+    path.write_text(text.replace("revision: ''", f"revision: {'a1' * 20}"))
+    assert load(path).source.revision == "a1" * 20
+    path.write_text(text.replace("revision: ''", f"revision: {revision}"))
+    with pytest.raises(UserError, match=rf"a branch or tag moves, found '{revision}'"):
+        load(path)
+
+
+def test_an_absent_file_says_how_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist here.*cp params/paper.yaml"):
+        load(tmp_path / "params.yaml")
+
+
+def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(re.sub("learning_rate: .*", "learning_rate: 2e-5", DEMO))
+    assert load(path).train.learning_rate == 2e-5
+
+
+def test_the_text_fields_are_those_that_a_text_is_assembled_of() -> None:
+    assert set(get_args(TextField)) == set(LABELS)

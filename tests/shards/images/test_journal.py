@@ -1,0 +1,140 @@
+import os
+import subprocess
+import sys
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shards.images.journal import MAGIC, Journal, Record
+
+
+def records(count, terms="t"):
+    return [
+        Record(f"https://h/{n}", terms, "ok" if n % 3 else "gone", 200, 1, image=bytes([n]) * n) for n in range(count)
+    ]
+
+
+def filled(path, count=5):
+    """Return the offset at which each record ends."""
+    ends = []
+    with Journal(path, "t") as journal:
+        for record in records(count):
+            journal.append(record)
+            ends.append(path.stat().st_size)
+    return ends
+
+
+def held(path, terms="t"):
+    with Journal(path, terms) as journal:
+        return [r.url for r in records(20) if journal.outcome(r.url)]
+
+
+def test_what_is_appended_is_read_again(tmp_path):
+    filled(tmp_path / "a" / "j")
+    with Journal(tmp_path / "a" / "j", "t") as journal:
+        assert len(journal) == 5
+        assert [journal.get(r.url) for r in records(5)] == records(5)
+        assert journal.outcome("https://h/0") == "gone"
+        assert journal.outcome("https://h/9") is None
+        with pytest.raises(KeyError):
+            journal.get("https://h/9")
+
+
+def test_the_latest_record_of_a_url_counts(tmp_path):
+    with Journal(tmp_path / "j", "t") as journal:
+        journal.append(Record("u", "t", "timeout"))
+        journal.append(Record("u", "t", "ok", image=b"x"))
+        assert journal.outcome("u") == "ok"
+    with Journal(tmp_path / "j", "t") as journal:
+        assert journal.get("u").image == b"x"
+        assert len(journal) == 1
+
+
+def test_a_fault_under_other_terms_says_nothing_but_an_image_stays(tmp_path):
+    filled(tmp_path / "j")
+    assert held(tmp_path / "j", "other") == ["https://h/1", "https://h/2", "https://h/4"]
+
+
+def test_a_torn_tail_is_cut_wherever_the_process_died(tmp_path):
+    whole = tmp_path / "whole"
+    ends = filled(whole, 3)
+    data = whole.read_bytes()
+    for length in range(len(data)):
+        path = tmp_path / "torn"
+        path.write_bytes(data[:length])
+        kept = sum(end <= length for end in ends)
+        with Journal(path, "t") as journal:
+            assert len(journal) == kept
+            journal.append(records(3)[2])
+        with Journal(path, "t") as journal:
+            assert [journal.get(r.url) for r in records(3)[:kept]] == records(3)[:kept]
+            assert journal.get("https://h/2") == records(3)[2]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_flipped_byte_costs_its_own_record_alone(tmp_path, data):
+    path = tmp_path / "j"
+    path.unlink(missing_ok=True)
+    ends = filled(path, 6)
+    content = bytearray(path.read_bytes())
+    at = data.draw(st.integers(0, len(content) - 1))
+    content[at] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content)
+    hit = sum(end <= at for end in ends)
+    assert held(path) == [f"https://h/{n}" for n in range(6) if n != hit]
+
+
+def test_the_mark_of_a_record_within_an_image_deceives_nobody(tmp_path):
+    with Journal(tmp_path / "j", "t") as journal:
+        for name in "abc":
+            journal.append(Record(name, "t", "ok", image=(MAGIC + b"\x05\0\0\0junk") * 50))
+    content = bytearray((tmp_path / "j").read_bytes())
+    content[20] ^= 1
+    (tmp_path / "j").write_bytes(content)
+    with Journal(tmp_path / "j", "t") as journal:
+        assert [journal.outcome(name) for name in "abc"] == [None, "ok", "ok"]
+
+
+def test_zeros_that_a_power_cut_left_are_cut(tmp_path):
+    ends = filled(tmp_path / "j", 3)
+    with (tmp_path / "j").open("ab") as file:
+        file.write(bytes(5000))
+    assert len(held(tmp_path / "j")) == 3
+    assert (tmp_path / "j").stat().st_size == ends[-1]
+
+
+def test_a_second_process_waits_for_the_first(tmp_path):
+    script = (
+        "import sys; from pathlib import Path; from shards.images.journal import Journal, Record\n"
+        "with Journal(Path(sys.argv[1]), 't') as j: j.append(Record('second', 't', j.outcome('first') or 'none'))"
+    )
+    with Journal(tmp_path / "j", "t") as journal:
+        second = subprocess.Popen(
+            [sys.executable, "-c", script, str(tmp_path / "j")], stderr=subprocess.PIPE, text=True
+        )
+        assert "in use by another fetch" in second.stderr.readline()
+        assert second.poll() is None
+        journal.append(Record("first", "t", "ok"))
+    assert second.wait(30) == 0
+    second.stderr.close()
+    with Journal(tmp_path / "j", "t") as journal:
+        assert journal.outcome("second") == "ok"
+
+
+def test_what_was_appended_survives_kill_9(tmp_path):
+    script = (
+        "import sys, time; from pathlib import Path; from shards.images.journal import Journal, Record\n"
+        "j = Journal(Path(sys.argv[1]), 't'); j.append(Record('a', 't', 'ok', image=b'x' * 100000))\n"
+        "print('appended', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "j")], stdout=subprocess.PIPE, text=True, env=os.environ
+    )
+    assert process.stdout.readline() == "appended\n"
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    with Journal(tmp_path / "j", "t") as journal:
+        assert journal.get("a").image == b"x" * 100000

@@ -1,0 +1,79 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shards.images import urls
+
+ID = "https://m.media-amazon.com/images/I/71abC+d-2L"
+
+
+@pytest.mark.parametrize(
+    ("url", "side", "asked"),
+    [
+        (f"{ID}.jpg", 0, f"{ID}.jpg"),
+        (f"{ID}.jpg", 256, f"{ID}._SL256_.jpg"),
+        (f"{ID}._AC_SL1500_.jpg", 256, f"{ID}._SL256_.jpg"),
+        (f"{ID}._CR0,0,300.5,300_SX38_.jpg", 256, f"{ID}._SL256_.jpg"),
+        (f"{ID}.__AC_SX300_SY300_.png", 256, f"{ID}._SL256_.png"),
+        (f"{ID}._AC_.jpg", 0, f"{ID}._AC_.jpg"),
+        ("https://m.media-amazon.com/images/W/IMAGERENDERING_5-T1/images/I/71abC+d-2L.jpg", 0, f"{ID}.jpg"),
+        ("https://m.media-amazon.com/images/W/A/images/I/71abC+d-2L._SY_.jpg", 64, f"{ID}._SL64_.jpg"),
+        ("https://example.com/pictures/a.jpg", 256, "https://example.com/pictures/a.jpg"),
+        (f"  {ID}.jpg#top ", 0, f"{ID}.jpg"),
+    ],
+)
+def test_the_url_asked_names_the_picture_at_the_size_wanted(url, side, asked):
+    assert urls.normalise(url, side) == asked
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "a.jpg",
+        "//host/a.jpg",
+        "ftp://host/a.jpg",
+        "file:///etc/passwd",
+        "data:image/png;base64,AA",
+        "http://",
+        "https://user:secret@host/a.jpg",
+        "http://[::1/a.jpg",
+        "http://host:port/a.jpg",
+    ],
+)
+def test_what_is_no_http_url_is_not_asked(url):
+    assert urls.normalise(url, 256) is None
+    assert urls.candidates([url], 256) == []
+
+
+def test_candidates_keep_their_order_and_come_once():
+    asked = urls.candidates([f"{ID}._SX1_.jpg", "no url", "https://h/b.jpg", f"{ID}._SX2_.jpg"], 64)
+    assert asked == [f"{ID}._SL64_.jpg", "https://h/b.jpg"]
+
+
+def test_normalising_twice_changes_nothing_more():
+    once = urls.normalise("https://m.media-amazon.com/images/W/T/images/I/51x._AC_.jpg", 256)
+    assert urls.normalise(once, 256) == once
+
+
+def test_a_mirror_serves_the_same_path():
+    assert urls.on_mirror(f"{ID}.jpg", "") == f"{ID}.jpg"
+    assert urls.on_mirror(f"{ID}.jpg", "http://h:8/x/") == "http://h:8/x/images/I/71abC+d-2L.jpg"
+    assert urls.on_mirror("https://a/images/I/%2e%2e/%2e%2e/b", "http://h/x") is None
+
+
+def test_a_directory_serves_the_same_path():
+    assert urls.in_directory("https://a/images/I/b%20c.jpg", "d") == Path("d/images/I/b c.jpg")
+
+
+@pytest.mark.parametrize("path", ["/../a", "/images/%2e%2e/%2e%2e/a", "/..%2fa", "/a%00b", "/..\\a", "/", ""])
+def test_no_path_leaves_the_directory(path):
+    assert urls.in_directory(f"https://host{path}", "d") is None
+
+
+@given(st.text(alphabet="./%2eEfF5cC\\ab\0:~", max_size=40))
+def test_whatever_the_path_the_file_is_below_the_directory(path):
+    found = urls.in_directory("https://host/" + path, "/base/dir")
+    assert found is None or found.resolve().is_relative_to("/base/dir")
