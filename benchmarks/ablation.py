@@ -34,7 +34,7 @@ from effimini.inference import open_split
 from effimini.metrics import plcc
 from prep.core import files, writers
 from prep.core.params import load
-from shards.tar import Tokens
+from shards.tokens import Tokens
 
 BUILD = Path("build/ablation")
 PAPER, BEST, RIDGE = "paper", "best", "TF-IDF + ridge"

@@ -34,7 +34,7 @@ from prep import strata
 from prep.core.params import Params, load
 from prep.core.parts import TEST, TRAIN, VALIDATION, part_files
 from prep.download import download
-from prep.groups import group
+from prep.groups import groups
 from prep.join import join
 from prep.sample import sample
 
@@ -120,7 +120,7 @@ def compare(title: str, params: Params, data: Path, minimum: int, seeds: int) ->
     """Print the table of one set of items, of which data/raw is there."""
     for category in params.source.categories:
         join(category, params, data)
-    group(params, data)
+    groups(params, data)
     params = replace(params, sample=replace(params.sample, min_per_category=round(0.8 * minimum)))
     items = ours(params, data, 1.0, 1.0)
     small, large = (ours(params, data, fraction, FRACTIONS[0]) for fraction in FRACTIONS)

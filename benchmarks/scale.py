@@ -133,7 +133,7 @@ def parameters(categories: Iterable[str], count: int, scheduler: str) -> Params:
 
 STAGES: dict[str, Callable[[Params, Path], None]] = {
     "join": partial(join.join, CATEGORY),
-    "groups": groups.group,
+    "groups": groups.groups,
     "sample": partial(sample.sample, CATEGORY),
 }
 

@@ -26,7 +26,8 @@ from prep.core.text import clean, clean_details, clean_list
 from shards import manifest, tokens
 from shards.images.pixels import to_training
 from shards.manifest import Manifest, Shard, Source, Tokenised
-from shards.tar import Tokens, index_tar, write_tar
+from shards.tar import index_tar, write_tar
+from shards.tokens import Tokens
 
 BUILD = Path("build/bench-stream")
 SIZE, QUALITY = 224, 90  # of the posters as stored

@@ -43,7 +43,7 @@ from transformers import AutoTokenizer, get_cosine_schedule_with_warmup
 from benchmarks import stream_data as data
 from benchmarks.hardware import multiplies_bfloat16
 from benchmarks.tables import spread
-from effimini import metrics, spent
+from effimini import cost, spent
 from effimini.model import build
 from effimini.ranks import ranks
 from effimini.train import Trainer
@@ -284,7 +284,7 @@ def main() -> None:
     turns |= of_head
     length = round(statistics.mean(len(s.ids) for s in data.samples(SAMPLES)))
     # backward costs two forward passes
-    flops = 3 * metrics.flops(build(parameters(chosen.batch)), data.SIZE, length)["total"]
+    flops = 3 * cost.flops(build(parameters(chosen.batch)), data.SIZE, length)["total"]
     fast = torch.bfloat16 if settings["precision"] == "bf16" else torch.float32
     dtypes = {name: fast if "best" in name else torch.float32 for name in turns}
     most = {dtype: peak(dtype) for dtype in sorted(set(dtypes.values()), key=str)}

@@ -50,7 +50,7 @@ def make_tables(data: Path, rows: int) -> None:
     writers.write_json(raw / "report.json", {"stage": "download", "category": CATEGORY, "tables": counted})
     params = whole("processes")
     join.join(CATEGORY, params, data)
-    groups.group(params, data)
+    groups.groups(params, data)
     sample.sample(CATEGORY, params, data)
 
 

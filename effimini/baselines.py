@@ -16,10 +16,10 @@ from sklearn.preprocessing import StandardScaler
 
 from effimini.features import FeatureDataset
 from effimini.inference import clamp
-from effimini.loss import counts_of, sample_weights
 from effimini.metrics import plcc
 from effimini.ridge import best_ridge
 from prep.core.fields import assemble
+from prep.weights import counts_of, sample_weights
 from shards.stream import ShardDataset
 
 log = logging.getLogger(__name__)

@@ -159,7 +159,7 @@ def groups(params: ParamsFile = PARAMS, data: Data = DATA, as_json: Json = False
     """
     from prep import groups as stage
 
-    stage.group(_load(params), data)
+    stage.groups(_load(params), data)
     _report(data / "groups" / "report.json", as_json)
 
 
@@ -216,7 +216,7 @@ def shard(category: Category, params: ParamsFile = PARAMS, data: Data = DATA, as
     """
     from shards import shard as stage
 
-    made = _run(stage.write, category, params, data / "shards", as_json)
+    made = _run(stage.shard, category, params, data / "shards", as_json)
     logging.info("%d tars made, the others were in the local store", made)
 
 
@@ -228,7 +228,7 @@ def weights(params: ParamsFile = PARAMS, data: Data = DATA) -> None:
     """
     from prep import weights as stage
 
-    stage.weigh(_load(params), data)
+    stage.weights(_load(params), data)
 
 
 @app.command()

@@ -19,11 +19,10 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from effimini import features, metrics, provenance, report
+from effimini import cost, features, metrics, provenance, report
 from effimini.baselines import baselines, on_features
 from effimini.examples import examples
 from effimini.inference import clamp, open_split, predict_split
-from effimini.loss import counts_of, sample_weights
 from effimini.model import EffiMini
 from effimini.ranks import ranks
 from prep.core import files, writers
@@ -31,11 +30,11 @@ from prep.core.params import Params, only
 from prep.core.reports import Funnel
 from prep.core.tables.predictions import PREDICTIONS
 from prep.strata import COUNT_BUCKETS, count_bucket
-from prep.weights import constant, counted
+from prep.weights import constant, counted, counts_of, sample_weights
 from shards.manifest import STATED
 from shards.stream import ShardDataset
 from shards.summary import summarise
-from shards.tar import Tokens
+from shards.tokens import Tokens
 
 log = logging.getLogger(__name__)
 
@@ -221,12 +220,12 @@ def _measure(params: Params, model: EffiMini, predictions: Mapping[str, Stars], 
         if name != MODEL:
             behind, low, high = metrics.lead(ours, stars, labels, *again)
             measured[name] |= {"behind": behind, "behind_low": low, "behind_high": high}
-    costs = metrics.costs(model)
+    costs = cost.costs(model)
     measured[MODEL]["ces"] = metrics.ces(measured[MODEL]["plcc"], costs["E"])
-    cost = {name: round(value, 6) for name, value in costs.items()}
+    rounded_costs = {name: round(value, 6) for name, value in costs.items()}
     rounded = {name: {key: round(value, 6) for key, value in row.items()} for name, row in measured.items()}
     label = {"mean": round(float(labels.mean()), 6), "spread": round(float(labels.std(dtype=np.float64)), 6)}
-    return {"source": params.source.kind, "samples": len(test), "label": label, "test": rounded, "cost": cost}
+    return {"source": params.source.kind, "samples": len(test), "label": label, "test": rounded, "cost": rounded_costs}
 
 
 def _frame(split: ShardDataset, stars: Stars) -> pd.DataFrame:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from effimini import metrics
+from effimini import cost
 from effimini.model import CONFIG, EffiMini
 from prep.core import files
 from prep.core.faults import UserError, first_sentence
@@ -155,7 +155,7 @@ def _graph(network: EffiMini, model: Path) -> bytes:
     assert program is not None  # it is without dynamo only
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # traces of torch's insides, other ones in each run
-    costs = metrics.costs(network)
+    costs = cost.costs(network)
     program.model.metadata_props.update({name: str(costs[name]) for name in ("parameters", "flops")})
     return bytes(program.model_proto.SerializeToString())
 

@@ -18,7 +18,7 @@ from prep.core.params import Params
 from prep.core.progress import bar
 from shards.loader import Loader
 from shards.stream import Batch, ShardDataset
-from shards.tar import Tokens
+from shards.tokens import Tokens
 
 POOL = 64  # batches sorted by length together: the order changes no prediction but by rounding
 Seen: TypeAlias = Literal["both", "image", "text"]

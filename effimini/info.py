@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from rich.table import Table
 
-from effimini import metrics
+from effimini import cost
 from effimini.model import build
 from prep.core.params import Params
 
@@ -30,10 +30,10 @@ def info(params: Params) -> dict[str, Any]:
         images = msgspec.structs.replace(params.images, resolution=size)
         text = msgspec.structs.replace(params.text, max_tokens=tokens)
         model = build(msgspec.structs.replace(params, images=images, text=text), random=True)
-        counts = metrics.parameters(model)
-        counted = metrics.flops(model, size, tokens)
-        c = metrics.cost(counts["total"], counted["total"])
-        inputs[name] = {"size": size, "tokens": tokens, "flops": counted, "C": c, "E": metrics.efficiency(c)}
+        counts = cost.parameters(model)
+        counted = cost.flops(model, size, tokens)
+        c = cost.cost(counts["total"], counted["total"])
+        inputs[name] = {"size": size, "tokens": tokens, "flops": counted, "C": c, "E": cost.efficiency(c)}
     return {
         "image": params.model.image.name,
         "text": params.model.text.name,

@@ -6,7 +6,7 @@ what was configured and measured; a model of demo data says so first.
 
 from pathlib import Path
 
-from effimini import metrics
+from effimini import cost
 from effimini.model import EffiMini
 from effimini.provenance import Training
 from prep.core.params import Params
@@ -44,7 +44,7 @@ def card(
             "base_models": [name for name in hub if not Path(name).exists()],
             "chosen": chosen,
             "config": config,
-            "cost": metrics.costs(model),
+            "cost": cost.costs(model),
             "demo": config.source == "demo",
             "epoch": epoch + 1,
             "measured": {name: history[epoch][f"validation/{name}"] for name in ("plcc", "loss")},

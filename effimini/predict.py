@@ -21,7 +21,7 @@ import pyarrow as pa
 import torch
 from tokenizers import Tokenizer
 
-from effimini import metrics
+from effimini import cost
 from effimini.export import GRAPH, Array, Graph
 from effimini.inference import STARS
 from effimini.model import CONFIG, Config, EffiMini
@@ -95,7 +95,7 @@ def predict(model: Path, items: Path, images: Path, out: Path) -> None:
 def _saved(folder: Path) -> Model:
     """Open a model that torch runs, on the GPU if there is one."""
     network = EffiMini.from_pretrained(folder)
-    costs = metrics.costs(network)
+    costs = cost.costs(network)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.to(device)
     if device.type == "cpu":

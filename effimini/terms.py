@@ -18,9 +18,9 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
-from effimini.loss import counts_of, sample_weights
 from effimini.metrics import plcc
 from effimini.ridge import best_ridge
+from prep.weights import counts_of, sample_weights
 from shards.stream import ShardDataset
 
 log = logging.getLogger(__name__)

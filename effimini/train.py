@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from effimini import bfloat16, checkpoint, features, model_card, provenance, spent, terms
 from effimini.clock import Clock
 from effimini.inference import open_split, predict_split, to_device
-from effimini.loss import counts_of, sample_weights, weighted_huber
+from effimini.loss import weighted_huber
 from effimini.metrics import plcc
 from effimini.model import WEIGHTS, EffiMini, build
 from effimini.ranks import Ranks, ranks
@@ -38,11 +38,11 @@ from prep.core import files, writers
 from prep.core.faults import UserError
 from prep.core.params import Params, Train, only
 from prep.core.progress import bar
-from prep.weights import constant, counted
+from prep.weights import constant, counted, counts_of, sample_weights
 from shards.loader import Loader
 from shards.manifest import STATED
 from shards.stream import Batch
-from shards.tar import Tokens
+from shards.tokens import Tokens
 
 log = logging.getLogger(__name__)
 

@@ -48,7 +48,7 @@ class _Linked(NamedTuple):
     too_wide: Counter[str]  # keys shared by too many items, by kind
 
 
-def group(params: Params, data: Path = Path("data")) -> None:
+def groups(params: Params, data: Path = Path("data")) -> None:
     """Write ``data/groups``.
 
     Raises:

@@ -1,10 +1,11 @@
-"""Weights: the constant that turns a rating count into the weight of a sample.
+"""Weights: the constant that turns a rating count into the weight of a sample, and that weight.
 
 In: the training parts of ``data/sample/``. Out: ``data/weights.json``. Guaranteed: the mean is over the training
 split of this fraction, before the clip, and does not depend on the order of the rows.
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from prep.core.parts import TRAIN, sample_parts
 READS = ("source.categories", "weights")
 
 
-def weigh(params: Params, data: Path = Path("data")) -> None:
+def weights(params: Params, data: Path = Path("data")) -> None:
     """Write ``data/weights.json``, as `constant` returns it for the training samples of all categories.
 
     Raises:
@@ -63,3 +64,25 @@ def constant(counts: npt.NDArray[np.int64], weights: Weights) -> dict[str, Any]:
             f"weights.count is {column}, and it is 0 for all {len(counts)} training samples; set weights.count: none"
         )
     return {"count": column, "mean": float(f"{mean:.12g}"), "clip": weights.clip, "samples": len(counts)}
+
+
+def sample_weights(counts: npt.NDArray[np.int64], weights: Mapping[str, Any]) -> npt.NDArray[np.float32]:
+    """Return the weight of each sample: min(log1p(count) / mean, clip), or 1 where ``weights["count"]`` is none.
+
+    Args:
+        counts: int64 [N], the count that `weights` names.
+        weights: the content of data/weights.json: count, mean (of log1p(count) over the training split) and
+            clip.
+
+    Source: reference section 1.
+    """
+    if weights["count"] == "none":
+        return np.ones(len(counts), np.float32)
+    each: npt.NDArray[np.float32] = np.minimum(np.log1p(counts) / weights["mean"], weights["clip"]).astype(np.float32)
+    return each
+
+
+def counts_of(samples: Any, weights: Mapping[str, Any]) -> npt.NDArray[np.int64]:
+    """Return the counts that `weights` names, int64 [N], of a batch or a dataset of the shards."""
+    name = "rating_number" if weights["count"] == "none" else weights["count"]
+    return np.asarray(getattr(samples, name))

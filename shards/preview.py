@@ -22,6 +22,7 @@ from prep.core.fields import LABELS, assemble
 from prep.core.tables.sample import SAMPLE
 from prep.core.tables.shards import FACTS
 from prep.core.templates import DEMO, data_url, render
+from prep.weights import sample_weights
 from shards.location import Location
 from shards.manifest import Manifest
 from shards.reader import Shards, TornError
@@ -156,9 +157,8 @@ def _weighing(location: Location, weights: Path | None) -> Any:
 
 
 def _weight(facts: Mapping[str, Any], weighing: Mapping[str, Any] | None) -> float | None:
-    """Return what the loss weighs a sample by; the formula is `effimini.loss.sample_weights`, which needs torch."""
+    """Return what the loss weighs a sample by."""
     if weighing is None:
         return None
-    if weighing["count"] == "none":
-        return 1.0
-    return float(min(np.log1p(facts[weighing["count"]]) / weighing["mean"], weighing["clip"]))
+    count = 0 if weighing["count"] == "none" else facts[weighing["count"]]
+    return float(sample_weights(np.array([count]), weighing)[0])

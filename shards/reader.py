@@ -24,7 +24,8 @@ from prep.core.faults import UserError, first_sentence
 from shards import order, tokens
 from shards.location import File, Location, index_file, mapped
 from shards.manifest import Manifest
-from shards.tar import Tokens, index_tar
+from shards.tar import index_tar
+from shards.tokens import Tokens
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,8 @@ from prep.core.reports import Funnel, before
 from shards import card, manifest, tokens
 from shards.images.pixels import BLANK
 from shards.manifest import Manifest, Shard, Source, Tokenised
-from shards.tar import Tokens, index_tar, write_tar
+from shards.tar import index_tar, write_tar
+from shards.tokens import Tokens
 
 READS = (*manifest.STATED, "source.kind", "source.revision", "text", "model.text.name", "dask")
 FORMAT = 1  # raise it when the bytes of a tar or an index change
@@ -32,7 +33,7 @@ _ROWS = 256  # of a part, read at once
 Samples = Iterator[tuple[dict[str, Any], bytes]]
 
 
-def write(category: str, params: Params, data: Path = Path("data")) -> int:
+def shard(category: str, params: Params, data: Path = Path("data")) -> int:
     """Write ``data/shards/<category>`` and return how many tars were new to the local store.
 
     Raises:

@@ -22,7 +22,7 @@ from shards import order, tokens
 from shards.images.pixels import decode
 from shards.location import Location
 from shards.reader import Shards, TornError
-from shards.tar import Tokens
+from shards.tokens import Tokens
 
 CACHE_BYTES = 50_000_000_000
 CONNECTIONS = 8

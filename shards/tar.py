@@ -9,7 +9,7 @@ import json
 import tarfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import pyarrow as pa
@@ -19,14 +19,7 @@ from tokenizers import Tokenizer
 from prep.core.fields import assemble
 from prep.core.tables.shards import FACTS, INDEX
 from shards import tokens
-
-
-class Tokens(NamedTuple):
-    """What turns a sample's facts into token ids."""
-
-    name: str  # of the tokenizer: model.text.name
-    fields: tuple[str, ...]  # text.fields
-    max_tokens: int
+from shards.tokens import Tokens
 
 
 def write_tar(path: Path, samples: Iterable[tuple[Mapping[str, Any], bytes]]) -> None:

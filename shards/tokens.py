@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,14 @@ from tokenizers.implementations import BertWordPieceTokenizer  # type: ignore[at
 from prep.core.faults import UserError, first_sentence
 
 _PADS = ("[PAD]", "<pad>")
+
+
+class Tokens(NamedTuple):
+    """What turns a sample's facts into token ids."""
+
+    name: str  # of the tokenizer: model.text.name
+    fields: tuple[str, ...]  # text.fields
+    max_tokens: int
 
 
 def load(name: str) -> Tokenizer:

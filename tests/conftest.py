@@ -64,11 +64,11 @@ def run_to() -> Callable[..., None]:
         stages = {
             "download": download.download,
             "join": join.join,
-            "groups": groups.group,
+            "groups": groups.groups,
             "sample": sample.sample,
             "fetch": fetch.fetch,
-            "shard": shard.write,
-            "weights": weights.weigh,
+            "shard": shard.shard,
+            "weights": weights.weights,
         }
         for name, stage in stages.items():
             if name in {"groups", "weights"}:

@@ -23,8 +23,8 @@ CHANGES: dict[str, Any] = {
     "sample.require": ["main_category", "title", "description"],
     "sample.min_chars": 90,
     "sample.fraction": 0.8,
-    "sample.bands": 5,
-    "sample.min_per_category": 60,
+    "sample.bands": 10,
+    "sample.min_per_category": 90,
     "sample.eval_fraction": 0.5,
     "sample.validation": 0.3,
     "sample.test": 0.3,
@@ -112,10 +112,16 @@ def catalogue(folder: Path) -> Path:
                 wide = picture.convert("RGB").crop((0, 8, 96, 80))
         except OSError:  # the catalogue has broken ones
             continue
-        wide.save(path, quality=95)
-        ImageOps.mirror(wide).save(path.with_name(f"{path.stem}-H.jpg"), quality=95)
+        for name, picture in ((path.stem, wide), (f"{path.stem}-H", ImageOps.mirror(wide))):
+            picture.save(path.with_name(f"{name}.jpg"), quality=95)
+            picture.resize((64, 48)).save(path.with_name(f"{name}._SL256_.jpg"), quality=95)
     metadata = folder / "raw/meta_categories/meta_Demo_Toys.jsonl"
-    metadata.write_text(re.sub(r'"hi_res": "([^"]+)\.jpg"', r'"hi_res": "\1-H.jpg"', metadata.read_text()))
+    text = re.sub(r'"hi_res": "([^"]+)\.jpg"', r'"hi_res": "\1-H.jpg"', metadata.read_text())
+    products = text.splitlines(keepends=True)
+    for number in (20, 21, 22):  # one product under three ids
+        one = json.loads(products[number]) | {"title": "One lamp of three ids", "store": "Alder"}
+        products[number] = json.dumps(one) + "\n"
+    metadata.write_text("".join(products))
     reviews = folder / "raw/review_categories/Demo_Toys.jsonl"
     lines = reviews.read_text().splitlines(keepends=True)
     earlier = [json.loads(line) for line in lines[:50]]
@@ -170,13 +176,15 @@ def test_another_value_reaches_the_bytes_and_the_old_one_brings_them_back(projec
     assert section[name] != CHANGES[key]
     section[name] = CHANGES[key]
     yaml.dump(params, path)
-    project.run("dvc", "repro", "-q", target)
-    assert made(project, stage) != first
-    if key == "images.resolution":
-        project.run("dvc", "repro", "-q", "shard")
-        shards = json.loads(project.run("effimini", "info", "data/shards", "--json").stdout)
-        assert [made["image_size"] for made in shards["made"]] == [48]
-        assert project.run("effimini", "lint").stdout == ""
-    path.write_text(before)
-    project.run("dvc", "repro", "-q", "evaluate")
+    try:
+        project.run("dvc", "repro", "-q", target)
+        assert made(project, stage) != first
+        if key == "images.resolution":
+            project.run("dvc", "repro", "-q", "shard")
+            shards = json.loads(project.run("effimini", "info", "data/shards", "--json").stdout)
+            assert [made["image_size"] for made in shards["made"]] == [48]
+            assert project.run("effimini", "lint").stdout == ""
+    finally:
+        path.write_text(before)
+        project.run("dvc", "repro", "-q", "evaluate")
     assert made(project, stage) == first

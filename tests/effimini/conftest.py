@@ -20,7 +20,7 @@ from prep.core.params import Encoder, Params, load
 from prep.core.tables.images import IMAGES
 from prep.core.tables.sample import SAMPLE
 from shards.images.pixels import to_training
-from shards.shard import write
+from shards.shard import shard
 
 ROOT = Path(__file__).parents[2]
 torch.set_num_threads(1)  # threads that wait for each other on a busy machine take longer than the work
@@ -126,7 +126,7 @@ def data(small: Params, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for category in CATEGORIES:
             for part, rows in SPLITS.items():
                 _part(folder, category, part, rows, small.images.resolution)
-            write(category, small, folder)
+            shard(category, small, folder)
     counts = np.array([1 + number % 30 for number in range(SPLITS["train-00"])] * len(CATEGORIES))
     mean = float(np.log1p(counts).mean())
     weights = {"count": "rating_number", "mean": mean, "clip": 5.0, "samples": len(counts)}

@@ -19,7 +19,6 @@ from effimini.cli import app
 from effimini.evaluate import IMAGE_ALONE, MODEL, TEXT_ALONE, bucket_names, calibration, evaluate, weighing
 from effimini.examples import Example, examples
 from effimini.inference import clamp, open_split, predict_split
-from effimini.loss import sample_weights
 from effimini.metrics import plcc
 from effimini.model import EffiMini
 from effimini.train import train
@@ -29,10 +28,11 @@ from prep.core.params import Params
 from prep.core.tables.predictions import PREDICTIONS
 from prep.core.tables.shards import FACTS
 from prep.core.templates import DEMO, data_url
+from prep.weights import sample_weights
 from shards.location import Location
 from shards.stream import ShardDataset
 from shards.summary import summarise
-from shards.tar import Tokens
+from shards.tokens import Tokens
 from validation.checks import GATES
 
 from .conftest import CATEGORIES, ROOT, SPLITS, replace

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from effimini.loss import sample_weights, weighted_huber
+from effimini.loss import weighted_huber
+from prep.weights import sample_weights
 
 WEIGHTS = {"count": "rating_number", "mean": 2.0, "clip": 1.5, "samples": 3}
 

@@ -14,7 +14,7 @@ from effimini.train import train
 from prep.core import files
 from prep.core.faults import UserError
 from prep.core.params import Params
-from shards.shard import write
+from shards.shard import shard
 
 from .conftest import CATEGORIES, replace
 
@@ -32,7 +32,7 @@ def other_shards(params: Params, project: Path, folder: Path) -> Path:
     for table in ("sample", "images"):
         shutil.copytree(project / "data" / table, folder / table)
     for category in CATEGORIES:
-        write(category, params, folder)
+        shard(category, params, folder)
     return folder / "shards"
 
 

@@ -12,15 +12,16 @@ from sklearn.feature_extraction import DictVectorizer
 from sklearn.linear_model import Ridge
 
 from effimini import terms
+from effimini.cost import parameters
 from effimini.inference import open_split
-from effimini.metrics import parameters, plcc
+from effimini.metrics import plcc
 from effimini.model import EffiMini, build
 from effimini.terms import Terms
 from effimini.train import parameter_groups, train
 from prep.core import files
 from prep.core.params import Params
 from shards.stream import ShardDataset
-from shards.tar import Tokens
+from shards.tokens import Tokens
 
 from .conftest import replace
 from .test_model import inputs

@@ -26,7 +26,7 @@ from prep.core import files
 from prep.core.faults import UserError
 from prep.core.params import Params
 from shards.stream import Batch, ShardDataset
-from shards.tar import Tokens
+from shards.tokens import Tokens
 
 from .conftest import ROOT, replace
 from .two_ranks import Interrupted, gradients

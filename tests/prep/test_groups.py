@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from prep.core.buckets import bucket_files
 from prep.core.files import read_json
 from prep.core.params import Params
-from prep.groups import group, image_key, title_key
+from prep.groups import groups, image_key, title_key
 from tests.prep.made import write_items
 
 HOST = "https://m.media-amazon.com/images/I"
@@ -50,10 +50,10 @@ def test_links_chain_across_ids_titles_images_and_categories(
 ) -> None:
     write(tmp_path, "Toys", [("C", "pan", "1"), ("B", "pot", "1"), ("X", "lamp", "9")])
     write(tmp_path, "Home", [("A", "POT.", "2"), ("D", "mug", "2"), ("X", "another lamp", "8")])
-    group(make_params(**{"source.categories": ["Toys", "Home"]}), tmp_path)
-    groups = groups_of(tmp_path, "Toys", "Home")
-    assert {groups[key] for key in [("Toys", "C"), ("Toys", "B"), ("Home", "A"), ("Home", "D")]} == {"A"}
-    assert groups["Toys", "X"] == groups["Home", "X"] == "X"
+    groups(make_params(**{"source.categories": ["Toys", "Home"]}), tmp_path)
+    found = groups_of(tmp_path, "Toys", "Home")
+    assert {found[key] for key in [("Toys", "C"), ("Toys", "B"), ("Home", "A"), ("Home", "D")]} == {"A"}
+    assert found["Toys", "X"] == found["Home", "X"] == "X"
     report = read_json(tmp_path / "groups/report.json")
     assert report["tables"]["groups"] == {"rows_in": 6, "rows_out": 6, "dropped": {}}
     assert report["largest"] == [{"group": "A", "items": 4}]
@@ -62,10 +62,10 @@ def test_links_chain_across_ids_titles_images_and_categories(
 def test_a_placeholder_shared_by_many_chains_nothing(tmp_path: Path, make_params: Callable[..., Params]) -> None:
     write(tmp_path, "Toys", [(f"I{i}", f"title {i}", "placeholder") for i in range(4)])
     params = {"source.categories": ["Toys"]}
-    group(make_params(**params, **{"groups.max_link": 3}), tmp_path)
+    groups(make_params(**params, **{"groups.max_link": 3}), tmp_path)
     assert len(set(groups_of(tmp_path, "Toys").values())) == 4
     assert read_json(tmp_path / "groups/report.json")["shared_too_widely"] == {"image": 1, "title": 0}
-    group(make_params(**params, **{"groups.max_link": 4}), tmp_path)
+    groups(make_params(**params, **{"groups.max_link": 4}), tmp_path)
     assert len(set(groups_of(tmp_path, "Toys").values())) == 1
 
 
@@ -100,6 +100,6 @@ def test_groups_are_the_connected_components(
         if len(members) <= 3:
             graph.add_edges_from(pairwise(sorted(members)))
     expected = {asin: min(component) for component in networkx.connected_components(graph) for asin in component}
-    group(make_params(**{"source.categories": ["Toys", "Home"], "groups.max_link": 3}), tmp_path)
+    groups(make_params(**{"source.categories": ["Toys", "Home"], "groups.max_link": 3}), tmp_path)
     present = [category for category, rows in in_category.items() if rows]
     assert {asin: g for (_, asin), g in groups_of(tmp_path, *present).items()} == expected

@@ -23,7 +23,7 @@ from prep.core.hashes import units
 from prep.core.params import Params
 from prep.core.parts import part_files
 from prep.download import download
-from prep.groups import group
+from prep.groups import groups
 from prep.join import join
 from prep.sample import sample
 from prep.source import PATHS
@@ -83,7 +83,7 @@ def draw_sample(items: Items, params: Params, data: Path) -> None:
     """Write the items, in as many buckets as the parameters say, and take them through groups and sample."""
     for category in params.source.categories:
         write_items(data, category, of(items, category), params.download.buckets)
-    group(params, data)
+    groups(params, data)
     sample_all(params, data)
 
 
@@ -153,7 +153,7 @@ def test_neither_the_buckets_nor_the_order_of_the_lines_change_a_byte_of_the_sam
             for category in params.source.categories:
                 download(category, params, data)
                 join(category, params, data)
-            group(params, data)
+            groups(params, data)
             sample_all(params, data)
             tables = {
                 f"{table}/{category}": pa.concat_tables(
@@ -279,7 +279,7 @@ def test_a_category_of_one_item_is_taken_whole_or_said_to_have_nothing(
     items = {("Home", in_split("test")): row(in_split("test"), 1, 0, 4.0, 3)}
     params = settings_of(make_params, items, **{"sample.min_per_category": 1})
     write_items(tmp_path, "Home", of(items, "Home"))
-    group(params, tmp_path)
+    groups(params, tmp_path)
     with pytest.raises(UserError, match="Home: no item is left to train on.*take the category out"):
         sample("Home", params, tmp_path)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from prep.core.faults import UserError
 from prep.core.params import Params
-from prep.groups import group
+from prep.groups import groups
 from prep.sample import candidates, sample
 from tests.prep.made import write_items
 
@@ -35,7 +35,7 @@ def write(data: Path, items: list[tuple[int, float, int]], buckets: int = 4) -> 
 
 def drawn(data: Path, params: Params, digests: Callable[[Path], dict[str, str]]) -> tuple[pd.DataFrame, dict[str, str]]:
     """Run groups and sample; return the rows and the digest of each part."""
-    group(params, data)
+    groups(params, data)
     sample("Toys", params, data)
     folder = data / "sample/Toys"
     parts = [pd.read_parquet(file).assign(part=file.stem) for file in sorted(folder.glob("*.parquet"))]
@@ -121,7 +121,7 @@ def test_an_item_without_what_is_required_is_dropped_with_its_reason(
     write_items(tmp_path, "Toys", rows, 4)
     require = ["main_category", "title", "features", "description", "average_rating", "rating_number", "image"]
     params = make_params(**{"source.categories": ["Toys"], "sample.require": require, "sample.fraction": 1.0})
-    group(params, tmp_path)
+    groups(params, tmp_path)
     sample("Toys", params, tmp_path)
     report = json.loads((tmp_path / "sample/Toys/report.json").read_text())["tables"]["items"]
     assert report == {"rows_in": 31, "rows_out": 30, "dropped": {reason: 1}}
@@ -130,7 +130,7 @@ def test_an_item_without_what_is_required_is_dropped_with_its_reason(
 def test_a_category_with_nothing_to_train_on_is_a_sentence(tmp_path: Path, make_params: Callable[..., Params]) -> None:
     write(tmp_path, [(1, 4.0, 3)])
     params = make_params(**BASE, **{"sample.require": ["image"]})
-    group(params, tmp_path)
+    groups(params, tmp_path)
     with pytest.raises(UserError, match=r"Toys: no item is left to train on \(no_image 1\).*sample.require"):
         sample("Toys", params, tmp_path)
 
@@ -167,7 +167,7 @@ def test_the_strata_say_what_each_gave_and_the_report_how_far_the_sample_is_from
 ) -> None:
     write(tmp_path, [(number, [3.0, 4.5][number % 2], [1, 30][number % 3 == 0]) for number in range(300)])
     params = make_params(**BASE, **{"sample.fraction": 0.25})
-    group(params, tmp_path)
+    groups(params, tmp_path)
     sample("Toys", params, tmp_path)
     table = pd.read_csv(tmp_path / "sample/Toys/strata.csv")
     train = table[table["split"] == "train"]

@@ -13,7 +13,7 @@ import pytest
 from prep.core.faults import UserError
 from prep.core.params import Params
 from prep.download import download
-from prep.groups import group
+from prep.groups import groups
 from prep.join import join
 from prep.sample import sample
 from prep.source import PATHS
@@ -244,7 +244,7 @@ def test_the_files_category_and_main_category_are_both_kept(tmp_path: Path, toys
     params = toys(lines(rows))
     download(TOYS, params, tmp_path)
     join(TOYS, params, tmp_path)
-    group(params, tmp_path)
+    groups(params, tmp_path)
     sample(TOYS, params, tmp_path)
     row = pq.read_table(next((tmp_path / "sample/Toys").glob("train-*.parquet"))).to_pylist()[0]
     assert (row["category"], row["main_category"]) == (TOYS, "Home & Kitchen")
@@ -269,7 +269,7 @@ def test_details_of_any_kind_come_through_to_the_sample(
     download(TOYS, params, tmp_path)
     assert rejects(tmp_path) == []
     join(TOYS, params, tmp_path)
-    group(params, tmp_path)
+    groups(params, tmp_path)
     sample(TOYS, params, tmp_path)
     assert report(tmp_path, "sample")["tables"]["items"]["rows_out"] == 30
 

@@ -8,7 +8,7 @@ import pytest
 
 from prep.core.faults import UserError
 from prep.core.params import Params
-from prep.weights import weigh
+from prep.weights import weights
 
 
 def test_the_mean_is_that_of_log1p_over_the_training_split(
@@ -16,12 +16,12 @@ def test_the_mean_is_that_of_log1p_over_the_training_split(
 ) -> None:
     params = make_params()
     run_to(params, tmp_path, "sample")
-    weigh(params, tmp_path)
-    weights = json.loads((tmp_path / "weights.json").read_text())
+    weights(params, tmp_path)
+    found = json.loads((tmp_path / "weights.json").read_text())
     train = pd.concat(pd.read_parquet(f) for f in sorted((tmp_path / "sample").rglob("train-*.parquet")))
     expected = sum(math.log1p(count) for count in train["rating_number"]) / len(train)
-    assert weights == {"count": "rating_number", "mean": pytest.approx(expected), "clip": 5.0, "samples": len(train)}
-    weigh(make_params(**{"weights.count": "none"}), tmp_path)
+    assert found == {"count": "rating_number", "mean": pytest.approx(expected), "clip": 5.0, "samples": len(train)}
+    weights(make_params(**{"weights.count": "none"}), tmp_path)
     assert json.loads((tmp_path / "weights.json").read_text())["mean"] == 1.0
 
 
@@ -33,4 +33,4 @@ def test_counts_that_are_all_zero_are_a_sentence(
     for file in (tmp_path / "sample").rglob("train-*.parquet"):
         pd.read_parquet(file).assign(review_count=0).to_parquet(file)
     with pytest.raises(UserError, match="weights.count is review_count, and it is 0 for all"):
-        weigh(make_params(**{"weights.count": "review_count"}), tmp_path)
+        weights(make_params(**{"weights.count": "review_count"}), tmp_path)

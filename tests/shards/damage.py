@@ -16,7 +16,8 @@ import pyarrow as pa
 from prep.core import files, writers
 from prep.core.tables.shards import INDEX
 from shards import tokens
-from shards.tar import Tokens, index_tar
+from shards.tar import index_tar
+from shards.tokens import Tokens
 from tests.shards.made import MINILM
 
 Member = tuple[tarfile.TarInfo | str, bytes]

@@ -10,7 +10,8 @@ from tokenizers import Tokenizer
 from prep.core import files, writers
 from shards import manifest, tokens
 from shards.manifest import Manifest, Shard, Source, Tokenised
-from shards.tar import Tokens, index_tar, write_tar
+from shards.tar import index_tar, write_tar
+from shards.tokens import Tokens
 
 MINILM = str(Path(__file__).parent.parent.parent / "effimini/minilm")
 HOW = Tokens(MINILM, ("title", "description"), 32)

@@ -15,7 +15,7 @@ from shards import manifest
 from shards.images.pixels import decode
 from shards.loader import Loader
 from shards.stream import ShardDataset
-from shards.tar import Tokens
+from shards.tokens import Tokens
 from tests.shards.made import HOW, SIDE, make_shards
 
 SIZES = {1: [37], 7: [5, 1, 9, 2, 11, 3, 8], 64: [i % 3 + 1 for i in range(64)]}

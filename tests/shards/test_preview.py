@@ -18,6 +18,7 @@ import pytest
 from prep.core import files, writers
 from prep.core.faults import UserError
 from prep.core.params import Params
+from prep.weights import sample_weights
 from shards import preview, shard
 from shards.location import Location, mapped
 from shards.reader import Index
@@ -102,7 +103,6 @@ def test_only_the_members_shown_are_read(shards: Path, tmp_path: Path) -> None:
 
 
 def test_the_weight_is_that_of_the_loss(shards: Path) -> None:
-    from effimini.loss import sample_weights
 
     weights = files.read_json(shards.parent / "weights.json")
     for count in ("rating_number", "review_count", "none"):
@@ -164,7 +164,7 @@ def test_in_a_browser_pictures_show_nothing_is_asked_for_and_hostile_text_is_tex
         place = table.schema.get_field_index("title")
         titles = pa.array([HOSTILE] * table.num_rows)
         writers.write_table(path, table.set_column(place, table.schema.field("title"), titles))
-    shard.write("Demo_Toys", params, tmp_path)
+    shard.shard("Demo_Toys", params, tmp_path)
     shown = page(tmp_path / "shards", samples=12)
     (tmp_path / "page.html").write_text(shown)
     seen, asked = visit(tmp_path / "page.html")

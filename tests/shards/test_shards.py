@@ -96,7 +96,7 @@ def test_a_larger_fraction_makes_only_new_tars_and_back_and_up_again_none(
     made = {}
     for step, fraction in enumerate((0.4, 0.2, 0.4)):
         run_to(params[fraction], tmp_path, "fetch")
-        made[step] = shard.write(category, params[fraction], tmp_path)
+        made[step] = shard.shard(category, params[fraction], tmp_path)
         now = digests(tmp_path / "shards" / category)
         if fraction == 0.4:
             kept = {name for name in small if name.endswith((".tar", ".arrow"))}
@@ -114,7 +114,7 @@ def test_another_tokenizer_or_text_rewrites_indexes_and_no_tar(
 ) -> None:  # fmt: skip
     run_to(make_params(), tmp_path, "shard")
     before = digests(tmp_path / "shards/Demo_Toys")
-    assert shard.write("Demo_Toys", make_params(**{"text.fields": ["title"], "text.max_tokens": 8}), tmp_path) == 0
+    assert shard.shard("Demo_Toys", make_params(**{"text.fields": ["title"], "text.max_tokens": 8}), tmp_path) == 0
     after = digests(tmp_path / "shards/Demo_Toys")
     for name in before:
         assert (before[name] == after[name]) == name.endswith((".tar", "report.json")), name
@@ -134,7 +134,7 @@ def test_what_is_in_the_tars_rewrites_them_and_back_again_none(
     tars = {before[name] for name in before if name.endswith(".tar")}
     assert tars.isdisjoint(changed.values())
     run_to(make_params(), tmp_path, "fetch")
-    assert [shard.write(category, make_params(), tmp_path) for category in CATEGORIES] == [0, 0]
+    assert [shard.shard(category, make_params(), tmp_path) for category in CATEGORIES] == [0, 0]
     assert digests(tmp_path / "shards") == before
 
 
@@ -146,11 +146,11 @@ def test_images_of_another_sample_are_refused(
     folder = tmp_path / "images/Demo_Toys"
     (folder / "test.parquet").unlink()
     with pytest.raises(UserError, match="does not exist; run `dvc repro fetch`"):
-        shard.write("Demo_Toys", params, tmp_path)
+        shard.shard("Demo_Toys", params, tmp_path)
     (folder / "validation.parquet").rename(folder / "test.parquet")
     (tmp_path / "images/Demo_Kitchen/validation.parquet").rename(folder / "validation.parquet")
     with pytest.raises(UserError, match="does not hold the items of"):
-        shard.write("Demo_Toys", params, tmp_path)
+        shard.shard("Demo_Toys", params, tmp_path)
 
 
 def test_the_manifest_lists_what_is_there(data: Path, digests: Callable[[Path], dict[str, str]]) -> None:

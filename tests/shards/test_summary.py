@@ -17,7 +17,7 @@ from prep.core.faults import UserError
 from shards.location import Location
 from shards.manifest import FORMAT
 from shards.summary import summarise, table
-from shards.tar import Tokens
+from shards.tokens import Tokens
 from tests.shards import damage
 from tests.shards.made import HOW, SIDE, make_shards, sample
 

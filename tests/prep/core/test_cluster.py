@@ -14,7 +14,7 @@ from prep import blocks
 from prep.core.cluster import workers
 from prep.core.params import Dask, Params
 from prep.download import download
-from prep.groups import group
+from prep.groups import groups
 from prep.join import join
 from prep.sample import sample
 from tests.cluster import Cluster
@@ -23,7 +23,7 @@ TOYS = "Demo_Toys"
 STAGES: dict[str, tuple[Callable[[Params, Path], None], str]] = {
     "download": (lambda params, data: download(TOYS, params, data), f"raw/{TOYS}"),
     "join": (lambda params, data: join(TOYS, params, data), f"items/{TOYS}"),
-    "groups": (group, "groups"),
+    "groups": (groups, "groups"),
     "sample": (lambda params, data: sample(TOYS, params, data), f"sample/{TOYS}"),
 }
 LARGE = {"source.categories": [TOYS], "source.demo.items": 2000, "download.buckets": 16}
