@@ -334,6 +334,20 @@ def test_a_dvc_yaml_of_other_parameters_is_refused_and_written_anew(
     assert path.read_text() == before  # whatever it held in between
 
 
+def test_a_teams_own_stages_and_dependencies_are_left_alone(tmp_path: Path) -> None:
+    path = Path(shutil.copyfile(ROOT / "dvc.yaml", tmp_path / "dvc.yaml"))
+    own = "stages:\n  publish:\n    cmd: ./publish.sh\n    deps:\n      - models\n      - notes\n"
+    text = path.read_text().replace("stages:\n", own, 1).replace("prep/groups.py", "prep/groups.py, ours/rules", 1)
+    path.write_text(text)
+    pipeline.sync(load(ROOT / "params.yaml"), path)
+    assert "ours/rules" in path.read_text()
+    assert own in path.read_text()
+    pipeline.check(load(ROOT / "params.yaml"), path)
+    path.write_text(re.sub(r"    deps: \[\s*models,[^]]*\]", "    deps:\n      - models", path.read_text()))
+    with pytest.raises(UserError, match="the deps of stage evaluate are no list in brackets"):
+        pipeline.sync(load(ROOT / "params.yaml"), path)
+
+
 def test_local_encoders_are_dependencies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copyfile(ROOT / "dvc.yaml", "dvc.yaml")

@@ -23,24 +23,30 @@ from prep.core.params import Params
 FILE = Path("dvc.yaml")
 TABLES = ("raw", "items", "groups", "sample", "images", "shards")  # that have a folder a category
 _FOLDER = re.compile(rf"data/({'|'.join(TABLES)})/([^/]+)")
-_LIST = re.compile(r"^    deps: \[[^]]*\]$", re.MULTILINE)  # one in each stage
 _WIDTH = 120
 _CATALOGUE = "prep/demo.py"
-_CODE = (".py", ".jinja", ".txt", ".csv")
-_FOLDERS = ("models", "prep/core/tables", "validation")
+_WITH_ENCODERS = ("shard", "train")  # stages whose dependencies that are no data and no code are encoders
+_DATA_OR_CODE = re.compile(r"data/.*|.*\.(py|jinja|txt)|prep/core/tables")
 
 
 def sync(params: Params, path: Path = FILE) -> bool:
     """Write the dependencies that follow from the parameters into dvc.yaml; return whether it changed.
 
     Stages of categories that were taken out leave the dvc.lock beside it.
+
+    Raises:
+        UserError: a stage's dependencies are not written in brackets.
     """
     lock = path.with_name("dvc.lock")
     if lock.exists():
         _forget(lock, params.source.categories)
-    before = path.read_text(encoding="utf-8")
-    wanted = iter([_dependencies(name, stage, params) for name, stage in _stages(before).items()])
-    after = _LIST.sub(lambda _: _written(next(wanted)), before)
+    before = after = path.read_text(encoding="utf-8")
+    for name, stage in _stages(before).items():
+        lines = _written(_dependencies(name, stage, params))
+        found = re.search(rf"(?m)^  {name}:\n(?:    .*\n|\n)*?(    deps: \[[^]]*\])$", after)
+        if found is None:
+            raise UserError(f"{path}: the deps of stage {name} are no list in brackets; write them as [a, b, c]")
+        after = after[: found.start(1)] + lines + after[found.end(1) :]
     if after == before:
         return False
     with aside(path) as partial:
@@ -86,8 +92,9 @@ def _forget(lock: Path, categories: Sequence[str]) -> None:
 
 
 def _stages(text: str) -> dict[str, Any]:
-    stages: dict[str, Any] = YAML(typ="safe", pure=True).load(text)["stages"]
-    return stages
+    """Return the stages that run a command of this package; a team's own are left alone."""
+    stages = YAML(typ="safe", pure=True).load(text)["stages"]
+    return {name: stage for name, stage in stages.items() if str(stage["cmd"]).startswith("effimini ")}
 
 
 def _written(dependencies: Sequence[str]) -> str:
@@ -109,9 +116,7 @@ def _dependencies(name: str, stage: Any, params: Params) -> list[str]:
         folder = None if "matrix" in stage else _FOLDER.fullmatch(found)
         if folder:
             result += [f"data/{folder[1]}/{category}" for category in params.source.categories]
-        elif found != _CATALOGUE and (
-            found.startswith(("data/", "results/")) or found.endswith(_CODE) or found in _FOLDERS
-        ):
+        elif found != _CATALOGUE and (name not in _WITH_ENCODERS or _DATA_OR_CODE.fullmatch(found)):
             result.append(str(found))
     result = list(dict.fromkeys(result))
     own = list(_own(name, params))
@@ -123,7 +128,7 @@ def _own(name: str, params: Params) -> Iterator[str]:
     """Yield what a stage depends on for the parameters' values: the demo catalogue, local encoders and weights."""
     if name in {"download", "fetch"} and params.source.kind == "demo":
         yield _CATALOGUE
-    if name in {"shard", "train"} and Path(params.model.text.name).exists():
+    if name in _WITH_ENCODERS and Path(params.model.text.name).exists():
         yield params.model.text.name
     if name == "train":
         given = (params.model.image.weights, params.model.text.weights)
