@@ -1,1 +1,25 @@
-"""EffiMini: a compact image + text model of a product's rating: training, evaluation, prediction, command line."""
+"""EffiMini: a compact image + text model of product ratings, and the shards that it streams.
+
+What other programs use of it stands here; each name is imported from its module when it is first read, because torch
+takes seconds.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from effimini.model import EffiMini
+    from shards.loader import Loader
+    from shards.stream import ShardDataset
+
+__all__ = ["EffiMini", "Loader", "ShardDataset", "__version__"]
+__version__ = version("effimini")
+_MODULES = {"EffiMini": "effimini.model", "Loader": "shards.loader", "ShardDataset": "shards.stream"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name (PEP 562)."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)
