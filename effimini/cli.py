@@ -123,9 +123,7 @@ def pipeline(params: ParamsFile = PARAMS) -> None:
     """
     settings = load(params)
     changed = dvc.sync(settings)
-    for table in dvc.TABLES:
-        for stray in dvc.strays(DATA, table, settings.source.categories):
-            logging.warning("warning: %s is of no category in source.categories; remove it", stray)
+    dvc.warn_of_strays(DATA, dvc.TABLES, settings.source.categories)
     logging.info("dvc.yaml %s; run `dvc repro`", "is written" if changed else "was of these parameters already")
 
 
@@ -463,8 +461,7 @@ def _chosen(url: str, categories: list[str] | None, params: Path) -> list[str] |
     if categories or Path(url).absolute() != (DATA / "shards").absolute():
         return categories
     chosen = list(load(params).source.categories)
-    for stray in dvc.strays(DATA, "shards", chosen):
-        logging.warning("warning: %s is of no category in source.categories and is left out; remove it", stray)
+    dvc.warn_of_strays(DATA, ["shards"], chosen)
     return chosen
 
 

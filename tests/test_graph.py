@@ -375,3 +375,12 @@ def test_stages_of_a_category_that_was_taken_out_leave_the_lock(tmp_path: Path) 
     yaml.dump({"schema": "2.0", "stages": stages}, lock)
     pipeline.sync(changed_params(source={"categories": ("Demo_Toys",)}), path)
     assert yaml.load(lock) == {"schema": "2.0", "stages": {name: stages[name] for name in ("groups", "join@Demo_Toys")}}
+
+
+def test_a_folder_of_no_category_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("items/Demo_Toys", "items/Old", "items/.Old.new.partial", "shards/Old", "profiles"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "items/report.json").touch()
+    pipeline.warn_of_strays(tmp_path, pipeline.TABLES, ["Demo_Toys"])
+    named = [tmp_path / "items/Old", tmp_path / "shards/Old"]
+    assert caplog.messages == [f"warning: {path} is of no category in source.categories; remove it" for path in named]

@@ -41,10 +41,8 @@ def earliest_stale(stage: str) -> str | None:
                     if not name.startswith(GATE) and _changed(found):
                         return name
                 way.done(*ready)
-    except (
-        DvcException
-    ):  # a dvc.yaml that is being edited, say: the advice is then the one for a stage that is not stale
-        return None
+    except DvcException:
+        return None  # a dvc.yaml that is being edited, say: DVC cannot tell
     return None
 
 

@@ -29,8 +29,7 @@ from prep.core.buckets import bucket_files
 from prep.core.faults import UserError
 from prep.core.params import Params, only
 from prep.core.parts import part_files
-from prep.core.pipeline import TABLES as BY_CATEGORY
-from prep.core.pipeline import strays
+from prep.core.pipeline import warn_of_strays
 from validation import columns, docs, profile
 from validation.checks import ACCEPTED, GATES, READS, Gate, Place, profiles
 from validation.stale import earliest_stale
@@ -60,7 +59,7 @@ def validate(table: str, params: Params, data: Path = Path("data")) -> None:
     held = data / (gate.held or table)
     if not held.exists():
         raise UserError(f"{held} does not exist; run `dvc repro`, or `dvc pull`, to have it")
-    _warn_of_strays(table, params, data)
+    warn_of_strays(data, [table], params.source.categories)
     places = [Place(params, data, category) for category in params.source.categories]
     absent = [name for name in gate.beside if not all(place.has(name) for place in places)]
     if absent:
@@ -118,12 +117,6 @@ def accept(data: Path = Path("data")) -> Path:
     with files.aside(data.parent / ACCEPTED) as out:
         _write(found, out)
     return data.parent / ACCEPTED
-
-
-def _warn_of_strays(table: str, params: Params, data: Path) -> None:
-    """Name the folders of categories that were taken out of the parameters: nobody reads them."""
-    for stray in strays(data, table, params.source.categories) if table in BY_CATEGORY else ():
-        log.warning("warning: %s is of no category in source.categories; remove it", stray)
 
 
 def _remedy(table: str, stage: str, data: Path, *, of_all: bool = False) -> str:

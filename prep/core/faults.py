@@ -1,7 +1,7 @@
-"""What goes wrong, in words: a user's mistake, rows set aside, and the budget for them.
+"""What goes wrong, in words: a user's mistake, and the budget for rows that are set aside.
 
-In: counts of rows read, kept and dropped by reason. Out: the funnel that stands in every stage's ``report.json``.
-Guaranteed: a funnel that does not add up, or that is over its budget, stops the stage.
+In: a library's error, or counts of rows by reason. Out: one sentence. Guaranteed: more rows set aside than the budget
+allows stop the stage.
 """
 
 from collections.abc import Mapping

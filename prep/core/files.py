@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, with the same bytes for the same content.
+"""Files that appear whole or not at all.
 
 In: a path and content. Out: files, hashes, and a local store of what was made once. Guaranteed (promise 7):
 whatever is written here is written aside, flushed to disk and renamed, so a killed process leaves either the old

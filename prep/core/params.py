@@ -314,18 +314,13 @@ def only(params: Params, names: Iterable[str]) -> Params:
     """
     narrow = SimpleNamespace()
     for name in names:
-        section, _, key = name.partition(".")
-        whole = getattr(params, section)
-        if not key:
-            setattr(narrow, section, whole)
-            continue
-        part = vars(narrow).setdefault(section, SimpleNamespace())
-        inner, _, leaf = key.partition(".")
-        if leaf:
-            vars(part).setdefault(inner, SimpleNamespace())
-            setattr(getattr(part, inner), leaf, getattr(getattr(whole, inner), leaf))
-        else:
-            setattr(part, key, getattr(whole, key))
+        source: Any = params
+        target = narrow
+        *sections, key = name.split(".")
+        for section in sections:
+            source = getattr(source, section)
+            target = vars(target).setdefault(section, SimpleNamespace())
+        setattr(target, key, getattr(source, key))
     return cast(Params, narrow)
 
 

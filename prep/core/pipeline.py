@@ -8,9 +8,10 @@ categories that were taken out, or a sentence that dvc.yaml is of other paramete
 files changes, comments neither; the same parameters give the same files, whatever they held before.
 """
 
+import logging
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from ruamel.yaml import YAML
 from prep.core.faults import UserError
 from prep.core.files import aside
 from prep.core.params import Params
+
+log = logging.getLogger(__name__)
 
 FILE = Path("dvc.yaml")
 TABLES = ("raw", "items", "groups", "sample", "images", "shards")  # that have a folder a category
@@ -73,10 +76,12 @@ def check(params: Params, path: Path = FILE) -> None:
             )
 
 
-def strays(data: Path, table: str, categories: Sequence[str]) -> list[str]:
-    """Return the folders of a table that are of no category of the parameters, as one that was taken out leaves."""
-    found = sorted(path for path in (data / table).glob("*") if path.is_dir() and path.name not in categories)
-    return [str(path) for path in found if not path.name.startswith(".")]
+def warn_of_strays(data: Path, tables: Iterable[str], categories: Sequence[str]) -> None:
+    """Name the folders of tables that are of no category of the parameters: one that was taken out leaves them."""
+    for table in tables:
+        for path in sorted((data / table).glob("[!.]*")):
+            if path.is_dir() and path.name not in categories:
+                log.warning("warning: %s is of no category in source.categories; remove it", path)
 
 
 def _forget(lock: Path, categories: Sequence[str]) -> None:
