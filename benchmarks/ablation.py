@@ -4,7 +4,7 @@
 
 In: as `benchmarks.corpus`. Out: a table, a plot of the fractions, the ceiling that noise in the labels sets, and
 build/ablation/<salt>/<recipe>/ with metrics, predictions and how long it took. Guaranteed: a recipe is
-params/corpus.yaml, the paper's, or params/best.yaml with the changes named here, run by the same pipeline; a run that
+the preset corpus, the paper's, or best with the changes named here, run by the same pipeline; a run that
 is there is not made again, so an interrupted one goes on; each recipe's epoch is chosen on validation. Most recipes are
 only screened: run on one split and compared on its validation. The test splits are for the finalists. A salt gives its
 own split of the films, 80 % to train on. Differences are of one split each, paired by item, averaged over the salts;
@@ -25,14 +25,13 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
-from ruamel.yaml import YAML
 
 from benchmarks.corpus import command, project
 from benchmarks.tables import table
 from effimini.baselines import baselines
 from effimini.inference import open_split
 from effimini.metrics import plcc
-from prep.core import files, writers
+from prep.core import files, presets, writers
 from prep.core.params import load
 from shards.tokens import Tokens
 
@@ -47,7 +46,7 @@ _FROZEN = {  # the head alone, on features that the encoders give once: minutes 
     "train.patience": 4,
     "train.head_learning_rate": 1e-3,
 }
-# What each changes in params/corpus.yaml, the paper's recipe, or in params/best.yaml where its name begins so.
+# What each changes in the preset corpus, the paper's recipe, or in best where its name begins so.
 SCREENED: dict[str, dict[str, Any]] = {  # on one split, of which the validation alone is looked at
     "head 1e-3, encoders 5e-5": {"train.head_learning_rate": 1e-3, "train.learning_rate": 5e-5},
     "frozen": _FROZEN,
@@ -84,22 +83,18 @@ def run(salt: str, recipe: str) -> None:
     done = place(salt, recipe)
     if done.exists():
         return
-    yaml = YAML()
-    params = yaml.load(Path(f"params/{'best' if recipe.startswith(BEST) else 'corpus'}.yaml"))
+    params = presets.merged("best" if recipe.startswith(BEST) else "corpus")
     for name, value in {**RECIPES[recipe], "sample.salt": salt}.items():
         section, key = name.split(".")
         params[section][key] = value
-    BUILD.mkdir(parents=True, exist_ok=True)
-    chosen = BUILD / "params.yaml"
-    yaml.dump(params, chosen)
     work = BUILD / "work"
     began = time.monotonic()
-    with project(work, chosen):
+    with project(work, params):
         command("dvc", "repro", "-q", cwd=work)
     with files.folder(done) as out:
         shutil.copytree(work / "data/predictions", out / "predictions")
         shutil.copyfile(work / "results/evaluation.json", out / "metrics.json")
-        shutil.copyfile(chosen, out / "params.yaml")
+        shutil.copyfile(work / "params.yaml", out / "params.yaml")
         writers.write_json(out / "minutes.json", round((time.monotonic() - began) / 60, 1))
         with chdir(work):
             ridge = _ridge()

@@ -1,8 +1,8 @@
 """The whole pipeline on the real films, in build/corpus, with the images served by a real HTTP server on loopback.
 
-    make corpus                       # or: python -m benchmarks.corpus [--params params/best.yaml]
+    make corpus                       # or: python -m benchmarks.corpus [--preset best]
 
-In: the folder of the corpus (EFFIMINI_CORPUS, or ../shared/corpus), params/corpus.yaml, and the two packages that carry
+In: the folder of the corpus (EFFIMINI_CORPUS, or ../shared/corpus), the preset, and the two packages that carry
 pretrained encoders. Out: build/corpus with data, model, metrics and report. The tree of the repository stays clean.
 """
 
@@ -16,9 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
 
 from benchmarks.encoders import main as write_encoders
+from prep.core import presets
 
 BUILD = Path("build/corpus")
 
@@ -31,7 +32,7 @@ def command(*words: str, cwd: Path) -> None:
 
 
 @contextmanager
-def project(build: Path, params: Path) -> Iterator[None]:
+def project(build: Path, params: CommentedMap) -> Iterator[None]:
     """Copy the project's files to `build` as a DVC project of its own, with its encoders, and serve the films to it."""
     movies = Path(os.environ.get("EFFIMINI_CORPUS", "../shared/corpus")).resolve() / "movies"
     if not movies.is_dir():
@@ -41,11 +42,11 @@ def project(build: Path, params: Path) -> Iterator[None]:
         if Path(name).exists() and name != "dvc.lock":
             (build / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(name, build / name)
-    shutil.copyfile(params, build / "params.yaml")
+    presets.dump(params, build / "params.yaml")
     command("dvc", "config", "core.no_scm", "true", cwd=build)
     write_encoders(build / "encoders")
     command("effimini", "pipeline", cwd=build)
-    port = YAML(typ="safe").load(build / "params.yaml")["source"]["location"].rsplit(":", 1)[-1]
+    port = params["source"]["location"].rsplit(":", 1)[-1]
     serve = [sys.executable, "-m", "http.server", port, "--bind", "127.0.0.1", "--directory", str(movies)]
     with (build / "server.log").open("w") as log, subprocess.Popen(serve, stdout=log, stderr=log) as server:
         try:
@@ -57,8 +58,8 @@ def project(build: Path, params: Path) -> Iterator[None]:
 def main() -> None:
     """Run the pipeline and print the metrics and how long it took."""
     parser = argparse.ArgumentParser("python -m benchmarks.corpus", description=__doc__.splitlines()[0])
-    parser.add_argument("--params", type=Path, default=Path("params/corpus.yaml"))
-    with project(BUILD, parser.parse_args().params):
+    parser.add_argument("--preset", default="corpus")
+    with project(BUILD, presets.merged(parser.parse_args().preset)):
         began = time.monotonic()
         command("dvc", "repro", cwd=BUILD)
         print(f"{(time.monotonic() - began) / 60:.1f} minutes")

@@ -98,10 +98,12 @@ def asked() -> int:
 
 def ours(urls: Path, out: Path, *, processes: int) -> dict[str, float]:
     """EffiMini: the stage `fetch`."""
-    import pyarrow as pa
-    from msgspec.structs import replace
+    from dataclasses import replace
 
-    from prep.core.params import Dask, load
+    import pyarrow as pa
+
+    from prep.core import presets
+    from prep.core.params import Dask
     from shards import fetch as stage
 
     # as rows of a sample whose URLs the mirror serves
@@ -114,7 +116,7 @@ def ours(urls: Path, out: Path, *, processes: int) -> dict[str, float]:
     for band in range(20):
         part = pa.Table.from_pylist(rows[band::20], SAMPLE)
         writers.write_table(out / f"sample/C/train-{band:02d}.parquet", part)
-    params = load(Path("params/paper.yaml"))
+    params = presets.load("paper")
     params = replace(
         params,
         images=replace(params.images, size=SIZE, fit="crop", quality=QUALITY, request=0, bad_share=1.0),

@@ -159,12 +159,13 @@ def since(begin: tuple[float, float]) -> dict[str, float]:
 
 def ours(kind: str, out: Path, *, scheduler: str) -> dict[str, float]:
     """EffiMini: the stage `download`, 4 buckets, 2 workers."""
-    from msgspec.structs import replace
+    from dataclasses import replace
 
     from prep import download as stage
-    from prep.core.params import Dask, load
+    from prep.core import presets
+    from prep.core.params import Dask
 
-    category, params = kind.capitalize(), load(Path("params/paper.yaml"))
+    category, params = kind.capitalize(), presets.load("paper")
     source = replace(
         params.source,
         kind="mirror",

@@ -11,6 +11,7 @@ takes ten times as long.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -28,7 +29,6 @@ from typing import Any
 import effimini.torchvision_shim  # noqa: F401 -- must come before what imports torchvision
 
 # isort: split
-import msgspec
 import numpy as np
 import torch
 
@@ -36,8 +36,8 @@ from benchmarks.hardware import multiplies_bfloat16
 from benchmarks.tables import spread
 from effimini.export import GRAPH, Array, Graph, export
 from effimini.model import EffiMini, build
-from prep.core import memory
-from prep.core.params import Encoder, load
+from prep.core import memory, presets
+from prep.core.params import Encoder
 
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build/bench-predict"
@@ -50,13 +50,13 @@ Score = Callable[..., Array]
 
 def made(folder: Path) -> None:
     """Save the model to `folder`/torch and export it to `folder`/onnx."""
-    params = load(ROOT / "params/paper.yaml")
+    params = presets.load("paper", ROOT / "params")
     text = Encoder(name=str(ROOT / "effimini/minilm"), weights="random")
-    params = msgspec.structs.replace(
+    params = dataclasses.replace(
         params,
-        model=msgspec.structs.replace(params.model, text=text),
-        images=msgspec.structs.replace(params.images, size=SIZE),
-        text=msgspec.structs.replace(params.text, max_tokens=TOKENS),
+        model=dataclasses.replace(params.model, text=text),
+        images=dataclasses.replace(params.images, resolution=SIZE),
+        text=dataclasses.replace(params.text, max_tokens=TOKENS),
     )
     torch.manual_seed(0)
     build(params, random=True).save_pretrained(folder / "torch")

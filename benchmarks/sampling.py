@@ -18,6 +18,7 @@ import shutil
 import statistics
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,13 +26,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from msgspec.structs import replace
 from sklearn.model_selection import train_test_split
 
 from benchmarks.scale import make, parameters
 from benchmarks.tables import table
 from prep import strata
-from prep.core.params import Params, load
+from prep.core import presets
+from prep.core.params import Params
 from prep.core.parts import TEST, TRAIN, VALIDATION, part_files
 from prep.download import download
 from prep.groups import groups
@@ -165,7 +166,7 @@ def main() -> None:
     for number, category in enumerate(params.source.categories):
         make(BUILD / "made", category, np.arange(number, chosen.items, 2), 4)
     compare("Made items", params, BUILD / "made", 10_000, chosen.seeds)
-    params = load(Path("params/corpus.yaml"))
+    params = presets.load("corpus")
     params = replace(params, source=replace(params.source, location=str(movies)))
     for category in params.source.categories:
         download(category, params, BUILD / "films")

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from msgspec.structs import replace
 
 from benchmarks.ingest import now, since, watched
 from benchmarks.tables import spread, table
 from prep import groups, join, sample
-from prep.core import buckets, cluster, writers
-from prep.core.params import Dask, Params, load
+from prep.core import buckets, cluster, presets, writers
+from prep.core.params import Dask, Params
 from prep.core.tables.raw import ITEMS, REVIEWS
 
 BUILD = Path("build/bench-scale")
@@ -121,7 +121,7 @@ def _write(numbers: Numbers, bucket: int, out: Path, reviews_an_item: int) -> No
 
 def parameters(categories: Iterable[str], count: int, scheduler: str) -> Params:
     """Return the paper's parameters for made items."""
-    params = load(Path("params/paper.yaml"))
+    params = presets.load("paper")
     return replace(
         params,
         source=replace(params.source, categories=tuple(categories)),

@@ -31,9 +31,10 @@ from typing import Any, NamedTuple, TypeAlias
 import effimini.torchvision_shim  # noqa: F401 -- must come before what imports torchvision
 
 # isort: split
+from dataclasses import replace
+
 import msgspec
 import torch
-from msgspec.structs import replace
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -47,8 +48,8 @@ from effimini import cost, spent
 from effimini.model import build
 from effimini.ranks import ranks
 from effimini.train import Trainer
-from prep.core import files, writers
-from prep.core.params import Encoder, Params, load
+from prep.core import files, presets, writers
+from prep.core.params import Encoder, Params
 from shards import manifest
 
 SAMPLES, WARMING = 2112, 2
@@ -74,7 +75,7 @@ Turns: TypeAlias = dict[str, list[Turn]]  # by the name of the side
 
 def parameters(batch: int, **recipe: Any) -> Params:
     """Return the paper's parameters on the benchmark's data, with batches of `batch` and a recipe changed."""
-    params = load(Path("params/paper.yaml"))
+    params = presets.load("paper")
     model = replace(
         params.model,
         image=Encoder(name="efficientnet_b0", weights="random"),

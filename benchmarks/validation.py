@@ -14,10 +14,10 @@ import os
 import shutil
 import sys
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from msgspec.structs import replace
 
 from benchmarks.ingest import now, since, watched
 from benchmarks.scale import BUCKETS, CATEGORY, line, make, parameters

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from prep.core import pipeline as dvc
+from prep.core import presets
 from prep.core.faults import UserError
 from prep.core.params import Params, load
 
@@ -115,6 +116,19 @@ def categories(
 
 
 @app.command()
+def preset(
+    name: Annotated[str, typer.Argument(help="One of the files in params/, without its extension.")],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite values that are of no preset.")] = False,
+) -> None:
+    """Write params.yaml from a preset, and what follows from it into dvc.yaml.
+
+    In: params/base.yaml, params/NAME.yaml. Out: params.yaml, dvc.yaml. Example: `effimini preset paper`
+    """
+    presets.write(name, PARAMS, overwrite=force)
+    pipeline()
+
+
+@app.command()
 def pipeline(params: ParamsFile = PARAMS) -> None:
     """Write into dvc.yaml what follows from the parameters, after a change of categories, source or encoders.
 
@@ -124,7 +138,7 @@ def pipeline(params: ParamsFile = PARAMS) -> None:
     settings = load(params)
     changed = dvc.sync(settings)
     dvc.warn_of_strays(DATA, dvc.TABLES, settings.source.categories)
-    logging.info("dvc.yaml %s; run `dvc repro`", "is written" if changed else "was of these parameters already")
+    logging.info("dvc.yaml %s; run `dvc repro`", "is written" if changed else "is up to date")
 
 
 @app.command()

@@ -5,9 +5,9 @@ at the paper's input and at the configured one. No weights are loaded, so it wor
 encoder.
 """
 
+import dataclasses
 from typing import Any
 
-import msgspec
 from rich.table import Table
 
 from effimini import cost
@@ -27,9 +27,9 @@ def info(params: Params) -> dict[str, Any]:
     configured = (params.images.resolution, params.text.max_tokens)
     for name, (size, tokens) in (("paper", PAPER), ("configured", configured)):
         # built for each input: some image encoders are made for one size
-        images = msgspec.structs.replace(params.images, resolution=size)
-        text = msgspec.structs.replace(params.text, max_tokens=tokens)
-        model = build(msgspec.structs.replace(params, images=images, text=text), random=True)
+        images = dataclasses.replace(params.images, resolution=size)
+        text = dataclasses.replace(params.text, max_tokens=tokens)
+        model = build(dataclasses.replace(params, images=images, text=text), random=True)
         counts = cost.parameters(model)
         counted = cost.flops(model, size, tokens)
         c = cost.cost(counts["total"], counted["total"])

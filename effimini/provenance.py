@@ -7,6 +7,7 @@ model were made, so that files which changed under the same names (`git checkout
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 
 NAME = "training.json"
 # The parameters that a model depends on beside its shards.
-_OF_THE_MODEL = ("text", "model", *(f"train.{name}" for name in Train.__struct_fields__ if name != "save_steps"))
+_OF_THE_MODEL = ("text", "model", *(f"train.{each.name}" for each in fields(Train) if each.name != "save_steps"))
 
 
 class Training(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ gradient of a step is that of the loss summed over the global batch and divided 
 parts a rank computes it in.
 """
 
+import dataclasses
 import logging
 import math
 import shutil
@@ -18,7 +19,6 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -400,7 +400,7 @@ def _recipe(params: Params) -> list[Any]:
     contents = [
         files.sha256(file) for file in (folder / WEIGHTS, path, Path(params.model.text.weights)) if file.is_file()
     ]
-    recipe = msgspec.structs.replace(params.train, save_steps=0)
+    recipe = dataclasses.replace(params.train, save_steps=0)
     return [params.model, params.images.resolution, params.text, recipe, contents]
 
 

@@ -1,30 +1,35 @@
-"""The parameters of a run: ``params.yaml`` read into frozen, typed, documented objects.
+"""The parameters of a run: ``params.yaml`` read into frozen, typed objects.
 
 In: a YAML 1.2 file, as DVC reads it. Out: a `Params`. Guaranteed: every key is present and known, every value has
-its type and a possible size; anything else is one sentence that names the file, the key, the value found and what
-is expected. There are no defaults in the code: the file is the only place of a value.
+its type and a possible size; anything else is an error that names the file, the key, the value found and what is
+expected. There are no defaults in the code: the file is the only place of a value, and ``params/base.yaml`` says what
+each key means.
 """
 
 import difflib
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any, Literal, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, cast, get_type_hints
 
 import msgspec
-from msgspec import Meta, Struct
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from prep.core.faults import UserError
 
-Share = Annotated[float, Meta(ge=0, le=1)]
-Positive = Annotated[float, Meta(gt=0)]
-NotNegativeInt = Annotated[int, Meta(ge=0)]
-NotNegative = Annotated[float, Meta(ge=0)]
-Count = Annotated[int, Meta(ge=1)]
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_]+$")]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegativeInt = Annotated[int, Field(ge=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
 TextField = Literal["main_category", "title", "features", "description", "store", "details"]
 Required = Literal[
     "main_category",
@@ -55,27 +60,30 @@ DECIDES_NO_BYTE = (
 RENAMED = {"images.size": "images.resolution"}
 
 
-class _Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A frozen section in which an unknown key is an error."""
+_UNKNOWN = "unexpected_keyword_argument"  # pydantic's type of error for a key that is no field
+# an unknown key is an error, and so is "1" or true where a number is expected
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class Demo(_Section, frozen=True):
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Demo:
     """The embedded demo catalogue."""
 
-    items: Annotated[int, Meta(ge=20, le=100_000)]  # a category
+    items: Annotated[int, Field(ge=20, le=100_000)]
     seed: int
 
 
-class Source(_Section, frozen=True):
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Source:
     """Where the raw files and the images come from."""
 
     kind: Literal["demo", "mirror", "hub"]
-    categories: Annotated[tuple[Name, ...], Meta(min_length=1)]
-    location: str  # mirror: a directory, or an http(s) base URL, laid out like the hub repository
-    revision: str  # hub: the commit that is read, 40 hexadecimal digits
-    metadata: Literal["jsonl", "parquet"]  # which of the hub's two files of the same items are read
-    reviews: bool  # whether the source has review files
-    keep_raw: bool  # whether raw files that come over HTTP stay in the local store; changes no byte of the result
+    categories: Annotated[tuple[Name, ...], Field(min_length=1)]
+    location: str
+    revision: str
+    metadata: Literal["jsonl", "parquet"]
+    reviews: bool
+    keep_raw: bool
     demo: Demo
 
     def __post_init__(self) -> None:
@@ -91,37 +99,41 @@ class Source(_Section, frozen=True):
             )
 
 
-class Download(_Section, frozen=True):
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Download:
     """Raw lines to typed tables."""
 
-    buckets: Annotated[int, Meta(ge=1, le=4096)]  # files a table, by hash of parent_asin
-    bad_share: Share  # lines of a file that may be unusable
+    buckets: Annotated[int, Field(ge=1, le=4096)]
+    bad_share: Share
 
 
-class Join(_Section, frozen=True):
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Join:
     """Reviews joined to metadata."""
 
-    reviews: Literal["all", "first_by_user"]  # which of several reviews of one item by one user count
+    reviews: Literal["all", "first_by_user"]
 
 
-class Groups(_Section, frozen=True):
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Groups:
     """Which items are the same product."""
 
-    max_link: Annotated[int, Meta(ge=2)]  # a title or image shared by more items links none of them
+    max_link: Annotated[int, Field(ge=2)]
 
 
-class Sample(_Section, frozen=True):
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Sample:
     """Which items are used, and in which split and band each stands."""
 
-    require: tuple[Required, ...]  # an item without one of these is dropped
-    min_chars: NotNegativeInt  # of title + features + description, cleaned
-    fraction: Annotated[float, Meta(gt=0, le=1)]  # of the training items
-    bands: Annotated[int, Meta(ge=1, le=1000)]
-    min_per_category: NotNegativeInt  # training items a category keeps whatever the fraction
-    eval_fraction: Annotated[float, Meta(gt=0, le=1)]  # of the validation and of the test items
+    require: tuple[Required, ...]
+    min_chars: NotNegativeInt
+    fraction: Annotated[float, Field(gt=0, le=1)]
+    bands: Annotated[int, Field(ge=1, le=1000)]
+    min_per_category: NotNegativeInt
+    eval_fraction: Annotated[float, Field(gt=0, le=1)]
     validation: Share
     test: Share
-    salt: str  # another salt, other splits and bands
+    salt: str
 
     def __post_init__(self) -> None:
         """Refuse a fraction that is no whole number of bands, and splits that leave nothing to train on."""
@@ -134,49 +146,54 @@ class Sample(_Section, frozen=True):
             raise ValueError(f"validation {self.validation} + test {self.test} leave nothing to train on")
 
 
-class Images(_Section, frozen=True):
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Images:
     """Which image of an item is fetched, and what is stored of it."""
 
-    prefer: Literal["hi_res", "large"]  # the URL asked first; the other one is the next candidate
-    request: Annotated[int, Meta(ge=0, le=5000)]  # longest side asked of the host by ._SLn_; 0 asks for the original
-    resolution: Annotated[int, Meta(ge=16, le=1024)]  # stored height and width, px: what the model is trained at
+    prefer: Literal["hi_res", "large"]
+    request: Annotated[int, Field(ge=0, le=5000)]
+    resolution: Annotated[int, Field(ge=16, le=1024)]
     fit: Literal["squash", "letterbox", "crop"]
-    quality: Annotated[int, Meta(ge=1, le=100)]  # JPEG
-    bad_share: Share  # items with a URL that may stay without an image
+    quality: Annotated[int, Field(ge=1, le=100)]
+    bad_share: Share
 
 
-class Fetch(_Section, frozen=True):
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Fetch:
     """How images are fetched: nothing here changes what is stored of an image that was had."""
 
-    mirror: str  # an http(s) base URL or a directory that serves /images/I/...; empty: the source's own
-    connections: Annotated[int, Meta(ge=1, le=1024)]  # to one host, at most
+    mirror: str
+    connections: Annotated[int, Field(ge=1, le=1024)]
     tries: Count
-    timeout: Positive  # seconds an image may take, each try
+    timeout: Positive
     max_bytes: Count
     max_pixels: Count
-    refusals: Count  # answers in a row that refuse (403, 429, 503) before the stage gives up
+    refusals: Count
 
 
-class Text(_Section, frozen=True):
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Text:
     """The text the model reads."""
 
-    fields: Annotated[tuple[TextField, ...], Meta(min_length=1)]
-    max_tokens: Annotated[int, Meta(ge=8, le=512)]
+    fields: Annotated[tuple[TextField, ...], Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=8, le=512)]
 
 
-class Shards(_Section, frozen=True):
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Shards:
     """The tars."""
 
-    samples: Count  # a tar, at most
+    samples: Count
 
 
-class Stream(_Section, frozen=True):
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Stream:
     """How shards are read: nothing here changes a batch of whole images."""
 
-    workers: NotNegativeInt  # threads a rank that read ahead
-    cache_gb: Positive  # that remote shards may take on disk
-    connections: Annotated[int, Meta(ge=1, le=256)]  # downloads of remote shards at once, of each loader process
-    damaged_share: Share  # of an epoch's samples whose image may be unreadable; they are read as without one
+    workers: NotNegativeInt
+    cache_gb: Positive
+    connections: Annotated[int, Field(ge=1, le=256)]
+    damaged_share: Share
 
     @property
     def cache_bytes(self) -> int:
@@ -184,55 +201,60 @@ class Stream(_Section, frozen=True):
         return int(self.cache_gb * 1e9)
 
 
-class Weights(_Section, frozen=True):
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Weights:
     """The weight of a sample in the loss."""
 
-    count: Literal["rating_number", "review_count", "none"]  # which count weighs; none: every sample weighs 1
+    count: Literal["rating_number", "review_count", "none"]
     clip: Positive
 
 
-class Encoder(_Section, frozen=True):
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Encoder:
     """A pretrained network and where its weights come from."""
 
-    name: Annotated[str, Meta(min_length=1)]  # image: a timm model; text: a hub name or a local folder
-    weights: Annotated[str, Meta(min_length=1)]  # pretrained, random, or the path of a safetensors file
+    name: Annotated[str, Field(min_length=1)]
+    weights: Annotated[str, Field(min_length=1)]
 
 
-class Model(_Section, frozen=True):
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Model:
     """The network."""
 
     image: Encoder
     text: Encoder
-    pooling: Literal["first", "mean"]  # the text's features: its first token's last hidden state, or the mean of all
-    terms: NotNegativeInt  # hashed terms of a linear model of the text beside the network; 0: none
-    hidden: Annotated[tuple[Count, ...], Meta(min_length=1)]
-    dropout: Annotated[float, Meta(ge=0, lt=1)]
-    attention_dropout: Annotated[float, Meta(ge=0, lt=1)]  # of the text encoder; 0 lets a CPU take the fused attention
+    pooling: Literal["first", "mean"]
+    terms: NotNegativeInt
+    hidden: Annotated[tuple[Count, ...], Field(min_length=1)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    attention_dropout: Annotated[float, Field(ge=0, lt=1)]
 
 
-class Train(_Section, frozen=True):
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Train:
     """The recipe."""
 
     seed: int
     epochs: Count
-    patience: Count  # epochs without a better validation PLCC before training stops
-    batch_size: Count  # samples of a global batch, over all ranks
+    patience: Count
+    batch_size: Count
     learning_rate: Positive
-    head_learning_rate: NotNegative  # of the head; 0: learning_rate
+    head_learning_rate: NotNegative
     weight_decay: NotNegative
-    warmup: Share  # of all steps
+    warmup: Share
     clip_norm: Positive
     huber_delta: Positive
-    length_pool: Count  # batches whose samples are sorted by length together, to be padded little; 1: as drawn
-    accumulate: Count  # parts in which a rank computes its share of a batch one after another, to need less memory
-    precision: Literal["fp32", "bf16"]  # bf16: products in bfloat16, images channels last; weights stay fp32
-    compile: bool  # by torch.compile: minutes at the start, faster steps
-    frozen: bool  # train the head alone, on features that the encoders give once, standardised
-    sync_batchnorm: bool  # batch statistics over all ranks; GPUs only
-    save_steps: NotNegativeInt  # steps between two saved states; 0: at the end of an epoch and when stopped
+    length_pool: Count
+    accumulate: Count
+    precision: Literal["fp32", "bf16"]
+    compile: bool
+    frozen: bool
+    sync_batchnorm: bool
+    save_steps: NotNegativeInt
 
 
-class Limits(_Section, frozen=True):
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Limits:
     """Up to `quiet` all is well, above it validation warns, above `most` it stops the run."""
 
     quiet: NotNegative
@@ -246,7 +268,8 @@ class Limits(_Section, frozen=True):
             )
 
 
-class Absent(_Section, frozen=True):
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Absent:
     """The share of a category's items without a field."""
 
     title: Limits
@@ -260,31 +283,35 @@ class Absent(_Section, frozen=True):
     image: Limits
 
 
-class Validation(_Section, frozen=True):
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Validation:
     """What data may be like; nothing here changes a byte of the tables."""
 
     absent: Absent
-    same: Limits  # share of a category's items that one rating, or one rating count, may have
-    long: Limits  # share of a category's samples that may have a text of more than 20,000 characters
-    twins: Limits  # share of the images of validation and test that may be in another split too, as good as equal
-    drift: Limits  # of a column from accepted.csv, as validation/profile.py measures it
+    same: Limits
+    long: Limits
+    twins: Limits
+    drift: Limits
 
 
-class Evaluate(_Section, frozen=True):
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Evaluate:
     """What is measured, and how surely."""
 
-    bootstrap: Annotated[int, Meta(ge=100)]  # resamples behind an interval
+    bootstrap: Annotated[int, Field(ge=100)]
     seed: int
 
 
-class Dask(_Section, frozen=True):
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Dask:
     """Where the work inside a category runs; nothing here changes a byte of the result."""
 
-    scheduler: Annotated[str, Meta(pattern=r"^(synchronous|threads|processes|tcp://.+)$")]
+    scheduler: Annotated[str, Field(pattern=r"^(synchronous|threads|processes|tcp://.+)$")]
     workers: Count
 
 
-class Params(_Section, frozen=True):
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Params:
     """Everything a run depends on."""
 
     source: Source
@@ -339,61 +366,77 @@ def load(path: Path = Path("params.yaml")) -> Params:
     Raises:
         UserError: the file is absent or not YAML, or has an unknown or missing key, a wrong type, an impossible value.
     """
+    return parse(read_yaml(path), path)
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML 1.2 file, with its comments and the order of its keys.
+
+    Raises:
+        UserError: the file is absent or not YAML.
+    """
     try:
-        raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        return YAML().load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(
-            f"{path} does not exist here; run in the project's folder, or `cp params/paper.yaml {path}`"
-        ) from None
+        raise UserError(f"{path} does not exist; run in the project's folder, or `effimini preset paper`") from None
     except (YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def parse(raw: Any, where: Path) -> Params:
+    """Check the content of a parameter file, which `where` names in errors.
+
+    Raises:
+        UserError: it has an unknown or missing key, a wrong type, an impossible value.
+    """
+    renamed = [(old, new) for old, new in RENAMED.items() if _has(raw, old.split("."))]
+    if renamed:
+        raise UserError(f"{where}: {', '.join(f'{old} is now {new}' for old, new in renamed)}; rename it there")
     try:
-        return msgspec.convert(raw, Params)
-    except msgspec.ValidationError as error:
-        raise UserError(f"{path}: {_sentence(str(error), raw)}") from None
+        return TypeAdapter(Params).validate_json(json.dumps(raw, default=str))
+    except ValidationError as error:
+        # a misspelt key first, which explains the missing one
+        first, *others = sorted(
+            error.errors(include_url=False), key=lambda each: each["type"] != "unexpected_keyword_argument"
+        )
+        more = f"; {len(others)} more to correct" if others else ""
+        raise UserError(f"{where}: {_explain(first)}{more}") from None
 
 
-def _sentence(message: str, raw: Any) -> str:
-    """Turn msgspec's message into: which key, what is wrong, the value found, what to do."""
-    problem, _, where = message.partition(" - at `$")
-    keys = [part.strip("`[]") for part in re.split(r"\.|(?=\[)", where.rstrip("`")) if part.strip("`[]")]
-    key = ".".join(keys)
-    if unknown := re.search(r"unknown field `(.+)`", problem):
-        name = unknown.group(1)
-        if new := RENAMED.get(".".join([*keys, name])):
-            return f"{'.'.join([*keys, name])} is now {new}; rename it"
-        known = _names(Params, keys)
-        near = difflib.get_close_matches(name, known, 1)
-        advice = f"did you mean {near[0]}?" if near else f"the keys there are {', '.join(known)}"
-        return f"{'.'.join([*keys, name])} is not a parameter; {advice}"
-    if missing := re.search(r"missing required field `(.+)`", problem):
-        return f"{'.'.join([*keys, missing.group(1)])} is missing; params/paper.yaml shows a value"
-    found = raw
-    for part in keys:
-        if isinstance(found, dict):
-            found = found.get(part)
-        elif isinstance(found, list) and part.isdigit():
-            found = found[int(part)]
-    if problem.startswith("Invalid enum value"):
-        return f"{key}: {found!r} is none of {', '.join(_choices(keys))}"
+def _has(raw: Any, keys: list[str]) -> bool:
+    """Return whether the content of a file has a key, of a section of a section."""
+    for key in keys:
+        if not isinstance(raw, Mapping) or key not in raw:
+            return False
+        raw = raw[key]
+    return True
+
+
+def _explain(error: ErrorDetails) -> str:
+    """Say which key, what is wrong, the value found, and what to do."""
+    key = ".".join(map(str, error["loc"])) or "the whole file"
+    found = error["input"]
+    match error["type"]:
+        case "unexpected_keyword_argument":
+            *section, name = map(str, error["loc"])
+            known = _keys(section)
+            near = difflib.get_close_matches(name, known, 1)
+            advice = f"did you mean {near[0]}?" if near else f"the keys there are {', '.join(known)}"
+            return f"{key} is not a parameter; {advice}"
+        case "missing":
+            return f"{key} is missing; params/base.yaml shows a value"
+        case "value_error":
+            return f"{key}: {error['ctx']['error']}"
+        case "literal_error":
+            return f"{key}: {found!r} is not {error['ctx']['expected']}"
+    expected = error["msg"].removeprefix("Input ").replace("should", "must", 1)
     shown = "" if isinstance(found, (dict, list)) else f", found {found!r}"
-    return f"{key or 'the whole file'}: {problem[0].lower()}{problem[1:]}{shown}"
+    return f"{key}: {expected[0].lower()}{expected[1:]}{shown}"
 
 
-def _names(section: Any, keys: list[str]) -> list[str]:
-    """List the keys of the section that `keys` lead to."""
-    for key in keys:
-        section = next(field.type for field in msgspec.structs.fields(section) if field.name == key)
-    return [field.name for field in msgspec.structs.fields(section)]
-
-
-def _choices(keys: list[str]) -> list[str]:
-    """List the values of the `Literal` that `keys` lead to."""
+def _keys(section: list[str]) -> list[str]:
+    """Return the keys of a section, or of a section of a section."""
     kind: Any = Params
-    for key in keys:
-        if key.isdigit():  # an element of a tuple[Literal, ...]
-            kind = get_args(kind)[0]
-        else:
-            kind = next(field.type for field in msgspec.structs.fields(kind) if field.name == key)
-            kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
-    return list(map(str, get_args(kind)))
+    for name in section:
+        kind = get_type_hints(kind)[name]
+    return [field.name for field in fields(kind)]

@@ -77,11 +77,13 @@ def check(params: Params, path: Path = FILE) -> None:
 
 
 def warn_of_strays(data: Path, tables: Iterable[str], categories: Sequence[str]) -> None:
-    """Name the folders of tables that are of no category of the parameters: one that was taken out leaves them."""
-    for table in tables:
-        for path in sorted((data / table).glob("[!.]*")):
-            if path.is_dir() and path.name not in categories:
-                log.warning("warning: %s is of no category in source.categories; remove it", path)
+    """Warn of folders of categories that are not in the parameters: a category that was removed leaves them."""
+    found = [path for table in tables for path in sorted((data / table).glob("[!.]*")) if path.is_dir()]
+    strays = [str(path) for path in found if path.name not in categories]
+    if strays:
+        log.warning(
+            "warning: remove these folders, whose categories are not in source.categories: %s", " ".join(strays)
+        )
 
 
 def _forget(lock: Path, categories: Sequence[str]) -> None:

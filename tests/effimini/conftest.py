@@ -1,12 +1,12 @@
 """A small catalogue in real shards, and parameters with encoders small enough to train in a second."""
 
+import dataclasses
 import io
 import json
 import shutil
 from pathlib import Path
 from random import Random
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -32,8 +32,8 @@ GOOD, POOR = ("sturdy", "premium", "refined"), ("flimsy", "basic", "rough")
 
 def replace(params: Params, **sections: dict[str, object]) -> Params:
     """Return `params` with some values of some sections changed."""
-    return msgspec.structs.replace(
-        params, **{name: msgspec.structs.replace(getattr(params, name), **new) for name, new in sections.items()}
+    return dataclasses.replace(
+        params, **{name: dataclasses.replace(getattr(params, name), **new) for name, new in sections.items()}
     )
 
 
@@ -98,14 +98,14 @@ def small_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(small_text: Path) -> Params:
     """Parameters of a run that takes seconds."""
     params = load(ROOT / "params.yaml")
-    model = msgspec.structs.replace(
+    model = dataclasses.replace(
         params.model,
         image=Encoder(name="test_efficientnet", weights="random"),
         text=Encoder(name=str(small_text), weights="random"),
         hidden=(16, 8),
         terms=0,
     )
-    params = msgspec.structs.replace(params, model=model)
+    params = dataclasses.replace(params, model=model)
     return replace(
         params,
         source={"categories": CATEGORIES},

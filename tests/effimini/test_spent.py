@@ -1,7 +1,7 @@
+import dataclasses
 import time
 from pathlib import Path
 
-import msgspec
 import pytest
 import torch
 
@@ -67,7 +67,7 @@ def test_a_training_accounts_for_its_time(
 
 
 def test_a_training_of_the_head_alone_accounts_for_its_features(small: Params, data: Path, tmp_path: Path) -> None:
-    frozen = msgspec.structs.replace(small, train=msgspec.structs.replace(small.train, frozen=True))
+    frozen = dataclasses.replace(small, train=dataclasses.replace(small.train, frozen=True))
     train(frozen, data / "shards", data / "weights.json", tmp_path / "models", tmp_path / "results")
     found = files.read_json(tmp_path / "results/time.json")
     assert found["seconds"][spent.FEATURES] > 0

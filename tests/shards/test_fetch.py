@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import logging
@@ -50,10 +51,10 @@ def parameters(mirror, images=None, **fetching):
     """Return the demo's parameters with another mirror and other limits."""
     base = params.load(ROOT / "params.yaml")
     asked = {"mirror": mirror, "connections": 4, "tries": 2, "timeout": 30.0, "refusals": 1000} | fetching
-    return msgspec.structs.replace(
+    return dataclasses.replace(
         base,
-        images=msgspec.structs.replace(base.images, **{"resolution": 32, "bad_share": 1.0} | (images or {})),
-        fetch=msgspec.structs.replace(base.fetch, **asked),
+        images=dataclasses.replace(base.images, **{"resolution": 32, "bad_share": 1.0} | (images or {})),
+        fetch=dataclasses.replace(base.fetch, **asked),
     )
 
 
@@ -352,10 +353,10 @@ def test_a_mirror_that_is_not_there_is_a_sentence():
 
 def test_the_demo_catalogue_has_its_images():
     settings = parameters("")
-    settings = msgspec.structs.replace(
+    settings = dataclasses.replace(
         settings,
-        source=msgspec.structs.replace(
-            settings.source, categories=("C",), demo=msgspec.structs.replace(settings.source.demo, items=30)
+        source=dataclasses.replace(
+            settings.source, categories=("C",), demo=dataclasses.replace(settings.source.demo, items=30)
         ),
     )
     write_sample({"test": [[]]})
@@ -443,8 +444,8 @@ def test_workers_fetch_the_parts_with_the_bytes_of_one_and_no_more_connections(h
     host.most_under_way = 0
     host.asked.clear()
     monkeypatch.setenv("EFFIMINI_STORE", str(Path("together").absolute()))
-    crew = msgspec.structs.replace(settings.dask, scheduler=address, workers=2)
-    fetch("C", msgspec.structs.replace(settings, dask=crew))
+    crew = dataclasses.replace(settings.dask, scheduler=address, workers=2)
+    fetch("C", dataclasses.replace(settings, dask=crew))
     assert hashes() == alone
     assert host.most_under_way <= 3
     host.asked.clear()
@@ -482,13 +483,13 @@ def test_the_outcomes_and_the_most_frequent_errors_are_logged_once(host, schedul
         host.faults[f"/images/I/{n}.jpg"] = lambda request, _: request.answer(403)
     write_sample({"test": [[f"{REAL}{n}.jpg"] for n in range(3)], "train-00": [[f"{REAL}{n}.jpg"] for n in (3, 4, 5)]})
     settings = parameters(host.url)
-    crew = msgspec.structs.replace(settings.dask, scheduler=scheduler, workers=2)
+    crew = dataclasses.replace(settings.dask, scheduler=scheduler, workers=2)
     warnings = []  # pytest shares caplog's handler with Dask's loggers, so a LocalCluster silences it
     monkeypatch.setattr(
         logging.getLogger("shards.fetch"), "warning", lambda words, *values: warnings.append(words % values)
     )
     with caplog.at_level(logging.INFO):
-        fetch("C", msgspec.structs.replace(settings, dask=crew))
+        fetch("C", dataclasses.replace(settings, dask=crew))
     assert "C: ok 4 (66.7 %)" in caplog.messages
     assert warnings == ["2 x HTTP 403"]
 

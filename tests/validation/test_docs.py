@@ -1,9 +1,9 @@
 """The Data Docs in a real browser: whole, styled, and nothing is asked of the network."""
 
+import dataclasses
 import re
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from prep.core.faults import UserError
@@ -58,6 +58,6 @@ def test_drift_is_shown_farthest_first(data: Path, visit: Visit) -> None:
     rows = re.findall(r"<tr><td>(\w+)</td><td>(\w+)</td><td>([^<]+)</td><td>([^<]+)</td>", dom)
     assert rows[0] == ("sample", tree.ONE, "size of title", "absent")
     assert f"new are items {tree.OTHER}" in dom
-    loose = msgspec.structs.replace(PARAMS.validation, drift=Limits(quiet=0.1, most=0.3))
+    loose = dataclasses.replace(PARAMS.validation, drift=Limits(quiet=0.1, most=0.3))
     with pytest.raises(UserError, match=r"effimini accept"):
-        validate("profiles", msgspec.structs.replace(PARAMS, validation=loose), data)
+        validate("profiles", dataclasses.replace(PARAMS, validation=loose), data)

@@ -1,12 +1,12 @@
 """The gates: clean data passes with the same bytes every time, and data that is wrong does not pass."""
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -74,7 +74,7 @@ def test_a_gate_tells_what_was_checked(passed: Path) -> None:
 
 
 def test_a_category_more_leaves_the_gates_of_the_others_alone(data: Path) -> None:
-    alone = msgspec.structs.replace(PARAMS, source=msgspec.structs.replace(PARAMS.source, categories=(ONE,)))
+    alone = dataclasses.replace(PARAMS, source=dataclasses.replace(PARAMS.source, categories=(ONE,)))
     for run in (alone, PARAMS):
         validate("raw", run, data)
         validate("sample", run, data)
@@ -430,8 +430,8 @@ def test_the_sentence_names_table_category_expectation_count_share_examples_and_
 
 def test_a_band_beyond_the_fraction_passes_to_reach_the_least_number_of_items(data: Path) -> None:
     def with_minimum(items: int) -> None:
-        rules = msgspec.structs.replace(PARAMS.sample, fraction=0.25, min_per_category=items)
-        validate("sample", msgspec.structs.replace(PARAMS, sample=rules), data)
+        rules = dataclasses.replace(PARAMS.sample, fraction=0.25, min_per_category=items)
+        validate("sample", dataclasses.replace(PARAMS, sample=rules), data)
 
     below = min(pq.read_metadata(data / "sample" / c / "train-00.parquet").num_rows for c in (ONE, OTHER))
     most = max(pq.read_metadata(data / "sample" / c / "train-00.parquet").num_rows for c in (ONE, OTHER))
@@ -467,9 +467,7 @@ def test_another_budget_makes_no_gate_anew(passed: Path, tmp_path: Path) -> None
     data = tree.copy(passed.parent, tmp_path / "project") / "data"
     before = gates(data)
     loose = params.Limits(quiet=0.9, most=1.0)
-    run = msgspec.structs.replace(
-        PARAMS, validation=msgspec.structs.replace(PARAMS.validation, twins=loose, same=loose)
-    )
+    run = dataclasses.replace(PARAMS, validation=dataclasses.replace(PARAMS.validation, twins=loose, same=loose))
     validate("images", run, data)
     validate("sample", run, data)
     assert gates(data) == before
@@ -477,8 +475,8 @@ def test_another_budget_makes_no_gate_anew(passed: Path, tmp_path: Path) -> None
 
 def test_a_warning_is_said_and_written_and_stops_nothing(data: Path, caplog: pytest.LogCaptureFixture) -> None:
     strict = params.Limits(quiet=0.0, most=1.0)
-    absent = msgspec.structs.replace(PARAMS.validation.absent, description=strict)
-    run = msgspec.structs.replace(PARAMS, validation=msgspec.structs.replace(PARAMS.validation, absent=absent))
+    absent = dataclasses.replace(PARAMS.validation.absent, description=strict)
+    run = dataclasses.replace(PARAMS, validation=dataclasses.replace(PARAMS.validation, absent=absent))
     validate("items", run, data)
     words = "description present (validation.absent.description)"
     assert f"warning: {data}/items/{ONE}, table joined: expected {words}, but" in caplog.text
@@ -542,7 +540,7 @@ CORPUS = {"amazon": ("Health_and_Personal_Care",), "movies": ("Animation", "Othe
 
 @pytest.mark.parametrize("source", CORPUS)
 def test_real_rows_pass(source: str, corpus: Path, run_to: Callable[..., None], tmp_path: Path) -> None:
-    replace = msgspec.structs.replace
+    replace = dataclasses.replace
     kind = {"kind": "mirror", "location": str(corpus / source), "categories": CORPUS[source]}
     run = replace(
         PARAMS,

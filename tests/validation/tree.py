@@ -3,12 +3,12 @@
 The rows are films of the corpus where it is there, and else of the demo catalogue.
 """
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,7 +26,7 @@ CATEGORIES = (ONE, OTHER)
 
 def small_params() -> params.Params:
     read = params.load(ROOT / "params.yaml")
-    replace = msgspec.structs.replace
+    replace = dataclasses.replace
     return replace(
         read,
         source=replace(
@@ -57,7 +57,7 @@ def of_source(folder: Path) -> params.Params:
             name = f"raw/{kind}/{prefix}{category}.jsonl"
             (folder / name).write_bytes(b'{"no": "film"}\n<html>\n' + (FILMS / name).read_bytes())
     (folder / "images").symlink_to(FILMS / "images")
-    return msgspec.structs.replace(made, source=msgspec.structs.replace(made.source, location=str(folder)))
+    return dataclasses.replace(made, source=dataclasses.replace(made.source, location=str(folder)))
 
 
 def predictions(data: Path) -> None:

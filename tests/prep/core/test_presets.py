@@ -1,0 +1,61 @@
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prep.core import presets
+from prep.core.faults import UserError
+from prep.core.params import load, read_yaml
+
+FOLDER = Path(__file__).parents[3] / "params"
+
+
+def values(content: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:
+    """Give each value of a parameter file under its dotted key."""
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from values(value, f"{section}{key}.")
+        else:
+            yield f"{section}{key}", value
+
+
+@pytest.mark.parametrize("name", presets.names(FOLDER))
+def test_a_preset_loads_and_says_only_what_differs(name: str) -> None:
+    assert presets.load(name, FOLDER).source.categories
+    preset = read_yaml(FOLDER / f"{name}.yaml")
+    extended = dict(values(presets.merged(preset.pop("extends", presets.BASE), FOLDER)))
+    assert [key for key, value in values(preset) if extended[key] == value] == []
+
+
+def test_the_written_file_loads_and_keeps_the_comments(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    assert presets.write("paper", path, FOLDER) == presets.load("paper", FOLDER) == load(path)
+    text = path.read_text()
+    assert text.startswith("# Written by `effimini preset paper`")
+    assert "  fraction: 0.2 # of the training items" in text
+    assert "  resolution: 224 # stored height and width" in text
+
+
+def test_a_preset_may_extend_another(tmp_path: Path) -> None:
+    shutil.copy(FOLDER / "base.yaml", tmp_path)
+    (tmp_path / "one.yaml").write_text("train: {seed: 1, epochs: 2}\n")
+    (tmp_path / "two.yaml").write_text("extends: one\ntrain: {epochs: 3}\n")
+    train = presets.load("two", tmp_path).train
+    assert (train.seed, train.epochs) == (1, 3)
+    (tmp_path / "two.yaml").write_text("extends: three\n")
+    with pytest.raises(UserError, match=r"three.yaml does not exist; the presets are one, two$"):
+        presets.load("two", tmp_path)
+
+
+def test_own_values_are_overwritten_only_by_force(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    presets.write("demo", path, FOLDER)
+    presets.write("paper", path, FOLDER)
+    path.write_text(own := path.read_text().replace("fraction: 0.2", "fraction: 0.4"))
+    with pytest.raises(UserError, match="values that are of no preset; commit or copy it, then add --force"):
+        presets.write("demo", path, FOLDER)
+    assert path.read_text() == own
+    presets.write("demo", path, FOLDER, overwrite=True)
+    assert load(path) == presets.load("demo", FOLDER)
