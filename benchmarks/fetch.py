@@ -119,7 +119,7 @@ def ours(urls: Path, out: Path, *, processes: int) -> dict[str, float]:
     params = presets.load("paper")
     params = replace(
         params,
-        images=replace(params.images, size=SIZE, fit="crop", quality=QUALITY, request=0, bad_share=1.0),
+        images=replace(params.images, resolution=SIZE, fit="crop", quality=QUALITY, request=0, bad_share=1.0),
         fetch=replace(params.fetch, mirror=base, connections=CONNECTIONS, tries=TRIES, refusals=10**6),
         dask=Dask(scheduler="processes" if processes > 1 else "synchronous", workers=CORES),
     )

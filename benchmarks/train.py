@@ -85,7 +85,7 @@ def parameters(batch: int, **recipe: Any) -> Params:
     return replace(
         params,
         source=replace(params.source, categories=(data.CATEGORY,)),
-        images=replace(params.images, size=data.SIZE),
+        images=replace(params.images, resolution=data.SIZE),
         text=replace(params.text, fields=data.TEXTS, max_tokens=data.MAX_TOKENS),
         stream=replace(params.stream, workers=1),
         model=model,

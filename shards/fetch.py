@@ -9,6 +9,7 @@ another machine may not be able to make again.
 """
 
 import asyncio
+import dataclasses
 import hashlib
 import logging
 import shutil
@@ -20,12 +21,12 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from msgspec.structs import replace
 from rich.console import Console
 from rich.progress import Progress, TaskID, TextColumn
 
@@ -80,7 +81,7 @@ def fetch(category: str, params: Params, data: Path = Path("data"), again: Colle
         missing = _missing(parts, params.images.request, journal, again)
         tasks = min(len(missing), params.fetch.connections)  # a connection each, at least
         # workers are started where there is work for two
-        with workers(params.dask if tasks > 1 else replace(params.dask, scheduler="synchronous")) as crew:
+        with workers(params.dask if tasks > 1 else dataclasses.replace(params.dask, scheduler="synchronous")) as crew:
             errors: Counter[str] = Counter()
             try:
                 if crew.count == 1:
@@ -130,7 +131,7 @@ def _spread(
     missing: list[list[list[str]]], tasks: int, params: Params, base: str, spools: Path, crew: Workers
 ) -> Iterator[Counter[str]]:
     """Let the workers ask for the parts, in so many tasks, each with its share of the connections; yield the errors."""
-    share = replace(params.fetch, connections=params.fetch.connections // min(tasks, crew.count))
+    share = dataclasses.replace(params.fetch, connections=params.fetch.connections // min(tasks, crew.count))
     calls = []
     for number in range(tasks):
         work = spools / f"{number:04d}.json"
