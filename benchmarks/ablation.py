@@ -31,8 +31,8 @@ from benchmarks.tables import table
 from effimini.baselines import baselines
 from effimini.inference import open_split
 from effimini.metrics import plcc
-from prep.core import files, presets, writers
-from prep.core.params import load
+from prep.core import files, writers
+from prep.core.params import load, read
 from shards.tokens import Tokens
 
 BUILD = Path("build/ablation")
@@ -83,7 +83,7 @@ def run(salt: str, recipe: str) -> None:
     done = place(salt, recipe)
     if done.exists():
         return
-    params = presets.merged("best" if recipe.startswith(BEST) else "corpus")
+    params = read(Path(f"params/{'best' if recipe.startswith(BEST) else 'corpus'}.yaml"))
     for name, value in {**RECIPES[recipe], "sample.salt": salt}.items():
         section, key = name.split(".")
         params[section][key] = value

@@ -1,6 +1,6 @@
 """The whole pipeline on the real films, in build/corpus, with the images served by a real HTTP server on loopback.
 
-    make corpus                       # or: python -m benchmarks.corpus [--preset best]
+    make corpus                       # or: python -m benchmarks.corpus [--params params/best.yaml]
 
 In: the folder of the corpus (EFFIMINI_CORPUS, or ../shared/corpus), the preset, and the two packages that carry
 pretrained encoders. Out: build/corpus with data, model, metrics and report. The tree of the repository stays clean.
@@ -20,6 +20,7 @@ from ruamel.yaml.comments import CommentedMap
 
 from benchmarks.encoders import main as write_encoders
 from prep.core import presets
+from prep.core.params import read
 
 BUILD = Path("build/corpus")
 
@@ -58,8 +59,8 @@ def project(build: Path, params: CommentedMap) -> Iterator[None]:
 def main() -> None:
     """Run the pipeline and print the metrics and how long it took."""
     parser = argparse.ArgumentParser("python -m benchmarks.corpus", description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="corpus")
-    with project(BUILD, presets.merged(parser.parse_args().preset)):
+    parser.add_argument("--params", type=Path, default=Path("params/corpus.yaml"))
+    with project(BUILD, read(parser.parse_args().params)):
         began = time.monotonic()
         command("dvc", "repro", cwd=BUILD)
         print(f"{(time.monotonic() - began) / 60:.1f} minutes")

@@ -102,8 +102,7 @@ def ours(urls: Path, out: Path, *, processes: int) -> dict[str, float]:
 
     import pyarrow as pa
 
-    from prep.core import presets
-    from prep.core.params import Dask
+    from prep.core.params import Dask, load
     from shards import fetch as stage
 
     # as rows of a sample whose URLs the mirror serves
@@ -116,7 +115,7 @@ def ours(urls: Path, out: Path, *, processes: int) -> dict[str, float]:
     for band in range(20):
         part = pa.Table.from_pylist(rows[band::20], SAMPLE)
         writers.write_table(out / f"sample/C/train-{band:02d}.parquet", part)
-    params = presets.load("paper")
+    params = load(Path("params/paper.yaml"))
     params = replace(
         params,
         images=replace(params.images, resolution=SIZE, fit="crop", quality=QUALITY, request=0, bad_share=1.0),

@@ -162,10 +162,9 @@ def ours(kind: str, out: Path, *, scheduler: str) -> dict[str, float]:
     from dataclasses import replace
 
     from prep import download as stage
-    from prep.core import presets
-    from prep.core.params import Dask
+    from prep.core.params import Dask, load
 
-    category, params = kind.capitalize(), presets.load("paper")
+    category, params = kind.capitalize(), load(Path("params/paper.yaml"))
     source = replace(
         params.source,
         kind="mirror",

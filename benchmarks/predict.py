@@ -36,8 +36,8 @@ from benchmarks.hardware import multiplies_bfloat16
 from benchmarks.tables import spread
 from effimini.export import GRAPH, Array, Graph, export
 from effimini.model import EffiMini, build
-from prep.core import memory, presets
-from prep.core.params import Encoder
+from prep.core import memory
+from prep.core.params import Encoder, load
 
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build/bench-predict"
@@ -50,7 +50,7 @@ Score = Callable[..., Array]
 
 def made(folder: Path) -> None:
     """Save the model to `folder`/torch and export it to `folder`/onnx."""
-    params = presets.load("paper", ROOT / "params")
+    params = load(ROOT / "params/paper.yaml")
     text = Encoder(name=str(ROOT / "effimini/minilm"), weights="random")
     params = dataclasses.replace(
         params,

@@ -33,8 +33,8 @@ import pyarrow.compute as pc
 from benchmarks.ingest import now, since, watched
 from benchmarks.tables import spread, table
 from prep import groups, join, sample
-from prep.core import buckets, cluster, presets, writers
-from prep.core.params import Dask, Params
+from prep.core import buckets, cluster, writers
+from prep.core.params import Dask, Params, load
 from prep.core.tables.raw import ITEMS, REVIEWS
 
 BUILD = Path("build/bench-scale")
@@ -121,7 +121,7 @@ def _write(numbers: Numbers, bucket: int, out: Path, reviews_an_item: int) -> No
 
 def parameters(categories: Iterable[str], count: int, scheduler: str) -> Params:
     """Return the paper's parameters for made items."""
-    params = presets.load("paper")
+    params = load(Path("params/paper.yaml"))
     return replace(
         params,
         source=replace(params.source, categories=tuple(categories)),

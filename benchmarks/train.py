@@ -48,8 +48,8 @@ from effimini import cost, spent
 from effimini.model import build
 from effimini.ranks import ranks
 from effimini.train import Trainer
-from prep.core import files, presets, writers
-from prep.core.params import Encoder, Params
+from prep.core import files, writers
+from prep.core.params import Encoder, Params, load
 from shards import manifest
 
 SAMPLES, WARMING = 2112, 2
@@ -75,7 +75,7 @@ Turns: TypeAlias = dict[str, list[Turn]]  # by the name of the side
 
 def parameters(batch: int, **recipe: Any) -> Params:
     """Return the paper's parameters on the benchmark's data, with batches of `batch` and a recipe changed."""
-    params = presets.load("paper")
+    params = load(Path("params/paper.yaml"))
     model = replace(
         params.model,
         image=Encoder(name="efficientnet_b0", weights="random"),

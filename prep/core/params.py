@@ -20,6 +20,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
 from prep.core.faults import UserError
@@ -361,26 +362,39 @@ def stated(params: Params, names: Iterable[str]) -> dict[str, Any]:
 
 
 def load(path: Path = Path("params.yaml")) -> Params:
-    """Read the parameters from `path`.
+    """Read the parameters from `path`: a whole file, or a preset, which says what it `extends`.
 
     Raises:
         UserError: the file is absent or not YAML, or has an unknown or missing key, a wrong type, an impossible value.
     """
-    return parse(read_yaml(path), path)
+    return parse(read(path), path)
 
 
-def read_yaml(path: Path) -> Any:
-    """Read a YAML 1.2 file, with its comments and the order of its keys.
+def read(path: Path) -> CommentedMap:
+    """Return the content of a parameter file, with comments; that of a preset over what it extends.
 
     Raises:
-        UserError: the file is absent or not YAML.
+        UserError: the file, or one that it extends, is absent or not YAML.
     """
     try:
-        return YAML().load(path.read_text(encoding="utf-8"))
+        content = YAML().load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run in the project's folder, or `effimini preset paper`") from None
     except (YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if isinstance(content, CommentedMap) and (extended := content.pop("extends", None)):
+        content = _over(read(path.with_name(f"{extended}.yaml")), content)
+    return cast(CommentedMap, content)
+
+
+def _over(content: CommentedMap, preset: Mapping[str, Any]) -> CommentedMap:
+    """Replace values by a preset's, in place, so that the comments beside them stay."""
+    for key, value in preset.items():
+        if isinstance(value, Mapping) and isinstance(content.get(key), Mapping):
+            _over(content[key], value)
+        else:
+            content[key] = value
+    return content
 
 
 def parse(raw: Any, where: Path) -> Params:

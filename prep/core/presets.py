@@ -1,21 +1,17 @@
-"""Presets: a run's parameters as what differs from ``params/base.yaml``.
+"""Presets: the parameters of a kind of run, as what differs from ``params/base.yaml``.
 
-In: ``params/base.yaml``, which has every key, and ``params/<preset>.yaml``, which has what differs and may say
-``extends: <another preset>``. Out: the parameters, or params.yaml with the comments of base.yaml. Guaranteed: what is
-written loads.
+In: ``params/base.yaml``, which has every key, and ``params/<preset>.yaml``, which says what it extends and has what
+differs. Out: params.yaml with the values of both and the comments of base.yaml. Guaranteed: what is written loads.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-from prep.core import params
 from prep.core.faults import UserError
 from prep.core.files import aside
-from prep.core.params import Params
+from prep.core.params import Params, load, read
 
 FOLDER = Path("params")
 BASE = "base"
@@ -24,33 +20,6 @@ BASE = "base"
 def names(folder: Path = FOLDER) -> list[str]:
     """Return the names of the presets of a folder, in alphabetical order."""
     return sorted(path.stem for path in folder.glob("*.yaml") if path.stem != BASE)
-
-
-def load(name: str, folder: Path = FOLDER) -> Params:
-    """Return the parameters of a preset.
-
-    Raises:
-        UserError: there is no such preset, or it has a key or a value that is none.
-    """
-    return params.parse(merged(name, folder), folder / f"{name}.yaml")
-
-
-def merged(name: str, folder: Path = FOLDER) -> CommentedMap:
-    """Return the content of params.yaml that a preset stands for.
-
-    Raises:
-        UserError: there is no such preset, or a file of it is not YAML.
-    """
-    content: CommentedMap
-    if name == BASE:
-        content = params.read_yaml(folder / f"{BASE}.yaml")
-        return content
-    if name not in names(folder):
-        raise UserError(f"{folder}/{name}.yaml does not exist; the presets are {', '.join(names(folder))}")
-    preset = params.read_yaml(folder / f"{name}.yaml")
-    content = merged(preset.pop("extends", BASE), folder)
-    _update(content, preset)
-    return content
 
 
 def write(name: str, path: Path, folder: Path = FOLDER, overwrite: bool = False) -> Params:
@@ -65,10 +34,14 @@ def write(name: str, path: Path, folder: Path = FOLDER, overwrite: bool = False)
     Raises:
         UserError: there is no such preset, or `path` has values of its own and `overwrite` is false.
     """
-    chosen = load(name, folder)
-    if path.exists() and not overwrite and params.load(path) not in [load(each, folder) for each in names(folder)]:
+    known = names(folder)
+    if name not in known:
+        raise UserError(f"{folder}/{name}.yaml does not exist; the presets are {', '.join(known)}")
+    preset = folder / f"{name}.yaml"
+    chosen = load(preset)
+    if path.exists() and not overwrite and load(path) not in [load(folder / f"{each}.yaml") for each in known]:
         raise UserError(f"{path} has values that are of no preset; commit or copy it, then add --force")
-    content = merged(name, folder)
+    content = read(preset)
     content.yaml_set_start_comment(
         f"Written by `effimini preset {name}`. Change values here; {folder}/{BASE}.yaml says what each key means.\n\n"
     )
@@ -82,12 +55,3 @@ def dump(content: CommentedMap, path: Path) -> None:
     yaml.width = 4096  # no line is broken, so that a comment stays beside its value
     with aside(path) as partial:
         yaml.dump(content, partial)
-
-
-def _update(content: CommentedMap, preset: Mapping[str, Any]) -> None:
-    """Replace values in place, so that the comments beside them stay."""
-    for key, value in preset.items():
-        if isinstance(value, Mapping) and isinstance(content.get(key), Mapping):
-            _update(content[key], value)
-        else:
-            content[key] = value

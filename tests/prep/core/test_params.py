@@ -6,19 +6,18 @@ from typing import get_args
 import pytest
 from ruamel.yaml import YAML
 
-from prep.core import presets
 from prep.core.faults import UserError
 from prep.core.fields import LABELS
-from prep.core.params import TextField, load
+from prep.core.params import TextField, load, read
 
 ROOT = Path(__file__).parents[3]
 TEXT = StringIO()
-YAML().dump(presets.merged("demo", ROOT / "params"), TEXT)  # not params.yaml, which may be a user's own
+YAML().dump(read(ROOT / "params/demo.yaml"), TEXT)  # not params.yaml, which may be a user's own
 DEMO = re.sub(" *#.*", "", TEXT.getvalue())
 
 
 def test_the_paper_preset_holds_the_papers_values() -> None:
-    paper = presets.load("paper", ROOT / "params")
+    paper = load(ROOT / "params/paper.yaml")
     assert len(paper.source.categories) == 25
     assert (paper.sample.fraction, paper.sample.min_chars) == (0.2, 31)
     assert (paper.weights.count, paper.weights.clip, paper.train.huber_delta) == ("rating_number", 5.0, 1.0)

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from prep.core import presets
 from prep.core.faults import UserError
-from prep.core.params import load, read_yaml
+from prep.core.params import load, read
 
 FOLDER = Path(__file__).parents[3] / "params"
 
@@ -23,15 +24,15 @@ def values(content: Mapping[str, Any], section: str = "") -> Iterator[tuple[str,
 
 @pytest.mark.parametrize("name", presets.names(FOLDER))
 def test_a_preset_loads_and_says_only_what_differs(name: str) -> None:
-    assert presets.load(name, FOLDER).source.categories
-    preset = read_yaml(FOLDER / f"{name}.yaml")
-    extended = dict(values(presets.merged(preset.pop("extends", presets.BASE), FOLDER)))
+    assert load(FOLDER / f"{name}.yaml").source.categories
+    preset = YAML().load(FOLDER / f"{name}.yaml")
+    extended = dict(values(read(FOLDER / f"{preset.pop('extends')}.yaml")))
     assert [key for key, value in values(preset) if extended[key] == value] == []
 
 
 def test_the_written_file_loads_and_keeps_the_comments(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
-    assert presets.write("paper", path, FOLDER) == presets.load("paper", FOLDER) == load(path)
+    assert presets.write("paper", path, FOLDER) == load(FOLDER / "paper.yaml") == load(path)
     text = path.read_text()
     assert text.startswith("# Written by `effimini preset paper`")
     assert "  fraction: 0.2 # of the training items" in text
@@ -40,13 +41,15 @@ def test_the_written_file_loads_and_keeps_the_comments(tmp_path: Path) -> None:
 
 def test_a_preset_may_extend_another(tmp_path: Path) -> None:
     shutil.copy(FOLDER / "base.yaml", tmp_path)
-    (tmp_path / "one.yaml").write_text("train: {seed: 1, epochs: 2}\n")
+    (tmp_path / "one.yaml").write_text("extends: base\ntrain: {seed: 1, epochs: 2}\n")
     (tmp_path / "two.yaml").write_text("extends: one\ntrain: {epochs: 3}\n")
-    train = presets.load("two", tmp_path).train
+    train = load(tmp_path / "two.yaml").train
     assert (train.seed, train.epochs) == (1, 3)
     (tmp_path / "two.yaml").write_text("extends: three\n")
+    with pytest.raises(UserError, match=r"three.yaml does not exist"):
+        load(tmp_path / "two.yaml")
     with pytest.raises(UserError, match=r"three.yaml does not exist; the presets are one, two$"):
-        presets.load("two", tmp_path)
+        presets.write("three", tmp_path / "params.yaml", tmp_path)
 
 
 def test_own_values_are_overwritten_only_by_force(tmp_path: Path) -> None:
@@ -58,4 +61,4 @@ def test_own_values_are_overwritten_only_by_force(tmp_path: Path) -> None:
         presets.write("demo", path, FOLDER)
     assert path.read_text() == own
     presets.write("demo", path, FOLDER, overwrite=True)
-    assert load(path) == presets.load("demo", FOLDER)
+    assert load(path) == load(FOLDER / "demo.yaml")
