@@ -1,0 +1,313 @@
+"""What the pages tell a reader to type, follow and write is true: commands, keys, links, Python.
+
+Commands stand in indented blocks and in fenced ones of `sh`, `bash` or no language; whatever else is shown stands in a
+block of another language (`text`, `yaml`, `csv`). Inline code is checked as far as it goes.
+"""
+
+import ast
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import typer.main
+from dvc.cli.parser import DvcParserError, get_main_parser
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from ruamel.yaml import YAML
+from typer.exceptions import Exit, TyperException
+
+from effimini.cli import app
+from prep.core.params import Params
+from tests.clone import ROOT
+from tests.test_graph import KEYS, STAGES
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+SHELL = {"", "sh", "bash"}
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+SECTIONS = {key.partition(".")[0] for key in KEYS}
+FOLDERS = ("benchmarks", "constraints", "docs", "effimini", "params", "prep", "shards", "tests", "validation")
+FILES = {"onnx", "py", "safetensors"}  # endings of files named as sections are
+BENCHMARK = re.compile(r"make (ablation|corpus|bench-)|python -m benchmarks\.")
+# Keys that the pages have already and params.yaml does not have yet.
+COMING = {
+    "download.max_bad_fraction",
+    "images.max_bad_fraction",
+    "stream.max_damaged_fraction",
+    "fetch.max_attempts",
+    "fetch.max_consecutive_refusals",
+    "groups.max_items_per_key",
+    "shards.samples_per_shard",
+    "model.hashed_ngrams",
+    "train.length_bucket_batches",
+    "train.gradient_accumulation_steps",
+    "train.max_grad_norm",
+    "train.freeze_encoders",
+    "train.save_every_steps",
+    "validation.null_fraction",
+    "validation.mode_fraction",
+    "validation.near_duplicates",
+}
+
+# Each command of a block, and the file that runs it.
+RUN: dict[str, str] = {
+    "dvc artifacts get": "tests/test_sharing.py",
+    "dvc commit": "tests/test_team.py",
+    "dvc dag": "tests/test_pipeline.py",
+    "dvc exp run": "tests/test_pipeline.py",
+    "dvc get": "tests/test_sharing.py",
+    "dvc pull": "tests/test_team.py",
+    "dvc push": "tests/test_team.py",
+    "dvc remote add": "tests/test_team.py",
+    "dvc repro": "tests/test_team.py",
+    "dvc status": "tests/test_team.py",
+    "effimini accept": "tests/validation/test_validate.py",
+    "effimini card": "tests/shards/test_card.py",
+    "effimini categories": "tests/prep/test_categories.py",
+    "effimini diff": "tests/test_sharing.py",
+    "effimini evaluate": "tests/test_team.py",
+    "effimini export": "tests/effimini/test_export.py",
+    "effimini fetch": "tests/test_team.py",
+    "effimini info": "tests/test_parameters.py",
+    "effimini lint": "tests/test_parameters.py",
+    "effimini pipeline": "tests/test_team.py",
+    "effimini predict": "tests/effimini/test_predict.py",
+    "effimini preset": ".ci/run",
+    "effimini preview": "tests/shards/test_preview.py",
+    "effimini sample": "tests/test_pipeline.py",
+    "effimini train": "tests/test_sharing.py",
+    "effimini validate": "tests/test_team.py",
+    "git add": "tests/test_team.py",
+    "git clone": "tests/clone.py",
+    "git commit": "tests/test_team.py",
+    "git tag": "tests/test_sharing.py",
+    "make audit": ".ci/run",
+    "make lint": ".ci/run",
+    "make repro": ".ci/run",
+    "make test": ".ci/run",
+}
+# Programs of the system and the shell, which are not looked at.
+SYSTEM = {"cat", "cd", "cp", "df", "export", "ls", "mkdir", "mv", "rm", "sed", "source", "tail", "tar"}
+# Each of the others, and why no test runs it.
+NOT_RUN: dict[str, str] = {
+    "benchmarks": "they measure for minutes; tests/test_benchmarks.py checks what they take",
+    "git checkout": "git's own; what it needs here, `dvc checkout`, is told by the provenance tests",
+    "git push": "git's own",
+    "dvc checkout": "DVC's own: links files of its cache",
+    "dvc exp show": "DVC's own: prints",
+    "dvc gc": "DVC's own: removes",
+    "dvc metrics show": "DVC's own: prints",
+    "dvc plots show": "DVC's own: prints",
+    "make setup": "`make test` does it",
+    "pre-commit install": "pre-commit is installed by those who use it",
+    "pytest -q": "runs tests itself",
+}
+
+
+class Page(NamedTuple):
+    """What of a page can be wrong."""
+
+    path: Path
+    commands: list[list[str]]  # of its blocks, in words
+    code: list[str]  # inline
+    links: list[str]
+    anchors: set[str]  # of its headings
+
+
+def parse(path: Path, text: str) -> Page:
+    tokens = MarkdownIt("commonmark").enable("table").parse(text)
+    blocks = [t.content for t in tokens if t.type == "code_block" or (t.type == "fence" and t.info in SHELL)]
+    inline = [child for token in tokens for child in token.children or ()]
+    headings = [after.content for before, after in pairwise(tokens) if before.type == "heading_open"]
+    return Page(
+        path,
+        [words for block in blocks for words in commands(block)],
+        [" ".join(token.content.split()) for token in inline if token.type == "code_inline"],
+        [str(token.attrs["href"]) for token in inline if token.type == "link_open"],
+        {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings},
+    )
+
+
+@cache
+def page(path: Path) -> Page:
+    return parse(path, path.read_text(encoding="utf-8"))
+
+
+def python_blocks(path: Path) -> Iterator[Token]:
+    yield from (t for t in MarkdownIt("commonmark").parse(path.read_text()) if t.type == "fence" and t.info == "python")
+
+
+def commands(block: str) -> Iterator[list[str]]:
+    """Yield the words of each command of a block, without comments, variables before it and redirections."""
+    for line in block.replace("\\\n", " ").splitlines():
+        lexer = shlex.shlex(re.sub(r"(^|\s)#.*", "", line), posix=True, punctuation_chars=True)
+        lexer.whitespace_split, lexer.commenters = True, ""
+        words: list[str] = []
+        redirected = False
+        for word in [*lexer, ";"]:
+            if set(word) <= set(";|&"):
+                if words:
+                    yield words
+                words, redirected = [], False
+            elif set(word) <= set("<>") or redirected:
+                redirected = not redirected
+            elif words or not re.match(r"\w+=", word):
+                words.append(word)
+
+
+def name_of(words: list[str]) -> str:
+    """Return the program and what it is asked to do: `dvc exp run`, say."""
+    if words[0] == "torchrun":
+        return "effimini " + words[words.index("effimini.cli") + 1]
+    if BENCHMARK.match(" ".join(words)):
+        return "benchmarks"
+    of_three = words[0] == "dvc" and words[1] in {"artifacts", "exp", "metrics", "plots", "remote"}
+    return " ".join(words[: 3 if of_three else 2])
+
+
+def faults(shown: Page) -> list[str]:
+    """Return what is wrong on a page."""
+    found = [fault for words in shown.commands for fault in in_command(words)]
+    for code in shown.code:
+        if re.match(r"(effimini|dvc|make) [a-z]", code):
+            found += in_command(shlex.split(code), whole=False)
+        if re.match(rf"({'|'.join(FOLDERS)})/[^*<]*\.(md|py|toml|txt|yaml)$", code) and not (ROOT / code).exists():
+            found.append(f"{code}: no such file")
+        section, _, last = code.partition(".")
+        if re.fullmatch(r"[a-z]+(\.[a-z_]+)+", code) and section in SECTIONS and last not in FILES:
+            found += in_key(code)
+    return found + [fault for link in shown.links for fault in in_link(shown, link)]
+
+
+def in_command(words: list[str], *, whole: bool = True) -> Iterator[str]:
+    """Yield what is wrong with a command; one that is not `whole` may lack arguments."""
+    if words[0] == "torchrun" and "effimini.cli" in words:
+        words = ["effimini", *words[words.index("effimini.cli") + 1 :]]
+    match words:
+        case ["effimini", name, *rest]:
+            group: Any = typer.main.get_command(app)
+            command = group.get_command(group.make_context("effimini", [name], resilient_parsing=True), name)
+            try:
+                if command is None:
+                    yield f"effimini {name}: no such command"
+                elif rest != ["--help"]:
+                    command.make_context(name, list(rest))
+            except (TyperException, Exit) as error:
+                if whole or type(error).__name__ != "MissingParameter":
+                    yield f"{shlex.join(words)}: {error}"
+        case ["make", *rest]:
+            yield from (f"make {word}: no such target" for word in rest if "=" not in word and word not in TARGETS)
+        case ["python", "-m", module, *_] if not (ROOT / module.replace(".", "/")).with_suffix(".py").exists():
+            yield f"python -m {module}: no such module"
+        case ["dvc", *rest]:
+            yield from in_dvc(rest, whole=whole)
+
+
+def in_dvc(words: list[str], *, whole: bool) -> Iterator[str]:
+    try:
+        asked = get_main_parser().parse_args(words)
+    except (DvcParserError, SystemExit):
+        if whole:
+            yield f"dvc {shlex.join(words)}: DVC does not take it"
+        return
+    for setting in getattr(asked, "set_param", None) or ():
+        yield from in_key(setting.partition("=")[0])
+    for target in (getattr(asked, "targets", None) or ()) if asked.cmd != "remote" else ():
+        if target.partition("@")[0] not in STAGES and not target.startswith(("data/", "models", "results")):
+            yield f"dvc {shlex.join(words)}: {target} is no stage and no output"
+
+
+def in_key(key: str) -> Iterator[str]:
+    if not any(known == key or known.startswith(f"{key}.") for known in {*KEYS, *COMING}):
+        yield f"{key}: not in params.yaml"
+
+
+def in_link(shown: Page, link: str) -> Iterator[str]:
+    if re.match(r"[a-z]+:", link):
+        return
+    name, _, anchor = link.partition("#")
+    target = (shown.path.parent / name).resolve() if name else shown.path
+    if not target.exists():
+        yield f"{link}: no such file"
+    elif anchor and anchor not in (page(target) if name else shown).anchors:
+        yield f"{link}: no such heading"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_what_a_page_says_is_there(path: Path) -> None:
+    assert faults(page(path)) == []
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        "    effimini preview --sample 3",
+        "    effimini prewiev",
+        "    effimini fetch",
+        "    cd here && torchrun --nproc-per-node 2 -m effimini.cli train --shard x",
+        "    dvc repro --allow-mising train",
+        "    dvc pull shards",
+        "    dvc exp run -S sample.fractoin=0.4",
+        "    make repo  # of all",
+        "    python -m benchmarks.fetsh",
+        "`effimini sample --jason`",
+        "`make repo`",
+        "`train.learning_rat`",
+        "`prep/params.py`",
+        "[a](docs/none.md)",
+        "[a](#none)",
+        "[a](docs/parameters.md#none)",
+    ],
+)
+def test_a_mistake_on_a_page_is_found(mistake: str) -> None:
+    assert len(faults(parse(ROOT / "page.md", f"# A page\n\n{mistake}\n"))) == 1
+
+
+def test_each_command_is_run_by_a_test_or_excused() -> None:
+    shown = {name_of(words) for path in PAGES for words in page(path).commands if words[0] not in SYSTEM}
+    assert not RUN.keys() & NOT_RUN.keys()
+    assert shown == shown & (RUN.keys() | NOT_RUN.keys())
+    assert NOT_RUN.keys() - shown == set()  # an excuse that nothing needs
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_a_command_is_in_the_file_that_is_said_to_run_it(name: str) -> None:
+    text = (ROOT / RUN[name]).read_text()
+    if RUN[name].endswith(".py"):
+        nodes = list(ast.walk(ast.parse(text)))
+        said = {node.value for node in nodes if isinstance(node, ast.Constant)}
+        called = {node.id for node in nodes if isinstance(node, ast.Name)}  # the function of a command's name
+        assert set(name.split()[1:]) <= said | called | {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    else:
+        assert name in text
+
+
+def test_the_hooks_of_a_commit_are_the_checks_of_make_lint() -> None:
+    (recipe,) = re.findall(r"^lint:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    (local,) = YAML(typ="safe").load(ROOT / ".pre-commit-config.yaml")["repos"]
+    checks = [f"sh -c 'PATH=\".venv/bin:$PATH\" && {line.strip()}'" for line in recipe.splitlines()]
+    assert [hook["entry"] for hook in local["hooks"]] == checks
+
+
+@pytest.fixture(scope="module")
+def project(
+    tmp_path_factory: pytest.TempPathFactory, make_params: Callable[..., Params], run_to: Callable[..., None]
+) -> Path:
+    """A folder with the shards of the demo's categories in data/shards."""
+    folder = tmp_path_factory.mktemp("project")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EFFIMINI_STORE", str(folder / "store"))
+        run_to(make_params(**{"source.categories": list(KEYS["source.categories"])}), folder / "data", "shard")
+    return folder
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if any(python_blocks(path))], ids=lambda path: path.name)
+def test_the_python_of_a_page_runs(path: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    names: dict[str, Any] = {}
+    for block in python_blocks(path):  # one after another, as a reader types them
+        exec(compile(block.content, f"{path.name}:{block.map}", "exec"), names)
