@@ -1,7 +1,6 @@
-"""A product's text: cleaned once, assembled once, for training and prediction alike.
+"""The strings of an item, cleaned: the same in training and in prediction.
 
-In: the raw fields of an item. Out: clean strings, and the text the model reads. Both are pure functions, so the
-text seen in training and the one seen in prediction cannot differ.
+In: the raw fields of an item. Out: clean strings, of which `prep.core.fields` assembles the text the model reads. Pure.
 """
 
 import html
