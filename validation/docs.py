@@ -8,19 +8,18 @@ Great Expectations' own pages are of single batches, of which a table has many, 
 
 from collections import Counter
 from collections.abc import Sequence
-from itertools import groupby
-from typing import Any
 
 import pandas as pd
 
 from prep.core.templates import DEMO, render
 from validation.profile import QUANTILES
+from validation.verdicts import Verdict
 
 
 def page(
     table: str,
     tables: Sequence[str],
-    written: Sequence[dict[str, Any]],
+    found: Sequence[tuple[str, Sequence[Verdict]]],
     *,
     demo: bool,
     profile: pd.DataFrame | None = None,
@@ -32,22 +31,23 @@ def page(
     Args:
         table: what was checked.
         tables: all that have a page.
-        written: the verdicts in the order found, each with where and level.
+        found: the verdicts in the order found, by where.
         demo: whether the data is the made catalogue.
         profile: of the table's categories.
         moved: what `validation.profile.moves` found.
         fresh: what of it stands in no accepted profile.
     """
-    counts = Counter(verdict["level"] for verdict in written)
+    every = [(where, verdict) for where, verdicts in found for verdict in verdicts]
+    counts = Counter(verdict.level for _, verdict in every)
+    told = [row for row in every if row[1].level != "pass"]
     columns = [] if profile is None else profile.groupby("category", sort=False)
     values = {
         "table": table,
         "tables": tables,
         "demo": DEMO if demo else "",
-        "written": written,
         "counts": {level: counts[level] for level in ("pass", "warn", "fail")},
-        "told": sorted((v for v in written if v["level"] != "pass"), key=lambda v: v["level"]),  # fail before warn
-        "places": [(where, list(verdicts)) for where, verdicts in groupby(written, key=lambda v: v["where"])],
+        "told": sorted(told, key=lambda row: row[1].level),  # fail before warn
+        "places": [(where, verdicts) for where, verdicts in found if verdicts],
         "profiles": [(category, rows.to_dict("records")) for category, rows in columns],
         "quantiles": list(QUANTILES),
         "moved": []

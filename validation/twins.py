@@ -11,7 +11,6 @@ product photos no two different ones are within 9 bits.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -57,10 +56,14 @@ def find(data: Path, categories: Sequence[str]) -> tuple[pd.DataFrame, int]:
     one, other, bits = np.concatenate(found, axis=1)
     about = _rows(parts, places, np.unique(np.concatenate([one, other])))
     mine, twin = about.loc[one].reset_index(drop=True), about.loc[other].reset_index(drop=True)
-    columns: dict[str, Any] = {name: mine[name] for name in ("split", "category", "parent_asin")}
-    columns |= {"twin_split": twin["split"], "twin_category": twin["category"], "twin_asin": twin["parent_asin"]}
-    same = mine["source_sha256"] == twin["source_sha256"]
-    return pd.DataFrame(columns | {"bits": bits, "same_file": same}), measured
+    rows = mine[["split", "category", "parent_asin"]].assign(
+        twin_split=twin["split"],
+        twin_category=twin["category"],
+        twin_asin=twin["parent_asin"],
+        bits=bits,
+        same_file=mine["source_sha256"] == twin["source_sha256"],
+    )
+    return rows, measured
 
 
 def verdict(twins: pd.DataFrame, measured: int, limits: Limits) -> Verdict:

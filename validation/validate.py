@@ -19,7 +19,6 @@ import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pandas as pd
@@ -36,6 +35,13 @@ from validation.stale import earliest_stale
 from validation.verdicts import Verdict, require
 
 log = logging.getLogger(__name__)
+
+
+class _File(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A file that was checked."""
+
+    sha256: str
+    rows: int | None = None  # of a table
 
 
 def validate(table: str, params: Params, data: Path = Path("data")) -> None:
@@ -147,12 +153,13 @@ def _write_gate(table: str, gate: Gate, params: Params, data: Path) -> None:
         writers.write_json(out / "all.json", about | {"passed": True})
 
 
-def _files(held: Path, data: Path) -> dict[str, dict[str, Any]]:
+def _files(held: Path, data: Path) -> dict[str, _File]:
     """Return hash and rows of the files checked; for shards the manifest, which holds the hashes."""
     paths = [held] if held.is_file() else sorted(p for p in held.iterdir() if p.suffix in {".parquet", ".json"})
     return {
-        path.relative_to(data).as_posix(): {"sha256": files.sha256(path)}
-        | ({"rows": columns.rows_of(path)} if path.suffix == ".parquet" else {})
+        path.relative_to(data).as_posix(): _File(
+            files.sha256(path), columns.rows_of(path) if path.suffix == ".parquet" else None
+        )
         for path in paths
     }
 
@@ -173,20 +180,22 @@ def _write(frame: pd.DataFrame, path: Path) -> None:
 
 def _tell(table: str, found: Sequence[tuple[str, list[Verdict]]], params: Params, data: Path) -> None:
     """Write the Data Docs of a table."""
-    written = [
+    about: pd.DataFrame | None = None
+    moved: pd.DataFrame | None = None
+    fresh: Sequence[str] = ()
+    if table == "profiles":
+        now, accepted = profiles(data), profile.read(data.parent / ACCEPTED)
+        moved, fresh = profile.moves(now, accepted), profile.fresh(now, accepted)
+    elif (path := data / "profiles" / f"{table}.csv").exists():
+        about = profile.read(path)
+    folder = data.parent / "results/validation"
+    rows = [
         {"where": where, "level": verdict.level} | msgspec.to_builtins(verdict)
         for where, verdicts in found
         for verdict in verdicts
     ]
-    shown: dict[str, Any] = {}
-    if table == "profiles":
-        now, accepted = profiles(data), profile.read(data.parent / ACCEPTED)
-        shown = {"moved": profile.moves(now, accepted), "fresh": profile.fresh(now, accepted)}
-    elif (path := data / "profiles" / f"{table}.csv").exists():
-        shown = {"profile": profile.read(path)}
-    folder = data.parent / "results/validation"
-    writers.write_json(folder / f"{table}.json", written)
+    writers.write_json(folder / f"{table}.json", rows)
+    demo = params.source.kind == "demo"
     with files.aside(folder / f"{table}.html") as out:
-        out.write_text(
-            docs.page(table, list(GATES), written, demo=params.source.kind == "demo", **shown), encoding="utf-8"
-        )
+        page = docs.page(table, list(GATES), found, demo=demo, profile=about, moved=moved, fresh=fresh)
+        out.write_text(page, encoding="utf-8")
