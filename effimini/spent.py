@@ -6,8 +6,8 @@ In: seconds by name, as `effimini.clock` counts them. Out: numbers for the metri
 import resource
 import sys
 from collections.abc import Mapping
-from typing import Any
 
+import msgspec
 import torch
 
 from effimini.ranks import Ranks
@@ -17,17 +17,23 @@ OF_STEPS = ("data", "forward", "backward", "optimizer")
 WAITING = 0.1  # share of the steps' time from which waiting for data is said to bound a training
 
 
-def summary(seconds: Mapping[str, float], samples: float, here: Ranks) -> dict[str, Any]:
+class Spent(msgspec.Struct, frozen=True):
+    """What a training spent, of one rank: the content of results/train/time.json."""
+
+    seconds: dict[str, float]  # by name
+    shares: dict[str, float]  # of the steps' time, by name
+    samples_per_second: float  # of the steps
+    peak_memory: int  # bytes, on the GPU or of the process
+    bound: str  # what to look at to make it faster
+
+
+def summary(seconds: Mapping[str, float], samples: float, here: Ranks) -> Spent:
     """Return what a training spent, of one rank.
 
     Args:
         seconds: by name.
         samples: trained on, over all epochs and ranks.
         here: this rank.
-
-    Returns:
-        seconds by name; shares of the steps' time by name; samples_per_second of the steps; peak_memory, bytes, on the
-        GPU or of the process; bound, what to look at to make it faster.
     """
     steps = sum(seconds.get(name, 0.0) for name in OF_STEPS) or 1.0
     shares = {name: seconds.get(name, 0.0) / steps for name in OF_STEPS}
@@ -41,22 +47,16 @@ def summary(seconds: Mapping[str, float], samples: float, here: Ranks) -> dict[s
         bound = f"the {device} in the optimizer: raise train.batch_size"
     if FEATURES in seconds:  # a step of the head alone takes less than a millisecond, whatever its size
         bound = "the encoders, once" if seconds[FEATURES] > steps else "the number of steps: raise train.batch_size"
-    return {
-        "seconds": dict(seconds),
-        "shares": shares,
-        "samples_per_second": samples / steps,
-        "peak_memory": peak,
-        "bound": bound,
-    }
+    return Spent(dict(seconds), shares, samples / steps, peak, bound)
 
 
-def sentence(spent: Mapping[str, Any]) -> str:
+def sentence(spent: Spent) -> str:
     """Return what `summary` gave as one line."""
-    steps = ", ".join(f"{name} {share:.1%}" for name, share in spent["shares"].items())
-    others = ", ".join(f"{name} {value:.1f} s" for name, value in spent["seconds"].items() if name not in OF_STEPS)
+    steps = ", ".join(f"{name} {share:.1%}" for name, share in spent.shares.items())
+    others = ", ".join(f"{name} {value:.1f} s" for name, value in spent.seconds.items() if name not in OF_STEPS)
     return (
-        f"{spent['samples_per_second']:.1f} samples/s; of the steps {steps}; besides {others}; "
-        f"{spent['peak_memory'] / 1e9:.2f} GB at most; bound by {spent['bound']}"
+        f"{spent.samples_per_second:.1f} samples/s; of the steps {steps}; besides {others}; "
+        f"{spent.peak_memory / 1e9:.2f} GB at most; bound by {spent.bound}"
     )
 
 

@@ -33,6 +33,7 @@ from effimini.loss import weighted_huber
 from effimini.metrics import plcc
 from effimini.model import WEIGHTS, EffiMini, build
 from effimini.ranks import Ranks, ranks
+from effimini.spent import Spent
 from effimini.stop import Stop, Stopped
 from prep.core import files, writers
 from prep.core.faults import UserError
@@ -404,7 +405,7 @@ def _recipe(params: Params) -> list[Any]:
     return [params.model, params.images.resolution, params.text, recipe, contents]
 
 
-def _publish(trainer: Trainer, where: dict[str, Any], out: Path, results: Path) -> None:
+def _publish(trainer: Trainer, where: Spent, out: Path, results: Path) -> None:
     """Put models with their cards, and curves, where DVC looks for them, then drop the state."""
     params, progress = trainer.params, trainer.progress
     newest = checkpoint.newest(trainer.state)

@@ -42,10 +42,10 @@ def test_the_clock_counts_each_moment_once() -> None:
 )
 def test_what_bounds_a_training_is_said(seconds: dict[str, float], bound: str) -> None:
     found = spent.summary({**seconds, "validation": 7.0}, 22.0, ONE)
-    assert bound in found["bound"]
-    assert sum(found["shares"].values()) == pytest.approx(1)
+    assert bound in found.bound
+    assert sum(found.shares.values()) == pytest.approx(1)
     steps = sum(seconds[name] for name in spent.OF_STEPS)
-    assert found["samples_per_second"] == pytest.approx(22 / steps)
+    assert found.samples_per_second == pytest.approx(22 / steps)
     assert f"data {seconds['data'] / steps:.1%}" in spent.sentence(found)
     assert "validation 7.0 s" in spent.sentence(found)
 
