@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import msgspec
 import typer
 
 from prep.core import pipeline as dvc
@@ -479,11 +480,11 @@ def _chosen(url: str, categories: list[str] | None, params: Path) -> list[str] |
     return chosen
 
 
-def _show(content: dict[str, Any], table: Any, as_json: bool) -> None:
+def _show(content: Any, table: Any, as_json: bool) -> None:
     from rich.console import Console
 
     if as_json:
-        typer.echo(json.dumps(content))
+        typer.echo(json.dumps(msgspec.to_builtins(content)))
     else:
         Console().print(table(content))
 

@@ -6,8 +6,8 @@ encoder.
 """
 
 import dataclasses
-from typing import Any
 
+import msgspec
 from rich.table import Table
 
 from effimini import cost
@@ -17,8 +17,27 @@ from prep.core.params import Params
 PAPER = (224, 256)  # px and tokens at which the paper and the challenge count (reference section 1)
 
 
-def info(params: Params) -> dict[str, Any]:
-    """Return parameters by part, and by input (px, tokens): FLOPs by part, C and E.
+class Input(msgspec.Struct, frozen=True):
+    """What a sample costs at one input."""
+
+    size: int  # px
+    tokens: int
+    flops: dict[str, int]  # by part, and in total
+    C: float
+    E: float
+
+
+class Info(msgspec.Struct, frozen=True):
+    """What a model is and costs."""
+
+    image: str  # name of the encoder
+    text: str
+    parameters: dict[str, int]  # by part, and in total
+    inputs: dict[str, Input]  # by name
+
+
+def info(params: Params) -> Info:
+    """Return what the model of `params` costs, at the paper's input and at the configured one.
 
     Raises:
         UserError: an encoder is unknown or cannot be had.
@@ -33,27 +52,22 @@ def info(params: Params) -> dict[str, Any]:
         counts = cost.parameters(model)
         counted = cost.flops(model, size, tokens)
         c = cost.cost(counts["total"], counted["total"])
-        inputs[name] = {"size": size, "tokens": tokens, "flops": counted, "C": c, "E": cost.efficiency(c)}
-    return {
-        "image": params.model.image.name,
-        "text": params.model.text.name,
-        "parameters": counts,
-        "inputs": inputs,
-    }
+        inputs[name] = Input(size, tokens, counted, c, cost.efficiency(c))
+    return Info(params.model.image.name, params.model.text.name, counts, inputs)
 
 
-def table(content: dict[str, Any]) -> Table:
+def table(found: Info) -> Table:
     """Return what `info` gave as a table to print."""
-    inputs = content["inputs"]
-    shown = Table(title=f"{content['image']} + {content['text']}")
+    inputs = found.inputs.values()
+    shown = Table(title=f"{found.image} + {found.text}")
     shown.add_column("part")
     shown.add_column("parameters", justify="right")
-    for given in inputs.values():
-        shown.add_column(f"GFLOPs at {given['size']} px, {given['tokens']} tokens", justify="right")
-    *_, last, _ = content["parameters"]
-    for part, count in content["parameters"].items():
-        flops = (f"{given['flops'].get(part, 0) / 1e9:.3f}" for given in inputs.values())
+    for given in inputs:
+        shown.add_column(f"GFLOPs at {given.size} px, {given.tokens} tokens", justify="right")
+    *_, last, _ = found.parameters
+    for part, count in found.parameters.items():
+        flops = (f"{given.flops.get(part, 0) / 1e9:.3f}" for given in inputs)
         shown.add_row(part, f"{count:,}", *flops, end_section=part in {last, "total"})
-    for name in ("C", "E"):
-        shown.add_row(name, "", *(f"{given[name]:.3f}" for given in inputs.values()))
+    shown.add_row("C", "", *(f"{given.C:.3f}" for given in inputs))
+    shown.add_row("E", "", *(f"{given.E:.3f}" for given in inputs))
     return shown

@@ -14,15 +14,15 @@ ROOT = Path(__file__).parents[2]
 def test_the_committed_model_costs_what_the_paper_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)  # the text encoder is named relative to the project
     params = load(ROOT / "params.yaml")
-    with_terms = info(params)["parameters"]
+    with_terms = info(params).parameters
     assert (with_terms["terms"], with_terms["total"]) == (65_536, 27_771_901)
     found = info(dataclasses.replace(params, model=dataclasses.replace(params.model, terms=0)))
-    assert found["parameters"] == {"image": 4_007_548, "text": 22_713_216, "head": 985_601, "total": 27_706_365}
-    paper = found["inputs"]["paper"]
-    assert paper["flops"]["total"] == sum(paper["flops"][part] for part in ("image", "text", "head"))
-    assert round(paper["flops"]["total"] / 1e9, 2) == 6.81
-    assert (round(paper["C"], 3), paper["E"]) == (0.097, 1.10)
-    assert found["inputs"]["configured"]["flops"]["total"] < paper["flops"]["total"]
+    assert found.parameters == {"image": 4_007_548, "text": 22_713_216, "head": 985_601, "total": 27_706_365}
+    paper = found.inputs["paper"]
+    assert paper.flops["total"] == sum(paper.flops[part] for part in ("image", "text", "head"))
+    assert round(paper.flops["total"] / 1e9, 2) == 6.81
+    assert (round(paper.C, 3), paper.E) == (0.097, 1.10)
+    assert found.inputs["configured"].flops["total"] < paper.flops["total"]
 
     console = Console(width=120, file=io.StringIO(), record=True)
     console.print(table(found))
