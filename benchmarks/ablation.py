@@ -33,6 +33,7 @@ from effimini.inference import open_split
 from effimini.metrics import plcc
 from prep.core import files, writers
 from prep.core.params import load, read
+from prep.weights import read_weights
 from shards.tokens import Tokens
 
 BUILD = Path("build/ablation")
@@ -109,7 +110,7 @@ def _ridge() -> pd.DataFrame:
         open_split(Path("data/shards"), params, split, how, params.images.resolution)
         for split in ("train", "validation", "test")
     )
-    weights = files.read_json(Path("data/weights.json"))
+    weights = read_weights(Path("data/weights.json"))
     stars = baselines(train, validation, test, weights, params.text.fields)[RIDGE]
     return pd.DataFrame({"key": test.keys, "stars": stars})
 

@@ -7,34 +7,30 @@ validation alone, deterministic.
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import StandardScaler
 
 from effimini.features import FeatureDataset
 from effimini.inference import clamp
-from effimini.metrics import plcc
+from effimini.metrics import Stars, plcc
 from effimini.ridge import best_ridge
 from prep.core.fields import assemble
-from prep.weights import counts_of, sample_weights
+from prep.weights import Weighing, counts_of, sample_weights
 from shards.stream import ShardDataset
 
 log = logging.getLogger(__name__)
 
-Stars = npt.NDArray[np.float32]
-
-ALPHAS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # strengths of ridge tried on the validation split
-FEATURE_ALPHAS = (100.0, 300.0, 1000.0, 3000.0, 10000.0, 30000.0)
+TFIDF_ALPHAS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # strengths of ridge tried
+FEATURE_ALPHAS = (100.0, 300.0, 1000.0, 3000.0, 10000.0, 30000.0)  # of ridge on features
 
 
 def baselines(
     train: ShardDataset,
     validation: ShardDataset,
     test: ShardDataset,
-    weights: dict[str, Any],
+    weights: Weighing,
     fields: Sequence[str],
 ) -> dict[str, Stars]:
     """Return the stars of each baseline, clamped, float32 [N], of the samples of `test`.
@@ -54,9 +50,7 @@ def baselines(
     }
 
 
-def on_features(
-    train: FeatureDataset, validation: FeatureDataset, test: FeatureDataset, weights: dict[str, Any]
-) -> Stars:
+def on_features(train: FeatureDataset, validation: FeatureDataset, test: FeatureDataset, weights: Weighing) -> Stars:
     """Return the stars of ridge on standardised features, clamped, float32 [N], for `test`; else as `baselines`."""
     scaler = StandardScaler().fit(train.features)
     known, unseen, asked = (scaler.transform(split.features) for split in (train, validation, test))
@@ -86,7 +80,7 @@ def _category_mean(train: ShardDataset, weight: Stars, test: ShardDataset) -> St
 def _ridge(
     train: ShardDataset, validation: ShardDataset, test: ShardDataset, weight: Stars, fields: Sequence[str]
 ) -> Stars:
-    """Fit ridge on TF-IDF of words and word pairs, for each of `ALPHAS`, and keep the best one on `validation`."""
+    """Fit ridge on TF-IDF of words and word pairs, for each of `TFIDF_ALPHAS`, and keep the best on `validation`."""
     vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2, max_features=200_000)
     try:
         known = vectorizer.fit_transform(_texts(train, fields))
@@ -95,7 +89,7 @@ def _ridge(
         return np.full(len(test), _mean(train.labels, weight), np.float32)
     unseen = vectorizer.transform(_texts(validation, fields))
     chosen, best = best_ridge(
-        ALPHAS, known, train.labels, weight, lambda ridge: plcc(clamp(ridge.predict(unseen)), validation.labels)
+        TFIDF_ALPHAS, known, train.labels, weight, lambda ridge: plcc(clamp(ridge.predict(unseen)), validation.labels)
     )
     log.info("TF-IDF + ridge: alpha %g, validation PLCC %.4f", chosen.alpha, best)
     return clamp(chosen.predict(vectorizer.transform(_texts(test, fields)))).astype(np.float32)

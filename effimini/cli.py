@@ -417,8 +417,8 @@ def preview(
     from prep.core import files
     from shards import preview as stage
 
-    location, categories = _location(shards, params), _chosen(shards, categories, params)
-    html = stage.page(location, categories, split, samples, seed, Path(weights) if weights else None)
+    location, of = _location(shards, params), _chosen(shards, None, params)
+    html = stage.page(location, categories or of, split, samples, seed, Path(weights) if weights else None, of)
     with files.aside(output) as partial:
         partial.write_text(html, encoding="utf-8")
     typer.echo(f"Preview: {output.resolve()}")

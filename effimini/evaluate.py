@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
@@ -23,6 +22,7 @@ from effimini import cost, features, metrics, provenance, report
 from effimini.baselines import baselines, on_features
 from effimini.examples import examples
 from effimini.inference import clamp, open_split, predict_split
+from effimini.metrics import Stars
 from effimini.model import EffiMini
 from effimini.ranks import ranks
 from prep.core import files, writers
@@ -30,7 +30,7 @@ from prep.core.params import Params, only
 from prep.core.reports import Funnel
 from prep.core.tables.predictions import PREDICTIONS
 from prep.strata import COUNT_BUCKETS, count_bucket
-from prep.weights import constant, counted, counts_of, sample_weights
+from prep.weights import Weighing, counts_of, sample_weights
 from shards.manifest import STATED
 from shards.stream import ShardDataset
 from shards.summary import summarise
@@ -42,8 +42,6 @@ READS = (
     *("source.kind", "source.revision", "source.categories", *STATED),
     *("text", "model", "train", "weights", "evaluate", "stream"),
 )
-
-Stars = npt.NDArray[np.float32]
 
 MODEL, IMAGE_ALONE, TEXT_ALONE = "EffiMini", "EffiMini, image alone", "EffiMini, text alone"
 BINS = 10  # of the calibration plot, of equal numbers of samples
@@ -80,12 +78,11 @@ def evaluate(
     }
     test, validation = splits["test"], splits["validation"]
     if shards is None:
-        weights = files.read_json(data / "weights.json")
         provenance.check_shards(test.shards.manifests, params, data / "shards")
-        provenance.check_weights(weights, splits["train"], params, data / "weights.json")
+        weights = provenance.weights_for(splits["train"], params, data / "weights.json")
         provenance.check_model(training, splits["train"], params, models / "best")
     else:
-        weights = constant(getattr(splits["train"], counted(params.weights)), params.weights)
+        weights = provenance.weights_for(splits["train"], params, None)
         provenance.warn_of_other_splits(training, splits["train"])
     of_features = {}
     with ranks() as here:
@@ -168,7 +165,7 @@ def groups(predictions: Mapping[str, Stars], test: ShardDataset) -> pd.DataFrame
     return pd.DataFrame(rows)
 
 
-def weighing(train: ShardDataset, weights: Mapping[str, Any]) -> pd.DataFrame:
+def weighing(train: ShardDataset, weights: Weighing) -> pd.DataFrame:
     """Return what the loss makes of the training samples, by bucket of the count that weighs.
 
     Returns:
@@ -187,7 +184,7 @@ def weighing(train: ShardDataset, weights: Mapping[str, Any]) -> pd.DataFrame:
             "mean label": float(train.labels[chosen].mean()),
             "mean weight": each[chosen].mean(),
             "share of weight": each[chosen].sum() / max(each.sum(), 1e-9),
-            "clipped": float((each[chosen] >= weights["clip"]).mean()) if weights["count"] != "none" else 0.0,
+            "clipped": float((each[chosen] >= weights.clip).mean()) if weights.count != "none" else 0.0,
         }
         for number, name in enumerate(bucket_names())
         if (chosen := bucket == number).any()

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from scipy import stats
 
 Values = npt.NDArray[np.floating]
+Stars = npt.NDArray[np.float32]  # predictions or labels of samples, [N]
 
 
 def plcc(predictions: Values, labels: Values) -> float:

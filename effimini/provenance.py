@@ -6,7 +6,7 @@ model were made, so that files which changed under the same names (`git checkout
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ import msgspec
 
 from prep.core.faults import UserError
 from prep.core.params import Params, Train, stated
-from shards.manifest import STATED, Manifest
+from prep.weights import Weighing, check_weights, constant, counts_of, read_weights
+from shards.manifest import OF_SPLITS, STATED, Manifest, Source
 from shards.stream import ShardDataset
 
 log = logging.getLogger(__name__)
@@ -31,21 +32,21 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
     categories: tuple[str, ...]
     samples: int
     shards: str  # the fingerprint of the training split
-    source: dict[str, Any]  # kind and revision
+    source: Source
     parameters: dict[str, Any]  # by section: of the shards as their manifests state them, of the model as it was made
-    weights: dict[str, Any]  # as data/weights.json
+    weights: Weighing
 
 
-def of_training(train: ShardDataset, params: Params, weights: Mapping[str, Any]) -> Training:
+def of_training(train: ShardDataset, params: Params, weights: Weighing) -> Training:
     """Return what a training on `train` with `params` is."""
     manifests = train.shards.manifests
     return Training(
         categories=tuple(manifest.category for manifest in manifests),
         samples=len(train),
         shards=train.fingerprint,
-        source=_plain(manifests[0].source),
+        source=manifests[0].source,
         parameters=manifests[0].parameters | stated(params, _OF_THE_MODEL),
-        weights=dict(weights),
+        weights=weights,
     )
 
 
@@ -77,28 +78,30 @@ def check_shards(manifests: Sequence[Manifest], params: Params, where: Path) -> 
     """
     wanted = stated(params, (*STATED, "source.kind", "source.revision"))
     for manifest in manifests:
-        made_with = manifest.parameters | {"source": _plain(manifest.source)}
-        if found := _difference(made_with, wanted):
-            key, then, now = found
+        for key, then, now in _differences(_made_with(manifest), wanted):
             raise UserError(
                 f"{where / manifest.category} was made with {key} {then} and the parameters say {now}; run "
                 "`dvc checkout` to have the shards of this version, or `dvc repro shard` to make these"
             )
 
 
-def check_weights(weights: Mapping[str, Any], train: ShardDataset, params: Params, path: Path) -> None:
-    """Refuse a project's data/weights.json that is of another sample, or of other parameters.
+def weights_for(train: ShardDataset, params: Params, path: Path | None) -> Weighing:
+    """Return what the training samples weigh.
+
+    Args:
+        train: the training split.
+        params: of the run.
+        path: the project's data/weights.json, which has to be of these shards and parameters; None for shards from
+            elsewhere, whose weights are computed from their indexes.
 
     Raises:
-        UserError: it is.
+        UserError: the file is absent, or belongs to another run.
     """
-    wanted = {"samples": len(train), "count": params.weights.count, "clip": params.weights.clip}
-    for name, value in wanted.items():
-        if name in weights and weights[name] != value:
-            raise UserError(
-                f"{path} says {name} {weights[name]} and it should be {value}, so it belongs to another run; run "
-                "`dvc checkout`, or `dvc repro weights`"
-            )
+    if path is None:
+        return constant(counts_of(train, params.weights), params.weights)
+    weights = read_weights(path)
+    check_weights(weights, path, len(train), params.weights)
+    return weights
 
 
 def check_model(training: Training | None, train: ShardDataset, params: Params, folder: Path) -> None:
@@ -112,8 +115,7 @@ def check_model(training: Training | None, train: ShardDataset, params: Params, 
     advice = "run `dvc checkout` to have the model of this version, or `dvc repro train` to train one"
     if training.shards != train.fingerprint:
         raise UserError(f"{folder} was trained on other shards than {train.shards.location.url} holds; {advice}")
-    if found := _difference(training.parameters, stated(params, _OF_THE_MODEL)):
-        key, then, now = found
+    for key, then, now in _differences(training.parameters, stated(params, _OF_THE_MODEL)):
         raise UserError(f"{folder} was trained with {key} {then} and the parameters say {now}; {advice}")
 
 
@@ -122,8 +124,8 @@ def warn_of_other_splits(training: Training | None, train: ShardDataset) -> None
     about = train.shards.manifests[0]
     if training is None or training.shards == train.fingerprint:
         return
-    then, now = (_splits(made.parameters, _plain(made.source)) for made in (training, about))
-    if found := _difference(then, now):
+    others = _differences(_made_with(training), _made_with(about))
+    if found := next((each for each in others if each[0].startswith(OF_SPLITS)), None):
         log.warning(
             "warning: the model was trained on shards made with %s %s, and these were made with %s: "
             "it may have been trained on samples that it is measured on",
@@ -131,27 +133,15 @@ def warn_of_other_splits(training: Training | None, train: ShardDataset) -> None
         )
 
 
-def _splits(parameters: Mapping[str, Any], source: Any) -> dict[str, Any]:
-    """Return what decides in which split an item stands."""
-    sample = parameters.get("sample", {})
-    return {
-        "source": source,
-        "groups": parameters.get("groups", {}),
-        "sample": {name: sample[name] for name in ("salt", "validation", "test") if name in sample},
-    }
+def _made_with(made: Training | Manifest) -> dict[str, Any]:
+    """Return the parameters and the source that shards were made with, by section."""
+    return made.parameters | {"source": msgspec.to_builtins(made.source)}
 
 
-def _difference(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> tuple[str, Any, Any] | None:
-    """Return the first dotted key that both have with other values, and the values; new keys differ in nothing."""
+def _differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield each dotted key that both have with other values, and the values; new keys differ in nothing."""
     for key in sorted(one.keys() & other.keys()):
         if isinstance(one[key], Mapping) and isinstance(other[key], Mapping):
-            if found := _difference(one[key], other[key], f"{prefix}{key}."):
-                return found
+            yield from _differences(one[key], other[key], f"{prefix}{key}.")
         elif one[key] != other[key]:
-            return f"{prefix}{key}", one[key], other[key]
-    return None
-
-
-def _plain(value: Any) -> Any:
-    """Return a struct as it comes out of JSON."""
-    return msgspec.json.decode(msgspec.json.encode(value))
+            yield f"{prefix}{key}", one[key], other[key]

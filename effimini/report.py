@@ -156,7 +156,7 @@ def _funnel(reports: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _parameters(params: Params, training: Training | None) -> dict[str, Any]:
     """Return the parameters that decided what the page shows: of the shards, of the model, of the evaluation."""
-    made = {"source": training.source} | training.parameters if training else {}
+    made = {"source": msgspec.to_builtins(training.source)} | training.parameters if training else {}
     return made | {name: msgspec.to_builtins(getattr(params, name)) for name in ("weights", "evaluate")}
 
 

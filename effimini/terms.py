@@ -10,17 +10,16 @@ Cheng et al., Wide & Deep Learning for Recommender Systems, 2016, for a linear p
 """
 
 import logging
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy import sparse
 from torch import Tensor, nn
 
-from effimini.metrics import plcc
+from effimini.metrics import Stars, plcc
 from effimini.ridge import best_ridge
-from prep.weights import counts_of, sample_weights
+from prep.weights import Weighing, counts_of, sample_weights
 from shards.stream import ShardDataset
 
 log = logging.getLogger(__name__)
@@ -30,8 +29,6 @@ SHARES = np.linspace(0, 1, 21, dtype=np.float32)  # of the score, tried
 _ONE = 0x9E3779B1  # these are odd, so that few ids below 2^18 fall together
 _PAIR, _APART = (0x85EBCA6B, 0xC2B2AE35), (0x27D4EB2F, 0x165667B1)
 _TEXTS = 256  # at once
-
-Stars = npt.NDArray[np.float32]
 
 
 class Terms(nn.Module):
@@ -79,7 +76,7 @@ def _shares(places: Tensor, there: Tensor) -> Tensor:
     return there.float() / same.sum(dim=2).clamp(min=1)
 
 
-def fit(terms: Terms, train: ShardDataset, validation: ShardDataset, weights: dict[str, Any]) -> Stars:
+def fit(terms: Terms, train: ShardDataset, validation: ShardDataset, weights: Weighing) -> Stars:
     """Fit `terms` by ridge, and return its stars of the validation split, float32 [N], not clamped.
 
     Args:

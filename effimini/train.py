@@ -39,7 +39,7 @@ from prep.core import files, writers
 from prep.core.faults import UserError
 from prep.core.params import Params, Train, only
 from prep.core.progress import bar
-from prep.weights import constant, counted, counts_of, sample_weights
+from prep.weights import counts_of, sample_weights
 from shards.loader import Loader
 from shards.manifest import STATED
 from shards.stream import Batch
@@ -73,12 +73,9 @@ class Trainer:
         self.data, self.validation = (
             open_split(shards, params, split, how, params.images.resolution) for split in ("train", "validation")
         )
-        if weights is None:
-            self.weights = constant(getattr(self.data, counted(params.weights)), params.weights)
-        else:
-            self.weights = files.read_json(weights)
+        if weights is not None:
             provenance.check_shards(self.data.shards.manifests, params, Path(shards))
-            provenance.check_weights(self.weights, self.data, params, weights)
+        self.weights = provenance.weights_for(self.data, params, weights)
         self.training = provenance.of_training(self.data, params, self.weights)
         made_of = files.fingerprint(
             FORMAT, _recipe(params), self.weights, self.data.fingerprint, self.validation.fingerprint

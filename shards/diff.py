@@ -18,12 +18,11 @@ from scipy.stats import ks_2samp
 
 from prep.core.tables.shards import INDEX
 from shards.location import Location, index_file
-from shards.manifest import Manifest, Shard
+from shards.manifest import OF_SPLITS, Manifest, Shard
 
 FACTS = ("average_rating", "rating_number", "review_count", "has_image")
 EXAMPLES = 5
 _READ = pa.schema([INDEX.field(name) for name in ("key", *FACTS)])
-_MOVING = ("sample.salt", "sample.validation", "sample.test", "join.", "groups.", "source.")  # what moves items
 
 
 class Labels(NamedTuple):
@@ -94,7 +93,7 @@ def compare(old: Location, new: Location, categories: Sequence[str] | None = Non
         result["moved"] += moved
         result["facts"] += facts
     changed = [change["name"] for change in result["parameters"]]
-    explained = result["added"] or result["removed"] or any(name.startswith(_MOVING) for name in changed)
+    explained = result["added"] or result["removed"] or any(name.startswith(OF_SPLITS) for name in changed)
     result["unexplained_moves"] = bool(result["moved"]) and not explained
     return result
 

@@ -19,6 +19,8 @@ STATED = (
     *("join", "groups", "sample", "shards", "images.prefer", "images.request", "images.resolution", "images.fit"),
     "images.quality",
 )
+# What decides in which split an item stands, by dotted key: a section, or a parameter of one.
+OF_SPLITS = ("source", "join", "groups", "sample.salt", "sample.validation", "sample.test")
 
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Meta(ge=1)]

@@ -16,13 +16,13 @@ import msgspec
 import numpy as np
 import pyarrow.parquet as pq
 
-from prep.core import files
 from prep.core.faults import UserError, first_sentence
 from prep.core.fields import LABELS, assemble
+from prep.core.parts import TRAIN
 from prep.core.tables.sample import SAMPLE
 from prep.core.tables.shards import FACTS
 from prep.core.templates import DEMO, data_url, render
-from prep.weights import sample_weights
+from prep.weights import Weighing, check_weights, read_weights, sample_weights
 from shards.location import Location
 from shards.manifest import Manifest
 from shards.reader import Shards, TornError
@@ -52,6 +52,7 @@ def page(
     samples: int = 48,
     seed: int = 0,
     weights: Path | None = None,
+    of: Sequence[str] | None = None,
 ) -> str:
     """Return the page.
 
@@ -62,14 +63,16 @@ def page(
         samples: how many to show, as many of each category as of the others, as far as it has them.
         seed: another seed, other samples.
         weights: a ``weights.json``; None takes the one beside the folder of shards, if there is one.
+        of: the categories that the weights are of; None for all.
 
     Raises:
-        UserError: a manifest, an index, a tar or the weights cannot be read, or the split holds no sample.
+        UserError: a manifest, an index, a tar or the weights cannot be read, the weights belong to other shards, or the
+            split holds no sample.
     """
     categories = categories or location.categories()
     manifests = [location.manifest(category) for category in categories]
     shards = Shards(location, categories, split, None)
-    weighing = _weighing(location, weights)
+    weighing = _weighing(location, weights, of)
     chosen = _choose(shards.categories, shards.sizes, samples, f"{seed} {split}")
     shards.read_ahead(np.unique([shard for shard, _ in chosen]))
     shown = list(_read(shards, manifests, chosen, weighing))
@@ -108,7 +111,7 @@ def _choose(categories: Sequence[str], sizes: Sequence[int], samples: int, seed:
 
 
 def _read(
-    shards: Shards, manifests: Sequence[Manifest], chosen: Sequence[tuple[int, int]], weighing: Mapping[str, Any] | None
+    shards: Shards, manifests: Sequence[Manifest], chosen: Sequence[tuple[int, int]], weighing: Weighing | None
 ) -> Iterator[_Sample]:
     parts = [shard.part for manifest in manifests for shard in manifest.shards if shard.split == shards.split]
     fields = manifests[0].tokens.fields
@@ -147,18 +150,21 @@ def _outcomes(location: Location, category: str, part: str, keys: Sequence[str])
     return dict(zip(found["parent_asin"].to_pylist(), found["outcome"].to_pylist(), strict=True))
 
 
-def _weighing(location: Location, weights: Path | None) -> Any:
+def _weighing(location: Location, path: Path | None, of: Sequence[str] | None) -> Weighing | None:
     """Return the content of weights.json, None where there is none and none was asked for."""
-    if weights is None:
+    if path is None:
         if location.here is None or not (location.here.parent / "weights.json").exists():
             return None
-        weights = location.here.parent / "weights.json"
-    return files.read_json(weights)
+        path = location.here.parent / "weights.json"
+    weights = read_weights(path)
+    manifests = [location.manifest(category) for category in of or location.categories()]
+    check_weights(weights, path, sum(s.samples for about in manifests for s in about.shards if s.split == TRAIN))
+    return weights
 
 
-def _weight(facts: Mapping[str, Any], weighing: Mapping[str, Any] | None) -> float | None:
+def _weight(facts: Mapping[str, Any], weighing: Weighing | None) -> float | None:
     """Return what the loss weighs a sample by."""
     if weighing is None:
         return None
-    count = 0 if weighing["count"] == "none" else facts[weighing["count"]]
+    count = 0 if weighing.count == "none" else facts[weighing.count]
     return float(sample_weights(np.array([count]), weighing)[0])

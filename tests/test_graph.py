@@ -85,6 +85,8 @@ NO_BYTE: dict[str, tuple[str, ...]] = {
     "prep/core/pipeline.py": (),
     # lists the files of a sample, which these do not read
     "prep/core/parts.py": ("train", "evaluate"),
+    # reads data/weights.json, which only their gate does
+    "prep/weights.py": tuple(name for name in READS if name.startswith("validate_") and name != "validate_weights"),
     # validation/tars.py reads shards, which only their gate does
     **dict.fromkeys(
         ("shards/lint.py", "shards/manifest.py", "shards/images/pixels.py"),

@@ -5,27 +5,17 @@ In: the file and the parts of the sample. Out: verdicts. The mean is computed an
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import numpy as np
 
-from prep.core import files
-from prep.core.faults import UserError
 from prep.core.params import Weights
 from prep.core.parts import TRAIN
 from prep.core.tables.sample import SAMPLE
+from prep.weights import read_weights
 from validation.columns import read
 from validation.verdicts import Verdict, judge
 
 _NEAR = 1e-6  # of a mean weight; the file has 12 digits of it
-
-
-class _Written(msgspec.Struct, frozen=True):
-    count: str
-    mean: float
-    clip: float
-    samples: int
 
 
 def check(path: Path, parts: Sequence[Path], chosen: Weights) -> list[Verdict]:
@@ -41,11 +31,7 @@ def check(path: Path, parts: Sequence[Path], chosen: Weights) -> list[Verdict]:
 
     Source: reference section 1 (weight).
     """
-    content: Any = files.read_json(path)
-    try:
-        written = msgspec.convert(content, _Written)
-    except msgspec.ValidationError as error:
-        raise UserError(f"{path} holds no weights ({error}); run `dvc repro --force --single-item weights`") from None
+    written = read_weights(path)
     as_chosen = [
         f"{name} {getattr(written, name)}, not {getattr(chosen, name)}"
         for name in ("count", "clip")

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -28,7 +29,7 @@ from prep.core.params import Params
 from prep.core.tables.predictions import PREDICTIONS
 from prep.core.tables.shards import FACTS
 from prep.core.templates import DEMO, data_url
-from prep.weights import sample_weights
+from prep.weights import read_weights, sample_weights
 from shards.location import Location
 from shards.stream import ShardDataset
 from shards.summary import summarise
@@ -108,9 +109,9 @@ def test_groups_hold_every_test_sample_once(run: Path) -> None:
 def test_the_baselines_are_fitted_on_training_samples_with_their_weights(small: Params, data: Path) -> None:
     splits = [ShardDataset(data / "shards", small.source.categories, name) for name in ("train", "validation", "test")]
     train, validation, test = splits
-    weights = files.read_json(data / "weights.json")
+    weights = read_weights(data / "weights.json")
     found = baselines(train, validation, test, weights, small.text.fields)
-    each = np.minimum(np.log1p(train.rating_number) / weights["mean"], weights["clip"])
+    each = np.minimum(np.log1p(train.rating_number) / weights.mean, weights.clip)
     assert found["constant"] == pytest.approx(np.average(train.labels, weights=each))
     alpha = np.array(train.categories) == "Alpha"
     expected = np.average(train.labels[alpha], weights=each[alpha])
@@ -145,7 +146,7 @@ def test_a_frozen_training_is_compared_with_ridge_on_its_features(small: Params,
     known, unseen, asked = (features.of_split(model, split, ONE, frozen) for split in splits)
     middle, scale = known.features.mean(axis=0), known.features.std(axis=0)
     scale = np.where(scale > 1e-6, scale, 1)
-    weights = sample_weights(known.rating_number, files.read_json(Path("data/weights.json")))
+    weights = sample_weights(known.rating_number, read_weights(Path("data/weights.json")))
 
     def stars(alpha: float, split: features.FeatureDataset) -> Any:
         ridge = Ridge(alpha=alpha).fit((known.features - middle) / scale, known.labels, weights)
@@ -167,11 +168,11 @@ def test_each_predictor_is_compared_with_the_model(run: Path) -> None:
 
 def test_the_weights_are_told_by_bucket(small: Params, data: Path) -> None:
     train = ShardDataset(data / "shards", small.source.categories, "train")
-    weights = files.read_json(data / "weights.json") | {"clip": 1.2}
+    weights = msgspec.structs.replace(read_weights(data / "weights.json"), clip=1.2)
     table = weighing(train, weights).set_index("ratings")
     assert table["samples"].sum() == len(train)
     assert table["share of weight"].sum() == pytest.approx(1)
-    each = np.minimum(np.log1p(train.rating_number) / weights["mean"], 1.2)
+    each = np.minimum(np.log1p(train.rating_number) / weights.mean, 1.2)
     chosen = (train.rating_number >= 10) & (train.rating_number < 20)
     row = table.loc["10-19"]
     assert row["samples"] == chosen.sum()
@@ -180,7 +181,7 @@ def test_the_weights_are_told_by_bucket(small: Params, data: Path) -> None:
     assert row["share of weight"] == pytest.approx(each[chosen].sum() / each.sum())
     assert row["clipped"] == pytest.approx((each[chosen] >= 1.2).mean())
     assert 0 < row["clipped"] < 1
-    alike = weighing(train, weights | {"count": "none"})
+    alike = weighing(train, msgspec.structs.replace(weights, count="none"))
     assert set(alike["mean weight"]) == {1.0}
     assert set(alike["clipped"]) == {0.0}
 

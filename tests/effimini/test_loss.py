@@ -5,11 +5,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from effimini.loss import weighted_huber
-from prep.weights import sample_weights
+from prep.weights import Weighing, sample_weights
 
-WEIGHTS = {"count": "rating_number", "mean": 2.0, "clip": 1.5, "samples": 3}
+WEIGHTS = Weighing("rating_number", mean=2.0, clip=1.5, samples=3)
 
 
 def test_a_weight_is_log1p_of_the_count_over_the_mean_and_clipped() -> None:
@@ -19,7 +20,7 @@ def test_a_weight_is_log1p_of_the_count_over_the_mean_and_clipped() -> None:
 
 
 def test_without_a_count_every_sample_weighs_one() -> None:
-    assert sample_weights(np.array([0, 4, 1000]), WEIGHTS | {"count": "none"}).tolist() == [1.0, 1.0, 1.0]
+    assert sample_weights(np.array([0, 4, 1000]), replace(WEIGHTS, count="none")).tolist() == [1.0, 1.0, 1.0]
 
 
 def test_the_loss_is_the_one_computed_by_hand() -> None:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from msgspec.structs import asdict
 
 from effimini import provenance
 from effimini.evaluate import evaluate
@@ -14,6 +15,7 @@ from effimini.train import train
 from prep.core import files
 from prep.core.faults import UserError
 from prep.core.params import Params
+from prep.weights import read_weights
 from shards.shard import shard
 
 from .conftest import CATEGORIES, replace
@@ -42,7 +44,7 @@ def test_a_model_keeps_what_it_was_trained_on_and_with(run_params: Params, run: 
         training = provenance.read(run / "models" / name)
         assert training is not None
         assert (training.shards, training.samples, training.categories) == (data.fingerprint, len(data), CATEGORIES)
-        assert training.weights == files.read_json(run / "data/weights.json")
+        assert training.weights == read_weights(run / "data/weights.json")
         assert training.parameters["sample"]["fraction"] == run_params.sample.fraction
         assert training.parameters["train"]["learning_rate"] == run_params.train.learning_rate
 
@@ -86,14 +88,14 @@ def test_a_model_of_other_shards_or_another_recipe_is_not_evaluated(run_params: 
 
 
 def test_shards_from_elsewhere_are_trained_on_with_weights_of_their_own(run_params: Params, project: Path) -> None:
-    weights = files.read_json(project / "data/weights.json")
+    weights = read_weights(project / "data/weights.json")
     elsewhere = other_shards(replace(run_params, sample={"fraction": 0.4}), project, project / "other")
     (project / "data/weights.json").unlink()
     train(replace(run_params, train={"epochs": 1}), elsewhere, None)
     training = provenance.read(Path("models/best"))
     assert training is not None
     assert training.parameters["sample"]["fraction"] == 0.4
-    assert training.weights == pytest.approx(weights)
+    assert asdict(training.weights) == pytest.approx(asdict(weights))
 
 
 def test_the_report_states_the_parameters_of_the_model_and_not_of_params_yaml(

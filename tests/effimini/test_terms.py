@@ -18,8 +18,8 @@ from effimini.metrics import plcc
 from effimini.model import EffiMini, build
 from effimini.terms import Terms
 from effimini.train import parameter_groups, train
-from prep.core import files
 from prep.core.params import Params
+from prep.weights import read_weights
 from shards.stream import ShardDataset
 from shards.tokens import Tokens
 
@@ -46,14 +46,14 @@ def test_the_fit_is_ridge_on_the_terms_without_hashing(
     splits: dict[str, ShardDataset], data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(terms, "ALPHAS", (3.0,))
-    weights = files.read_json(data / "weights.json")
+    weights = read_weights(data / "weights.json")
     train_, validation = splits["train"], splits["validation"]
     found = terms.fit(Terms(1 << 20), train_, validation, weights)
     vectorizer = DictVectorizer()
     known = vectorizer.fit_transform([counted(ids.tolist()) for ids in train_.texts()]).tocsc()
     texts = np.diff(known.indptr)
     rare = np.where(texts > 1, np.log((1 + len(train_)) / (1 + texts)) + 1, 0)
-    weight = np.minimum(np.log1p(train_.rating_number) / weights["mean"], weights["clip"])
+    weight = np.minimum(np.log1p(train_.rating_number) / weights.mean, weights.clip)
     ridge = Ridge(alpha=3.0, solver="sparse_cg", tol=1e-8).fit(known.multiply(rare).tocsr(), train_.labels, weight)
     unseen = vectorizer.transform([counted(ids.tolist()) for ids in validation.texts()]).multiply(rare)
     np.testing.assert_allclose(found, ridge.predict(unseen.tocsr()), atol=0.02)
@@ -64,7 +64,7 @@ def test_the_module_scores_as_it_was_fitted_and_padding_counts_nothing(
     splits: dict[str, ShardDataset], data: Path
 ) -> None:
     module = Terms(1 << 16)
-    found = terms.fit(module, splits["train"], splits["validation"], files.read_json(data / "weights.json"))
+    found = terms.fit(module, splits["train"], splits["validation"], read_weights(data / "weights.json"))
     for ids, star in zip(splits["validation"].texts(), found, strict=True):
         tokens = torch.from_numpy(ids.astype(np.int64))[None]
         mask = torch.ones_like(tokens)
@@ -136,7 +136,7 @@ def test_a_trained_model_carries_its_terms(
     )
     history = train(params, data / "shards", data / "weights.json")
     module = Terms(1 << 14)
-    alone = terms.fit(module, splits["train"], splits["validation"], files.read_json(data / "weights.json"))
+    alone = terms.fit(module, splits["train"], splits["validation"], read_weights(data / "weights.json"))
     best = EffiMini.from_pretrained(Path("models/best"))
     assert best.terms is not None
     assert torch.equal(best.terms.weight, module.weight)

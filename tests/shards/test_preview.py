@@ -10,15 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prep.core import files, writers
+from prep.core import writers
 from prep.core.faults import UserError
 from prep.core.params import Params
-from prep.weights import sample_weights
+from prep.weights import read_weights, sample_weights
 from shards import preview, shard
 from shards.location import Location, mapped
 from shards.reader import Index
@@ -103,13 +104,24 @@ def test_only_the_members_shown_are_read(shards: Path, tmp_path: Path) -> None:
 
 
 def test_the_weight_is_that_of_the_loss(shards: Path) -> None:
-
-    weights = files.read_json(shards.parent / "weights.json")
+    weights = read_weights(shards.parent / "weights.json")
     for count in ("rating_number", "review_count", "none"):
         for number in (0, 1, 7, 10**9):
             facts = {"rating_number": number, "review_count": number}
-            expected = sample_weights(np.array([number]), weights | {"count": count})[0]
-            assert preview._weight(facts, weights | {"count": count}) == pytest.approx(expected)
+            weighing = msgspec.structs.replace(weights, count=count)
+            expected = sample_weights(np.array([number]), weighing)[0]
+            assert preview._weight(facts, weighing) == pytest.approx(expected)
+
+
+def test_weights_of_other_shards_are_refused(shards: Path, tmp_path: Path) -> None:
+    weights = read_weights(shards.parent / "weights.json")
+    writers.write_json(tmp_path / "weights.json", msgspec.structs.replace(weights, samples=weights.samples + 1))
+    with pytest.raises(
+        UserError, match=rf"says samples {weights.samples + 1} and it should be {weights.samples},.*another run"
+    ):
+        page(shards, ["Demo_Toys"], weights=tmp_path / "weights.json")
+    with pytest.raises(UserError, match="belongs to another run"):
+        page(shards, weights=shards.parent / "weights.json", of=["Demo_Toys"])
 
 
 def test_the_outcome_is_that_of_the_fetch_where_it_is_known(shards: Path, tmp_path: Path) -> None:
