@@ -457,9 +457,8 @@ def results(as_json: Json = False) -> None:
     In: results/evaluation.json. Out: a table. Example: `effimini results`
     """
     from effimini import report as stage
-    from prep.core.files import read_json
 
-    _show(read_json(Path("results/evaluation.json")), stage.metrics_table, as_json)
+    _show(stage.read(Path("results/evaluation.json")), stage.metrics_table, as_json)
     if not as_json:
         typer.echo(f"Report: {Path('results/report.html').resolve()}")
 

@@ -4,11 +4,11 @@ In: a model and the size of its input. Out: numbers. Deterministic; C and E are 
 """
 
 import math
-from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from effimini.metrics import Costs
 from effimini.model import EffiMini
 
 PARTS = ("image", "text", "head")
@@ -24,12 +24,12 @@ def efficiency(c: float) -> float:
     return min(1 + 0.05 * math.log(1 / c), 1.10) if c <= 1 else 1 / (1 + 2 * math.log(c))
 
 
-def costs(model: EffiMini) -> dict[str, Any]:
-    """Return what a model costs at its own input: parameters, flops (of one sample), C and E."""
+def costs(model: EffiMini) -> Costs:
+    """Return what a model costs at its own input."""
     counted = flops(model, model.config.size, model.config.max_tokens)["total"]
     total = parameters(model)["total"]
     c = cost(total, counted)
-    return {"parameters": total, "flops": counted, "C": c, "E": efficiency(c)}
+    return Costs(total, counted, c, efficiency(c))
 
 
 def parameters(model: EffiMini) -> dict[str, int]:

@@ -7,13 +7,13 @@ Guaranteed: the same inputs give the same bytes; each sample of a split is predi
 comes from demo data says so.
 """
 
-import json
 import logging
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -21,11 +21,13 @@ import pyarrow as pa
 from effimini import cost, features, metrics, provenance, report
 from effimini.baselines import baselines, on_features
 from effimini.examples import examples
-from effimini.inference import clamp, open_split, predict_split
-from effimini.metrics import Stars
+from effimini.inference import Seen, clamp, open_split, predict_split
+from effimini.metrics import Chosen, Evaluation, Labels, Scores, Stars
 from effimini.model import EffiMini
 from effimini.ranks import ranks
+from effimini.report import StageReport
 from prep.core import files, writers
+from prep.core.faults import UserError
 from prep.core.params import Params, only
 from prep.core.reports import Funnel
 from prep.core.tables.predictions import PREDICTIONS
@@ -47,13 +49,21 @@ MODEL, IMAGE_ALONE, TEXT_ALONE = "EffiMini", "EffiMini, image alone", "EffiMini,
 BINS = 10  # of the calibration plot, of equal numbers of samples
 
 
+class _Splits(NamedTuple):
+    """The samples of each split."""
+
+    train: ShardDataset
+    validation: ShardDataset
+    test: ShardDataset
+
+
 def evaluate(
     params: Params,
     data: Path = Path("data"),
     models: Path = Path("models"),
     results: Path = Path("results"),
     shards: str | Path | None = None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Measure ``models/best`` on the test split, write everything, and return the content of evaluation.json.
 
     Args:
@@ -72,68 +82,45 @@ def evaluate(
     params = only(params, READS)
     model, training = EffiMini.from_pretrained(models / "best"), provenance.read(models / "best")
     how = Tokens(str(models / "best"), model.config.fields, model.config.max_tokens)
-    splits = {
-        name: open_split(shards or data / "shards", params, name, how, model.config.size)
-        for name in ("train", "validation", "test")
-    }
-    test, validation = splits["test"], splits["validation"]
+    train, validation, test = splits = _Splits(
+        *(open_split(shards or data / "shards", params, name, how, model.config.size) for name in _Splits._fields)
+    )
     if shards is None:
         provenance.check_shards(test.shards.manifests, params, data / "shards")
-        weights = provenance.weights_for(splits["train"], params, data / "weights.json")
-        provenance.check_model(training, splits["train"], params, models / "best")
+        weights = provenance.weights_for(train, params, data / "weights.json")
+        provenance.check_model(training, train, params, models / "best")
     else:
-        weights = provenance.weights_for(splits["train"], params, None)
-        provenance.warn_of_other_splits(training, splits["train"])
-    of_features = {}
-    with ranks() as here:
-        model.to(here.device)
-        ours = [clamp(predict_split(model, split, here, params)) for split in (test, validation)]
-        of_image = clamp(predict_split(model, test, here, params, "image"))
-        of_text = clamp(predict_split(model, test, here, params, "text"))
-        if params.train.frozen and here.world == 1:  # the encoders are as they came, their features mostly stored
-            train, *rest = (features.of_split(model, splits[name], here, params) for name in splits)
-            of_features["frozen features + ridge"] = on_features(train, rest[0], rest[1], weights)
-        model.cpu()
-    fitted = baselines(splits["train"], validation, test, weights, params.text.fields) | of_features
-    _write_predictions(data / "predictions", {"test": (test, ours[0]), "validation": (validation, ours[1])})
+        weights = provenance.weights_for(train, params, None)
+        provenance.warn_of_other_splits(training, train)
+    of_validation, predictions = _predict(params, model, splits, weights)
+    ours = predictions[MODEL]
+    _write_predictions(data / "predictions", {"test": (test, ours), "validation": (validation, of_validation)})
 
-    predictions = {MODEL: ours[0], IMAGE_ALONE: of_image, TEXT_ALONE: of_text} | fitted
-    measured = _measure(params, model, predictions, test)
-    measured["validation"] = {"plcc": round(metrics.plcc(ours[1], validation.labels), 6), "samples": len(validation)}
+    chosen = Chosen(round(metrics.plcc(of_validation, validation.labels), 6), len(validation))
+    measured = _measure(params, model, predictions, test, chosen)
     writers.write_json(results / "evaluation.json", measured)
     writers.write_json(results / "metrics.json", summary(measured))
-    tables = {
-        "predictions": _frame(test, ours[0])[["average_rating", "prediction", "category", "rating_number"]],
-        "calibration": calibration(ours[0], test.labels),
-        "baselines": pd.DataFrame(
-            [{"predictor": name, "plcc": measured["test"][name]["plcc"]} for name in predictions]
-        ),
-        "groups": groups({MODEL: ours[0]} | fitted, test),
-        "weights": weighing(splits["train"], weights),
-    }
-    for name, table in tables.items():
-        with files.aside(results / "plots" / f"{name}.csv") as partial:
-            table.to_csv(partial, index=False, float_format="%.6g", lineterminator="\n")
-    shown = examples(test, ours[0], params.text.fields)
+    tables = _write_tables(results / "plots", splits, predictions, measured, weights)
+    shown = examples(test, ours, params.text.fields)
     about = summarise(test.shards.location, params.source.categories)
     with files.aside(results / "report.html") as partial:
-        page = report.page(params, training, measured, tables, shown, about, _funnel(test), results / "train")
+        page = report.page(params, training, measured, tables, shown, about, _stage_reports(test), results / "train")
         partial.write_text(page, encoding="utf-8")
     return measured
 
 
-def summary(measured: Mapping[str, Any]) -> dict[str, Any]:
+def summary(measured: Evaluation) -> dict[str, str | float | None]:
     """Return the content of metrics.json, which `dvc metrics show` prints in a row: few numbers, all of the model.
 
     Args:
         measured: the content of evaluation.json.
     """
-    ours = measured["test"][MODEL]
+    ours = measured.test[MODEL]
     return {
-        "source": measured["source"],
-        "samples": measured["samples"],
-        **{name: ours[name] for name in ("plcc", "plcc_low", "plcc_high", "srcc", "mae", "rmse", "ces")},
-        "validation_plcc": measured["validation"]["plcc"],
+        "source": measured.source,
+        "samples": measured.samples,
+        **{name: getattr(ours, name) for name in ("plcc", "plcc_low", "plcc_high", "srcc", "mae", "rmse", "ces")},
+        "validation_plcc": measured.validation.plcc,
     }
 
 
@@ -157,7 +144,7 @@ def groups(predictions: Mapping[str, Stars], test: ShardDataset) -> pd.DataFrame
     rows = []
     for by, name, chosen in picked:
         if chosen.any():
-            row: dict[str, Any] = {"by": by, "group": name, "samples": int(chosen.sum())}
+            row: dict[str, str | float] = {"by": by, "group": name, "samples": int(chosen.sum())}
             for predictor, stars in predictions.items():
                 row[f"{predictor} PLCC"] = metrics.plcc(stars[chosen], test.labels[chosen])
                 row[f"{predictor} MAE"] = metrics.mae(stars[chosen], test.labels[chosen])
@@ -198,14 +185,38 @@ def bucket_names() -> list[str]:
     return [*last, f"{COUNT_BUCKETS[-1]}+"]
 
 
-def _measure(params: Params, model: EffiMini, predictions: Mapping[str, Stars], test: ShardDataset) -> dict[str, Any]:
-    """Return the numbers of evaluation.json, but for those of validation."""
-    measured: dict[str, Any] = {}
-    labels, ours = test.labels, predictions[MODEL]
+def _predict(params: Params, model: EffiMini, splits: _Splits, weights: Weighing) -> tuple[Stars, dict[str, Stars]]:
+    """Return the model's stars of validation, and those of test by predictor, the model first; all clamped."""
+    of_features = {}
+    with ranks() as here:
+        model.to(here.device)
+
+        def stars(split: ShardDataset, seen: Seen = "both") -> Stars:
+            return clamp(predict_split(model, split, here, params, seen))
+
+        of_validation = stars(splits.validation)
+        ours = {
+            MODEL: stars(splits.test),
+            IMAGE_ALONE: stars(splits.test, "image"),
+            TEXT_ALONE: stars(splits.test, "text"),
+        }
+        if params.train.frozen and here.world == 1:  # the encoders are as they came, their features mostly stored
+            train, validation, test = (features.of_split(model, split, here, params) for split in splits)
+            of_features["frozen features + ridge"] = on_features(train, validation, test, weights)
+        model.cpu()
+    return of_validation, ours | baselines(*splits, weights, params.text.fields) | of_features
+
+
+def _measure(
+    params: Params, model: EffiMini, predictions: Mapping[str, Stars], test: ShardDataset, chosen: Chosen
+) -> Evaluation:
+    """Return the numbers of evaluation.json, with 6 decimals."""
+    labels, costs = test.labels, cost.costs(model)
     again = (params.evaluate.bootstrap, params.evaluate.seed)
+    scores = {}
     for name, stars in predictions.items():
         low, high = metrics.plcc_interval(stars, labels, *again)
-        measured[name] = {
+        found = {
             "plcc": metrics.plcc(stars, labels),
             "plcc_low": low,
             "plcc_high": high,
@@ -214,15 +225,40 @@ def _measure(params: Params, model: EffiMini, predictions: Mapping[str, Stars], 
             "rmse": metrics.rmse(stars, labels),
             "spread": float(stars.std(dtype=np.float64)),
         }
-        if name != MODEL:
-            behind, low, high = metrics.lead(ours, stars, labels, *again)
-            measured[name] |= {"behind": behind, "behind_low": low, "behind_high": high}
-    costs = cost.costs(model)
-    measured[MODEL]["ces"] = metrics.ces(measured[MODEL]["plcc"], costs["E"])
-    rounded_costs = {name: round(value, 6) for name, value in costs.items()}
-    rounded = {name: {key: round(value, 6) for key, value in row.items()} for name, row in measured.items()}
-    label = {"mean": round(float(labels.mean()), 6), "spread": round(float(labels.std(dtype=np.float64)), 6)}
-    return {"source": params.source.kind, "samples": len(test), "label": label, "test": rounded, "cost": rounded_costs}
+        if name == MODEL:
+            found["ces"] = metrics.ces(found["plcc"], costs.E)
+        else:
+            found["behind"], found["behind_low"], found["behind_high"] = metrics.lead(
+                predictions[MODEL], stars, labels, *again
+            )
+        scores[name] = Scores(**{key: round(value, 6) for key, value in found.items()})
+    return Evaluation(
+        source=params.source.kind,
+        samples=len(test),
+        label=Labels(round(float(labels.mean()), 6), round(float(labels.std(dtype=np.float64)), 6)),
+        test=scores,
+        cost=msgspec.structs.replace(costs, C=round(costs.C, 6), E=round(costs.E, 6)),
+        validation=chosen,
+    )
+
+
+def _write_tables(
+    folder: Path, splits: _Splits, predictions: Mapping[str, Stars], measured: Evaluation, weights: Weighing
+) -> dict[str, pd.DataFrame]:
+    """Write the tables of results/plots, and return them by name."""
+    test, ours = splits.test, predictions[MODEL]
+    whole = {name: stars for name, stars in predictions.items() if name not in {IMAGE_ALONE, TEXT_ALONE}}
+    tables = {
+        "predictions": _frame(test, ours)[["average_rating", "prediction", "category", "rating_number"]],
+        "calibration": calibration(ours, test.labels),
+        "baselines": pd.DataFrame([{"predictor": name, "plcc": of.plcc} for name, of in measured.test.items()]),
+        "groups": groups(whole, test),
+        "weights": weighing(splits.train, weights),
+    }
+    for name, table in tables.items():
+        with files.aside(folder / f"{name}.csv") as partial:
+            table.to_csv(partial, index=False, float_format="%.6g", lineterminator="\n")
+    return tables
 
 
 def _frame(split: ShardDataset, stars: Stars) -> pd.DataFrame:
@@ -239,11 +275,21 @@ def _frame(split: ShardDataset, stars: Stars) -> pd.DataFrame:
     )
 
 
-def _funnel(test: ShardDataset) -> list[dict[str, Any]]:
-    """Return the reports of the stages that the samples came through, of each category, as its shards hold them."""
-    location = test.shards.location
-    reports = [json.loads(location.read(f"{m.category}/report.json")) for m in test.shards.manifests]
-    return [stage for made in reports for stage in (*made.get("before", []), made)]
+def _stage_reports(test: ShardDataset) -> list[StageReport]:
+    """Return the reports of the stages that the samples came through, of each category, as its shards hold them.
+
+    Raises:
+        UserError: shards hold no such report.
+    """
+    location, found = test.shards.location, []
+    for manifest in test.shards.manifests:
+        name = f"{manifest.category}/report.json"
+        try:
+            made = msgspec.json.decode(location.read(name), type=StageReport)
+        except msgspec.DecodeError as error:
+            raise UserError(f"{location.full(name)} is no report of a stage ({error}); run `dvc checkout`") from None
+        found += [*made.before, made]
+    return found
 
 
 def _write_predictions(folder: Path, splits: Mapping[str, tuple[ShardDataset, Stars]]) -> None:

@@ -5,11 +5,11 @@ errors stand in the order of the split.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from effimini.metrics import Stars
 from prep.core.fields import assemble
 from prep.core.templates import data_url
 from shards.stream import ShardDataset
@@ -20,14 +20,17 @@ SHOWN = 6  # of each kind
 class Example(NamedTuple):
     """A sample and what was predicted."""
 
-    facts: dict[str, Any]  # as `ShardDataset.facts`
+    parent_asin: str
     category: str
+    title: str
     image: str  # a data: URL, empty without an image
     text: str  # as the model reads it, before it is cut to max_tokens
+    average_rating: float  # stars
+    rating_number: int
     prediction: float  # stars
 
 
-def examples(split: ShardDataset, stars: npt.NDArray[np.float32], fields: Sequence[str]) -> dict[str, list[Example]]:
+def examples(split: ShardDataset, stars: Stars, fields: Sequence[str]) -> dict[str, list[Example]]:
     """Return samples by kind: the nearest predictions, the most too low, the most too high; the farthest first.
 
     Args:
@@ -51,4 +54,13 @@ def examples(split: ShardDataset, stars: npt.NDArray[np.float32], fields: Sequen
 def _example(split: ShardDataset, i: int, prediction: float, fields: Sequence[str]) -> Example:
     facts = split.facts(i)
     image = data_url(split.image(i)) if facts["has_image"] else ""
-    return Example(facts, split.categories[i], image, assemble(facts, fields), prediction)
+    return Example(
+        facts["parent_asin"],
+        split.categories[i],
+        facts["title"],
+        image,
+        assemble(facts, fields),
+        facts["average_rating"],
+        facts["rating_number"],
+        prediction,
+    )

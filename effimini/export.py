@@ -156,7 +156,7 @@ def _graph(network: EffiMini, model: Path) -> bytes:
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # traces of torch's insides, other ones in each run
     costs = cost.costs(network)
-    program.model.metadata_props.update({name: str(costs[name]) for name in ("parameters", "flops")})
+    program.model.metadata_props.update({name: str(getattr(costs, name)) for name in ("parameters", "flops")})
     return bytes(program.model_proto.SerializeToString())
 
 

@@ -1,4 +1,4 @@
-"""What a model is judged by: correlation and error.
+"""What a model is judged by: correlation and error, and what it costs.
 
 In: predictions and labels in stars. Out: numbers. Pure and deterministic; CES is the challenge's (reference section 2).
 """
@@ -6,12 +6,63 @@ In: predictions and labels in stars. Out: numbers. Pure and deterministic; CES i
 import math
 from collections.abc import Callable
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
 Values = npt.NDArray[np.floating]
 Stars = npt.NDArray[np.float32]  # predictions or labels of samples, [N]
+
+
+class Scores(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a predictor does on the test split."""
+
+    plcc: float
+    plcc_low: float  # its 95 % interval
+    plcc_high: float
+    srcc: float
+    mae: float  # stars
+    rmse: float  # stars
+    spread: float  # standard deviation of the predictions, stars
+    ces: float | None = None  # of the model
+    behind: float | None = None  # of another predictor: by how much the model's PLCC is above its own
+    behind_low: float | None = None  # its 95 % interval
+    behind_high: float | None = None
+
+
+class Costs(msgspec.Struct, frozen=True):
+    """What a model costs at its own input."""
+
+    parameters: int
+    flops: int  # of one sample
+    C: float
+    E: float
+
+
+class Labels(msgspec.Struct, frozen=True):
+    """The labels of a split, stars."""
+
+    mean: float
+    spread: float  # standard deviation
+
+
+class Chosen(msgspec.Struct, frozen=True):
+    """What the model was chosen by: its score on the validation split."""
+
+    plcc: float
+    samples: int
+
+
+class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of results/evaluation.json, of the test split unless it says otherwise."""
+
+    source: str  # kind of the data: demo, mirror, hub
+    samples: int
+    label: Labels
+    test: dict[str, Scores]  # by predictor
+    cost: Costs
+    validation: Chosen
 
 
 def plcc(predictions: Values, labels: Values) -> float:

@@ -6,6 +6,7 @@ id); lines and texts take the page's colour, in light and dark.
 
 import io
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
+
+from effimini.metrics import Scores
 
 _INK = "#010203"  # becomes the page's text colour, so that plots follow light and dark
 _BLUE, _RED, _GREY = "#4477aa", "#cc6677", "#999999"  # legible on both
@@ -96,12 +99,10 @@ def calibration(bins: pd.DataFrame) -> Markup:
     return _svg("calibration", figure)
 
 
-def bars(measured: dict[str, Any]) -> Markup:
+def bars(scores: Mapping[str, Scores]) -> Markup:
     """Draw the PLCC of each predictor with its interval; the first is the model."""
-    names = list(measured["test"])
-    values = np.array([measured["test"][name]["plcc"] for name in names])
-    low = np.array([measured["test"][name]["plcc_low"] for name in names])
-    high = np.array([measured["test"][name]["plcc_high"] for name in names])
+    names = list(scores)
+    values, low, high = np.array([(of.plcc, of.plcc_low, of.plcc_high) for of in scores.values()]).T
     figure = Figure(figsize=(6.4, 0.4 * len(names) + 0.8), layout="constrained")
     axes = _axes(figure)
     axes.barh(names, values, color=[_BLUE, *[_GREY] * (len(names) - 1)], height=0.55)

@@ -106,7 +106,7 @@ def _saved(folder: Path) -> Model:
         stars = network(*(torch.from_numpy(array).to(device) for array in inputs))
         return cast(npt.NDArray[np.float32], stars.cpu().numpy())
 
-    return Model(network.config, network.tokenizer, costs["parameters"], costs["flops"], score)
+    return Model(network.config, network.tokenizer, costs.parameters, costs.flops, score)
 
 
 def _exported(folder: Path) -> Model:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import pandas as pd
@@ -17,9 +17,14 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from effimini import plots
+from effimini.examples import Example
+from effimini.metrics import Evaluation, Scores
 from effimini.provenance import Training
 from effimini.published import PUBLISHED
+from prep.core import files
+from prep.core.faults import UserError
 from prep.core.params import Params
+from prep.core.reports import Funnel
 from prep.core.templates import DEMO, render
 from validation.tables import TABLES
 
@@ -29,17 +34,55 @@ _COLUMNS = ("PLCC", "95 % interval", "model ahead by", "SRCC", "MAE", "RMSE", "s
 _WIDE = ("model ahead by", "spread")  # left out in a terminal
 
 
-def metrics_table(content: dict[str, Any]) -> Table:
+class StageReport(msgspec.Struct, frozen=True):
+    """What a stage reported of its rows: what is read of its report.json."""
+
+    stage: str
+    tables: dict[str, Funnel]
+    before: tuple["StageReport", ...] = ()  # of the stages before it
+
+
+class _Group(NamedTuple):
+    """The PLCC of each predictor, for one way of grouping."""
+
+    by: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+class _FunnelRow(NamedTuple):
+    """A table of a stage."""
+
+    stage: str
+    table: str
+    rows_in: str
+    rows_out: str
+    dropped: list[str]  # a reason and its count
+
+
+def read(path: Path) -> Evaluation:
+    """Read results/evaluation.json.
+
+    Raises:
+        UserError: it is absent, or is of another version.
+    """
+    try:
+        return msgspec.convert(files.read_json(path), Evaluation)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{path} holds no evaluation ({error}); run `dvc repro evaluate`") from None
+
+
+def metrics_table(measured: Evaluation) -> Table:
     """Return the content of results/evaluation.json as a table to print."""
-    title = f"Test split, {content['samples']} samples"
-    if content["source"] == "demo":
+    title = f"Test split, {measured.samples} samples"
+    if measured.source == "demo":
         title = f"{DEMO}\n{title}"
     shown = [name for name in _COLUMNS if name not in _WIDE]
     table = Table(title=title, box=SIMPLE_HEAD, padding=0)
     table.add_column("predictor", no_wrap=True)
     for name in shown:
         table.add_column(name, justify="right", no_wrap=True)
-    for predictor, *cells in _metric_rows(content):
+    for predictor, *cells in _metric_rows(measured.test):
         of = dict(zip(_COLUMNS, cells, strict=True))
         table.add_row(predictor, *(of[name] for name in shown))
     return table
@@ -48,11 +91,11 @@ def metrics_table(content: dict[str, Any]) -> Table:
 def page(
     params: Params,
     training: Training | None,
-    measured: dict[str, Any],
+    measured: Evaluation,
     tables: Mapping[str, pd.DataFrame],
-    examples: Mapping[str, Sequence[Any]],
+    examples: Mapping[str, Sequence[Example]],
     shards: Mapping[str, Any],
-    reports: Sequence[Mapping[str, Any]],
+    reports: Sequence[StageReport],
     train: Path,
 ) -> str:
     """Return the report as HTML.
@@ -71,18 +114,18 @@ def page(
         "effimini",
         "report.html.jinja",
         {
-            "demo": DEMO if measured["source"] == "demo" else "",
+            "demo": DEMO if measured.source == "demo" else "",
             "categories": params.source.categories,
             "training": training,
             "measured": measured,
             "columns": _COLUMNS,
-            "metric_rows": _metric_rows(measured),
+            "metric_rows": _metric_rows(measured.test),
             "published": PUBLISHED,
             "examples": examples,
             "groups": _group_rows(tables["groups"]),
             "weights": tables["weights"].to_dict("records"),
             "weighs": params.weights,
-            "funnel": _funnel(reports),
+            "funnel": _funnel_rows(reports),
             "shards": shards,
             "versions": [(name, version(name)) for name in LIBRARIES],
             "parameters": _flat(_parameters(params, training)),
@@ -90,7 +133,7 @@ def page(
                 "scatter": plots.scatter(tables["predictions"]),
                 "calibration": plots.calibration(tables["calibration"]),
                 "spread": plots.spread(tables["predictions"]),
-                "baselines": plots.bars(measured),
+                "baselines": plots.bars(measured.test),
                 "weighing": plots.weighing(tables["weights"]),
                 "curves": plots.curves(train),
             },
@@ -99,59 +142,60 @@ def page(
     )
 
 
-def _metric_rows(content: dict[str, Any]) -> list[list[str]]:
+def _metric_rows(scores: Mapping[str, Scores]) -> list[list[str]]:
+    """Return a predictor's name and a cell for each of `_COLUMNS`."""
     return [
         [
             name,
-            f"{m['plcc']:.3f}",
-            f"{m['plcc_low']:.3f} to {m['plcc_high']:.3f}",
-            f"{m['behind']:.3f} ({m['behind_low']:.3f} to {m['behind_high']:.3f})" if "behind" in m else "",
-            *(f"{m[key]:.3f}" for key in ("srcc", "mae", "rmse", "spread")),
-            f"{m['ces']:.3f}" if "ces" in m else "",
+            f"{of.plcc:.3f}",
+            f"{of.plcc_low:.3f} to {of.plcc_high:.3f}",
+            "" if of.behind is None else f"{of.behind:.3f} ({of.behind_low:.3f} to {of.behind_high:.3f})",
+            *(f"{value:.3f}" for value in (of.srcc, of.mae, of.rmse, of.spread)),
+            "" if of.ces is None else f"{of.ces:.3f}",
         ]
-        for name, m in content["test"].items()
+        for name, of in scores.items()
     ]
 
 
-def _group_rows(groups: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return, for each way of grouping, its header and rows of PLCC by predictor."""
+def _group_rows(groups: pd.DataFrame) -> list[_Group]:
+    """Return the ways of grouping with their rows."""
     names = [column for column in groups.columns if column.endswith(" PLCC")]
     return [
-        {
-            "by": by,
-            "header": [name.removesuffix(" PLCC") for name in names],
-            "rows": [
+        _Group(
+            str(by),
+            [name.removesuffix(" PLCC") for name in names],
+            [
                 [row["group"], f"{row['samples']:,}", *(f"{row[name]:.3f}" for name in names)]
                 for row in part.to_dict("records")
             ],
-        }
+        )
         for by, part in groups.groupby("by", sort=False)
     ]
 
 
-def _funnel(reports: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _funnel_rows(reports: Sequence[StageReport]) -> list[_FunnelRow]:
     """Return rows in, out and dropped by reason of each stage's tables, summed over the categories, in stage order."""
-    sums: dict[tuple[int, str, str], Counter[str]] = {}
-    reasons: dict[tuple[int, str, str], Counter[str]] = {}
-    for content in reports:
-        stage = content["stage"]
-        for table, funnel in content["tables"].items():
-            key = (STAGES.index(stage) if stage in STAGES else len(STAGES), stage, table)
-            sums.setdefault(key, Counter()).update({"in": funnel["rows_in"], "out": funnel["rows_out"]})
-            reasons.setdefault(key, Counter()).update(funnel["dropped"])
-    return [
-        {
-            "stage": stage,
-            "table": table,
-            "rows_in": f"{sums[order, stage, table]['in']:,}",
-            "rows_out": f"{sums[order, stage, table]['out']:,}",
-            "dropped": [
-                f"{reason.replace('_', ' ')} {count:,}"
-                for reason, count in sorted(reasons[order, stage, table].items(), key=lambda r: (-r[1], r[0]))
-            ],
-        }
-        for order, stage, table in sorted(sums)
-    ]
+    found: dict[tuple[int, str, str], list[Funnel]] = {}
+    for report in reports:
+        order = STAGES.index(report.stage) if report.stage in STAGES else len(STAGES)
+        for table, funnel in report.tables.items():
+            found.setdefault((order, report.stage, table), []).append(funnel)
+    rows = []
+    for (_, stage, table), funnels in sorted(found.items()):
+        reasons: Counter[str] = Counter()
+        for funnel in funnels:
+            reasons.update(funnel.dropped)
+        dropped = sorted(reasons.items(), key=lambda reason: (-reason[1], reason[0]))
+        rows.append(
+            _FunnelRow(
+                stage,
+                table,
+                f"{sum(funnel.rows_in for funnel in funnels):,}",
+                f"{sum(funnel.rows_out for funnel in funnels):,}",
+                [f"{reason.replace('_', ' ')} {count:,}" for reason, count in dropped],
+            )
+        )
+    return rows
 
 
 def _parameters(params: Params, training: Training | None) -> dict[str, Any]:
@@ -160,7 +204,7 @@ def _parameters(params: Params, training: Training | None) -> dict[str, Any]:
     return made | {name: msgspec.to_builtins(getattr(params, name)) for name in ("weights", "evaluate")}
 
 
-def _flat(content: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def _flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     rows = []
     for key, value in content.items():
         if isinstance(value, dict):

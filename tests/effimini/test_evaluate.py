@@ -26,8 +26,8 @@ from effimini.train import train
 from prep.core import files
 from prep.core.fields import assemble
 from prep.core.params import Params
+from prep.core.reports import Funnel
 from prep.core.tables.predictions import PREDICTIONS
-from prep.core.tables.shards import FACTS
 from prep.core.templates import DEMO, data_url
 from prep.weights import read_weights, sample_weights
 from shards.location import Location
@@ -139,7 +139,7 @@ def test_a_frozen_training_is_compared_with_ridge_on_its_features(small: Params,
     shutil.copytree(data, tmp_path / "data")
     frozen = replace(small, train={"frozen": True, "epochs": 1})
     train(frozen)
-    found = evaluate(frozen)["test"]["frozen features + ridge"]
+    found = evaluate(frozen).test["frozen features + ridge"]
     model = EffiMini.from_pretrained(Path("models/best"))
     how = Tokens("models/best", model.config.fields, model.config.max_tokens)
     splits = [open_split("data/shards", frozen, name, how, 32) for name in ("train", "validation", "test")]
@@ -153,7 +153,7 @@ def test_a_frozen_training_is_compared_with_ridge_on_its_features(small: Params,
         return np.clip(ridge.predict((split.features - middle) / scale), 1, 5)
 
     best = max(FEATURE_ALPHAS, key=lambda alpha: plcc(stars(alpha, unseen), unseen.labels))
-    assert found["plcc"] == pytest.approx(plcc(stars(best, asked), asked.labels), abs=1e-3)
+    assert found.plcc == pytest.approx(plcc(stars(best, asked), asked.labels), abs=1e-3)
 
 
 def test_each_predictor_is_compared_with_the_model(run: Path) -> None:
@@ -193,7 +193,7 @@ def test_examples_are_the_farthest_off_on_both_sides_and_the_nearest(small: Para
     off[9:20] = 0.1
     off[20:] = np.linspace(1, 2, len(test) - 20)
     found = examples(test, test.labels + off, small.text.fields)
-    names = {kind: [e.facts["parent_asin"] for e in shown] for kind, shown in found.items()}
+    names = {kind: [e.parent_asin for e in shown] for kind, shown in found.items()}
     asins = [key.split("/")[1] for key in test.keys]
     assert names["Predicted too low"] == [asins[i] for i in (5, 3, 8)]
     assert names["Predicted too high"] == asins[::-1][:6]
@@ -219,15 +219,15 @@ def test_the_page_says_that_demo_data_is_demo_data_and_needs_no_network(run: Pat
     asked = re.findall(r'(?:src|href)="((?!#|data:image/jpeg;base64,)[^"]*)"', page)
     assert asked == [f"validation/{table}.html" for table in GATES]
     assert "<td>samples</td>" in page  # the funnel of the shard stage
-    assert DEMO in str(report.metrics_table(dict(measured(run))).title)
+    assert DEMO in str(report.metrics_table(report.read(run / "results/evaluation.json")).title)
 
 
 def test_a_page_of_real_data_has_no_banner_and_escapes_names(run_params: Params, run: Path) -> None:
-    found = dict(measured(run)) | {"source": "mirror"}
+    found = msgspec.structs.replace(report.read(run / "results/evaluation.json"), source="mirror")
     names = ("predictions", "calibration", "groups", "weights")
     tables = {name: pd.read_csv(run / f"results/plots/{name}.csv") for name in names}
     tables["groups"]["group"] = "<b>&"
-    hostile = Example(dict.fromkeys(FACTS, "<i>") | {"average_rating": 1.0, "rating_number": 2}, "<i>", "", "<i>", 3.0)
+    hostile = Example("<i>", "<i>", "<i>", "", "<i>", 1.0, 2, 3.0)
     about = summarise(Location(run / "data/shards", 0, 1))
     real = replace(run_params, source={"kind": "mirror", "location": "x", "categories": ("<script>",)})
     training = provenance.read(run / "models/best")
@@ -238,7 +238,7 @@ def test_a_page_of_real_data_has_no_banner_and_escapes_names(run_params: Params,
         tables,
         {"<u>": [hostile]},
         about,
-        [{"stage": "<s>", "tables": {"<s>": {"rows_in": 1, "rows_out": 0, "dropped": {"<s>": 1}}}}],
+        [report.StageReport("<s>", {"<s>": Funnel(1, 0, {"<s>": 1})})],
         run / "results/train",
     )
     assert "DEMO DATA" not in page
