@@ -23,8 +23,8 @@ from huggingface_hub.hf_api import RepoFile, RepoFolder
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, by its documentation
 
 from prep.core.faults import UserError
-from prep.core.retry import Passing, Patience, asked_wait, passes
-from prep.ranges import PATIENT, Remote
+from prep.core.retry import DEFAULT_POLICY, RetryPolicy, TransientError, is_transient, requested_wait
+from prep.ranges import Remote
 
 REPO = "McAuley-Lab/Amazon-Reviews-2023"
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
@@ -32,19 +32,19 @@ _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 T = TypeVar("T")
 
 
-def remote(revision: str, name: str, patience: Patience = PATIENT) -> Remote:
+def remote(revision: str, name: str, policy: RetryPolicy = DEFAULT_POLICY) -> Remote:
     """Return what a file of the repository is.
 
     Args:
         revision: a commit.
         name: the file's path in the repository.
-        patience: how long a fault is borne.
+        policy: how often and how soon it is asked again.
 
     Raises:
         UserError: there is no such repository, commit or file, it may not be read, or the hub does not answer.
     """
     found = asking(
-        lambda: HfApi().get_paths_info(REPO, [name], revision=revision, repo_type="dataset"), revision, patience
+        lambda: HfApi().get_paths_info(REPO, [name], revision=revision, repo_type="dataset"), revision, policy
     )
     file = next((file for file in found if isinstance(file, RepoFile)), None)
     if file is None:
@@ -57,7 +57,7 @@ def remote(revision: str, name: str, patience: Patience = PATIENT) -> Remote:
         version=file.lfs.sha256 if file.lfs else file.blob_id,
         sha256=file.lfs.sha256 if file.lfs else "",
         headers=_headers,
-        remedy=_may_read(),
+        hint=_may_read(),
     )
 
 
@@ -65,13 +65,13 @@ def _headers() -> Mapping[str, str]:
     return build_hf_headers()
 
 
-def newest(patience: Patience = PATIENT) -> str:
+def newest(policy: RetryPolicy = DEFAULT_POLICY) -> str:
     """Return the commit that the repository's main branch is at.
 
     Raises:
         UserError: the repository cannot be read.
     """
-    refs = asking(lambda: HfApi().list_repo_refs(REPO, repo_type="dataset"), "main", patience)
+    refs = asking(lambda: HfApi().list_repo_refs(REPO, repo_type="dataset"), "main", policy)
     return next(str(branch.target_commit) for branch in refs.branches if branch.name == "main")
 
 
@@ -92,7 +92,7 @@ def listing(revision: str, folder: str = "") -> dict[str, int]:
         )
         return list(tree)
 
-    found = asking(ask, revision, Patience(tries=1))  # the library itself asks for a page of a listing again
+    found = asking(ask, revision, RetryPolicy(max_attempts=1))  # the library itself asks for a page of a listing again
     return {entry.path: entry.size if isinstance(entry, RepoFile) else 0 for entry in sorted(found, key=_path)}
 
 
@@ -105,13 +105,13 @@ def address(revision: str, name: str) -> str:
     return f"hf://datasets/{REPO}@{revision}/{name}"
 
 
-def asking(ask: Callable[[], T], revision: str, patience: Patience = PATIENT) -> T:
+def asking(ask: Callable[[], T], revision: str, policy: RetryPolicy = DEFAULT_POLICY) -> T:
     """Return what the hub answers, asking again while a fault may pass.
 
     Args:
         ask: asks by the library.
         revision: what is asked for, for the sentence.
-        patience: how long a fault is borne.
+        policy: how often and how soon it is asked again.
 
     Raises:
         UserError: the fault did not pass, or cannot.
@@ -121,16 +121,17 @@ def asking(ask: Callable[[], T], revision: str, patience: Patience = PATIENT) ->
         try:
             return ask()
         except HfHubHTTPError as error:
-            if passes(error.response.status_code):
-                raise Passing(f"HTTP {error.response.status_code}", asked_wait(error.response.headers)) from error
+            status = error.response.status_code
+            if is_transient(status):
+                raise TransientError(f"HTTP {status}", wait=requested_wait(error.response.headers)) from error
             raise
         except httpx2.RequestError as error:
-            raise Passing(f"{type(error).__name__}: {error}") from error
+            raise TransientError(f"{type(error).__name__}: {error}") from error
 
     hub = f"the hub ({constants.ENDPOINT})"
     try:
-        return patience.retrying()(once)
-    except Passing as fault:
+        return policy.retrying()(once)
+    except TransientError as fault:
         raise UserError(
             f"{hub} does not answer, however often it is asked ({fault}); check the network and HF_ENDPOINT, or set "
             "source.kind: mirror"

@@ -21,11 +21,10 @@ from filelock import FileLock
 
 from prep.core import files, progress
 from prep.core.faults import UserError
-from prep.core.retry import Passing, Patience, asked_wait, passes
+from prep.core.retry import DEFAULT_POLICY, RetryPolicy, TransientError, is_transient, requested_wait
 
 RANGE = 32 << 20  # bytes asked at a time
 TIMEOUT = 30.0  # seconds of silence that break a request
-PATIENT = Patience()
 
 T = TypeVar("T")
 
@@ -40,7 +39,7 @@ class Remote(NamedTuple):
     version: str  # its ETag (the hub: X-Linked-Etag) or Last-Modified; "" if the server tells none
     sha256: str  # hex; "" if the source tells none
     headers: Callable[[], Mapping[str, str]]  # a function, so that no token is shown where a Remote is
-    remedy: str  # what to do when it cannot be had
+    hint: str  # what to do when it cannot be had
 
 
 def no_headers() -> Mapping[str, str]:
@@ -48,13 +47,13 @@ def no_headers() -> Mapping[str, str]:
     return {}
 
 
-def probe(url: str, remedy: str, patience: Patience = PATIENT) -> Remote:
+def probe(url: str, hint: str, policy: RetryPolicy = DEFAULT_POLICY) -> Remote:
     """Ask a server for the size and version of a file.
 
     Args:
         url: the file's.
-        remedy: what the user can do when it cannot be had.
-        patience: how long a fault is borne.
+        hint: what the user can do when it cannot be had.
+        policy: how often and how soon it is asked again.
 
     Raises:
         UserError: the file is not there, the server does not answer or tells no size.
@@ -65,19 +64,19 @@ def probe(url: str, remedy: str, patience: Patience = PATIENT) -> Remote:
             with _client() as client:
                 answer = client.head(url)
         except httpx.RequestError as error:
-            raise Passing(f"{type(error).__name__}: {error}") from error
-        _judge(answer, url, remedy)
+            raise TransientError(f"{type(error).__name__}: {error}") from error
+        _judge(answer, url, hint)
         return answer
 
-    answer = _patiently(ask, url, remedy, patience)
+    answer = _retried(ask, url, hint, policy)
     size = answer.headers.get("Content-Length", "")
     if not size.isdecimal():
         raise UserError(f"{url} comes without its size (Content-Length); serve it by a server that tells it")
-    return Remote(url, int(size), _version(answer), "", no_headers, remedy)
+    return Remote(url, int(size), _version(answer), "", no_headers, hint)
 
 
 def read(
-    remote: Remote, begin: int = 0, digest: "hashlib._Hash | None" = None, patience: Patience = PATIENT
+    remote: Remote, begin: int = 0, digest: "hashlib._Hash | None" = None, policy: RetryPolicy = DEFAULT_POLICY
 ) -> Iterator[bytes]:
     """Yield the bytes of a file from `begin` on, as they arrive.
 
@@ -85,7 +84,7 @@ def read(
         remote: the file.
         begin: bytes that are there already.
         digest: a sha256 that has seen them; it sees the others too.
-        patience: how long a fault is borne.
+        policy: how often and how soon it is asked again.
 
     Raises:
         UserError: the bytes cannot be had, or the file changed while it was read.
@@ -106,7 +105,7 @@ def read(
 
     with _client() as client, progress.byte_bar(name, remote.size, begin) as advance:
         while position < remote.size:
-            got = _patiently(block, remote.url, remote.remedy, patience)
+            got = _retried(block, remote.url, remote.hint, policy)
             position += len(got)
             digest.update(got)
             advance(len(got))
@@ -125,13 +124,13 @@ class CorruptError(UserError):
     """What came is not what the source announced."""
 
 
-def keep(remote: Remote, path: Path, patience: Patience = PATIENT) -> None:
+def keep(remote: Remote, path: Path, policy: RetryPolicy = DEFAULT_POLICY) -> None:
     """Bring a file to `path`, going on where an earlier run was stopped or killed.
 
     Args:
         remote: the file.
         path: where it stands when it is whole; the name must hold what the bytes depend on.
-        patience: how long a fault is borne.
+        policy: how often and how soon it is asked again.
 
     Raises:
         UserError: there is no room for it, or as `read`.
@@ -149,7 +148,7 @@ def keep(remote: Remote, path: Path, patience: Patience = PATIENT) -> None:
             with partial.open("a+b") as file:
                 file.seek(0)
                 digest = hashlib.file_digest(file, "sha256")
-                for got in read(remote, had, digest, patience):
+                for got in read(remote, had, digest, policy):
                     file.write(got)
                     file.flush()  # what came stays through a kill
         except CorruptError:
@@ -178,18 +177,18 @@ def _client() -> httpx.Client:
     return httpx.Client(timeout=TIMEOUT, follow_redirects=True, headers={"Accept-Encoding": "identity"})
 
 
-def _patiently(ask: Callable[[], T], url: str, remedy: str, patience: Patience) -> T:
+def _retried(ask: Callable[[], T], url: str, hint: str, policy: RetryPolicy) -> T:
     try:
-        return patience.retrying()(ask)
-    except Passing as fault:
-        raise UserError(f"{url} cannot be read after {patience.tries} tries ({fault}); {remedy}") from fault
+        return policy.retrying()(ask)
+    except TransientError as fault:
+        raise UserError(f"{url} cannot be read after {policy.max_attempts} tries ({fault}); {hint}") from fault
 
 
 def _answer(client: httpx.Client, remote: Remote, begin: int) -> Iterator[bytes]:
     """Yield what one request brings from `begin` on: a range, or all where the server knows no ranges.
 
     Raises:
-        Passing: the answer breaks off or is not the one asked for.
+        TransientError: the answer breaks off or is not the one asked for.
         UserError: there is no answer to be had, or it is of another version.
     """
     end = min(begin + RANGE, remote.size)
@@ -198,7 +197,7 @@ def _answer(client: httpx.Client, remote: Remote, begin: int) -> Iterator[bytes]
         with client.stream("GET", remote.url, headers=headers) as answer:
             if answer.status_code == 416:
                 raise _changed(remote, "is shorter")
-            _judge(answer, remote.url, remote.remedy)
+            _judge(answer, remote.url, remote.hint)
             at, end = _span(answer, remote, begin, end)
             for block in answer.iter_raw():
                 wanted = block[max(0, begin - at) : end - at]
@@ -207,24 +206,24 @@ def _answer(client: httpx.Client, remote: Remote, begin: int) -> Iterator[bytes]
                     begin += len(wanted)
                     yield wanted
     except httpx.RequestError as error:
-        raise Passing(f"{type(error).__name__}: {error}") from error
+        raise TransientError(f"{type(error).__name__}: {error}") from error
     if begin < end:
-        raise Passing(f"the answer ended {end - begin} bytes early")
+        raise TransientError(f"the answer ended {end - begin} bytes early")
 
 
-def _judge(answer: httpx.Response, url: str, remedy: str) -> None:
+def _judge(answer: httpx.Response, url: str, hint: str) -> None:
     """Refuse an answer that brings no file.
 
     Raises:
-        Passing: a later one may.
+        TransientError: a later one may.
         UserError: none will.
     """
     status = answer.status_code
-    if passes(status):
-        raise Passing(f"HTTP {status}", asked_wait(answer.headers))
+    if is_transient(status):
+        raise TransientError(f"HTTP {status}", wait=requested_wait(answer.headers))
     if status not in {200, 206}:
         said = answer.headers.get("X-Error-Message", "")  # the hub's
-        raise UserError(f"{url} answered {status}{said and f' ({said[:200]})'}; {remedy}")
+        raise UserError(f"{url} answered {status}{said and f' ({said[:200]})'}; {hint}")
     if answer.headers.get("Content-Encoding", "identity") != "identity":
         raise UserError(f"{url} comes compressed ({answer.headers['Content-Encoding']}); serve the file as it is")
 
@@ -245,7 +244,9 @@ def _span(answer: httpx.Response, remote: Remote, begin: int, end: int) -> tuple
     if answer.status_code == 206:
         found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", answer.headers.get("Content-Range", ""))
         if not found or int(found[1]) != begin or int(found[2]) >= end:
-            raise Passing(f"asked for bytes {begin}-{end - 1}, got {answer.headers.get('Content-Range', 'no range')}")
+            raise TransientError(
+                f"asked for bytes {begin}-{end - 1}, got {answer.headers.get('Content-Range', 'no range')}"
+            )
         if found[3] not in {"*", str(remote.size)}:
             raise _changed(remote, f"had {remote.size} bytes and has {found[3]} now")
         at, end = begin, int(found[2]) + 1
@@ -253,7 +254,9 @@ def _span(answer: httpx.Response, remote: Remote, begin: int, end: int) -> tuple
         at, end = 0, remote.size
     # An error page with status 200 has another length, or none.
     if length != str(end - at) and (length is not None or answer.status_code == 200):
-        raise Passing(f"{length or 'an unknown number of'} bytes of {answer.headers.get('Content-Type', '?')} came")
+        raise TransientError(
+            f"{length or 'an unknown number of'} bytes of {answer.headers.get('Content-Type', '?')} came"
+        )
     return at, end
 
 

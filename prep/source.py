@@ -14,7 +14,7 @@ from prep import demo, ranges
 from prep.core import files
 from prep.core.faults import UserError
 from prep.core.params import Source
-from prep.core.retry import Patience
+from prep.core.retry import DEFAULT_POLICY, RetryPolicy
 from prep.core.tables.raw import Kind
 
 PATHS: dict[Kind, str] = {  # of the dataset's repository, and of a mirror
@@ -55,14 +55,14 @@ def locate(source: Source, category: str) -> Location:
     return Location(str(_demo_catalogue(source, category)))
 
 
-def raw_file(source: Source, kind: Kind, category: str, patience: Patience = ranges.PATIENT) -> RawFile:
+def raw_file(source: Source, kind: Kind, category: str, policy: RetryPolicy = DEFAULT_POLICY) -> RawFile:
     """Find a raw file; over HTTP and with ``source.keep_raw``, bring it into the local store first.
 
     Args:
         source: of the parameters.
         kind: which of the category's two files.
         category: a name of ``source.categories``.
-        patience: how long a fault of the server is borne.
+        policy: how often and how soon the server is asked again.
 
     Raises:
         UserError: the file is not there, cannot be had, or has no room here.
@@ -76,21 +76,21 @@ def raw_file(source: Source, kind: Kind, category: str, patience: Patience = ran
                 f"source.location {location.base} has no file {name}; check source.location and source.categories"
             )
         return _local(name, path)
-    remote = remote_file(source, name, patience)
+    remote = remote_file(source, name, policy)
     if not source.keep_raw:
-        return RawFile(name, remote.size, None, partial(ranges.read, remote, patience=patience))
+        return RawFile(name, remote.size, None, partial(ranges.read, remote, policy=policy))
     path = files.store() / "raw" / files.fingerprint(remote.url, remote.version, remote.size)[:16] / name
-    ranges.keep(remote, path, patience)
+    ranges.keep(remote, path, policy)
     return _local(name, path)
 
 
-def remote_file(source: Source, name: str, patience: Patience = ranges.PATIENT) -> ranges.Remote:
+def remote_file(source: Source, name: str, policy: RetryPolicy = DEFAULT_POLICY) -> ranges.Remote:
     """Return what a file of the hub or of an http(s) mirror is.
 
     Args:
         source: of the parameters.
         name: the file's path in the layout.
-        patience: how long a fault of the server is borne.
+        policy: how often and how soon the server is asked again.
 
     Raises:
         UserError: it is not there, or cannot be had.
@@ -98,9 +98,9 @@ def remote_file(source: Source, name: str, patience: Patience = ranges.PATIENT) 
     if source.kind == "hub":
         from prep import hub  # noqa: PLC0415 -- half a second that every worker of another source would pay
 
-        return hub.remote(source.revision, name, patience)
+        return hub.remote(source.revision, name, policy)
     url = f"{source.location.rstrip('/')}/{name}"
-    return ranges.probe(url, "check source.location and source.categories, and that its server runs", patience)
+    return ranges.probe(url, "check source.location and source.categories, and that its server runs", policy)
 
 
 def _local(name: str, path: Path) -> RawFile:

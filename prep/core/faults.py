@@ -19,7 +19,7 @@ def first_sentence(error: Exception) -> str:
     return " ".join(str(error).split()).split(". ")[0]
 
 
-def check_budget(bad: Mapping[str, int], total: int, share: float, what: str, remedy: str) -> None:
+def check_budget(bad: Mapping[str, int], total: int, share: float, what: str, hint: str) -> None:
     """Stop when the bad rows are more than `share` of `total`.
 
     Args:
@@ -27,7 +27,7 @@ def check_budget(bad: Mapping[str, int], total: int, share: float, what: str, re
         total: rows seen, good and bad.
         share: the budget, 0 to 1.
         what: the rows in words and where they are, "lines of meta_All_Beauty.jsonl" for example.
-        remedy: what the user can do next.
+        hint: what the user can do next.
 
     Raises:
         UserError: the budget is spent.
@@ -35,4 +35,4 @@ def check_budget(bad: Mapping[str, int], total: int, share: float, what: str, re
     count = sum(bad.values())
     if count > share * total:
         reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(bad.items(), key=lambda r: (-r[1], r[0])))
-        raise UserError(f"{count} of {total} {what} are unusable ({reasons}), over the budget of {share:.1%}; {remedy}")
+        raise UserError(f"{count} of {total} {what} are unusable ({reasons}), over the budget of {share:.1%}; {hint}")

@@ -1,63 +1,85 @@
-"""Asking again: which faults pass, how long to wait, and when to give up.
+"""Retries of HTTP requests: which errors are transient, how long to wait, and when to give up.
 
-In: a fault of a request. Out: another try after a wait that grows at random, or as long as the server asks.
-Guaranteed: only a `Passing` fault is tried again, and the tries end.
+In: the error of a request. Out: another attempt after a wait that grows at random, or as long as the server asks.
+Guaranteed: only a `TransientError` is tried again, and the attempts end.
 """
 
 import email.utils
 import re
 import time
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import tenacity
 
-LONGEST_WAIT = 600.0  # seconds before a retry, whatever a server asks for
+MAX_WAIT = 600.0  # seconds before a retry, whatever a server asks for
+
+R = TypeVar("R", bound=tenacity.BaseRetrying)
 
 
-class Passing(Exception):  # noqa: N818 -- a state of the server, not an error of the program
-    """Asking again may bring another answer.
+class RequestFailedError(Exception):
+    """A request brought nothing.
 
     Args:
         what: for people.
+        outcome: the word for it, where one is kept.
+        status: HTTP, 0 without an answer.
         wait: seconds that the server asks to wait, if it does.
     """
 
-    def __init__(self, what: str, wait: float | None = None) -> None:
+    def __init__(self, what: str, outcome: str = "", status: int = 0, wait: float | None = None) -> None:
         super().__init__(what)
-        self.wait = wait
+        self.outcome, self.status, self.wait = outcome, status, wait
 
 
-class Patience(NamedTuple):
-    """How long a fault is borne."""
+class TransientError(RequestFailedError):
+    """Asking again may bring another answer."""
 
-    tries: int = 10  # in a row that bring nothing
-    first: float = 1.0  # seconds that the first wait takes at most; each later one may take twice as long
-    longest: float = 60.0  # seconds that a wait takes at most, unless the server asks for more
+
+class PermanentError(RequestFailedError):
+    """Asking again would bring the same answer."""
+
+
+class RetryPolicy(NamedTuple):
+    """How often, and how soon, a request is made again."""
+
+    max_attempts: int = 10  # in a row that bring nothing
+    first_wait: float = 1.0  # seconds that the first wait takes at most; each later one may take twice as long
+    max_wait: float = 60.0  # seconds that a wait takes at most, unless the server asks for more
 
     def retrying(self) -> tenacity.Retrying:
-        """Return what calls a function again after a `Passing`, and raises the last one."""
-        backoff = tenacity.wait_random_exponential(multiplier=self.first, max=self.longest)
+        """Return what calls a function again after a `TransientError`, and raises the last one."""
+        return self._retrying(tenacity.Retrying)
+
+    def retrying_async(self) -> tenacity.AsyncRetrying:
+        """Return the same for a coroutine."""
+        return self._retrying(tenacity.AsyncRetrying)
+
+    def _retrying(self, kind: type[R]) -> R:
+        backoff = tenacity.wait_random_exponential(multiplier=self.first_wait, max=self.max_wait)
 
         def wait(state: tenacity.RetryCallState) -> float:
-            fault = state.outcome.exception() if state.outcome else None
-            asked = fault.wait if isinstance(fault, Passing) else None
-            return backoff(state) if asked is None else min(asked, LONGEST_WAIT)
+            error = state.outcome.exception() if state.outcome else None
+            requested = error.wait if isinstance(error, TransientError) else None
+            return backoff(state) if requested is None else min(requested, MAX_WAIT)
 
-        return tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(Passing),
-            stop=tenacity.stop_after_attempt(self.tries),
+        return kind(
+            retry=tenacity.retry_if_exception_type(TransientError),
+            stop=tenacity.stop_after_attempt(self.max_attempts),
             wait=wait,
             reraise=True,
         )
 
 
-def passes(status: int) -> bool:
+DEFAULT_POLICY = RetryPolicy()
+
+
+def is_transient(status: int) -> bool:
     """Return whether an HTTP status may be another one later."""
     return status in {408, 429} or status >= 500
 
 
-def asked_wait(headers: Mapping[str, str]) -> float | None:
+def requested_wait(headers: Mapping[str, str]) -> float | None:
     """Return the seconds that an answer asks to wait, or None.
 
     The hub names them in RateLimit, `"api";r=0;t=55` for example, where others send Retry-After.

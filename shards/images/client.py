@@ -19,23 +19,21 @@ from typing import NamedTuple, Self
 
 import aiohttp
 import msgspec
-import tenacity
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from prep.core.faults import UserError
 from prep.core.params import Fetch
-from prep.core.retry import retry_after
+from prep.core.retry import PermanentError, RequestFailedError, RetryPolicy, TransientError, is_transient, retry_after
 
 HOPS = 5  # redirects followed
-LONGEST_WAIT = 60.0  # seconds before a retry, whatever the host asks for
+POLICY = RetryPolicy(first_wait=0.5)  # with fetch.tries attempts; a host pauses for its max_wait at most
 RESOLVED_FOR = 60  # seconds an address is used before it is looked up again
 CONNECT, SILENCE = 5.0, 10.0  # seconds to connect, and between two bytes, within those of the whole image
 BREAK = 60.0  # seconds that a host which refuses everything is left alone, once
 SHORTEST_GAP, LONGEST_GAP = 0.01, 5.0  # seconds between two requests to a host that takes few a second
 PROBES = 3  # refusals after that which end the run
 _HEADERS = {"User-Agent": "effimini (research; images of products)", "Accept": "image/*", "Accept-Encoding": "identity"}
-_BACKOFF = tenacity.wait_random_exponential(multiplier=0.5, max=LONGEST_WAIT)
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -46,18 +44,6 @@ class Answer(msgspec.Struct, frozen=True):
     tries: int = 0
     body: bytes = b""
     error: str = ""  # for people
-
-
-class Final(Exception):  # noqa: N818 -- an answer, not an error of the program
-    """Asking again would bring the same answer."""
-
-    def __init__(self, outcome: str, status: int, error: str) -> None:
-        super().__init__(error)
-        self.outcome, self.status, self.error = outcome, status, error
-
-
-class Passing(Final):
-    """Asking again may bring another answer."""
 
 
 class Gate:
@@ -118,7 +104,7 @@ class Gate:
 
     def pause(self, seconds: float) -> None:
         """Let in nobody for so long."""
-        self._open_at = max(self._open_at, time.monotonic() + min(seconds, LONGEST_WAIT))
+        self._open_at = max(self._open_at, time.monotonic() + min(seconds, POLICY.max_wait))
 
 
 class Origin(NamedTuple):
@@ -133,10 +119,10 @@ class Origin(NamedTuple):
         """Return the origin of an http(s) URL.
 
         Raises:
-            Final: it is of another scheme, or names no host.
+            PermanentError: it is of another scheme, or names no host.
         """
         if url.scheme not in {"http", "https"} or not url.host:
-            raise Final("bad_url", 0, f"{url.scheme or 'no'} scheme or no host")
+            raise PermanentError(f"{url.scheme or 'no'} scheme or no host", "bad_url")
         return cls(url.scheme, url.host, url.port or 0)
 
 
@@ -251,18 +237,14 @@ class Client:
         """
         tries = 0
         try:
-            async for attempt in tenacity.AsyncRetrying(
-                retry=tenacity.retry_if_exception_type(Passing),
-                stop=tenacity.stop_after_attempt(self._settings.tries),
-                wait=_BACKOFF,
-                reraise=True,
-            ):
+            policy = POLICY._replace(max_attempts=self._settings.tries)
+            async for attempt in policy.retrying_async():
                 with attempt:
                     tries += 1
                     status, body = await self._follow(URL(url, encoded=True))
             return Answer("ok", status, tries, body)
-        except Final as answer:
-            return Answer(answer.outcome, answer.status, tries, error=answer.error)
+        except RequestFailedError as error:
+            return Answer(error.outcome, error.status, tries, error=str(error))
         except ValueError as error:  # of a URL
             return Answer("bad_url", 0, tries, error=str(error))
 
@@ -282,7 +264,7 @@ class Client:
             if target is None:
                 return status, body
             url = url.join(URL(target))
-        raise Final("bad_url", status, f"more than {HOPS} redirects")
+        raise PermanentError(f"more than {HOPS} redirects", "bad_url", status)
 
     async def _ask(self, host: _Host, url: URL, entered: float, left: float) -> tuple[int, str | None, bytes]:
         """Make one request and return its status, the target of a redirect, and the body."""
@@ -295,13 +277,13 @@ class Client:
                 body = b"" if target else await _body(response, self._settings.max_bytes)
         except TimeoutError:
             host.answered(entered, 0, "timeout", None)
-            raise Passing("timeout", status, f"timeout, of at most {self._settings.timeout:g} s") from None
+            raise TransientError(f"timeout, of at most {self._settings.timeout:g} s", "timeout", status) from None
         except (aiohttp.ClientError, OSError) as error:
             host.answered(entered, 0, repr(error), None)
-            raise Passing("unreachable", status, type(error).__name__) from None
-        except Final as answer:
+            raise TransientError(type(error).__name__, "unreachable", status) from None
+        except RequestFailedError as error:
             if status:
-                host.answered(entered, status, answer.error, wait)
+                host.answered(entered, status, str(error), wait)
             raise
         host.answered(entered, status, "", None)
         return status, target, body
@@ -318,15 +300,15 @@ def is_public(address: str) -> bool:
     return parsed.is_global and not parsed.is_multicast
 
 
-def _not_public(host: str) -> Final:
-    return Final("bad_url", 0, f"{host} is not a public address")
+def _not_public(host: str) -> PermanentError:
+    return PermanentError(f"{host} is not a public address", "bad_url")
 
 
 def _judge(response: aiohttp.ClientResponse) -> str | None:
     """Return the target of a redirect, or None where the body is what was asked for.
 
     Raises:
-        Final, Passing: neither.
+        TransientError, PermanentError: neither.
     """
     status = response.status
     target = response.headers.get("Location")
@@ -335,16 +317,16 @@ def _judge(response: aiohttp.ClientResponse) -> str | None:
     if status in {301, 302, 303, 307, 308} and target:
         return str(target)
     error = f"HTTP {status}"
-    if status in {429, 408} or status >= 500:
-        raise Passing({429: "refused", 408: "timeout"}.get(status, "server_error"), status, error)
-    raise Final({404: "gone", 410: "gone", 400: "bad_url"}.get(status, "refused"), status, error)
+    if is_transient(status):
+        raise TransientError(error, {429: "refused", 408: "timeout"}.get(status, "server_error"), status)
+    raise PermanentError(error, {404: "gone", 410: "gone", 400: "bad_url"}.get(status, "refused"), status)
 
 
 async def _body(response: aiohttp.ClientResponse, most: int) -> bytes:
     """Return the whole body.
 
     Raises:
-        Final: it is, or says that it is, longer than `most` bytes.
+        PermanentError: it is, or says that it is, longer than `most` bytes.
         aiohttp.ClientPayloadError: it ends before its stated length.
     """
     parts: list[bytes] = []
@@ -357,5 +339,5 @@ async def _body(response: aiohttp.ClientResponse, most: int) -> bytes:
                 break
             parts.append(part)
     if length > most:
-        raise Final("too_large", response.status, f"more than {most} bytes")
+        raise PermanentError(f"more than {most} bytes", "too_large", response.status)
     return b"".join(parts)

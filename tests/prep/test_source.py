@@ -19,7 +19,7 @@ from prep import download, ranges
 from prep import hub as the_hub
 from prep.core.faults import UserError
 from prep.core.params import Params, Source
-from prep.core.retry import Patience
+from prep.core.retry import RetryPolicy
 from prep.source import locate, raw_file
 from tests.prep import hub_server
 from tests.prep.hub_server import COMMIT, Hub
@@ -27,7 +27,7 @@ from tests.prep.hub_server import COMMIT, Hub
 ITEMS = "raw/meta_categories/meta_Toys.jsonl"
 BODY = random.Random(1).randbytes(1 << 20)
 ROOT = Path(__file__).parents[2]
-QUICK = Patience(tries=3, first=0.001)
+QUICK = RetryPolicy(max_attempts=3, first_wait=0.001)
 
 
 @pytest.fixture
@@ -58,8 +58,8 @@ def source(make_params: Callable[..., Params]) -> Callable[..., Source]:
     return of
 
 
-def had(settings: Source, patience: Patience = QUICK) -> bytes:
-    raw = raw_file(settings, "items", "Toys", patience)
+def had(settings: Source, policy: RetryPolicy = QUICK) -> bytes:
+    raw = raw_file(settings, "items", "Toys", policy)
     return raw.path.read_bytes() if raw.path else b"".join(raw.arriving())
 
 
@@ -112,7 +112,7 @@ def test_a_server_is_left_alone_for_as_long_as_it_asks(
     # Who does not wait has spent the tries before the server opens.
     given = {"Retry_After": hub_server.http_date(2)} if isinstance(headers, str) else headers
     hub_server.closed_for(hub, 0.9, **given)
-    assert had(source(keep_raw=False), Patience(tries=2, first=0.001)) == BODY
+    assert had(source(keep_raw=False), RetryPolicy(max_attempts=2, first_wait=0.001)) == BODY
 
 
 def test_an_answer_that_ends_early_costs_a_try(hub: Hub, source: Callable[..., Source]) -> None:

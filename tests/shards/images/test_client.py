@@ -8,11 +8,10 @@ import time
 from itertools import count, pairwise
 
 import pytest
-import tenacity
 
 from prep.core.faults import UserError
 from prep.core.params import Fetch
-from prep.core.retry import retry_after
+from prep.core.retry import RetryPolicy, retry_after
 from shards.images import client
 from shards.images.client import Answer, Client, Gate, is_public
 from tests.shards.host import Host
@@ -29,8 +28,7 @@ def host():
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch):
-    monkeypatch.setattr(client, "_BACKOFF", tenacity.wait_fixed(0.01))
-    monkeypatch.setattr(client, "LONGEST_WAIT", 0.3)
+    monkeypatch.setattr(client, "POLICY", RetryPolicy(first_wait=0.01, max_wait=0.3))
     monkeypatch.setattr(client, "BREAK", 0.2)
 
 
@@ -116,7 +114,7 @@ def test_one_byte_at_a_time_ends_at_the_timeout(host):
     "asked_to_wait", ["1", lambda: email.utils.formatdate(time.time() + 2, usegmt=True)], ids=["seconds", "date"]
 )
 def test_a_host_that_names_a_time_is_left_alone_until_then(host, monkeypatch, asked_to_wait):
-    monkeypatch.setattr(client, "LONGEST_WAIT", 5)
+    monkeypatch.setattr(client, "POLICY", RetryPolicy(first_wait=0.01, max_wait=5))
     times = []
 
     def wrong(request, number):
@@ -328,7 +326,7 @@ def test_a_host_that_refuses_everything_ends_the_run_with_a_sentence(host, statu
 
 def test_a_host_that_comes_back_during_the_break_is_asked_on(host, monkeypatch):
     monkeypatch.setattr(client, "BREAK", 1.0)
-    monkeypatch.setattr(client, "LONGEST_WAIT", 5)
+    monkeypatch.setattr(client, "POLICY", RetryPolicy(first_wait=0.01, max_wait=5))
     times = []
 
     def wrong(request, _):
@@ -361,7 +359,7 @@ def test_refusals_between_good_answers_do_not_end_the_run(host):
 
 
 def test_a_host_that_counts_requests_a_second_is_asked_no_faster_for_long(host, monkeypatch):
-    monkeypatch.setattr(client, "_BACKOFF", tenacity.wait_fixed(0.2))
+    monkeypatch.setattr(client, "POLICY", RetryPolicy(first_wait=0.4, max_wait=0.4))
     times, refused = [], []
 
     def wrong(request, _):
