@@ -11,7 +11,6 @@ import os
 import pickle
 import shutil
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch
@@ -21,6 +20,7 @@ from safetensors.torch import load_file
 from effimini.model import WEIGHTS, EffiMini
 from prep.core import files, writers
 from prep.core.faults import UserError, first_sentence
+from shards.loader import LoaderState
 
 PROGRESS = "progress.json"
 
@@ -28,7 +28,7 @@ PROGRESS = "progress.json"
 class Progress(msgspec.Struct, kw_only=True):
     """How far a training is."""
 
-    loader: dict[str, Any] | None = None  # the loader's state
+    loader: LoaderState | None = None
     steps: int = 0  # taken since the start
     loss: float = 0.0  # of the epoch at hand so far: the weighted loss, summed over its samples
     best: float | None = None  # validation PLCC

@@ -447,7 +447,8 @@ def diff(
     root = Path(repo).resolve() if Path(repo).exists() else repo
     given = [(name, Path(name).is_dir() or "://" in name or name.startswith("dvc+")) for name in (old, new)]
     before, after = (_location(name if whole else f"dvc+{root}@{name}#{folder}", params) for name, whole in given)
-    _show(stage.compare(before, after, categories) | {"old": old, "new": new}, diff_table.table, as_json)
+    result = msgspec.structs.replace(stage.compare(before, after, categories), old=old, new=new)
+    _show(result, diff_table.table, as_json)
 
 
 @app.command()

@@ -26,6 +26,7 @@ from prep.core.faults import UserError
 from prep.core.params import Params
 from prep.core.reports import Funnel
 from prep.core.templates import DEMO, render
+from shards.summary import Summary
 from validation.tables import TABLES
 
 STAGES = ("download", "join", "groups", "sample", "fetch", "shard", "evaluate")
@@ -94,7 +95,7 @@ def page(
     measured: Evaluation,
     tables: Mapping[str, pd.DataFrame],
     examples: Mapping[str, Sequence[Example]],
-    shards: Mapping[str, Any],
+    shards: Summary,
     reports: Sequence[StageReport],
     train: Path,
 ) -> str:

@@ -1,7 +1,7 @@
 """Diff: what changed between two versions of shards.
 
-In: two locations, each the folder of a version; manifests and indexes are read, no tar. Out: the differences as JSON
-types. Guaranteed: equal versions differ in nothing; the same versions give the same output; the index of a tar that
+In: two locations, each the folder of a version; manifests and indexes are read, no tar. Out: the differences.
+Guaranteed: equal versions differ in nothing; the same versions give the same output; the index of a tar that
 stands in both is read for its labels alone, and only where its split has other tars too.
 """
 
@@ -32,6 +32,101 @@ class Labels(NamedTuple):
     rating_number: npt.NDArray[np.int64]
 
 
+class Change(msgspec.Struct, frozen=True):
+    """A parameter that the manifests of both versions state differently; None where one states it not."""
+
+    name: str
+    old: Any
+    new: Any
+    categories: list[str]  # that it differs in
+
+
+class Keys(msgspec.Struct, frozen=True):
+    """Items that came into a split, and that went out of it; `EXAMPLES` at most."""
+
+    into: list[str] = msgspec.field(name="in")
+    out: list[str]
+
+
+class SplitChange(msgspec.Struct, frozen=True, kw_only=True):
+    """Items in and out, and shards, of a split that has other tars or indexes."""
+
+    category: str
+    split: str
+    into: int = msgspec.field(name="in")
+    out: int
+    kept: int
+    new: int
+    gone: int
+    reindexed: int  # kept with another index
+    bytes_new: int
+    examples: Keys
+
+
+class Move(msgspec.Struct, frozen=True, kw_only=True):
+    """Items of both versions that stand in another split."""
+
+    category: str
+    origin: str = msgspec.field(name="from")
+    to: str
+    count: int
+    examples: list[str]
+
+
+class FactExample(msgspec.Struct, frozen=True):
+    """A fact of an item in both versions."""
+
+    key: str
+    old: float
+    new: float
+
+
+class FactChange(msgspec.Struct, frozen=True, kw_only=True):
+    """Items of both versions with another label, count or image."""
+
+    category: str
+    fact: str
+    count: int
+    examples: list[FactExample]
+
+
+class Spread(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the labels (stars) of a version are spread; `samples` alone where there are none."""
+
+    samples: int
+    mean: float | None = None
+    deviation: float | None = None
+    median: float | None = None
+    five_share: float | None = None
+    median_rating_number: float | None = None
+
+
+class Drift(msgspec.Struct, frozen=True, kw_only=True):
+    """Of the labels of a split of a category, or of "all"."""
+
+    category: str
+    split: str
+    old: Spread
+    new: Spread
+    ks: float | None  # two-sample Kolmogorov-Smirnov statistic; None where a version has no samples
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """What changed between two versions."""
+
+    old: str
+    new: str
+    demo: bool
+    parameters: list[Change]
+    added: list[str]  # categories
+    removed: list[str]
+    splits: list[SplitChange]
+    moved: list[Move]
+    facts: list[FactChange]
+    drift: list[Drift]
+    unexplained_moves: bool  # moved for no reason in the parameters, the source or the categories
+
+
 class _Pair(NamedTuple):
     """A category in both versions; None where one has it not."""
 
@@ -53,7 +148,7 @@ class _Shards(NamedTuple):
         return list(dict.fromkeys(shard.split for shard in (*self.gone, *self.new, *reindexed)))
 
 
-def compare(old: Location, new: Location, categories: Sequence[str] | None = None) -> dict[str, Any]:
+def compare(old: Location, new: Location, categories: Sequence[str] | None = None) -> Comparison:
     """Compare two versions.
 
     Args:
@@ -61,41 +156,39 @@ def compare(old: Location, new: Location, categories: Sequence[str] | None = Non
         new: the version after.
         categories: which of them, each in both versions; None takes all that either has.
 
-    Returns:
-        ``parameters``: that differ, with the categories they differ in. ``added``, ``removed``: categories. ``splits``:
-        by category and split, items in and out; shards kept, new, gone, kept with another index; bytes that are new.
-        ``moved``, ``facts``: items of both versions in another split or with another label, count or image. ``drift``:
-        of the labels (stars), by split and category, where tars differ. ``unexplained_moves``: moved for no reason in
-        the parameters, the source or the categories. Examples are keys, `EXAMPLES` at most.
-
     Raises:
         UserError: a location, a manifest or an index cannot be read.
     """
     before, after = ({c: side.manifest(c) for c in categories or side.categories()} for side in (old, new))
     pairs = {name: _Pair(before.get(name), after.get(name)) for name in sorted({*before, *after})}
     shards = {name: _sort(pair) for name, pair in pairs.items()}
-    result: dict[str, Any] = {
-        "old": old.url,
-        "new": new.url,
-        "demo": any(about.source.kind == "demo" for about in (*before.values(), *after.values())),
-        "parameters": _parameters(pairs),
-        "added": [name for name in pairs if name not in before],
-        "removed": [name for name in pairs if name not in after],
-        "splits": [],
-        "moved": [],
-        "facts": [],
-        "drift": list(_drifts(old, new, shards)),
-    }
+    parameters = _parameters(pairs)
+    added = [name for name in pairs if name not in before]
+    removed = [name for name in pairs if name not in after]
+    drift = list(_drifts(old, new, shards))
+    splits: list[SplitChange] = []
+    moved: list[Move] = []
+    facts: list[FactChange] = []
     for name, each in shards.items():
         gone, fresh = _rows(old, name, each.gone), _rows(new, name, each.new)
-        result["splits"] += _splits(name, each, gone, fresh)
-        moved, facts = _changed(name, gone, fresh)
-        result["moved"] += moved
-        result["facts"] += facts
-    changed = [change["name"] for change in result["parameters"]]
-    explained = result["added"] or result["removed"] or any(name.startswith(OF_SPLITS) for name in changed)
-    result["unexplained_moves"] = bool(result["moved"]) and not explained
-    return result
+        splits += _splits(name, each, gone, fresh)
+        old_rows, new_rows = _in_both(gone, fresh)
+        moved += _moved(name, old_rows, new_rows)
+        facts += _facts(name, old_rows, new_rows)
+    explained = added or removed or any(change.name.startswith(OF_SPLITS) for change in parameters)
+    return Comparison(
+        old=old.url,
+        new=new.url,
+        demo=any(about.source.kind == "demo" for about in (*before.values(), *after.values())),
+        parameters=parameters,
+        added=added,
+        removed=removed,
+        splits=splits,
+        moved=moved,
+        facts=facts,
+        drift=drift,
+        unexplained_moves=bool(moved) and not explained,
+    )
 
 
 def _sort(pair: _Pair) -> _Shards:
@@ -108,18 +201,18 @@ def _sort(pair: _Pair) -> _Shards:
     )
 
 
-def _parameters(pairs: Mapping[str, _Pair]) -> list[dict[str, Any]]:
+def _parameters(pairs: Mapping[str, _Pair]) -> list[Change]:
     """List what the manifests of both versions state differently, equal differences together."""
-    changes: dict[bytes, dict[str, Any]] = {}
+    changes: dict[bytes, Change] = {}
     for category, pair in pairs.items():
         if pair.old is None or pair.new is None:
             continue
         old, new = _flat(pair.old), _flat(pair.new)
         for name in sorted({*old, *new}):
             if (was := old.get(name)) != (now := new.get(name)):
-                change: dict[str, Any] = {"name": name, "old": was, "new": now, "categories": []}
-                changes.setdefault(msgspec.json.encode(change), change)["categories"].append(category)
-    return sorted(changes.values(), key=lambda change: change["name"])
+                change = Change(name, was, now, [])
+                changes.setdefault(msgspec.json.encode(change), change).categories.append(category)
+    return sorted(changes.values(), key=lambda change: change.name)
 
 
 def _flat(about: Manifest) -> dict[str, Any]:
@@ -150,13 +243,12 @@ def _rows(location: Location, category: str, shards: Sequence[Shard]) -> pa.Tabl
     return pa.concat_tables(tables).combine_chunks()
 
 
-def _splits(category: str, shards: _Shards, gone: pa.Table, fresh: pa.Table) -> list[dict[str, Any]]:
+def _splits(category: str, shards: _Shards, gone: pa.Table, fresh: pa.Table) -> Iterator[SplitChange]:
     """Count items and shards of the splits that have other tars or indexes."""
     leaving = gone.filter(pc.is_null(pc.index_in(gone["key"], value_set=fresh["key"])))
     coming = fresh.filter(pc.is_null(pc.index_in(fresh["key"], value_set=gone["key"])))
     there = {digest for old, _ in shards.kept for digest in (old.sha256, old.index_sha256)}
     there |= {digest for shard in shards.gone for digest in (shard.sha256, shard.index_sha256)}
-    rows = []
     for split in shards.splits:
         kept = [(old, new) for old, new in shards.kept if new.split == split]
         new = [shard for shard in shards.new if shard.split == split]
@@ -164,51 +256,52 @@ def _splits(category: str, shards: _Shards, gone: pa.Table, fresh: pa.Table) -> 
             s.index_sha256: s.index_bytes for s in (*new, *(n for _, n in kept))
         }
         out, into = (side.filter(pc.equal(side["split"], split))["key"].to_pylist() for side in (leaving, coming))
-        rows.append(
-            {
-                "category": category,
-                "split": split,
-                "in": len(into),
-                "out": len(out),
-                "kept": len(kept),
-                "new": len(new),
-                "gone": sum(shard.split == split for shard in shards.gone),
-                "reindexed": sum(o.index_sha256 != n.index_sha256 for o, n in kept),
-                "bytes_new": sum(size for digest, size in contents.items() if digest not in there),
-                "examples": {"in": into[:EXAMPLES], "out": out[:EXAMPLES]},
-            }
+        yield SplitChange(
+            category=category,
+            split=split,
+            into=len(into),
+            out=len(out),
+            kept=len(kept),
+            new=len(new),
+            gone=sum(shard.split == split for shard in shards.gone),
+            reindexed=sum(o.index_sha256 != n.index_sha256 for o, n in kept),
+            bytes_new=sum(size for digest, size in contents.items() if digest not in there),
+            examples=Keys(into[:EXAMPLES], out[:EXAMPLES]),
         )
-    return rows
 
 
-def _changed(category: str, gone: pa.Table, fresh: pa.Table) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """List the items of both versions that stand in another split, and those with another fact."""
+def _in_both(gone: pa.Table, fresh: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Return the items of both versions, row by row, as they were and as they are."""
     place = pc.index_in(gone["key"], value_set=fresh["key"])
-    old, new = gone.filter(pc.is_valid(place)), fresh.take(place.drop_null())
+    return gone.filter(pc.is_valid(place)), fresh.take(place.drop_null())
+
+
+def _moved(category: str, old: pa.Table, new: pa.Table) -> list[Move]:
+    """Count the items that stand in another split."""
     by_way: dict[tuple[str, str], list[str]] = defaultdict(list)
     other = pc.not_equal(old["split"], new["split"])
     ways = (old.filter(other)["split"], new.filter(other)["split"], old.filter(other)["key"])
     for was, now, key in zip(*(column.to_pylist() for column in ways), strict=True):
         by_way[was, now].append(key)
-    moved = [
-        {"category": category, "from": was, "to": now, "count": len(keys), "examples": keys[:EXAMPLES]}
+    return [
+        Move(category=category, origin=was, to=now, count=len(keys), examples=keys[:EXAMPLES])
         for (was, now), keys in sorted(by_way.items())
     ]
-    facts = []
+
+
+def _facts(category: str, old: pa.Table, new: pa.Table) -> Iterator[FactChange]:
+    """Count the items with another fact."""
     for fact in FACTS:
         other = pc.not_equal(old[fact], new[fact])
         if count := pc.sum(other).as_py():
             was, now = (each.filter(other).slice(0, EXAMPLES) for each in (old, new))
             columns = (was["key"].to_pylist(), was[fact].to_pylist(), now[fact].to_pylist())
             # a label is stored as float32, whose decimals would show
-            examples = [
-                {"key": key, "old": round(a, 6), "new": round(b, 6)} for key, a, b in zip(*columns, strict=True)
-            ]
-            facts.append({"category": category, "fact": fact, "count": count, "examples": examples})
-    return moved, facts
+            examples = [FactExample(key, round(a, 6), round(b, 6)) for key, a, b in zip(*columns, strict=True)]
+            yield FactChange(category=category, fact=fact, count=count, examples=examples)
 
 
-def _drifts(old: Location, new: Location, shards: Mapping[str, _Shards]) -> Iterator[dict[str, Any]]:
+def _drifts(old: Location, new: Location, shards: Mapping[str, _Shards]) -> Iterator[Drift]:
     """Yield, by split, the drift of the categories whose labels differ, and of all together if there are more."""
     nearer = old if old.here and not new.here else new
     for split in dict.fromkeys(s.split for each in shards.values() for s in (*each.gone, *each.new)):
@@ -235,26 +328,26 @@ def _labels(*parts: pa.Table) -> Labels:
     return Labels(both["average_rating"].to_numpy(), both["rating_number"].to_numpy())
 
 
-def _drift(category: str, split: str, old: Labels, new: Labels) -> dict[str, Any]:
+def _drift(category: str, split: str, old: Labels, new: Labels) -> Drift:
     both = len(old.stars) and len(new.stars)
-    return {
-        "category": category,
-        "split": split,
-        "old": _describe(old),
-        "new": _describe(new),
-        "ks": round(float(ks_2samp(old.stars, new.stars, method="asymp").statistic), 6) if both else None,
-    }
+    return Drift(
+        category=category,
+        split=split,
+        old=_describe(old),
+        new=_describe(new),
+        ks=round(float(ks_2samp(old.stars, new.stars, method="asymp").statistic), 6) if both else None,
+    )
 
 
-def _describe(labels: Labels) -> dict[str, Any]:
+def _describe(labels: Labels) -> Spread:
     stars = labels.stars
     if not len(stars):
-        return {"samples": 0}
-    return {
-        "samples": len(stars),
-        "mean": round(float(stars.mean(dtype=np.float64)), 6),
-        "deviation": round(float(stars.std(dtype=np.float64)), 6),
-        "median": round(float(np.median(stars)), 6),
-        "five_share": round(float((stars == 5).mean()), 6),
-        "median_rating_number": float(np.median(labels.rating_number)),
-    }
+        return Spread(samples=0)
+    return Spread(
+        samples=len(stars),
+        mean=round(float(stars.mean(dtype=np.float64)), 6),
+        deviation=round(float(stars.std(dtype=np.float64)), 6),
+        median=round(float(np.median(stars)), 6),
+        five_share=round(float((stars == 5).mean()), 6),
+        median_rating_number=float(np.median(labels.rating_number)),
+    )

@@ -12,7 +12,9 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-_COUNTS = ("in", "out", "kept", "new", "gone", "reindexed")
+from shards.diff import Change, Comparison, Drift, SplitChange
+
+_COUNTS = ("into", "out", "kept", "new", "gone", "reindexed")
 _LABELS = {
     "samples": ",",
     "mean": ".3f",
@@ -23,34 +25,34 @@ _LABELS = {
 }
 
 
-def table(result: dict[str, Any]) -> Group:
+def table(result: Comparison) -> Group:
     """Return what `compare` gave as tables to print."""
-    head = f"[bold]{escape(result['old'])} -> {escape(result['new'])}[/bold]"
-    if not (result["parameters"] or result["splits"]):
+    head = f"[bold]{escape(result.old)} -> {escape(result.new)}[/bold]"
+    if not (result.parameters or result.splits):
         return Group(head, "nothing changed")
     parts: list[Any] = [head, ""]
-    if result["parameters"]:
-        parts.append(_parameters_table(result["parameters"]))
-    if result["splits"]:
+    if result.parameters:
+        parts.append(_parameters_table(result.parameters))
+    if result.splits:
         parts.append(_splits_table(result))
     parts += [escape(line) for line in _examples(result)]
-    if result["unexplained_moves"]:
+    if result.unexplained_moves:
         parts.append(
             "[bold]Items changed split, though salt, shares, groups, source and categories are the same: a model "
             "trained on the old version must not be measured on the new one[/bold]"
         )
-    if result["drift"]:
-        parts.append(_drift_table(result["drift"]))
-    if result["demo"]:
+    if result.drift:
+        parts.append(_drift_table(result.drift))
+    if result.demo:
         parts.append("[bold]DEMO DATA: made products[/bold]")
     return Group(*parts)
 
 
-def _parameters_table(changes: Sequence[dict[str, Any]]) -> Table:
+def _parameters_table(changes: Sequence[Change]) -> Table:
     shown = _table("Parameters", "", ["parameter", "old", "new", "categories"])
     for change in changes:
-        values = (_value(change["name"], change[side]) for side in ("old", "new"))
-        shown.add_row(escape(change["name"]), *values, escape(", ".join(change["categories"])))
+        values = (_value(change.name, value) for value in (change.old, change.new))
+        shown.add_row(escape(change.name), *values, escape(", ".join(change.categories)))
     return shown
 
 
@@ -62,47 +64,43 @@ def _value(name: str, value: Any) -> str:
     return escape(", ".join(map(str, value)) if isinstance(value, list) else str(value))
 
 
-def _splits_table(result: dict[str, Any]) -> Table:
+def _splits_table(result: Comparison) -> Table:
     note = "in, out: items; kept, new, gone: shards; indexed: kept ones with another index; MB: of new files"
     shown = _table(
         "Items and shards", note, ["category", "split"], ["in", "out", "kept", "new", "gone", "indexed", "MB"]
     )
-    rows = result["splits"]
+    rows = result.splits
     for row in rows:
-        mark = "".join(f" ({word})" for word in ("added", "removed") if row["category"] in result[word])
-        shown.add_row(
-            escape(row["category"] + mark), escape(row["split"]), *_counts([row]), end_section=row is rows[-1]
-        )
+        mark = " (added)" if row.category in result.added else " (removed)" if row.category in result.removed else ""
+        shown.add_row(escape(row.category + mark), escape(row.split), *_counts([row]), end_section=row is rows[-1])
     shown.add_row("total", "", *_counts(rows))
     return shown
 
 
-def _counts(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    yield from (f"{sum(row[name] for row in rows):,}" for name in _COUNTS)
-    yield f"{sum(row['bytes_new'] for row in rows) / 1e6:,.2f}"
+def _counts(rows: Sequence[SplitChange]) -> Iterator[str]:
+    yield from (f"{sum(getattr(row, name) for row in rows):,}" for name in _COUNTS)
+    yield f"{sum(row.bytes_new for row in rows) / 1e6:,.2f}"
 
 
-def _examples(result: dict[str, Any]) -> Iterator[str]:
+def _examples(result: Comparison) -> Iterator[str]:
     """Yield a line for each kind of items that came, went, moved or changed."""
-    for row in result["splits"]:
-        for way, keys in row["examples"].items():
+    for row in result.splits:
+        for way, count, keys in (("in", row.into, row.examples.into), ("out", row.out, row.examples.out)):
             if keys:
-                yield f"{row['category']} {row['split']}, {row[way]:,} {way}: {_some(keys, row[way])}"
-    for row in result["moved"]:
-        yield (
-            f"{row['category']}, {row['count']:,} moved from {row['from']} to {row['to']}: "
-            f"{_some(row['examples'], row['count'])}"
-        )
-    for row in result["facts"]:
-        changes = [f"{each['key']} {each['old']} -> {each['new']}" for each in row["examples"]]
-        yield f"{row['category']}, {row['count']:,} with another {row['fact']}: {_some(changes, row['count'])}"
+                yield f"{row.category} {row.split}, {count:,} {way}: {_some(keys, count)}"
+    for move in result.moved:
+        examples = _some(move.examples, move.count)
+        yield f"{move.category}, {move.count:,} moved from {move.origin} to {move.to}: {examples}"
+    for fact in result.facts:
+        changes = [f"{each.key} {each.old} -> {each.new}" for each in fact.examples]
+        yield f"{fact.category}, {fact.count:,} with another {fact.fact}: {_some(changes, fact.count)}"
 
 
 def _some(examples: Sequence[str], count: int) -> str:
     return ", ".join(examples) + (", ..." if len(examples) < count else "")
 
 
-def _drift_table(drifts: Sequence[dict[str, Any]]) -> Table:
+def _drift_table(drifts: Sequence[Drift]) -> Table:
     note = (
         "sd: standard deviation; 5.0: share of them; ratings: median rating_number; KS: two-sample Kolmogorov-Smirnov "
         "statistic"
@@ -110,10 +108,11 @@ def _drift_table(drifts: Sequence[dict[str, Any]]) -> Table:
     numbers = ["samples", "mean", "sd", "median", "5.0", "ratings", "KS"]
     shown = _table("Labels, stars", note, ["category", "split", ""], numbers)
     for row in drifts:
-        names = escape(row["category"]), escape(row["split"])
-        statistic = "" if row["ks"] is None else f"{row['ks']:.3f}"
-        for side, first, last in (("old", names, ""), ("new", ("", ""), statistic)):
-            cells = [format(row[side][name], how) if name in row[side] else "" for name, how in _LABELS.items()]
+        names = escape(row.category), escape(row.split)
+        statistic = "" if row.ks is None else f"{row.ks:.3f}"
+        for side, spread, first, last in (("old", row.old, names, ""), ("new", row.new, ("", ""), statistic)):
+            values = ((getattr(spread, name), how) for name, how in _LABELS.items())
+            cells = ("" if value is None else format(value, how) for value, how in values)
             shown.add_row(*first, side, *cells, last, end_section=side == "new")
     return shown
 

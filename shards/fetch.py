@@ -22,7 +22,6 @@ from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -329,20 +328,24 @@ def _write_part(part: Path, side: int, journal: Journal, target: Path) -> Counte
         target, IMAGES, compression="zstd", use_dictionary=["outcome"], write_statistics=small
     ) as writer:
         for batch in _batches(part):
-            rows = [_row(parent_asin, image_urls, side, journal) for parent_asin, image_urls in batch]
-            outcomes.update(row["outcome"] for row in rows)
+            records = [(parent_asin, _best(image_urls, side, journal)) for parent_asin, image_urls in batch]
+            outcomes.update(record.outcome for _, record in records)
+            rows = [
+                {"parent_asin": parent_asin} | {name: getattr(record, name) for name in IMAGES.names[1:]}
+                for parent_asin, record in records
+            ]
             writer.write_table(pa.Table.from_pylist(rows, IMAGES))
     return outcomes
 
 
-def _row(parent_asin: str, image_urls: list[str], side: int, journal: Journal) -> dict[str, Any]:
-    """Return the row of an item: of its first candidate that is ok or may still be, else of its last."""
+def _best(image_urls: list[str], side: int, journal: Journal) -> Record:
+    """Return the record of an item's image: of its first candidate that is ok or may still be, else of its last."""
     record = Record("", "", "bad_url" if image_urls else NO_URL)
     for url in urls.candidates(image_urls, side):
         record = journal.get(url)
         if record.outcome in LAST:
             break
-    return {"parent_asin": parent_asin} | {name: getattr(record, name) for name in IMAGES.names[1:]}
+    return record
 
 
 @contextmanager

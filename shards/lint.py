@@ -11,14 +11,14 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from enum import StrEnum
 from functools import partial
 from io import BufferedReader
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast, get_type_hints
 
 import msgspec
 import numpy as np
@@ -28,16 +28,13 @@ import simplejpeg
 
 from prep.core.faults import UserError, first_sentence
 from prep.core.tables.raw import ASIN
-from prep.core.tables.sample import SAMPLE
-from prep.core.tables.shards import FACTS, INDEX
+from prep.core.tables.shards import FACTS, INDEX, Facts, IndexRow
 from shards import manifest
 from shards.images.pixels import decode
 from shards.location import File, Location, index_file
 from shards.manifest import Manifest, Shard, Tokenised
 
-_TYPES = {pa.string(): str, pa.float64(): float, pa.int64(): int}
-_FACTS: dict[str, type] = {n: bool if n == "has_image" else _TYPES[SAMPLE.field(n).type] for n in FACTS}
-_INDEXED = ("average_rating", "rating_number", "review_count", "has_image")  # in the index and in the JSON alike
+_FACTS: dict[str, type] = get_type_hints(Facts)
 
 
 class Rule(StrEnum):
@@ -196,27 +193,31 @@ def _open(path: Path) -> BufferedReader:
     return path.open("rb")
 
 
-def _tar(handle: BufferedReader, where: str, wanted: _Wanted, faults: list[Fault]) -> list[dict[str, Any]]:
+def _tar(handle: BufferedReader, where: str, wanted: _Wanted, faults: list[Fault]) -> list[IndexRow]:
     """Read the samples of a tar; return of each what its row of the index must say, as far as it could be read."""
-    rows = []
+    rows: list[IndexRow] = []
     for key, group in groupby(_members(handle, where, faults), lambda member: member.name.partition(".")[0]):
         members = list(group)
         names = [member.name for member in members]
         if not re.fullmatch(ASIN, key) or names != [f"{key}.jpg", f"{key}.json"]:
             faults.append(Fault(where, f"has members {names!r:.200} for <parent_asin>.jpg and .json", Rule.TAR))
             continue
-        row: dict[str, Any] = {"key": key}
-        for member in members:
-            kind = member.name.rpartition(".")[2]
-            row |= {f"{kind}_offset": member.offset_data, f"{kind}_length": member.size}
-        image, encoded = (_content(handle, member) for member in members)
+        image, text = members
+        row: IndexRow = {
+            "key": key,
+            "jpg_offset": image.offset_data,
+            "jpg_length": image.size,
+            "json_offset": text.offset_data,
+            "json_length": text.size,
+        }
         try:
-            facts = _facts(encoded, key, wanted.category)
-            row |= {name: facts[name] for name in _INDEXED}
+            facts = _facts(_content(handle, text), key, wanted.category)
             row["average_rating"] = float(np.float32(facts["average_rating"]))
+            row["rating_number"], row["review_count"] = facts["rating_number"], facts["review_count"]
+            row["has_image"] = facts["has_image"]
         except ValueError as error:
             faults.append(Fault(where, f"{key}.json {error}", Rule.FACTS))
-        if fault := _image_fault(image, wanted.image_size if row.get("has_image", True) else 1):
+        if fault := _image_fault(_content(handle, image), wanted.image_size if row.get("has_image", True) else 1):
             faults.append(Fault(where, f"{key}.jpg {fault}", Rule.IMAGE))
         rows.append(row)
     return rows
@@ -248,7 +249,7 @@ def _content(handle: BufferedReader, member: tarfile.TarInfo) -> bytes:
     return handle.read(member.size)
 
 
-def _facts(encoded: bytes, key: str, category: str) -> dict[str, Any]:
+def _facts(encoded: bytes, key: str, category: str) -> Facts:
     """Return the facts of a sample.
 
     Raises:
@@ -266,7 +267,7 @@ def _facts(encoded: bytes, key: str, category: str) -> dict[str, Any]:
     for name, own in (("parent_asin", key), ("category", category)):
         if facts[name] != own:
             raise ValueError(f"has {name} {facts[name]!r:.60}")
-    return facts
+    return cast(Facts, facts)
 
 
 def _image_fault(jpeg: bytes, size: int) -> str:
@@ -281,7 +282,7 @@ def _image_fault(jpeg: bytes, size: int) -> str:
 
 
 def _index_faults(
-    handle: BufferedReader, where: str, tokens: Tokenised, rows: Sequence[dict[str, Any]] | None
+    handle: BufferedReader, where: str, tokens: Tokenised, rows: Sequence[IndexRow] | None
 ) -> Iterator[Fault]:
     """Yield what is wrong with an index, compared with what its tar holds (None if that could not be opened)."""
     try:
@@ -305,12 +306,16 @@ def _index_faults(
         yield from _differences(index.drop_columns("tokens").to_pylist(), rows, where)
 
 
-def _differences(index: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], where: str) -> Iterator[Fault]:
+def _differences(index: Sequence[IndexRow], rows: Sequence[IndexRow], where: str) -> Iterator[Fault]:
     """Yield how an index differs from its tar: at most the first difference, and how many samples have one."""
     if len(index) != len(rows):
         yield Fault(where, f"holds {len(index)} samples and its tar {len(rows)}", Rule.MEMBERS)
-    pairs: Iterable[tuple[dict[str, Any], dict[str, Any]]] = zip(index, rows, strict=False)
-    different = [(row["key"], n, found[n], row[n]) for found, row in pairs for n in row if found[n] != row[n]]
+    different = [
+        (row["key"], name, found.get(name), expected)
+        for found, row in zip(index, rows, strict=False)
+        for name, expected in row.items()
+        if found.get(name) != expected
+    ]
     if different:
         key, name, found, expected = different[0]
         others = f", and {more} samples more" if (more := len({key for key, *_ in different}) - 1) else ""

@@ -6,7 +6,7 @@ values of JSON, and a state of other shards or another order is refused.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -14,6 +14,17 @@ from prep.core.faults import UserError
 from shards import order
 from shards.ahead import ahead
 from shards.stream import Batch, ShardDataset
+
+
+class LoaderState(TypedDict):
+    """The place of the batch that comes next, and what its meaning depends on."""
+
+    shards: str  # their fingerprint
+    batch_size: int
+    seed: int | None
+    pool: int
+    epoch: int
+    step: int
 
 
 class Loader:
@@ -83,10 +94,17 @@ class Loader:
             yield batch
         self.epoch, self.step = self.epoch + 1, 0
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> LoaderState:
         """Return the state after the batches taken so far, as JSON types."""
         ended = self.step == len(self)
-        return {**self._identity(), "epoch": self.epoch + ended, "step": 0 if ended else self.step}
+        return {
+            "shards": self._dataset.fingerprint,
+            "batch_size": self._batch_size,
+            "seed": self._seed,
+            "pool": self._pool,
+            "epoch": self.epoch + ended,
+            "step": 0 if ended else self.step,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken, on any number of ranks and workers.
@@ -94,22 +112,13 @@ class Loader:
         Raises:
             UserError: it is the state of other shards, or of another order.
         """
-        for name, value in self._identity().items():
-            if state.get(name) != value:
+        for name, value in self.state_dict().items():
+            if name not in {"epoch", "step"} and state.get(name) != value:
                 raise UserError(
                     f"the state to resume is of {name} {state.get(name)} and this run's is {value}; "
                     "restore what it was, or start anew"
                 )
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
-
-    def _identity(self) -> dict[str, Any]:
-        """Return what the meaning of (epoch, step) depends on."""
-        return {
-            "shards": self._dataset.fingerprint,
-            "batch_size": self._batch_size,
-            "seed": self._seed,
-            "pool": self._pool,
-        }
 
     def _batches(self, dataset: ShardDataset) -> order.Epoch:
         return order.Epoch(

@@ -19,25 +19,19 @@ import pyarrow.parquet as pq
 from prep.core.faults import UserError, first_sentence
 from prep.core.fields import LABELS, assemble
 from prep.core.parts import TRAIN
-from prep.core.tables.sample import SAMPLE
-from prep.core.tables.shards import FACTS
+from prep.core.tables.shards import Facts
 from prep.core.templates import DEMO, data_url, render
 from prep.weights import Weighing, check_weights, read_weights, sample_weights
 from shards.location import Location
 from shards.manifest import Manifest
 from shards.reader import Shards, TornError
 
-_TYPES = {"string": str, "double": float, "int64": int}
-_Facts = msgspec.defstruct(
-    "_Facts", [(name, bool if name == "has_image" else _TYPES[str(SAMPLE.field(name).type)]) for name in FACTS]
-)
-
 
 class _Sample(NamedTuple):
     """What the page shows of a sample."""
 
     category: str
-    facts: dict[str, Any]
+    facts: Facts
     image: str  # a data: URL, empty without an image
     outcome: str  # of the fetch, empty where it is not known
     weight: float | None
@@ -121,7 +115,7 @@ def _read(
         outcomes = _outcomes(shards.location, shards.categories[shard], parts[shard], keys)
         for row, key in zip(rows, keys, strict=True):
             try:
-                facts = msgspec.structs.asdict(msgspec.json.decode(shards.member(shard, row, "json"), type=_Facts))
+                facts = msgspec.json.decode(shards.member(shard, row, "json"), type=Facts)
                 jpeg = bytes(shards.member(shard, row, "jpg")) if facts["has_image"] else b""
             except (msgspec.DecodeError, TornError) as error:
                 raise UserError(

@@ -20,6 +20,7 @@ from prep.core.faults import UserError
 from prep.core.params import Params, only, stated
 from prep.core.parts import sample_parts
 from prep.core.reports import Funnel, before
+from prep.core.tables.shards import Facts
 from shards import card, manifest, tokens
 from shards.images.pixels import BLANK
 from shards.manifest import Manifest, Shard, Source, Tokenised
@@ -30,7 +31,7 @@ READS = (*manifest.STATED, "source.kind", "source.revision", "text", "model.text
 FORMAT = 1  # raise it when the bytes of a tar or an index change
 _ROWS = 256  # of a part, read at once
 
-Samples = Iterator[tuple[dict[str, Any], bytes]]
+Samples = Iterator[tuple[Facts, bytes]]
 
 
 def shard(category: str, params: Params, data: Path = Path("data")) -> int:
@@ -124,9 +125,10 @@ def _samples(part: Path, images: Path) -> Samples:
         for row, picture in zip(_rows(sample), _rows(pictures, ["parent_asin", "image"]), strict=True):
             if row["parent_asin"] != picture["parent_asin"]:
                 raise UserError(f"{images} does not hold the items of {part}; run `dvc repro fetch`")
-            yield row | {"has_image": bool(picture["image"])}, picture["image"] or BLANK
+            facts: Facts = row | {"has_image": bool(picture["image"])}
+            yield facts, picture["image"] or BLANK
 
 
-def _rows(table: pq.ParquetFile, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+def _rows(table: pq.ParquetFile, columns: list[str] | None = None) -> Iterator[Any]:
     for batch in table.iter_batches(_ROWS, columns=columns):
         yield from batch.to_pylist()

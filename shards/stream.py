@@ -9,7 +9,7 @@ from copy import copy
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import msgspec
 import numpy as np
@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import Dataset
 
 from prep.core.faults import UserError
+from prep.core.tables.shards import Facts
 from shards import order, tokens
 from shards.images.pixels import decode
 from shards.location import Location
@@ -43,7 +44,14 @@ class Batch(NamedTuple):
     damaged: list[str]  # images that could not be read, each with its reason; has_image is False for them
 
 
-class ShardDataset(Dataset[dict[str, Any]]):
+class Sample(TypedDict):
+    """What stands of a sample in its tar."""
+
+    image: bytes  # JPEG
+    facts: Facts
+
+
+class ShardDataset(Dataset[Sample]):
     """The samples of one split, by number.
 
     Attributes:
@@ -89,7 +97,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         other.shards = copy(self.shards)
         return other
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
+    def __getitem__(self, i: int) -> Sample:
         return {"image": self.image(i), "facts": self.facts(i)}
 
     def image(self, i: int) -> bytes:
@@ -100,13 +108,13 @@ class ShardDataset(Dataset[dict[str, Any]]):
         """
         return bytes(self._member(i, "jpg"))
 
-    def facts(self, i: int) -> dict[str, Any]:
-        """Return the facts of sample `i`: `prep.core.tables.shards.FACTS` by name.
+    def facts(self, i: int) -> Facts:
+        """Return the facts of sample `i`.
 
         Raises:
             UserError: the tar is absent, or ends before them.
         """
-        facts: dict[str, Any] = msgspec.json.decode(self._member(i, "json"))
+        facts: Facts = msgspec.json.decode(self._member(i, "json"))
         return facts
 
     @cached_property

@@ -1,12 +1,13 @@
 """What shards hold, in numbers: by category and split, and what they were made with.
 
-In: the manifests and indexes of a location; no tar is read. Out: a summary of JSON types, and its table. Guaranteed:
+In: the manifests and indexes of a location; no tar is read. Out: a summary, and its table. Guaranteed:
 numbers of demo data are called so; of each sample its count alone is held in memory.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
@@ -15,11 +16,48 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from prep.core import files
 from shards.location import Location
 from shards.manifest import Manifest, Shard
 
 _HEADINGS = ("category", "split", "shards", "samples", "MB", "image", "label", "ratings", "tokens")
+
+
+class Counts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Of the samples of a split of a category, or of all together, which has neither name."""
+
+    category: str = ""
+    split: str = ""
+    shards: int
+    samples: int
+    bytes: int  # of the tars
+    image_share: float  # of samples with an image
+    mean_label: float  # stars
+    median_rating_number: float
+    mean_tokens: float
+
+
+class Made(msgspec.Struct, frozen=True, kw_only=True):
+    """What the shards of some categories were made with."""
+
+    categories: list[str]
+    format: int
+    source: str  # its kind
+    revision: str
+    fraction: float | None
+    image_size: int  # px
+    tokenizer: str  # its fingerprint
+    fields: tuple[str, ...]
+    max_tokens: int
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """What a location holds."""
+
+    location: str
+    demo: bool  # whether any of it is made products
+    splits: list[Counts]
+    total: Counts
+    made: list[Made]
 
 
 class _Sums(NamedTuple):
@@ -32,99 +70,97 @@ class _Sums(NamedTuple):
     rating_number: npt.NDArray[np.int64]
 
 
-def summarise(location: Location, categories: Sequence[str] | None = None) -> dict[str, Any]:
+def summarise(location: Location, categories: Sequence[str] | None = None) -> Summary:
     """Count what a location holds of `categories`, by default of all.
-
-    Returns:
-        ``splits``: by category and split, shards, samples, bytes of the tars, share with an image, mean label (stars),
-        median rating_number, mean tokens. ``total``: the same over all. ``made``: with what, and which categories.
-        ``demo``: whether any of it is made products.
 
     Raises:
         UserError: the location, a manifest or an index cannot be read.
     """
-    splits: list[dict[str, Any]] = []
-    made: dict[str, dict[str, Any]] = {}
+    splits: list[Counts] = []
+    made: dict[bytes, Made] = {}
     everything: list[_Sums] = []
     for category in categories or location.categories():
         about = location.manifest(category)
         with_what = _made(about)
-        made.setdefault(files.fingerprint(with_what), {"categories": []} | with_what)["categories"].append(category)
+        made.setdefault(msgspec.json.encode(with_what), with_what).categories.append(category)
         for split in dict.fromkeys(shard.split for shard in about.shards):
             sums = [_sums(location, category, shard) for shard in about.shards if shard.split == split]
-            splits.append({"category": category, "split": split, **_row(sums)})
+            splits.append(_counts(sums, category, split))
             everything += sums
-    return {
-        "location": location.url,
-        "demo": any(each["source"] == "demo" for each in made.values()),
-        "splits": splits,
-        "total": _row(everything),
-        "made": list(made.values()),
-    }
+    return Summary(
+        location=location.url,
+        demo=any(each.source == "demo" for each in made.values()),
+        splits=splits,
+        total=_counts(everything),
+        made=list(made.values()),
+    )
 
 
-def table(summary: dict[str, Any]) -> Group:
+def table(summary: Summary) -> Group:
     """Return what `summarise` gave as tables to print."""
-    shown = Table(title=escape(summary["location"]), box=SIMPLE_HEAD, padding=0)
+    shown = Table(title=escape(summary.location), box=SIMPLE_HEAD, padding=0)
     for heading in _HEADINGS:
         is_name = heading in {"category", "split"}
         shown.add_column(
             heading, justify="left" if is_name else "right", overflow="fold", no_wrap=heading != "category"
         )
-    last = len(summary["splits"]) - 1
-    for number, row in enumerate(summary["splits"]):
-        shown.add_row(escape(row["category"]), escape(row["split"]), *_cells(row), end_section=number == last)
-    shown.add_row("total", "", *_cells(summary["total"]))
+    last = len(summary.splits) - 1
+    for number, row in enumerate(summary.splits):
+        shown.add_row(escape(row.category), escape(row.split), *_cells(row), end_section=number == last)
+    shown.add_row("total", "", *_cells(summary.total))
     made = Table.grid(padding=(0, 2))
-    for each in summary["made"]:
-        if len(summary["made"]) > 1:
-            made.add_row("made alike", escape(", ".join(each["categories"])))
-        made.add_row("format", str(each["format"]))
-        made.add_row("source", escape(" ".join(filter(None, (each["source"], each["revision"])))))
-        made.add_row("fraction", str(each["fraction"]))
-        made.add_row("images", f"{each['image_size']} px")
-        made.add_row("text", escape(f"{', '.join(each['fields'])}; at most {each['max_tokens']} tokens"))
-        made.add_row("tokenizer", escape(each["tokenizer"][:12]))
-    note = ["[bold]DEMO DATA: made products[/bold]"] if summary["demo"] else []
+    for each in summary.made:
+        if len(summary.made) > 1:
+            made.add_row("made alike", escape(", ".join(each.categories)))
+        made.add_row("format", str(each.format))
+        made.add_row("source", escape(" ".join(filter(None, (each.source, each.revision)))))
+        made.add_row("fraction", str(each.fraction))
+        made.add_row("images", f"{each.image_size} px")
+        made.add_row("text", escape(f"{', '.join(each.fields)}; at most {each.max_tokens} tokens"))
+        made.add_row("tokenizer", escape(each.tokenizer[:12]))
+    note = ["[bold]DEMO DATA: made products[/bold]"] if summary.demo else []
     about = "image: share with one; label: mean, stars; ratings: median rating_number; tokens: mean"
     return Group(shown, about, made, *note)
 
 
-def _cells(row: dict[str, Any]) -> Iterable[str]:
-    yield f"{row['shards']:,}"
-    yield f"{row['samples']:,}"
-    yield f"{row['bytes'] / 1e6:,.2f}"
-    yield f"{row['image_share']:.1%}"
-    yield f"{row['mean_label']:.2f}"
-    yield f"{row['median_rating_number']:,.0f}"
-    yield f"{row['mean_tokens']:.1f}"
+def _cells(row: Counts) -> Iterable[str]:
+    yield f"{row.shards:,}"
+    yield f"{row.samples:,}"
+    yield f"{row.bytes / 1e6:,.2f}"
+    yield f"{row.image_share:.1%}"
+    yield f"{row.mean_label:.2f}"
+    yield f"{row.median_rating_number:,.0f}"
+    yield f"{row.mean_tokens:.1f}"
 
 
-def _made(about: Manifest) -> dict[str, Any]:
-    """Return what the shards of a category were made with."""
-    return {
-        "format": about.format,
-        "source": about.source.kind,
-        "revision": about.source.revision,
-        "fraction": about.parameters.get("sample", {}).get("fraction"),
-        "image_size": about.image_size,
-        "tokenizer": about.tokens.tokenizer,
-        "fields": list(about.tokens.fields),
-        "max_tokens": about.tokens.max_tokens,
-    }
+def _made(about: Manifest) -> Made:
+    """Return what the shards of a category were made with, for categories to be added."""
+    return Made(
+        categories=[],
+        format=about.format,
+        source=about.source.kind,
+        revision=about.source.revision,
+        fraction=about.parameters.get("sample", {}).get("fraction"),
+        image_size=about.image_size,
+        tokenizer=about.tokens.tokenizer,
+        fields=about.tokens.fields,
+        max_tokens=about.tokens.max_tokens,
+    )
 
 
-def _row(sums: Sequence[_Sums]) -> dict[str, Any]:
+def _counts(sums: Sequence[_Sums], category: str = "", split: str = "") -> Counts:
     samples = sum(len(each.rating_number) for each in sums)
-    return {
-        "shards": len(sums),
-        "samples": samples,
-        "bytes": sum(each.bytes for each in sums),
-        "image_share": sum(each.images for each in sums) / samples,
-        "mean_label": sum(each.label for each in sums) / samples,
-        "median_rating_number": float(np.median(np.concatenate([each.rating_number for each in sums]))),
-        "mean_tokens": sum(each.tokens for each in sums) / samples,
-    }
+    return Counts(
+        category=category,
+        split=split,
+        shards=len(sums),
+        samples=samples,
+        bytes=sum(each.bytes for each in sums),
+        image_share=sum(each.images for each in sums) / samples,
+        mean_label=sum(each.label for each in sums) / samples,
+        median_rating_number=float(np.median(np.concatenate([each.rating_number for each in sums]))),
+        mean_tokens=sum(each.tokens for each in sums) / samples,
+    )
 
 
 def _sums(location: Location, category: str, shard: Shard) -> _Sums:

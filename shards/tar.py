@@ -9,7 +9,6 @@ import json
 import tarfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pyarrow as pa
@@ -17,16 +16,17 @@ import webdataset
 from tokenizers import Tokenizer
 
 from prep.core.fields import assemble
-from prep.core.tables.shards import FACTS, INDEX
+from prep.core.tables.shards import FACTS, INDEX, Facts, IndexRow
 from shards import tokens
 from shards.tokens import Tokens
 
 
-def write_tar(path: Path, samples: Iterable[tuple[Mapping[str, Any], bytes]]) -> None:
-    """Write samples, as (the `FACTS` by name, JPEG bytes), to a tar at `path`."""
+def write_tar(path: Path, samples: Iterable[tuple[Facts, bytes]]) -> None:
+    """Write samples, as (facts, JPEG bytes), to a tar at `path`; whatever else stands among the facts is left out."""
     with path.open("wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0) as tar:
         for facts, jpeg in samples:
-            ordered = {name: facts[name] for name in FACTS}
+            given: Mapping[str, object] = facts
+            ordered = {name: given[name] for name in FACTS}
             tar.write({"__key__": facts["parent_asin"], "jpg": jpeg, "json": msgspec.json.encode(ordered)})
 
 
@@ -35,14 +35,14 @@ def index_tar(tar: Path, path: Path, how: Tokens, tokenizer: Tokenizer) -> None:
 
     The schema's metadata names the tokenizer by its fingerprint, the fields and their length, and the padding id.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[IndexRow] = []
     texts = []
     with tarfile.open(tar) as archive:
         members = list(archive)
         for image, facts_member in zip(members[::2], members[1::2], strict=True):
             extracted = archive.extractfile(facts_member)
             assert extracted is not None
-            facts = json.load(extracted)
+            facts: Facts = json.load(extracted)
             texts.append(assemble(facts, how.fields))
             rows.append(
                 {
@@ -51,11 +51,14 @@ def index_tar(tar: Path, path: Path, how: Tokens, tokenizer: Tokenizer) -> None:
                     "jpg_length": image.size,
                     "json_offset": facts_member.offset_data,
                     "json_length": facts_member.size,
-                    **{name: facts[name] for name in ("average_rating", "rating_number", "review_count", "has_image")},
+                    "average_rating": facts["average_rating"],
+                    "rating_number": facts["rating_number"],
+                    "review_count": facts["review_count"],
+                    "has_image": facts["has_image"],
                 }
             )
-    for row, ids in zip(rows, tokens.encode(tokenizer, texts, how.max_tokens), strict=True):
-        row["tokens"] = ids
+    ids = tokens.encode(tokenizer, texts, how.max_tokens)
+    encoded = [{**row, "tokens": own} for row, own in zip(rows, ids, strict=True)]
     about = {
         "tokenizer": tokens.fingerprint(tokenizer),
         "fields": " ".join(how.fields),
@@ -64,4 +67,4 @@ def index_tar(tar: Path, path: Path, how: Tokens, tokenizer: Tokenizer) -> None:
     }
     schema = INDEX.with_metadata(about)
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-        writer.write_table(pa.Table.from_pylist(rows, schema))
+        writer.write_table(pa.Table.from_pylist(encoded, schema))

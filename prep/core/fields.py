@@ -17,7 +17,7 @@ LABELS = {
 }
 
 
-def assemble(fields: Mapping[str, str], order: Sequence[str]) -> str:
+def assemble(fields: Mapping[str, object], order: Sequence[str]) -> str:
     """Return the text the model reads: one ``Label: value`` line a field that is not empty, in `order`.
 
     Args:

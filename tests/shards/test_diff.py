@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -17,7 +17,7 @@ from scipy.stats import ks_2samp
 from prep.core import writers
 from prep.core.faults import UserError
 from shards import tokens
-from shards.diff import compare
+from shards.diff import Comparison, compare
 from shards.diff_table import table
 from shards.location import Location
 from shards.tar import write_tar
@@ -27,12 +27,14 @@ SIZES = {"train": [4, 3], "validation": [2], "test": [3]}
 
 
 def differ(old: Path, new: Path, **how: Any) -> dict[str, Any]:
-    return compare(*(Location(path, 10**9, 2) for path in (old, new)), **how)
+    """Return what is printed as JSON."""
+    found = compare(*(Location(path, 10**9, 2) for path in (old, new)), **how)
+    return cast("dict[str, Any]", msgspec.to_builtins(found))
 
 
 def shown(result: dict[str, Any]) -> str:
     console = Console(width=160, file=StringIO())
-    console.print(table(result))
+    console.print(table(msgspec.convert(result, Comparison)))
     return console.file.getvalue()
 
 

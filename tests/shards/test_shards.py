@@ -4,15 +4,18 @@ import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import webdataset
 
 from prep.core.faults import UserError
 from prep.core.files import read_json
 from prep.core.params import Params
-from prep.core.tables.shards import FACTS
+from prep.core.tables.sample import SAMPLE, TEXTS
+from prep.core.tables.shards import FACTS, Facts
 from shards import shard, stream
 from shards.images.pixels import decode
 
@@ -32,6 +35,13 @@ def data(
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*.tar"))
+
+
+def test_the_facts_are_columns_of_the_sample_of_their_types_and_whether_there_is_an_image() -> None:
+    types = {pa.string(): str, pa.float64(): float, pa.int64(): int}
+    assert set(TEXTS) < set(FACTS)
+    columns = {name: types[SAMPLE.field(name).type] for name in FACTS if name != "has_image"}
+    assert get_type_hints(Facts) == columns | {"has_image": bool}
 
 
 def test_webdataset_reads_the_tars_as_they_are(data: Path) -> None:

@@ -1,11 +1,11 @@
 """`effimini info FOLDER`: what shards hold, counted from manifests and indexes."""
 
 import io
-import json
 import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from rich.console import Console
@@ -16,7 +16,7 @@ from prep.core import files
 from prep.core.faults import UserError
 from shards.location import Location
 from shards.manifest import FORMAT
-from shards.summary import summarise, table
+from shards.summary import Summary, summarise, table
 from shards.tokens import Tokens
 from tests.shards import damage
 from tests.shards.made import HOW, SIDE, make_shards, sample
@@ -43,25 +43,25 @@ def test_the_numbers_are_those_of_the_samples(made: Path) -> None:
     damage.reseal(made / "One")
     found = summarise(Location(made, 0, 1))
     numbers = {("One", "test"): range(3), ("One", "train"): range(3, 12), ("Two", "train"): range(2)}
-    assert [(row["category"], row["split"]) for row in found["splits"]] == list(numbers)
+    assert [(row.category, row.split) for row in found.splits] == list(numbers)
     everything = [n for own in numbers.values() for n in own]
-    for row, own in zip([*found["splits"], found["total"]], [*numbers.values(), everything], strict=True):
+    for row, own in zip([*found.splits, found.total], [*numbers.values(), everything], strict=True):
         facts = [sample(n, "", 6)[0] for n in own]
-        assert row["samples"] == len(own)
-        assert row["mean_label"] == pytest.approx(np.mean([f["average_rating"] for f in facts]), abs=1e-6)
-        assert row["median_rating_number"] == np.median(own)
-    assert [row["shards"] for row in found["splits"]] == [1, 2, 1]
-    assert [row["image_share"] for row in found["splits"]] == [1, 8 / 9, 1]
+        assert row.samples == len(own)
+        assert row.mean_label == pytest.approx(np.mean([f["average_rating"] for f in facts]), abs=1e-6)
+        assert row.median_rating_number == np.median(own)
+    assert [row.shards for row in found.splits] == [1, 2, 1]
+    assert [row.image_share for row in found.splits] == [1, 8 / 9, 1]
     tars = sorted(made.glob("*/*.tar"))
-    assert found["total"]["bytes"] == sum(path.stat().st_size for path in tars)
+    assert found.total.bytes == sum(path.stat().st_size for path in tars)
     lengths = [len(row["tokens"]) for path in tars for row in damage.rows(path.with_suffix(".arrow"))]
-    assert found["total"]["mean_tokens"] == pytest.approx(np.mean(lengths))
+    assert found.total.mean_tokens == pytest.approx(np.mean(lengths))
 
 
 def test_what_they_were_made_with_is_told_and_what_differs_apart(made: Path) -> None:
-    (alike,) = summarise(Location(made, 0, 1))["made"]
+    (alike,) = summarise(Location(made, 0, 1)).made
     tokenizer = files.read_json(made / "One/manifest.json")["tokens"]["tokenizer"]
-    assert alike == {
+    assert msgspec.to_builtins(alike) == {
         "categories": ["One", "Two"],
         "format": FORMAT,
         "source": "demo",
@@ -69,14 +69,14 @@ def test_what_they_were_made_with_is_told_and_what_differs_apart(made: Path) -> 
         "fraction": 1.0,
         "image_size": SIDE,
         "tokenizer": tokenizer,
-        "fields": ["title", "description"],
+        "fields": ("title", "description"),
         "max_tokens": 32,
     }
     text = printed(made)
     assert tokenizer[:12] in text
     assert "made alike" not in text
     make_shards(made, {"train": [2]}, "Three", Tokens(HOW.name, ("title",), 8))
-    made_apart = [each["categories"] for each in summarise(Location(made, 0, 1))["made"]]
+    made_apart = [each.categories for each in summarise(Location(made, 0, 1)).made]
     assert made_apart == [["One", "Two"], ["Three"]]
     assert "title; at most 8 tokens" in printed(made)
 
@@ -93,7 +93,7 @@ def test_demo_data_is_called_so_and_other_data_is_not(made: Path) -> None:
 def test_the_command_prints_json_of_the_categories_asked_for(made: Path) -> None:
     params = ["--params", str(ROOT / "params.yaml")]
     done = CliRunner().invoke(app, ["info", str(made), "Two", "--json", *params])
-    assert json.loads(done.stdout) == summarise(Location(made, 0, 1), ["Two"])
+    assert msgspec.json.decode(done.stdout, type=Summary) == summarise(Location(made, 0, 1), ["Two"])
     assert "One" in CliRunner().invoke(app, ["info", str(made), *params]).stdout
 
 

@@ -1,12 +1,45 @@
 """data/shards: what stands of a sample in its JSON, and the index of a tar."""
 
+from typing import NotRequired, TypedDict
+
 import pyarrow as pa
 
 from prep.core.tables.column import required
-from prep.core.tables.sample import TEXTS
 
-# What stands of a sample in its JSON, in this order.
-FACTS = ("parent_asin", "category", *TEXTS, "average_rating", "rating_number", "review_count", "has_image")
+
+class Facts(TypedDict):
+    """What stands of a sample in its JSON, in this order."""
+
+    parent_asin: str
+    category: str
+    main_category: str
+    title: str
+    features: str
+    description: str
+    store: str
+    details: str
+    average_rating: float
+    rating_number: int
+    review_count: int
+    has_image: bool
+
+
+FACTS = tuple(Facts.__annotations__)
+
+
+class IndexRow(TypedDict):
+    """A row of `INDEX` without the token ids: where the members of a sample are in its tar, and what its JSON says."""
+
+    key: str
+    jpg_offset: int
+    jpg_length: int
+    json_offset: int
+    json_length: int
+    average_rating: NotRequired[float]  # with the ones below, unless the JSON cannot be read
+    rating_number: NotRequired[int]
+    review_count: NotRequired[int]
+    has_image: NotRequired[bool]
+
 
 INDEX = pa.schema(
     [
