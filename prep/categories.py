@@ -1,16 +1,16 @@
 """What a source has: its categories, with sizes, and counts where they are known.
 
-In: the source, and the reports of the downloads made here. Out: a list of JSON types, and its table. No data file is
-read, except that with `count` the footers of the metadata's parquet are.
+In: the source, and the reports of the downloads made here. Out: a list, and its table. No data file is read,
+except that with `count` the footers of the metadata's parquet are.
 """
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import fsspec
 import httpx2
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.markup import escape
@@ -27,26 +27,42 @@ _PARQUET = re.compile(FOLDER.format(r"(\w+)") + r"/full-.*\.parquet")
 _JSONL = {table: re.compile(path.replace(".", r"\.").replace("{}", r"(\w+)")) for table, path in source.PATHS.items()}
 
 
-def of_hub(count: bool = False) -> dict[str, Any]:
+class Category(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a category; None of what is not."""
+
+    category: str
+    metadata_bytes: int | None
+    review_bytes: int | None
+    items: int | None
+    reviews: int | None
+
+
+class Listing(msgspec.Struct, frozen=True, kw_only=True):
+    """What a source has."""
+
+    kind: str
+    revision: str  # of the hub, else ""
+    newest: str  # commit of the hub, else ""
+    chosen: list[str]  # ``source.categories``
+    categories: list[Category]
+
+
+def of_hub(count: bool = False) -> Listing:
     """List the hub's newest commit, whatever the parameters say; arguments and result as `of_source`."""
     settings = Source(
         kind="hub", categories=("All_Beauty",), location="", revision=hub.newest(), metadata="jsonl", reviews=True,
         keep_raw=False, demo=Demo(items=20, seed=0),
     )  # fmt: skip
-    return of_source(settings, Path("data"), count) | {"chosen": []}
+    return msgspec.structs.replace(of_source(settings, Path("data"), count), chosen=[])
 
 
-def of_source(settings: Source, data: Path, count: bool = False) -> dict[str, Any]:
+def of_source(settings: Source, data: Path, count: bool = False) -> Listing:
     """Return what a source has.
 
     Args:
         settings: the parameters' source.
         data: the folder of the stages' tables; what a download there counted is known.
         count: whether items are counted in the footers of the metadata's parquet.
-
-    Returns:
-        `kind`; `revision` and the `newest` commit of the hub, else ""; `chosen`, which is ``source.categories``; and
-        `categories`, each with `category`, `metadata_bytes`, `review_bytes`, `items` and `reviews`, None if not known.
 
     Raises:
         UserError: the source cannot be listed or read.
@@ -57,44 +73,42 @@ def of_source(settings: Source, data: Path, count: bool = False) -> dict[str, An
         known = _counted(data / "raw" / category / "report.json")
         has_items = "items" in sizes.get(category, {})
         rows.append(
-            {
-                "category": category,
-                "metadata_bytes": sizes.get(category, {}).get("items"),
-                "review_bytes": sizes.get(category, {}).get("reviews"),
-                "items": _rows(settings, category) if count and has_items else known.get("items"),
-                "reviews": known.get("reviews"),
-            }
+            Category(
+                category=category,
+                metadata_bytes=sizes.get(category, {}).get("items"),
+                review_bytes=sizes.get(category, {}).get("reviews"),
+                items=_rows(settings, category) if count and has_items else known.get("items"),
+                reviews=known.get("reviews"),
+            )
         )
     of_the_hub = settings.kind == "hub"
-    return {
-        "kind": settings.kind,
-        "revision": settings.revision if of_the_hub else "",
-        "newest": hub.newest() if of_the_hub else "",
-        "chosen": list(settings.categories),
-        "categories": rows,
-    }
+    return Listing(
+        kind=settings.kind,
+        revision=settings.revision if of_the_hub else "",
+        newest=hub.newest() if of_the_hub else "",
+        chosen=list(settings.categories),
+        categories=rows,
+    )
 
 
-def table(content: dict[str, Any]) -> Table:
+def table(content: Listing) -> Table:
     """Return what `of_source` gave as a table to print."""
-    shown = Table(title=f"source: {content['kind']}")
+    shown = Table(title=f"source: {content.kind}")
     shown.add_column("category")
     for heading in ("metadata, MB", "reviews, MB", "items", "reviews"):
         shown.add_column(heading, justify="right")
     shown.add_column("chosen")
-    for row in content["categories"]:
-        sizes = (row[name] for name in ("metadata_bytes", "review_bytes"))
-        counts = (row[name] for name in ("items", "reviews"))
+    for row in content.categories:
         shown.add_row(
-            escape(row["category"]),
-            *("" if size is None else f"{size / 1e6:,.1f}" for size in sizes),
-            *("" if number is None else f"{number:,}" for number in counts),
-            "yes" if row["category"] in content["chosen"] else "",
+            escape(row.category),
+            *("" if size is None else f"{size / 1e6:,.1f}" for size in (row.metadata_bytes, row.review_bytes)),
+            *("" if number is None else f"{number:,}" for number in (row.items, row.reviews)),
+            "yes" if row.category in content.chosen else "",
         )
-    if content["newest"]:
-        same = content["revision"] == content["newest"]
-        shown.caption = f"newest commit {content['newest']}" + (
-            ", the one read" if same else f"; source.revision is {content['revision']}"
+    if content.newest:
+        same = content.revision == content.newest
+        shown.caption = f"newest commit {content.newest}" + (
+            ", the one read" if same else f"; source.revision is {content.revision}"
         )
     return shown
 

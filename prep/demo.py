@@ -16,7 +16,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import NamedTuple, TypedDict
 
 from PIL import Image, ImageDraw
 
@@ -132,6 +132,49 @@ _PLACEHOLDER = "DEMO-PLACEHOLDER"
 _HOST = "https://m.media-amazon.com/images/I"
 
 
+class _Item(TypedDict):
+    """A line of the metadata."""
+
+    main_category: str | None
+    title: str
+    average_rating: float
+    rating_number: int
+    features: list[str]
+    description: list[str]
+    price: float | str | None
+    images: list[dict[str, str | None]]
+    videos: list[str]
+    store: str | None
+    categories: list[str]
+    details: dict[str, object]
+    parent_asin: str
+    bought_together: None
+
+
+class _Review(TypedDict):
+    """A line of the reviews."""
+
+    rating: float
+    title: str
+    text: str
+    images: list[str]
+    asin: str
+    parent_asin: str
+    user_id: str
+    timestamp: int  # ms since 1970
+    helpful_vote: int
+    verified_purchase: bool
+
+
+class _Product(NamedTuple):
+    """A product: its line of the metadata, and what it was made from."""
+
+    item: _Item
+    stars: float  # that its reviews are near
+    picture: str  # the name of its image
+    look: float  # how good its picture is
+
+
 def write_catalogue(folder: Path, categories: Sequence[str], items: int, seed: int) -> None:
     """Write the raw files and images of `categories`, about `items` products each, below `folder`."""
     for name in ("raw/meta_categories", "raw/review_categories", "images/I"):
@@ -143,24 +186,22 @@ def write_catalogue(folder: Path, categories: Sequence[str], items: int, seed: i
 
 def _write_category(folder: Path, category: str, items: int, random: Random) -> None:
     prefix = "D" + "".join(random.choices("ABCDEFGHJKLMNPQRSTUVWXYZ", k=3))
-    metadata: list[dict[str, Any]] = []
-    reviews: list[dict[str, Any]] = []
+    metadata: list[_Item] = []
+    reviews: list[_Review] = []
     for number in range(items):
-        product = _product(random, f"{prefix}{number:06d}", category)
+        item, stars, picture, look = _product(random, f"{prefix}{number:06d}", category)
         if metadata and random.random() < 0.03:  # the product before it, listed again under another id
-            product |= {"title": metadata[-1]["title"].upper(), "store": metadata[-1]["store"]}
-        stars = product.pop("stars")
-        written = [_review(random, product["parent_asin"], stars) for _ in range(min(product["rating_number"], 30))]
+            item["title"], item["store"] = metadata[-1]["title"].upper(), metadata[-1]["store"]
+        written = [_review(random, item["parent_asin"], stars) for _ in range(min(item["rating_number"], 30))]
         reviews += written + [review for review in written if random.random() < 0.01]
-        picture, quality = product.pop("picture"), product.pop("look")
-        _write_image(folder / "images/I" / f"{picture}.jpg", random, quality)
-        metadata.append(product)
+        _write_image(folder / "images/I" / f"{picture}.jpg", random, look)
+        metadata.append(item)
     reviews[0]["rating"] = 0.0
     random.shuffle(reviews)
-    lines = [json.dumps(product) for product in metadata]
+    lines = [json.dumps(item) for item in metadata]
     for broken in range(2, len(lines), 211):
         lines.insert(broken, lines[broken][: len(lines[broken]) // 2])
-    lines.insert(5, json.dumps(metadata[0] | {"average_rating": "four"}))
+    lines.insert(5, json.dumps({**metadata[0], "average_rating": "four"}))
     _write_lines(folder / f"raw/meta_categories/meta_{category}.jsonl", lines)
     _write_lines(
         folder / f"raw/review_categories/{category}.jsonl",
@@ -172,8 +213,7 @@ def _write_lines(path: Path, lines: list[str]) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _product(random: Random, asin: str, category: str) -> dict[str, Any]:
-    """Make one product; `stars`, `picture` and `look` are taken out before it is written."""
+def _product(random: Random, asin: str, category: str) -> _Product:
     words, look = random.gauss(0, 1), random.gauss(0, 1)
     truth = min(5.0, max(1.0, 3.7 + 0.55 * words + 0.45 * look))
     count = 1 + int(math.exp(random.gauss(2.6, 1.3)))
@@ -181,7 +221,7 @@ def _product(random: Random, asin: str, category: str) -> dict[str, Any]:
     picture = _PLACEHOLDER if random.random() < 0.02 else f"{asin}-1"
     large = f"{_HOST}/{picture}.jpg"
     title = f"{random.choice(_BRANDS)} {_phrase(random, words, 4)} {random.choice(_NOUNS)} {asin[-4:]}"
-    return {
+    item: _Item = {
         "main_category": category.replace("_", " ") if random.random() > 0.02 else None,
         "title": title,
         "average_rating": round(average, 1),
@@ -207,10 +247,8 @@ def _product(random: Random, asin: str, category: str) -> dict[str, Any]:
         ),
         "parent_asin": asin,
         "bought_together": None,
-        "stars": truth,
-        "picture": picture,
-        "look": look,
     }
+    return _Product(item, truth, picture, look)
 
 
 def _phrase(random: Random, quality: float, length: int) -> str:
@@ -222,7 +260,7 @@ def _phrase(random: Random, quality: float, length: int) -> str:
     )
 
 
-def _review(random: Random, asin: str, stars: float) -> dict[str, Any]:
+def _review(random: Random, asin: str, stars: float) -> _Review:
     return {
         "rating": float(min(5, max(1, round(random.gauss(stars, 1.1))))),
         "title": "",

@@ -14,9 +14,10 @@ import shutil
 import unicodedata
 from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import unquote
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -144,6 +145,13 @@ def _link(pieces: list[Path], number: int, max_link: int) -> _Linked:
     return _Linked(edges.group_by(_EDGES.names).aggregate([]), Counter(wide["kind"].to_pylist()))
 
 
+class _Group(msgspec.Struct, frozen=True):
+    """A line of the report."""
+
+    group: str
+    items: int
+
+
 class _Grouped(NamedTuple):
     """The items that an edge touches, and the groups that they make."""
 
@@ -177,7 +185,7 @@ def _write_groups(items: Path, grouped: Path, number: int, out: Path) -> int:
     return len(ids)
 
 
-def _largest(grouped: _Grouped) -> list[dict[str, Any]]:
+def _largest(grouped: _Grouped) -> list[_Group]:
     top = np.argsort(-grouped.sizes, kind="stable")[:_LARGEST]
     names = grouped.groups.take(pa.array(top)).to_pylist()
-    return [{"group": name, "items": int(size)} for name, size in zip(names, grouped.sizes[top], strict=True)]
+    return [_Group(name, int(size)) for name, size in zip(names, grouped.sizes[top], strict=True)]

@@ -9,7 +9,6 @@ import glob
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import numpy as np
@@ -127,7 +126,7 @@ def parquet_files(source: Source, category: str) -> list[str]:
 
 def _item_batch(table: pa.Table) -> pa.RecordBatch:
     """Give rows of `_FEATURES` the columns of `ITEM_BATCH`."""
-    columns: dict[str, Any] = {name: table[name].combine_chunks() for name in table.column_names}
+    columns: dict[str, pa.Array] = {name: table[name].combine_chunks() for name in table.column_names}
     images = columns.pop("images")
     columns |= {name: _without_null(columns[name]) for name in ("features", "description")}
     columns |= {name: _first(pc.struct_field(images, name)) for name in ("hi_res", "large")}

@@ -8,7 +8,7 @@ smaller one removes them. Items are ranked on a few numbers each; texts are read
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,6 +53,18 @@ _SLIM = pa.schema(
         ("order", pa.uint64()),
     ]
 )
+
+
+class _Row(NamedTuple):
+    """An item as it would stand in the sample."""
+
+    number: int  # in its bucket
+    parent_asin: str
+    average_rating: float | None
+    rating_number: int | None
+    review_count: int
+    texts: dict[str, str]  # clean, by name
+    image_urls: list[str]  # best first
 
 
 class _Placed(NamedTuple):
@@ -147,18 +159,18 @@ def _rank(items: Path, groups: Path, out: Path, params: Params) -> Counter[str]:
     names = tuple(name for name in TEXTS if name in rules.require or name in _COUNTED)
     for rows in _rows(items, params, names):
         kept = []
-        for number, row in rows:
+        for row in rows:
             if reason := _unusable(row, rules):
                 dropped[reason] += 1
             else:
-                kept.append((number, row))
-        numbers = pa.array([number for number, _ in kept], pa.int32())
+                kept.append(row)
+        numbers = pa.array([row.number for row in kept], pa.int32())
         group = group_of.take(numbers).to_pylist()
         split = strata.split_of(group, rules.salt, rules.validation, rules.test)
-        ratings = np.array([row["average_rating"] for _, row in kept], float)
-        counts = np.array([row["rating_number"] for _, row in kept], np.int64)
+        ratings = np.array([row.average_rating for row in kept], float)
+        counts = np.array([row.rating_number or 0 for row in kept], np.int64)
         columns = {
-            "parent_asin": [row["parent_asin"] for _, row in kept],
+            "parent_asin": [row.parent_asin for row in kept],
             "row": numbers,
             "split": np.searchsorted(_SPLITS, split).astype(np.int8),
             "stratum": strata.stratum_of(ratings, counts),
@@ -171,11 +183,8 @@ def _rank(items: Path, groups: Path, out: Path, params: Params) -> Counter[str]:
 
 def _rows(
     items: Path, params: Params, texts: tuple[str, ...], chosen: npt.NDArray[np.int32] | None = None
-) -> Iterator[list[tuple[int, dict[str, Any]]]]:
-    """Yield the rows of a bucket, some at a time, with their numbers; only the `chosen` ones if given.
-
-    Their `texts` are clean, and the others are left out.
-    """
+) -> Iterator[list[_Row]]:
+    """Yield the rows of a bucket with the texts named, some at a time; only the `chosen` ones if given."""
     columns = [*_NUMBERS, "hi_res", "large", *texts]
     numbers: npt.NDArray[np.int64]
     last = 0
@@ -186,30 +195,38 @@ def _rows(
             if chosen is not None:
                 numbers = numbers[np.isin(numbers, chosen)]
             rows = batch.take(pa.array(numbers - first)).to_pylist()
-            yield [(number, _row(row, params, texts)) for number, row in zip(numbers.tolist(), rows, strict=True)]
+            yield [_row(number, row, params, texts) for number, row in zip(numbers.tolist(), rows, strict=True)]
 
 
-def _row(item: dict[str, Any], params: Params, texts: tuple[str, ...]) -> dict[str, Any]:
-    urls = candidates(item["hi_res"], item["large"], params.images.prefer)
-    numbers = {name: item[name] for name in _NUMBERS}
-    return numbers | {name: _CLEAN[name](item[name]) for name in texts} | {"image_urls": urls}
+def _row(number: int, item: Mapping[str, Any], params: Params, texts: tuple[str, ...]) -> _Row:
+    """Make the row of an item, given its columns by name."""
+    return _Row(
+        number=number,
+        parent_asin=item["parent_asin"],
+        average_rating=item["average_rating"],
+        rating_number=item["rating_number"],
+        review_count=item["review_count"],
+        texts={name: _CLEAN[name](item[name]) for name in texts},
+        image_urls=candidates(item["hi_res"], item["large"], params.images.prefer),
+    )
 
 
-def _unusable(row: dict[str, Any], rules: Sample) -> str:
-    """Return why a row is dropped, or "" for a row that is kept, and fill in a count that may be absent."""
-    present = {name: bool(row.get(name)) for name in TEXTS} | {
-        "average_rating": row["average_rating"] is not None,
-        "rating_number": row["rating_number"] is not None,
-        "image": bool(row["image_urls"]),
+def _unusable(row: _Row, rules: Sample) -> str:
+    """Return why a row is dropped, or "" for a row that is kept."""
+    if row.average_rating is None:  # without the label there is nothing to learn from
+        return "no_average_rating"
+    present = {name: bool(text) for name, text in row.texts.items()} | {
+        "average_rating": True,
+        "rating_number": row.rating_number is not None,
+        "image": bool(row.image_urls),
     }
-    for name in ("average_rating", *rules.require):  # without the label there is nothing to learn from
+    for name in rules.require:
         if not present[name]:
             return f"no_{name}"
-    if not 1 <= row["average_rating"] <= 5:
+    if not 1 <= row.average_rating <= 5:
         return "rating_out_of_range"
-    if sum(len(row[name]) for name in _COUNTED) < rules.min_chars:
+    if sum(len(row.texts[name]) for name in _COUNTED) < rules.min_chars:
         return "short_text"
-    row["rating_number"] = row["rating_number"] or 0
     return ""
 
 
@@ -256,10 +273,12 @@ def _spread(
     places = zip(np.array(_SPLITS)[split].tolist(), group, band[taken].tolist(), strict=True)
     tables = [SAMPLE.empty_table()]
     for rows in _rows(items, params, TEXTS, chosen):
-        for _, row in rows:
-            row["split"], row["group"], row["band"] = next(places)
-            row["category"], row["rating_number"] = category, row["rating_number"] or 0
-        tables.append(pa.Table.from_pylist([row for _, row in rows], SAMPLE))
+        taking = []
+        for row in rows:
+            of_split, of_group, of_band = next(places)
+            placed = {"category": category, "split": of_split, "group": of_group, "band": of_band}
+            taking.append(row._asdict() | row.texts | placed | {"rating_number": row.rating_number or 0})
+        tables.append(pa.Table.from_pylist(taking, SAMPLE))
     piece = slim.with_suffix(".arrow")
     buckets.write_piece(piece, pa.concat_tables(tables), part[taken], parts)
     return piece

@@ -3,10 +3,8 @@
 In: counts. Out: the funnel in ``report.json``. Guaranteed: a funnel that does not add up stops the stage.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -34,7 +32,18 @@ class Funnel(msgspec.Struct, frozen=True):
         return cls(rows_in, rows_in - sum(counted.values()), counted)
 
 
-def before(folder: Path) -> list[dict[str, Any]]:
+class Reported(msgspec.Struct, frozen=True):
+    """What a stage reported of the rows of its tables."""
+
+    stage: str
+    tables: dict[str, Funnel]
+
+
+class _Report(Reported, frozen=True):
+    before: list[Reported] = []
+
+
+def before(folder: Path) -> list[Reported]:
     """Return what the stages up to the one that wrote `folder` reported of rows, the first one first.
 
     Each stage's ``report.json`` states it as "before", so that the last table tells of every row since the raw files.
@@ -42,5 +51,5 @@ def before(folder: Path) -> list[dict[str, Any]]:
     path = folder / "report.json"
     if not path.exists():  # a table that nobody reported of
         return []
-    report = json.loads(path.read_text(encoding="utf-8"))
-    return [*report.get("before", []), {name: report[name] for name in ("stage", "tables")}]
+    report = msgspec.json.decode(path.read_bytes(), type=_Report)
+    return [*report.before, Reported(report.stage, report.tables)]

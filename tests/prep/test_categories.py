@@ -1,7 +1,7 @@
-import json
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -30,8 +30,8 @@ def source(make_params: Callable[..., Params]) -> Callable[..., Source]:
     return of
 
 
-def sizes(found: dict) -> dict[str, tuple]:
-    return {row["category"]: (row["metadata_bytes"], row["review_bytes"]) for row in found["categories"]}
+def sizes(found: categories.Listing) -> dict[str, tuple]:
+    return {row.category: (row.metadata_bytes, row.review_bytes) for row in found.categories}
 
 
 def test_a_directory_and_the_hub_are_listed_whole_and_a_server_as_far_as_it_is_chosen(
@@ -46,10 +46,10 @@ def test_a_directory_and_the_hub_are_listed_whole_and_a_server_as_far_as_it_is_c
         point_at(hub, monkeypatch)
         on_hub = categories.of_source(source(kind="hub", revision=COMMIT), tmp_path)
         assert sizes(on_hub) == there
-        assert (on_hub["revision"], on_hub["newest"], on_hub["chosen"]) == (COMMIT, NEWEST, ["Toys"])
+        assert (on_hub.revision, on_hub.newest, on_hub.chosen) == (COMMIT, NEWEST, ["Toys"])
         newest = categories.of_hub()
         assert sizes(newest) == there
-        assert newest["revision"] == newest["newest"] == NEWEST
+        assert newest.revision == newest.newest == NEWEST
         mirror = categories.of_source(source(kind="mirror", location=hub.cdn.url), tmp_path)
         assert sizes(mirror) == {"Toys": (30, 20)}
         assert hub.ranges() == []  # no file is read
@@ -72,8 +72,8 @@ def test_counts_are_those_of_the_downloads_here_or_of_the_footers(
         ):
             for count, items in ((False, 7), (True, 11)):
                 found = categories.of_source(settings, tmp_path / "data", count)
-                toys = next(row for row in found["categories"] if row["category"] == "Toys")
-                assert (toys["metadata_bytes"], toys["items"], toys["reviews"]) == (bytes_there, items, 9)
+                toys = next(row for row in found.categories if row.category == "Toys")
+                assert (toys.metadata_bytes, toys.items, toys.reviews) == (bytes_there, items, 9)
 
 
 def test_the_command_prints_a_table_or_json(
@@ -83,10 +83,10 @@ def test_the_command_prints_a_table_or_json(
     with pytest.raises(SystemExit) as left:
         cli.main()
     assert left.value.code == 0
-    found = json.loads(capsys.readouterr().out)
-    assert [row["category"] for row in found["categories"]] == ["Demo_Beauty", "Demo_Kitchen", "Demo_Toys"]
+    found = msgspec.json.decode(capsys.readouterr().out, type=categories.Listing)
+    assert [row.category for row in found.categories] == ["Demo_Beauty", "Demo_Kitchen", "Demo_Toys"]
     console = Console(record=True, width=120)
-    console.print(categories.table(found | {"kind": "hub", "revision": COMMIT, "newest": NEWEST}))
+    console.print(categories.table(msgspec.structs.replace(found, kind="hub", revision=COMMIT, newest=NEWEST)))
     text = " ".join(console.export_text().split())
     assert f"newest commit {NEWEST}; source.revision is {COMMIT}" in text
     assert text.count("yes") == 3
