@@ -60,7 +60,7 @@ def test_a_stage_reports_its_rows_as_json(clone: Clone) -> None:
         (["download", "Nothing"], "Nothing is not in source.categories (Demo_Toys)"),
         (["results"], "results/evaluation.json does not exist; run `dvc repro`"),
         (["train", "--data", "nowhere"], "nowhere/shards/Demo_Toys/manifest.json does not exist"),
-        (["info", "--params", "none.yaml"], "none.yaml does not exist here"),
+        (["info", "--params", "none.yaml"], "none.yaml does not exist"),
         (["validate", "nothing"], "nothing is no table; the tables are raw, items, groups, sample, images"),
         (["validate", "--data", "nowhere"], "nowhere holds no table; run `dvc repro`"),
     ],
