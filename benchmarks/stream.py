@@ -222,7 +222,7 @@ def torch_loader(place: str, samples: int, workers: int) -> Iterable[Any]:
 
 def ceiling(place: str, samples: int, workers: int) -> Iterable[Any]:
     """Threads as ours, decoding alone."""
-    from shards.ahead import ahead
+    from shards.prefetch import ahead
 
     decoding = _Decoding(samples)
     return ahead([decoding.__getitem__] * workers, range(len(decoding)))
@@ -241,7 +241,7 @@ SIDES = {
     "mosaicml-streaming, same codec": Side(("streaming",), partial(mosaicml, lean=True)),
     "litData, same codec": Side(_LITDATA, partial(litdata, lean=True)),
     _TORCH: Side((), torch_loader),
-    _CEILING: Side(("shards.ahead",), ceiling),
+    _CEILING: Side(("shards.prefetch",), ceiling),
 }
 REMOTE = (_OURS, "webdataset, as documented", "webdataset, same codec")  # the others read no plain HTTP
 WRITERS = {  # and what is imported before the clock starts

@@ -44,9 +44,9 @@ from transformers import AutoTokenizer, get_cosine_schedule_with_warmup
 from benchmarks import stream_data as data
 from benchmarks.hardware import multiplies_bfloat16
 from benchmarks.tables import spread
-from effimini import cost, spent
+from effimini import cost, time_profile
+from effimini.distributed import ranks
 from effimini.model import build
-from effimini.ranks import ranks
 from effimini.train import Trainer
 from prep.core import files, writers
 from prep.core.params import Encoder, Params, load
@@ -209,7 +209,7 @@ def serve(pipe: Connection, name: str, size: int, settings: dict[str, Any]) -> N
         step = plain(size)
     else:
         step, trainer = ours(size, **recipe)
-        once = trainer.progress.seconds.get(spent.FEATURES, 0.0)
+        once = trainer.progress.seconds.get(time_profile.FEATURES, 0.0)
     for _ in range(WARMING):
         step()
     pipe.send(once)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from effimini.model import WEIGHTS, EffiMini
 from prep.core import files, writers
-from prep.core.faults import UserError, first_sentence
+from prep.core.errors import UserError, first_sentence
 from shards.loader import LoaderState
 
 PROGRESS = "progress.json"

@@ -18,7 +18,7 @@ import typer
 
 from prep.core import pipeline as dvc
 from prep.core import presets
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.params import Params, load
 
 if TYPE_CHECKING:

@@ -20,14 +20,14 @@ import pyarrow as pa
 
 from effimini import cost, features, metrics, provenance, report
 from effimini.baselines import baselines, on_features
+from effimini.distributed import ranks
 from effimini.examples import examples
 from effimini.inference import Seen, clamp, open_split, predict_split
 from effimini.metrics import Chosen, Evaluation, Labels, Scores, Stars
 from effimini.model import EffiMini
-from effimini.ranks import ranks
 from effimini.report import StageReport
 from prep.core import files, writers
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.params import Params, only
 from prep.core.reports import Funnel
 from prep.core.tables.predictions import PREDICTIONS

@@ -19,7 +19,7 @@ import torch
 from effimini import cost
 from effimini.model import CONFIG, EffiMini
 from prep.core import files
-from prep.core.faults import UserError, first_sentence
+from prep.core.errors import UserError, first_sentence
 
 log = logging.getLogger(__name__)
 

@@ -15,13 +15,13 @@ import torch
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
+from effimini.distributed import Ranks
 from effimini.inference import each_sample
 from effimini.model import EffiMini
-from effimini.ranks import Ranks
 from prep.core import files
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.params import Params
-from shards import order
+from shards import sampler
 from shards.stream import Batch, ShardDataset
 
 FORMAT = 3  # raise it when the same encoders give other features
@@ -53,7 +53,7 @@ class FeatureDataset(ShardDataset):
         self.__dict__.update(dataset.__dict__)
         self.features = features
 
-    def batch(self, samples: order.Samples, global_size: int) -> Batch:
+    def batch(self, samples: sampler.Samples, global_size: int) -> Batch:
         """Return the features of `samples`, a part of a step of `global_size`, on CPU."""
         none = torch.zeros((len(samples), 1), dtype=torch.int64)
         return Batch(

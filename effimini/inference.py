@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from effimini.ranks import Ranks
-from prep.core.faults import UserError
+from effimini.distributed import Ranks
+from prep.core.errors import UserError
 from prep.core.params import Params
 from prep.core.progress import bar
 from shards.loader import Loader

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from effimini.terms import Terms
+from effimini.hashed_ngrams import Terms
 from prep.core import files, writers
-from prep.core.faults import UserError, first_sentence
+from prep.core.errors import UserError, first_sentence
 from prep.core.params import Encoder, Params
 from shards import tokens
 

@@ -26,7 +26,7 @@ from effimini.export import GRAPH, Array, Graph
 from effimini.inference import STARS
 from effimini.model import CONFIG, Config, EffiMini
 from prep.core import files, memory
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.fields import LABELS, assemble
 from prep.core.progress import bar
 from prep.core.text import clean, clean_details, clean_list

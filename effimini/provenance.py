@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.params import Params, Train, stated
 from prep.weights import Weighing, check_weights, constant, counts_of, read_weights
 from shards.manifest import OF_SPLITS, STATED, Manifest, Source

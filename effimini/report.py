@@ -22,7 +22,7 @@ from effimini.metrics import Evaluation, Scores
 from effimini.provenance import Training
 from effimini.published import PUBLISHED
 from prep.core import files
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.params import Params
 from prep.core.reports import Funnel
 from prep.core.templates import DEMO, render

@@ -26,17 +26,17 @@ from dvclive import Live  # type: ignore[attr-defined]  # its module has no __al
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from effimini import bfloat16, checkpoint, features, model_card, provenance, spent, terms
+from effimini import bfloat16, checkpoint, features, hashed_ngrams, model_card, provenance, time_profile
 from effimini.clock import Clock
+from effimini.distributed import Ranks, ranks
 from effimini.inference import open_split, predict_split, to_device
 from effimini.loss import weighted_huber
 from effimini.metrics import plcc
 from effimini.model import WEIGHTS, EffiMini, build
-from effimini.ranks import Ranks, ranks
-from effimini.spent import Spent
 from effimini.stop import Stop, Stopped
+from effimini.time_profile import Spent
 from prep.core import files, writers
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.params import Params, Train, only
 from prep.core.progress import bar
 from prep.weights import counts_of, sample_weights
@@ -83,9 +83,12 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.model = prepared(build(params).to(here.device), params, here)
         self.network: nn.Module = self.model
-        self.beside: tuple[terms.Terms, npt.NDArray[np.float32]] | None = None  # with its stars of validation
+        self.beside: tuple[hashed_ngrams.Terms, npt.NDArray[np.float32]] | None = None  # with its stars of validation
         if self.model.terms is not None:
-            self.beside = self.model.terms, terms.fit(self.model.terms, self.data, self.validation, self.weights)
+            self.beside = (
+                self.model.terms,
+                hashed_ngrams.fit(self.model.terms, self.data, self.validation, self.weights),
+            )
         began = time.perf_counter()
         if recipe.frozen:
             self.network = features.Head(self.model)
@@ -104,7 +107,9 @@ class Trainer:
         self.state = files.store() / "train" / made_of
         self.progress = checkpoint.load(self.state, self.model, self.optimizer)
         if recipe.frozen:
-            self.progress.seconds[spent.FEATURES] = self.progress.seconds.get(spent.FEATURES, 0.0) + of_features
+            self.progress.seconds[time_profile.FEATURES] = (
+                self.progress.seconds.get(time_profile.FEATURES, 0.0) + of_features
+            )
         if self.progress.loader is not None:
             self.loader.load_state_dict(self.progress.loader)
         self.steps = len(self.loader) * recipe.epochs  # of the whole schedule
@@ -232,7 +237,7 @@ class Trainer:
         if self.beside:
             module, of_terms = self.beside
             alone["validation/plcc_of_network"] = plcc(predicted, self.validation.labels)
-            predicted = terms.mix(module, predicted, of_terms, self.validation.labels)
+            predicted = hashed_ngrams.mix(module, predicted, of_terms, self.validation.labels)
         stars, labels = torch.from_numpy(predicted), torch.from_numpy(self.validation.labels)
         unweighted = weighted_huber(stars, labels, torch.ones_like(labels), recipe.huber_delta, len(labels))
         self.clock.stop()
@@ -327,8 +332,10 @@ def train(
                     len(trainer.loader.damaged),
                 )
         if here.rank == 0:
-            where = spent.summary(progress.seconds, progress.steps * len(trainer.data) / len(trainer.loader), here)
-            log.info(spent.sentence(where))
+            where = time_profile.summary(
+                progress.seconds, progress.steps * len(trainer.data) / len(trainer.loader), here
+            )
+            log.info(time_profile.sentence(where))
             _publish(trainer, where, out, results)
         here.wait()
     return progress.history

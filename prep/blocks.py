@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from prep.core import progress
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.source import RawFile
 
 BLOCK = 1 << 25  # bytes, about

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from prep import hub, source
 from prep.core import files
-from prep.core.faults import UserError, first_sentence
+from prep.core.errors import UserError, first_sentence
 from prep.core.params import Demo, Source
 from prep.core.tables.raw import Kind
 from prep.metadata import FOLDER, parquet_files

@@ -20,7 +20,7 @@ from prep import records
 from prep.blocks import Block, cut
 from prep.core import buckets, files, writers
 from prep.core.cluster import Workers, workers
-from prep.core.faults import UserError, check_budget
+from prep.core.errors import UserError, check_budget
 from prep.core.params import Params, only
 from prep.core.reports import Funnel
 from prep.core.tables.raw import ASIN, ITEMS, REJECTS, REVIEWS, Kind

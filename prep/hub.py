@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile, RepoFolder
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, by its documentation
 
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.retry import DEFAULT_POLICY, RetryPolicy, TransientError, is_transient, requested_wait
 from prep.ranges import Remote
 

@@ -18,7 +18,7 @@ from datasets import Features, List, Value, load_dataset
 from huggingface_hub.errors import HfHubHTTPError
 
 from prep import hub
-from prep.core.faults import UserError, first_sentence
+from prep.core.errors import UserError, first_sentence
 from prep.core.params import Source
 from prep.source import locate
 

@@ -20,7 +20,7 @@ import httpx
 from filelock import FileLock
 
 from prep.core import files, progress
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.retry import DEFAULT_POLICY, RetryPolicy, TransientError, is_transient, requested_wait
 
 RANGE = 32 << 20  # bytes asked at a time

@@ -23,7 +23,7 @@ from prep import strata
 from prep.core import buckets, files, writers
 from prep.core.buckets import all_buckets
 from prep.core.cluster import workers
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.params import Params, Sample, only
 from prep.core.parts import NOT_TAKEN, TEST, TRAIN, VALIDATION
 from prep.core.reports import Funnel, before

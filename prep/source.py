@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from prep import demo, ranges
 from prep.core import files
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.params import Source
 from prep.core.retry import DEFAULT_POLICY, RetryPolicy
 from prep.core.tables.raw import Kind

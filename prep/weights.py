@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from prep.core import files, writers
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.params import Params, Weights, only
 from prep.core.parts import TRAIN, sample_parts
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from prep.core import files
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 
 
 class Damaged(Exception):  # noqa: N818 -- a reason to try again, not yet an error

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.fields import LABELS
 from prep.core.parts import TEST, TRAIN, VALIDATION
 from prep.core.tables.shards import FACTS

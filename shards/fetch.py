@@ -31,7 +31,7 @@ from rich.progress import Progress, TaskID, TextColumn
 
 from prep.core import files, writers
 from prep.core.cluster import Workers, workers
-from prep.core.faults import UserError, check_budget
+from prep.core.errors import UserError, check_budget
 from prep.core.params import Fetch, Params, only
 from prep.core.parts import sample_parts
 from prep.core.reports import Funnel, before

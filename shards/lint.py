@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import simplejpeg
 
-from prep.core.faults import UserError, first_sentence
+from prep.core.errors import UserError, first_sentence
 from prep.core.tables.raw import ASIN
 from prep.core.tables.shards import FACTS, INDEX, Facts, IndexRow
 from shards import manifest

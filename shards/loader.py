@@ -10,9 +10,9 @@ from typing import Any, TypedDict
 
 import torch
 
-from prep.core.faults import UserError
-from shards import order
-from shards.ahead import ahead
+from prep.core.errors import UserError
+from shards import sampler
+from shards.prefetch import ahead
 from shards.stream import Batch, ShardDataset
 
 
@@ -120,8 +120,8 @@ class Loader:
                 )
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
 
-    def _batches(self, dataset: ShardDataset) -> order.Epoch:
-        return order.Epoch(
+    def _batches(self, dataset: ShardDataset) -> sampler.Epoch:
+        return sampler.Epoch(
             dataset.shards.sizes,
             batch_size=self._batch_size,
             seed=self._seed,
@@ -145,7 +145,7 @@ class Loader:
 
         def read(step: int) -> Batch:
             whole = batches[step]
-            batch = dataset.batch(order.rank_share(whole, self._rank, self._world), len(whole))
+            batch = dataset.batch(sampler.rank_share(whole, self._rank, self._world), len(whole))
             return batch if gpu is None else _pinned(batch, gpu)
 
         return read

@@ -21,7 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from prep.core import files
-from prep.core.faults import UserError, first_sentence
+from prep.core.errors import UserError, first_sentence
 from prep.core.tables.shards import INDEX
 from shards import manifest
 from shards.cache import Cache, check

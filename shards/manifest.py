@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 
 FORMAT = 3  # raise it when a reader of before would misread a manifest or an index
 _READABLE = (2, FORMAT)

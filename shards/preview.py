@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 import pyarrow.parquet as pq
 
-from prep.core.faults import UserError, first_sentence
+from prep.core.errors import UserError, first_sentence
 from prep.core.fields import LABELS, assemble
 from prep.core.parts import TRAIN
 from prep.core.tables.shards import Facts

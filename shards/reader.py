@@ -20,8 +20,8 @@ import pyarrow as pa
 from filelock import FileLock
 
 from prep.core import files
-from prep.core.faults import UserError, first_sentence
-from shards import order, tokens
+from prep.core.errors import UserError, first_sentence
+from shards import sampler, tokens
 from shards.location import File, Location, index_file, mapped
 from shards.manifest import Manifest
 from shards.tar import index_tar
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 Opened = TypeVar("Opened")
 
-_OPEN = 3 * order.WINDOW  # shards open at once in a process: those of the batches at hand and the next ones
+_OPEN = 3 * sampler.WINDOW  # shards open at once in a process: those of the batches at hand and the next ones
 
 
 class TornError(ValueError):

@@ -16,7 +16,7 @@ from dvc.repo.open_repo import clean_repos
 from dvc.scm import CloneError, RevError
 from dvc_data.index import DataIndexDirError
 
-from prep.core.faults import UserError, first_sentence
+from prep.core.errors import UserError, first_sentence
 
 _commits: dict[tuple[str, str], str] = {}  # what a revision was when it was first opened
 

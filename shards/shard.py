@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from prep.core import files, writers
 from prep.core.cluster import workers
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.params import Params, only, stated
 from prep.core.parts import sample_parts
 from prep.core.reports import Funnel, before

@@ -17,9 +17,9 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.tables.shards import Facts
-from shards import order, tokens
+from shards import sampler, tokens
 from shards.images.pixels import decode
 from shards.location import Location
 from shards.reader import Shards, TornError
@@ -148,7 +148,7 @@ class ShardDataset(Dataset[Sample]):
         """Whether a sample has an image, of every sample."""
         return self._column("has_image")
 
-    def lengths(self, samples: order.Samples) -> npt.NDArray[np.int64]:
+    def lengths(self, samples: sampler.Samples) -> npt.NDArray[np.int64]:
         """Return the number of tokens of each of `samples`."""
         shards, rows = self._places(samples)
         found = np.empty(len(samples), np.int64)
@@ -165,7 +165,7 @@ class ShardDataset(Dataset[Sample]):
             for begin, end in pairwise(index.token_starts.tolist()):
                 yield index.token_ids[begin:end]
 
-    def batch(self, samples: order.Samples, global_size: int) -> Batch:
+    def batch(self, samples: sampler.Samples, global_size: int) -> Batch:
         """Read and decode `samples`, a part of a step of `global_size`, on CPU.
 
         Raises:
@@ -233,7 +233,7 @@ class ShardDataset(Dataset[Sample]):
     def _key(self, shard: int, row: int) -> str:
         return f"{self.shards.categories[shard]}/{self.shards.index(shard).keys[row].as_py()}"
 
-    def _places(self, samples: order.Samples) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def _places(self, samples: sampler.Samples) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return the shard of each sample, and its row in it."""
         shards = np.searchsorted(self._first, samples, "right") - 1
         return shards, samples - self._first[shards]

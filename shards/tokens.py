@@ -16,7 +16,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 from tokenizers.implementations import BertWordPieceTokenizer  # type: ignore[attr-defined]  # its module has no __all__
 
-from prep.core.faults import UserError, first_sentence
+from prep.core.errors import UserError, first_sentence
 
 _PADS = ("[PAD]", "<pad>")
 

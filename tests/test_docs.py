@@ -50,7 +50,7 @@ COMING = {
     "train.save_every_steps",
     "validation.null_fraction",
     "validation.mode_fraction",
-    "validation.near_duplicates",
+    "validation.twins",
 }
 
 # Each command of a block, and the file that runs it.

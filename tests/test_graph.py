@@ -25,7 +25,7 @@ from ruamel.yaml import YAML
 from effimini import evaluate, train
 from prep import download, groups, join, sample, weights
 from prep.core import pipeline
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.params import DECIDES_NO_BYTE, Params, load, only
 from shards import fetch, shard
 from tests.clone import ROOT
@@ -50,10 +50,10 @@ READS = {
 # one of them. Names behind a file are the stages for which that holds; without them it holds for all.
 NO_BYTE: dict[str, tuple[str, ...]] = {
     # how errors, progress and time are told
-    "prep/core/faults.py": (),
+    "prep/core/errors.py": (),
     "prep/core/progress.py": (),
     "effimini/clock.py": (),
-    "effimini/spent.py": (),
+    "effimini/time_profile.py": (),
     # how a file becomes whole and where it is kept; what is written is decided in prep/core/writers.py
     "prep/core/files.py": (),
     # the parameters' values are what DVC compares
@@ -62,7 +62,7 @@ NO_BYTE: dict[str, tuple[str, ...]] = {
     "prep/blocks.py": (),
     "prep/core/cluster.py": (),
     "prep/core/memory.py": (),
-    "shards/ahead.py": (),
+    "shards/prefetch.py": (),
     "effimini/stop.py": (),
     # how bytes travel: they are those that the source announced, or the stage ends
     "prep/hub.py": (),
@@ -152,13 +152,13 @@ def test_a_stage_declares_the_parameters_it_reads(stage: str) -> None:
 
 def test_what_is_not_declared_cannot_be_read() -> None:
     params = load(ROOT / "params.yaml")
-    narrow = only(params, ("source.kind", "join", "model.text.name"))
-    assert (narrow.source.kind, narrow.join, narrow.model.text.name) == ("demo", params.join, "effimini/minilm")
+    narrowed = only(params, ("source.kind", "join", "model.text.name"))
+    assert (narrowed.source.kind, narrowed.join, narrowed.model.text.name) == ("demo", params.join, "effimini/minilm")
     for read in (
-        lambda: narrow.sample,
-        lambda: narrow.source.categories,
-        lambda: narrow.model.image,
-        lambda: narrow.model.text.weights,
+        lambda: narrowed.sample,
+        lambda: narrowed.source.categories,
+        lambda: narrowed.model.image,
+        lambda: narrowed.model.text.weights,
     ):
         with pytest.raises(AttributeError):
             read()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.params import load
 from shards.loader import Loader
 from shards.location import Location

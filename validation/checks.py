@@ -22,7 +22,7 @@ from prep.core.tables.items import JOINED
 from prep.core.tables.predictions import PREDICTIONS
 from prep.core.tables.raw import REJECTS
 from prep.core.tables.sample import SAMPLE
-from validation import columns, funnel, links, profile, proportions, twins, weights
+from validation import columns, funnel, links, near_duplicates, profile, proportions, weights
 from validation.suites import Suite, suite
 from validation.verdicts import Verdict, judge
 
@@ -174,10 +174,10 @@ def _images(place: Place) -> list[Verdict]:
 
 
 def _images_all(params: Params, data: Path) -> list[Verdict]:
-    found, measured = twins.find(data, params.source.categories)
+    found, measured = near_duplicates.find(data, params.source.categories)
     with files.aside(data / "twins.csv") as partial:  # written before it is judged, for whom it stops
         found.to_csv(partial, index=False, lineterminator="\n")
-    return [twins.verdict(found, measured, params.validation.twins)]
+    return [near_duplicates.verdict(found, measured, params.validation.twins)]
 
 
 def _shards(place: Place) -> list[Verdict]:

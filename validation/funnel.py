@@ -10,12 +10,12 @@ from typing import Any
 import msgspec
 
 from prep.core import files
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from validation.verdicts import Verdict
 
 
 class Counts(msgspec.Struct, frozen=True):
-    """A funnel as it stands in a report; unlike `prep.core.faults.Funnel` it may be wrong."""
+    """A funnel as it stands in a report; unlike `prep.core.errors.Funnel` it may be wrong."""
 
     rows_in: int
     rows_out: int

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.params import Limits
 from validation.columns import chunks, rows_of, values
 from validation.verdicts import Verdict, judge

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.parts import TRAIN
 from prep.core.tables.sample import SAMPLE
 from prep.strata import COUNT_BUCKETS, count_bucket

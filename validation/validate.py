@@ -25,7 +25,7 @@ import pandas as pd
 
 from prep.core import files, writers
 from prep.core.buckets import bucket_files
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.params import Params, only
 from prep.core.parts import part_files
 from prep.core.pipeline import warn_of_strays

@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prep.core import files
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.hashes import hashes
 
 # The order of items from the join on: by this hash of parent_asin, ties by parent_asin. A bucket is a range of it, so

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 
 
 def _sync(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.files import aside
 from prep.core.params import Params
 

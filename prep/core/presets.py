@@ -9,7 +9,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.files import aside
 from prep.core.params import Params, load, read
 

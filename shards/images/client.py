@@ -22,7 +22,7 @@ import msgspec
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.params import Fetch
 from prep.core.retry import PermanentError, RequestFailedError, RetryPolicy, TransientError, is_transient, retry_after
 

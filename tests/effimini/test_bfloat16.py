@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from effimini.distributed import Ranks
 from effimini.model import build
-from effimini.ranks import Ranks
 from effimini.train import prepared
 from prep.core.params import Params
 

@@ -18,7 +18,7 @@ from effimini.cli import app
 from effimini.export import BESIDE, GRAPH, Graph, export
 from effimini.model import EffiMini, build
 from effimini.predict import predict
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.params import Params
 
 from .conftest import replace

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from effimini.model import WEIGHTS, EffiMini, build, save_weights
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.params import Encoder, Params
 from shards import tokens
 

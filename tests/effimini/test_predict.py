@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from effimini.predict import COLUMNS, predict
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.params import Params
 from shards.stream import ShardDataset
 

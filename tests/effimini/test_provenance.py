@@ -13,7 +13,7 @@ from effimini.evaluate import evaluate
 from effimini.inference import open_split
 from effimini.train import train
 from prep.core import files
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.params import Params
 from prep.weights import read_weights
 from shards.shard import shard

@@ -16,14 +16,14 @@ import torch
 from torch import nn
 
 from effimini import checkpoint
+from effimini.distributed import Ranks, ranks
 from effimini.inference import open_split, predict_split
 from effimini.metrics import plcc
 from effimini.model import EffiMini, build
-from effimini.ranks import Ranks, ranks
 from effimini.stop import Stopped
 from effimini.train import Told, Trainer, prepared, schedule, train
 from prep.core import files
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.params import Params
 from shards.stream import Batch, ShardDataset
 from shards.tokens import Tokens

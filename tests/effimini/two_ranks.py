@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from effimini import train as stage
-from effimini.ranks import Ranks, ranks
+from effimini.distributed import Ranks, ranks
 from effimini.train import Told, Trainer, train
 from prep.core.params import Params
 from shards.stream import Batch

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from prep import blocks, download
 from prep.blocks import Block, cut
 from prep.core import files
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.params import Params
 from prep.source import PATHS, RawFile
 from tests.prep.hub_server import Hub

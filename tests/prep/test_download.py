@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from prep import download
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.params import Params
 
 ITEM = {

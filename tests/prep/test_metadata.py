@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from prep import metadata
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.params import Params, Source
 from prep.hub import REPO
 from prep.metadata import ITEM_BATCH, item_batches

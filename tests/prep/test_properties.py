@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
 from prep.core.buckets import bucket_files
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.hashes import units
 from prep.core.params import Params
 from prep.core.parts import part_files

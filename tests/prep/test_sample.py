@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.params import Params
 from prep.groups import groups
 from prep.sample import candidates, sample

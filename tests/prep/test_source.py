@@ -17,7 +17,7 @@ from huggingface_hub import constants
 
 from prep import download, ranges
 from prep import hub as the_hub
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.params import Params, Source
 from prep.core.retry import RetryPolicy
 from prep.source import locate, raw_file

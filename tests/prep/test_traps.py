@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.params import Params
 from prep.download import download
 from prep.groups import groups

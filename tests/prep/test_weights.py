@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.params import Params
 from prep.weights import weights
 

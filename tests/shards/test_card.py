@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from huggingface_hub import DatasetCard
 
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.params import Params
 from prep.core.tables.shards import FACTS
 from shards import card

@@ -15,7 +15,7 @@ from rich.console import Console
 from scipy.stats import ks_2samp
 
 from prep.core import writers
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from shards import tokens
 from shards.diff import Comparison, compare
 from shards.diff_table import table

@@ -21,7 +21,7 @@ from PIL import Image
 
 from effimini import cli
 from prep.core import files, params, writers
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.tables.images import IMAGES
 from prep.core.tables.sample import SAMPLE
 from shards.fetch import fetch

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from prep.core import files, writers
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from shards import manifest
 from shards.images.pixels import decode
 from shards.loader import Loader

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from shards import manifest
 from shards.lint import lint
 from shards.location import Location

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from prep.core import writers
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.params import Params
 from prep.weights import read_weights, sample_weights
 from shards import preview, shard

@@ -16,7 +16,7 @@ import pytest
 from filelock import FileLock
 
 from prep.core import files
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from shards import location
 from shards.cache import Cache, Damaged, _sizes
 from shards.loader import Loader

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import webdataset
 
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.files import read_json
 from prep.core.params import Params
 from prep.core.tables.sample import SAMPLE, TEXTS

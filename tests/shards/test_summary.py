@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from effimini.cli import app
 from prep.core import files
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from shards.location import Location
 from shards.manifest import FORMAT
 from shards.summary import Summary, summarise, table

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from shards import tokens
 
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.params import Limits
 from tests.conftest import Visit
 from tests.validation import tree

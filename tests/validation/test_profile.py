@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.params import Limits
 from validation import columns, profile
 

@@ -7,7 +7,7 @@ import pytest
 from dvc.lock import LockError
 from dvc.repo import Repo
 
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from tests.clone import Clone
 from tests.validation import tree
 from tests.validation.tree import ONE, OTHER

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from prep.core import files, params, writers
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.tables.shards import INDEX
 from shards.lint import Rule
 from tests.shards import damage

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from prep.core import files, writers
-from prep.core.faults import UserError, check_budget
+from prep.core.errors import UserError, check_budget
 from prep.core.reports import Funnel
 
 

@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 from ruamel.yaml import YAML
 
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.fields import LABELS
 from prep.core.params import TextField, load, read
 

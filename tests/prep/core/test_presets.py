@@ -7,7 +7,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from prep.core import presets
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.params import load, read
 
 FOLDER = Path(__file__).parents[3] / "params"

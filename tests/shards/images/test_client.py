@@ -9,7 +9,7 @@ from itertools import count, pairwise
 
 import pytest
 
-from prep.core.faults import UserError
+from prep.core.errors import UserError
 from prep.core.params import Fetch
 from prep.core.retry import RetryPolicy, retry_after
 from shards.images import client

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import msgspec
 import torch
 
-from effimini.ranks import Ranks
+from effimini.distributed import Ranks
 
 FEATURES = "features"  # of frozen encoders, computed or read from the store
 OF_STEPS = ("data", "forward", "backward", "optimizer")

@@ -11,12 +11,12 @@ import torch
 from sklearn.feature_extraction import DictVectorizer
 from sklearn.linear_model import Ridge
 
-from effimini import terms
+from effimini import hashed_ngrams
 from effimini.cost import parameters
+from effimini.hashed_ngrams import Terms
 from effimini.inference import open_split
 from effimini.metrics import plcc
 from effimini.model import EffiMini, build
-from effimini.terms import Terms
 from effimini.train import parameter_groups, train
 from prep.core.params import Params
 from prep.weights import read_weights
@@ -45,10 +45,10 @@ def counted(ids: list[int]) -> dict[Any, float]:
 def test_the_fit_is_ridge_on_the_terms_without_hashing(
     splits: dict[str, ShardDataset], data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(terms, "ALPHAS", (3.0,))
+    monkeypatch.setattr(hashed_ngrams, "ALPHAS", (3.0,))
     weights = read_weights(data / "weights.json")
     train_, validation = splits["train"], splits["validation"]
-    found = terms.fit(Terms(1 << 20), train_, validation, weights)
+    found = hashed_ngrams.fit(Terms(1 << 20), train_, validation, weights)
     vectorizer = DictVectorizer()
     known = vectorizer.fit_transform([counted(ids.tolist()) for ids in train_.texts()]).tocsc()
     texts = np.diff(known.indptr)
@@ -64,7 +64,7 @@ def test_the_module_scores_as_it_was_fitted_and_padding_counts_nothing(
     splits: dict[str, ShardDataset], data: Path
 ) -> None:
     module = Terms(1 << 16)
-    found = terms.fit(module, splits["train"], splits["validation"], read_weights(data / "weights.json"))
+    found = hashed_ngrams.fit(module, splits["train"], splits["validation"], read_weights(data / "weights.json"))
     for ids, star in zip(splits["validation"].texts(), found, strict=True):
         tokens = torch.from_numpy(ids.astype(np.int64))[None]
         mask = torch.ones_like(tokens)
@@ -79,7 +79,7 @@ def test_the_share_is_the_one_that_correlates_best(good: str, share: float) -> N
     one, other = rng.normal(size=(2, 500)).astype(np.float32)
     labels = {"network": one, "terms": other, "both": one + other}[good]
     module = Terms(8)
-    mixed = terms.mix(module, one, other, labels)
+    mixed = hashed_ngrams.mix(module, one, other, labels)
     assert module.share.item() == pytest.approx(share)
     assert plcc(mixed, labels) == pytest.approx(1)
 
@@ -136,7 +136,7 @@ def test_a_trained_model_carries_its_terms(
     )
     history = train(params, data / "shards", data / "weights.json")
     module = Terms(1 << 14)
-    alone = terms.fit(module, splits["train"], splits["validation"], read_weights(data / "weights.json"))
+    alone = hashed_ngrams.fit(module, splits["train"], splits["validation"], read_weights(data / "weights.json"))
     best = EffiMini.from_pretrained(Path("models/best"))
     assert best.terms is not None
     assert torch.equal(best.terms.weight, module.weight)

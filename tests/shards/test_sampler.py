@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.order import Epoch, Samples, rank_share
+from shards.sampler import Epoch, Samples, rank_share
 
 SIZES = {1: [37], 7: [5, 1, 9, 2, 11, 3, 8], 64: [(7 * i) % 11 + 1 for i in range(64)]}
 

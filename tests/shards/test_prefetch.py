@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.ahead import AHEAD, ahead
+from shards.prefetch import AHEAD, ahead
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,7 +68,7 @@ def test_threads_end_when_nobody_asks_any_more() -> None:
 def test_a_thread_that_waits_for_ever_does_not_keep_the_process() -> None:
     script = """
 import threading
-from shards.ahead import ahead
+from shards.prefetch import ahead
 values = ahead([lambda step: step and threading.Event().wait()], range(9))
 print(next(values))
 """

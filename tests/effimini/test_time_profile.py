@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from effimini import spent
+from effimini import time_profile
 from effimini.clock import Clock
-from effimini.ranks import Ranks
+from effimini.distributed import Ranks
 from effimini.train import train
 from prep.core import files
 from prep.core.params import Params
@@ -41,13 +41,13 @@ def test_the_clock_counts_each_moment_once() -> None:
     ],
 )
 def test_what_bounds_a_training_is_said(seconds: dict[str, float], bound: str) -> None:
-    found = spent.summary({**seconds, "validation": 7.0}, 22.0, ONE)
+    found = time_profile.summary({**seconds, "validation": 7.0}, 22.0, ONE)
     assert bound in found.bound
     assert sum(found.shares.values()) == pytest.approx(1)
-    steps = sum(seconds[name] for name in spent.OF_STEPS)
+    steps = sum(seconds[name] for name in time_profile.OF_STEPS)
     assert found.samples_per_second == pytest.approx(22 / steps)
-    assert f"data {seconds['data'] / steps:.1%}" in spent.sentence(found)
-    assert "validation 7.0 s" in spent.sentence(found)
+    assert f"data {seconds['data'] / steps:.1%}" in time_profile.sentence(found)
+    assert "validation 7.0 s" in time_profile.sentence(found)
 
 
 def test_a_training_accounts_for_its_time(
@@ -58,9 +58,9 @@ def test_a_training_accounts_for_its_time(
         train(small, data / "shards", data / "weights.json", tmp_path / "models", tmp_path / "results")
     passed = time.perf_counter() - begun
     found = files.read_json(tmp_path / "results/time.json")
-    assert set(found["seconds"]) == {*spent.OF_STEPS, "validation", "saving"}
+    assert set(found["seconds"]) == {*time_profile.OF_STEPS, "validation", "saving"}
     assert 0 < sum(found["seconds"].values()) < passed
-    steps = sum(found["seconds"][name] for name in spent.OF_STEPS)
+    steps = sum(found["seconds"][name] for name in time_profile.OF_STEPS)
     assert found["samples_per_second"] == pytest.approx(3 * 80 / steps)  # three epochs
     assert found["peak_memory"] > 10**8
     assert f"bound by {found['bound']}" in caplog.text
@@ -70,5 +70,5 @@ def test_a_training_of_the_head_alone_accounts_for_its_features(small: Params, d
     frozen = dataclasses.replace(small, train=dataclasses.replace(small.train, frozen=True))
     train(frozen, data / "shards", data / "weights.json", tmp_path / "models", tmp_path / "results")
     found = files.read_json(tmp_path / "results/time.json")
-    assert found["seconds"][spent.FEATURES] > 0
+    assert found["seconds"][time_profile.FEATURES] > 0
     assert "stream.workers" not in found["bound"]

@@ -1,6 +1,6 @@
 """What batches by like length save, and what they do to the shuffling.
 
-    python -m benchmarks.order
+    python -m benchmarks.sampler
 
 In: the Amazon items of the corpus with their texts, 160 tokens on average (see `benchmarks.stream_data`). Out, for
 several pools: the share of a batch that is padding; how alike the samples of a batch are (variance of the batches'
@@ -25,7 +25,7 @@ from sklearn.feature_extraction.text import HashingVectorizer
 
 from benchmarks.stream_data import rows
 from effimini.metrics import plcc
-from shards.order import Epoch
+from shards.sampler import Epoch
 
 Floats = npt.NDArray[np.float64]
 
