@@ -32,9 +32,9 @@ from effimini.baselines import baselines
 from effimini.inference import open_split
 from effimini.metrics import plcc
 from prep.core import files, writers
-from prep.core.params import load, read
+from prep.core.params import load_params, read_yaml
 from prep.weights import read_weights
-from shards.tokens import Tokens
+from shards.tokens import TokenizationConfig
 
 BUILD = Path("build/ablation")
 PAPER, BEST, RIDGE = "paper", "best", "TF-IDF + ridge"
@@ -84,7 +84,7 @@ def run(salt: str, recipe: str) -> None:
     done = place(salt, recipe)
     if done.exists():
         return
-    params = read(Path(f"params/{'best' if recipe.startswith(BEST) else 'corpus'}.yaml"))
+    params = read_yaml(Path(f"params/{'best' if recipe.startswith(BEST) else 'corpus'}.yaml"))
     for name, value in {**RECIPES[recipe], "sample.salt": salt}.items():
         section, key = name.split(".")
         params[section][key] = value
@@ -92,7 +92,7 @@ def run(salt: str, recipe: str) -> None:
     began = time.monotonic()
     with project(work, params):
         command("dvc", "repro", "-q", cwd=work)
-    with files.folder(done) as out:
+    with files.atomic_folder(done) as out:
         shutil.copytree(work / "data/predictions", out / "predictions")
         shutil.copyfile(work / "results/evaluation.json", out / "metrics.json")
         shutil.copyfile(work / "params.yaml", out / "params.yaml")
@@ -104,8 +104,8 @@ def run(salt: str, recipe: str) -> None:
 
 def _ridge() -> pd.DataFrame:
     """Return the stars of TF-IDF + ridge of the test split of the project here."""
-    params = load(Path("params.yaml"))
-    how = Tokens(params.model.text.name, params.text.fields, params.text.max_tokens)
+    params = load_params(Path("params.yaml"))
+    how = TokenizationConfig(params.model.text.name, params.text.fields, params.text.max_tokens)
     train, validation, test = (
         open_split(Path("data/shards"), params, split, how, params.images.resolution)
         for split in ("train", "validation", "test")

@@ -20,7 +20,7 @@ from ruamel.yaml.comments import CommentedMap
 
 from benchmarks.encoders import main as write_encoders
 from prep.core import presets
-from prep.core.params import read
+from prep.core.params import read_yaml
 
 BUILD = Path("build/corpus")
 
@@ -43,7 +43,7 @@ def project(build: Path, params: CommentedMap) -> Iterator[None]:
         if Path(name).exists() and name != "dvc.lock":
             (build / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(name, build / name)
-    presets.dump(params, build / "params.yaml")
+    presets.write_yaml(params, build / "params.yaml")
     command("dvc", "config", "core.no_scm", "true", cwd=build)
     write_encoders(build / "encoders")
     command("effimini", "pipeline", cwd=build)
@@ -60,7 +60,7 @@ def main() -> None:
     """Run the pipeline and print the metrics and how long it took."""
     parser = argparse.ArgumentParser("python -m benchmarks.corpus", description=__doc__.splitlines()[0])
     parser.add_argument("--params", type=Path, default=Path("params/corpus.yaml"))
-    with project(BUILD, read(parser.parse_args().params)):
+    with project(BUILD, read_yaml(parser.parse_args().params)):
         began = time.monotonic()
         command("dvc", "repro", cwd=BUILD)
         print(f"{(time.monotonic() - began) / 60:.1f} minutes")

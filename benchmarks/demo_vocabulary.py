@@ -17,8 +17,8 @@ from tokenizers import Tokenizer
 from tokenizers.implementations import BertWordPieceTokenizer  # type: ignore[attr-defined]  # its module has no __all__
 
 from prep.core.fields import LABELS, assemble
-from prep.core.files import aside
-from prep.core.params import load
+from prep.core.files import atomic_write
+from prep.core.params import load_params
 from prep.core.text import clean, clean_details, clean_list
 from prep.core.writers import write_json
 from prep.demo import write_catalogue
@@ -65,11 +65,11 @@ def word_piece(lines: list[str]) -> Tokenizer:
 
 def main(folder: Path) -> None:
     """Write the tokenizer's files to `folder` and say how large it is."""
-    source = load().source
+    source = load_params().source
     with TemporaryDirectory() as made:
         write_catalogue(Path(made), source.categories, source.demo.items, source.demo.seed)
         tokenizer = word_piece(texts(Path(made)))
-    with aside(folder / "tokenizer.json") as partial:
+    with atomic_write(folder / "tokenizer.json") as partial:
         partial.write_text(tokenizer.to_str(pretty=True) + "\n", encoding="utf-8")
     settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 512}
     special = {f"{name.strip('[]').lower()}_token": name for name in SPECIAL}

@@ -102,7 +102,7 @@ def ours(urls: Path, out: Path, *, processes: int) -> dict[str, float]:
 
     import pyarrow as pa
 
-    from prep.core.params import Dask, load
+    from prep.core.params import DaskParams, load_params
     from shards import fetch as stage
 
     # as rows of a sample whose URLs the mirror serves
@@ -115,12 +115,12 @@ def ours(urls: Path, out: Path, *, processes: int) -> dict[str, float]:
     for band in range(20):
         part = pa.Table.from_pylist(rows[band::20], SAMPLE)
         writers.write_table(out / f"sample/C/train-{band:02d}.parquet", part)
-    params = load(Path("params/paper.yaml"))
+    params = load_params(Path("params/paper.yaml"))
     params = replace(
         params,
         images=replace(params.images, resolution=SIZE, fit="crop", quality=QUALITY, request=0, bad_share=1.0),
         fetch=replace(params.fetch, mirror=base, connections=CONNECTIONS, tries=TRIES, refusals=10**6),
-        dask=Dask(scheduler="processes" if processes > 1 else "synchronous", workers=CORES),
+        dask=DaskParams(scheduler="processes" if processes > 1 else "synchronous", workers=CORES),
     )
     begin = now()
     stage.fetch("C", params, out)

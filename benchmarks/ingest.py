@@ -162,9 +162,9 @@ def ours(kind: str, out: Path, *, scheduler: str) -> dict[str, float]:
     from dataclasses import replace
 
     from prep import download as stage
-    from prep.core.params import Dask, load
+    from prep.core.params import DaskParams, load_params
 
-    category, params = kind.capitalize(), load(Path("params/paper.yaml"))
+    category, params = kind.capitalize(), load_params(Path("params/paper.yaml"))
     source = replace(
         params.source,
         kind="mirror",
@@ -177,12 +177,12 @@ def ours(kind: str, out: Path, *, scheduler: str) -> dict[str, float]:
         params,
         source=source,
         download=replace(params.download, buckets=4),
-        dask=Dask(scheduler=scheduler, workers=CORES),
+        dask=DaskParams(scheduler=scheduler, workers=CORES),
     )
     crew, starting = stage.workers, 0.0
 
     @contextmanager
-    def timed(settings: Dask) -> Iterator[Any]:
+    def timed(settings: DaskParams) -> Iterator[Any]:
         nonlocal starting
         begin = time.perf_counter()
         with crew(settings) as given:

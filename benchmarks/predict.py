@@ -37,7 +37,7 @@ from benchmarks.tables import spread
 from effimini.export import GRAPH, Array, Graph, export
 from effimini.model import EffiMini, build
 from prep.core import memory
-from prep.core.params import Encoder, load
+from prep.core.params import EncoderParams, load_params
 
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build/bench-predict"
@@ -50,8 +50,8 @@ Score = Callable[..., Array]
 
 def made(folder: Path) -> None:
     """Save the model to `folder`/torch and export it to `folder`/onnx."""
-    params = load(ROOT / "params/paper.yaml")
-    text = Encoder(name=str(ROOT / "effimini/minilm"), weights="random")
+    params = load_params(ROOT / "params/paper.yaml")
+    text = EncoderParams(name=str(ROOT / "effimini/minilm"), weights="random")
     params = dataclasses.replace(
         params,
         model=dataclasses.replace(params.model, text=text),

@@ -25,7 +25,7 @@ from sklearn.feature_extraction.text import HashingVectorizer
 
 from benchmarks.stream_data import rows
 from effimini.metrics import plcc
-from shards.sampler import Epoch
+from shards.sampler import EpochSampler
 
 Floats = npt.NDArray[np.float64]
 
@@ -40,7 +40,7 @@ def epochs(count: int, lengths: npt.NDArray[np.int64], pool: int, batch: int, se
     sizes = [min(SHARD, count - first) for first in range(0, count, SHARD)]
     drawn: list[Any] = []
     for epoch in range(number):
-        order = Epoch(sizes, batch_size=batch, seed=seed, epoch=epoch, pool=pool, lengths=lambda s: lengths[s])
+        order = EpochSampler(sizes, batch_size=batch, seed=seed, epoch=epoch, pool=pool, lengths=lambda s: lengths[s])
         drawn += [order[step] for step in range(len(order))]
     return drawn
 

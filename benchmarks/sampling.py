@@ -31,7 +31,7 @@ from sklearn.model_selection import train_test_split
 from benchmarks.scale import make, parameters
 from benchmarks.tables import table
 from prep import strata
-from prep.core.params import Params, load
+from prep.core.params import Params, load_params
 from prep.core.parts import TEST, TRAIN, VALIDATION, part_files
 from prep.download import download
 from prep.groups import groups
@@ -165,7 +165,7 @@ def main() -> None:
     for number, category in enumerate(params.source.categories):
         make(BUILD / "made", category, np.arange(number, chosen.items, 2), 4)
     compare("Made items", params, BUILD / "made", 10_000, chosen.seeds)
-    params = load(Path("params/corpus.yaml"))
+    params = load_params(Path("params/corpus.yaml"))
     params = replace(params, source=replace(params.source, location=str(movies)))
     for category in params.source.categories:
         download(category, params, BUILD / "films")

@@ -34,7 +34,7 @@ from benchmarks.ingest import now, since, watched
 from benchmarks.tables import spread, table
 from prep import groups, join, sample
 from prep.core import buckets, cluster, writers
-from prep.core.params import Dask, Params, load
+from prep.core.params import DaskParams, Params, load_params
 from prep.core.tables.raw import ITEMS, REVIEWS
 
 BUILD = Path("build/bench-scale")
@@ -121,13 +121,13 @@ def _write(numbers: Numbers, bucket: int, out: Path, reviews_an_item: int) -> No
 
 def parameters(categories: Iterable[str], count: int, scheduler: str) -> Params:
     """Return the paper's parameters for made items."""
-    params = load(Path("params/paper.yaml"))
+    params = load_params(Path("params/paper.yaml"))
     return replace(
         params,
         source=replace(params.source, categories=tuple(categories)),
         download=replace(params.download, buckets=count),
         sample=replace(params.sample, min_chars=0, require=("title", "average_rating", "rating_number")),
-        dask=Dask(scheduler=scheduler, workers=WORKERS),
+        dask=DaskParams(scheduler=scheduler, workers=WORKERS),
     )
 
 
@@ -141,10 +141,10 @@ STAGES: dict[str, Callable[[Params, Path], None]] = {
 def run_stage(stage: str, data: Path) -> dict[str, float]:
     """Run a stage; return its seconds, and how many were its workers' and went to starting and ending them."""
     spent = {"start": 0.0, "workers": 0.0}
-    crew, run = cluster.workers, cluster.Workers.run
+    crew, run = cluster.dask_pool, cluster.DaskPool.run
 
     @contextmanager
-    def timed_crew(settings: Dask) -> Iterator[cluster.Workers]:
+    def timed_crew(settings: DaskParams) -> Iterator[cluster.DaskPool]:
         begin = time.perf_counter()
         with crew(settings) as given:
             spent["start"] += time.perf_counter() - begin
@@ -152,13 +152,13 @@ def run_stage(stage: str, data: Path) -> dict[str, float]:
             begin = time.perf_counter()
         spent["start"] += time.perf_counter() - begin
 
-    def timed_run(self: cluster.Workers, *given: Any) -> list[Any]:
+    def timed_run(self: cluster.DaskPool, *given: Any) -> list[Any]:
         begin = time.perf_counter()
         found = run(self, *given)
         spent["workers"] += time.perf_counter() - begin
         return found
 
-    cluster.Workers.run = timed_run
+    cluster.DaskPool.run = timed_run
     for module in (join, groups, sample):
         module.workers = timed_crew
     begin = now()

@@ -222,10 +222,10 @@ def torch_loader(place: str, samples: int, workers: int) -> Iterable[Any]:
 
 def ceiling(place: str, samples: int, workers: int) -> Iterable[Any]:
     """Threads as ours, decoding alone."""
-    from shards.prefetch import ahead
+    from shards.prefetch import prefetch
 
     decoding = _Decoding(samples)
-    return ahead([decoding.__getitem__] * workers, range(len(decoding)))
+    return prefetch([decoding.__getitem__] * workers, range(len(decoding)))
 
 
 _TEXT = ("transformers", "torchvision.transforms.functional")
@@ -496,7 +496,7 @@ def growth(place: Path, samples: int, repeats: int) -> Any:
 
 def link_shards(real: Path, out: Path, shards: int) -> None:
     """Fill a folder with links to the first shard of another, and a manifest of them."""
-    about = manifest.parse((real / manifest.NAME).read_bytes(), str(real))
+    about = manifest.parse_manifest((real / manifest.MANIFEST_FILE).read_bytes(), str(real))
     first = about.shards[0]
     out.mkdir(parents=True)
     lines = [replace(first, name=f"train-00-{number:05d}.tar") for number in range(shards)]

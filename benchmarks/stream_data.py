@@ -25,9 +25,9 @@ from prep.core.tables.sample import TEXTS
 from prep.core.text import clean, clean_details, clean_list
 from shards import manifest, tokens
 from shards.images.pixels import to_training
-from shards.manifest import Manifest, Shard, Source, Tokenised
+from shards.manifest import Manifest, Shard, Source, Tokenization
 from shards.tar import index_tar, write_tar
-from shards.tokens import Tokens
+from shards.tokens import TokenizationConfig
 
 BUILD = Path("build/bench-stream")
 SIZE, QUALITY = 224, 90  # of the posters as stored
@@ -39,7 +39,7 @@ CATEGORY, SHARD = "Bench", 1000  # samples a shard of ours and of webdataset; th
 class Sample(NamedTuple):
     """One sample, in every form that a writer takes."""
 
-    facts: dict[str, Any]  # `prep.core.tables.shards.FACTS` by name
+    facts: dict[str, Any]  # `prep.core.tables.shards.METADATA_FIELDS` by name
     text: str  # assembled
     ids: list[int]  # its tokens
     poster: Path  # a file with `jpeg`
@@ -64,7 +64,7 @@ def posters() -> list[Path]:
     """Return the posters at training size, made once."""
     folder = BUILD / "posters"
     if not folder.exists():
-        with files.folder(folder) as out:
+        with files.atomic_folder(folder) as out:
             for original in sorted((_corpus() / "movies/images/I").glob("*.jpg"))[:POSTERS]:
                 decoded = to_training(original.read_bytes(), SIZE, "squash", QUALITY, 50_000_000)
                 (out / original.name).write_bytes(decoded.image)
@@ -94,7 +94,7 @@ def rows() -> list[tuple[dict[str, Any], str, list[int]]]:
     """Return facts, text and token ids of the Amazon items, without the shortest texts: 160 tokens on average."""
     rows = []
     for path in sorted((_corpus() / "amazon/raw/meta_categories").glob("*.jsonl")):
-        items, _ = records.read("items", path.read_bytes(), 1)
+        items, _ = records.parse_lines("items", path.read_bytes(), 1)
         for item in items.to_pylist():
             facts = {name: clean(item[name]) for name in ("main_category", "title", "store")}
             facts["features"] = clean_list(item["features"], " | ")
@@ -102,7 +102,7 @@ def rows() -> list[tuple[dict[str, Any], str, list[int]]]:
             facts["details"] = clean_details(item["details"])
             rows.append(facts | {name: item[name] or 1 for name in ("average_rating", "rating_number")})
     texts = [assemble(facts, TEXTS) for facts in rows]
-    found = tokens.encode(tokens.load(str(minilm())), texts, MAX_TOKENS)
+    found = tokens.encode(tokens.load_tokenizer(str(minilm())), texts, MAX_TOKENS)
     lengths = np.array([len(ids) for ids in found])
     # the shortest length to keep: the mean of what is at least so long grows with it
     least = next(n for n in range(MAX_TOKENS) if lengths[lengths >= n].mean() >= MEAN_TOKENS)
@@ -131,13 +131,13 @@ def write_shards(given: Sequence[Sample], folder: Path) -> None:
     out = folder / CATEGORY
     out.mkdir()
     write_tars(given, out)
-    how = Tokens(str(minilm()), TEXTS, MAX_TOKENS)
-    tokenizer = tokens.load(how.name)
+    how = TokenizationConfig(str(minilm()), TEXTS, MAX_TOKENS)
+    tokenizer = tokens.load_tokenizer(how.name)
     tars = sorted(out.glob("*.tar"))
     for tar in tars:
         index_tar(tar, tar.with_suffix(".arrow"), how, tokenizer)
     lines = [_line(tar, min(SHARD, len(given) - number * SHARD)) for number, tar in enumerate(tars)]
-    write_manifest(out, lines, tokens.fingerprint(tokenizer))
+    write_manifest(out, lines, tokens.tokenizer_fingerprint(tokenizer))
 
 
 def write_manifest(out: Path, lines: Sequence[Shard], tokenizer: str) -> None:
@@ -147,10 +147,10 @@ def write_manifest(out: Path, lines: Sequence[Shard], tokenizer: str) -> None:
         category=CATEGORY,
         source=Source("mirror", ""),
         parameters={"images": {"resolution": SIZE}},
-        tokens=Tokenised(tokenizer, TEXTS, MAX_TOKENS),
+        tokens=Tokenization(tokenizer, TEXTS, MAX_TOKENS),
         shards=tuple(lines),
     )
-    writers.write_json(out / manifest.NAME, about)
+    writers.write_json(out / manifest.MANIFEST_FILE, about)
 
 
 def _line(tar: Path, count: int) -> Shard:
@@ -243,6 +243,6 @@ def write_all(count: int) -> Path:
                 continue
             print(f"writing {out}", file=sys.stderr)
             given = given or samples(count)
-            with files.folder(out) as partial:
+            with files.atomic_folder(out) as partial:
                 write(given, partial, **({"lean": True} if lean else {}))
     return place

@@ -45,11 +45,11 @@ from benchmarks import stream_data as data
 from benchmarks.hardware import multiplies_bfloat16
 from benchmarks.tables import spread
 from effimini import cost, time_profile
-from effimini.distributed import ranks
+from effimini.distributed import init_distributed
 from effimini.model import build
 from effimini.train import Trainer
 from prep.core import files, writers
-from prep.core.params import Encoder, Params, load
+from prep.core.params import EncoderParams, Params, load_params
 from shards import manifest
 
 SAMPLES, WARMING = 2112, 2
@@ -75,11 +75,11 @@ Turns: TypeAlias = dict[str, list[Turn]]  # by the name of the side
 
 def parameters(batch: int, **recipe: Any) -> Params:
     """Return the paper's parameters on the benchmark's data, with batches of `batch` and a recipe changed."""
-    params = load(Path("params/paper.yaml"))
+    params = load_params(Path("params/paper.yaml"))
     model = replace(
         params.model,
-        image=Encoder(name="efficientnet_b0", weights="random"),
-        text=Encoder(name=str(data.minilm()), weights="pretrained"),
+        image=EncoderParams(name="efficientnet_b0", weights="random"),
+        text=EncoderParams(name=str(data.minilm()), weights="pretrained"),
         attention_dropout=recipe.pop("attention_dropout", params.model.attention_dropout),
     )
     return replace(
@@ -103,16 +103,16 @@ def make_shards() -> Path:
     """Write the samples as shards of ours, the first tar as the validation split as well."""
     folder = BUILD / "data"
     if not folder.exists():
-        with files.folder(folder) as partial:
+        with files.atomic_folder(folder) as partial:
             given = data.samples(SAMPLES)
             (partial / "shards").mkdir()
             data.write_shards(given, partial / "shards")
             out = partial / "shards" / data.CATEGORY
-            about = manifest.parse((out / manifest.NAME).read_bytes(), str(out))
+            about = manifest.parse_manifest((out / manifest.MANIFEST_FILE).read_bytes(), str(out))
             line = replace(about.shards[0], name="validation-000.tar", split="validation")
             for ours, theirs in ((line.name, about.shards[0].name), (line.index, about.shards[0].index)):
                 (out / ours).hardlink_to(out / theirs)
-            writers.write_json(out / manifest.NAME, replace(about, shards=(*about.shards, line)))
+            writers.write_json(out / manifest.MANIFEST_FILE, replace(about, shards=(*about.shards, line)))
     return folder
 
 
@@ -180,7 +180,7 @@ def plain(size: int) -> Step:
 def ours(size: int, *, one_batch: bool = False, **recipe: Any) -> tuple[Step, Trainer]:
     """Return a step of ours, and the trainer."""
     place = make_shards()
-    with ranks() as here:
+    with init_distributed() as here:
         trainer = Trainer(parameters(size, **recipe), place / "shards", None, here)
     trainer.network.train()
 

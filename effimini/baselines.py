@@ -17,7 +17,7 @@ from effimini.inference import clamp
 from effimini.metrics import Stars, plcc
 from effimini.ridge import best_ridge
 from prep.core.fields import assemble
-from prep.weights import Weighing, counts_of, sample_weights
+from prep.weights import SampleWeights, counts_of, sample_weights
 from shards.stream import ShardDataset
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ def baselines(
     train: ShardDataset,
     validation: ShardDataset,
     test: ShardDataset,
-    weights: Weighing,
+    weights: SampleWeights,
     fields: Sequence[str],
 ) -> dict[str, Stars]:
     """Return the stars of each baseline, clamped, float32 [N], of the samples of `test`.
@@ -50,7 +50,9 @@ def baselines(
     }
 
 
-def on_features(train: FeatureDataset, validation: FeatureDataset, test: FeatureDataset, weights: Weighing) -> Stars:
+def on_features(
+    train: FeatureDataset, validation: FeatureDataset, test: FeatureDataset, weights: SampleWeights
+) -> Stars:
     """Return the stars of ridge on standardised features, clamped, float32 [N], for `test`; else as `baselines`."""
     scaler = StandardScaler().fit(train.features)
     known, unseen, asked = (scaler.transform(split.features) for split in (train, validation, test))
@@ -83,17 +85,17 @@ def _ridge(
     """Fit ridge on TF-IDF of words and word pairs, for each of `TFIDF_ALPHAS`, and keep the best on `validation`."""
     vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2, max_features=200_000)
     try:
-        known = vectorizer.fit_transform(_texts(train, fields))
+        known = vectorizer.fit_transform(_split_texts(train, fields))
     except ValueError:  # scikit-learn's word for a vocabulary without a term, as of very few samples
         log.warning("no term stands in two training texts; TF-IDF + ridge falls back to the constant")
         return np.full(len(test), _mean(train.labels, weight), np.float32)
-    unseen = vectorizer.transform(_texts(validation, fields))
+    unseen = vectorizer.transform(_split_texts(validation, fields))
     chosen, best = best_ridge(
         TFIDF_ALPHAS, known, train.labels, weight, lambda ridge: plcc(clamp(ridge.predict(unseen)), validation.labels)
     )
     log.info("TF-IDF + ridge: alpha %g, validation PLCC %.4f", chosen.alpha, best)
-    return clamp(chosen.predict(vectorizer.transform(_texts(test, fields)))).astype(np.float32)
+    return clamp(chosen.predict(vectorizer.transform(_split_texts(test, fields)))).astype(np.float32)
 
 
-def _texts(split: ShardDataset, fields: Sequence[str]) -> list[str]:
+def _split_texts(split: ShardDataset, fields: Sequence[str]) -> list[str]:
     return [assemble(split.facts(i), fields) for i in range(len(split))]

@@ -24,7 +24,7 @@ from effimini.model import EffiMini
 _ATTENTION = "sdpa_in_float32"
 
 
-def spare(model: EffiMini) -> None:
+def keep_in_float32(model: EffiMini) -> None:
     """Let attention and depthwise convolutions of `model` compute in float32."""
     if model.text.config._attn_implementation == "sdpa":
         model.text.set_attn_implementation(_ATTENTION)

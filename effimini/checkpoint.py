@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from effimini.model import WEIGHTS, EffiMini
+from effimini.model import WEIGHTS_FILE, EffiMini
 from prep.core import files, writers
 from prep.core.errors import UserError, first_sentence
 from shards.loader import LoaderState
@@ -38,7 +38,9 @@ class Progress(msgspec.Struct, kw_only=True):
     seconds: dict[str, float] = {}  # spent, by what on
 
 
-def save(folder: Path, model: EffiMini, optimizer: torch.optim.Optimizer, progress: Progress, *, best: bool) -> None:
+def save_checkpoint(
+    folder: Path, model: EffiMini, optimizer: torch.optim.Optimizer, progress: Progress, *, best: bool
+) -> None:
     """Write a state below `folder`, and remove the ones before it.
 
     Args:
@@ -51,9 +53,9 @@ def save(folder: Path, model: EffiMini, optimizer: torch.optim.Optimizer, progre
     Raises:
         UserError: the disk does not take it; the state before is still there.
     """
-    before, path = newest(folder), folder / f"{progress.steps:09d}"
+    before, path = newest_checkpoint(folder), folder / f"{progress.steps:09d}"
     try:
-        with files.folder(path) as partial:
+        with files.atomic_folder(path) as partial:
             model.save_pretrained(partial / "last")
             if best:
                 link(partial / "last", partial / "best")
@@ -72,17 +74,17 @@ def save(folder: Path, model: EffiMini, optimizer: torch.optim.Optimizer, progre
             shutil.rmtree(other)
 
 
-def load(folder: Path, model: EffiMini, optimizer: torch.optim.Optimizer) -> Progress:
+def load_checkpoint(folder: Path, model: EffiMini, optimizer: torch.optim.Optimizer) -> Progress:
     """Put the newest state below `folder` into model and optimizer and return its progress; a fresh one without it.
 
     Raises:
         UserError: the state is damaged.
     """
-    path = newest(folder)
+    path = newest_checkpoint(folder)
     if path is None:
         return Progress()
     try:
-        model.load_state_dict(load_file(path / "last" / WEIGHTS))
+        model.load_state_dict(load_file(path / "last" / WEIGHTS_FILE))
         optimizer.load_state_dict(torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True))
         return msgspec.json.decode((path / PROGRESS).read_bytes(), type=Progress)
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
@@ -91,7 +93,7 @@ def load(folder: Path, model: EffiMini, optimizer: torch.optim.Optimizer) -> Pro
         ) from error
 
 
-def newest(folder: Path) -> Path | None:
+def newest_checkpoint(folder: Path) -> Path | None:
     """Return the folder of the newest state below `folder`, None where there is none."""
     return max((path.parent for path in folder.glob(f"[0-9]*/{PROGRESS}")), default=None)
 

@@ -19,10 +19,10 @@ import typer
 from prep.core import pipeline as dvc
 from prep.core import presets
 from prep.core.errors import UserError
-from prep.core.params import Params, load
+from prep.core.params import Params, load_params
 
 if TYPE_CHECKING:
-    from shards.location import Location
+    from shards.location import ShardLocation
 
 app = typer.Typer(
     help="Prepare Amazon Reviews 2023 as shards, and train a compact image + text model on them.",
@@ -57,17 +57,17 @@ def main() -> None:
         sys.exit(2)
 
 
-def _load(path: Path) -> Params:
+def _load_project_params(path: Path) -> Params:
     """Read the parameters, and where they are the project's, see that dvc.yaml is of them."""
-    settings = load(path)
+    settings = load_params(path)
     if path == PARAMS:
-        dvc.check(settings)
+        dvc.check_dvc_yaml(settings)
     return settings
 
 
 def _run(stage: Callable[[str, Params, Path], Any], category: str, params: Path, table: Path, as_json: bool) -> Any:
     """Run a stage on one category of the data that `table` is part of, say what it did, and return its result."""
-    settings = _load(params)
+    settings = _load_project_params(params)
     if category not in settings.source.categories:
         known = ", ".join(settings.source.categories)
         raise UserError(f"{category} is not in source.categories ({known}); name one of them, or add it there")
@@ -112,8 +112,8 @@ def categories(
     """
     from prep import categories as stage
 
-    content = stage.of_hub(count) if hub else stage.of_source(load(params).source, data, count)
-    _show(content, stage.table, as_json)
+    content = stage.of_hub(count) if hub else stage.of_source(load_params(params).source, data, count)
+    _show(content, stage.category_table, as_json)
 
 
 @app.command()
@@ -125,7 +125,7 @@ def preset(
 
     In: params/base.yaml, params/NAME.yaml. Out: params.yaml, dvc.yaml. Example: `effimini preset paper`
     """
-    presets.write(name, PARAMS, overwrite=force)
+    presets.write_preset(name, PARAMS, overwrite=force)
     pipeline()
 
 
@@ -136,9 +136,9 @@ def pipeline(params: ParamsFile = PARAMS) -> None:
     In: params.yaml. Out: dvc.yaml, in which the stages over all categories depend on the folders of just these, and
     others on a local encoder or on the demo catalogue. Example: `effimini pipeline`
     """
-    settings = load(params)
-    changed = dvc.sync(settings)
-    dvc.warn_of_strays(DATA, dvc.TABLES, settings.source.categories)
+    settings = load_params(params)
+    changed = dvc.update_dvc_yaml(settings)
+    dvc.warn_of_strays(DATA, dvc.TABLE_FOLDERS, settings.source.categories)
     logging.info("dvc.yaml %s; run `dvc repro`", "is written" if changed else "is up to date")
 
 
@@ -172,7 +172,7 @@ def groups(params: ParamsFile = PARAMS, data: Data = DATA, as_json: Json = False
     """
     from prep import groups as stage
 
-    stage.groups(_load(params), data)
+    stage.groups(_load_project_params(params), data)
     _report(data / "groups" / "report.json", as_json)
 
 
@@ -213,9 +213,9 @@ def fetch(
     """
     from shards import fetch as stage
 
-    again = frozenset(filter(None, retry.split(","))) or stage.PASSING
-    if unknown := sorted(again - stage.FAULTS):
-        raise UserError(f"--retry {unknown[0]}: no outcome of an image; they are {', '.join(sorted(stage.FAULTS))}")
+    again = frozenset(filter(None, retry.split(","))) or stage.TRANSIENT
+    if unknown := sorted(again - stage.FAILURES):
+        raise UserError(f"--retry {unknown[0]}: no outcome of an image; they are {', '.join(sorted(stage.FAILURES))}")
     _run(partial(stage.fetch, again=again), category, params, data / "images", as_json)
     if Path(".dvc").is_dir() and "DVC_STAGE" not in os.environ:  # which DVC sets for what it runs
         logging.info("run `dvc commit --force fetch@%s` to keep these images, then `dvc repro`", category)
@@ -241,7 +241,7 @@ def weights(params: ParamsFile = PARAMS, data: Data = DATA) -> None:
     """
     from prep import weights as stage
 
-    stage.weights(_load(params), data)
+    stage.weights(_load_project_params(params), data)
 
 
 @app.command()
@@ -253,7 +253,7 @@ def train(params: ParamsFile = PARAMS, data: Data = DATA, shards: ShardsAt = "")
     """
     from effimini import train as stage
 
-    stage.train(_load(params), shards or data / "shards", None if shards else data / "weights.json")
+    stage.train(_load_project_params(params), shards or data / "shards", None if shards else data / "weights.json")
 
 
 @app.command()
@@ -264,7 +264,7 @@ def evaluate(params: ParamsFile = PARAMS, data: Data = DATA, shards: ShardsAt = 
     """
     from effimini import evaluate as stage
 
-    stage.evaluate(_load(params), data, shards=shards or None)
+    stage.evaluate(_load_project_params(params), data, shards=shards or None)
 
 
 @app.command()
@@ -280,10 +280,10 @@ def validate(
     """
     from validation import validate as stage
 
-    settings, place = _load(params), Path(table)
+    settings, place = _load_project_params(params), Path(table)
     if len(place.parts) > 1:
         table, data = place.stem, place.parent
-    for name in [table] if table else stage.present(data):
+    for name in [table] if table else stage.present_tables(data):
         stage.validate(name, settings, data)
         pages = data.parent / "results/validation"
         logging.info("%s passed; %s shows every expectation", name, pages / f"{name}.html")
@@ -346,9 +346,9 @@ def lint(
     """
     from shards import lint as stage
 
-    faults: list[stage.Fault] = []
+    faults: list[stage.Violation] = []
     tars = samples = 0
-    for found in stage.lint(_location(shards, params), _chosen(shards, categories, params)):
+    for found in stage.lint(_open_location(shards, params), _chosen(shards, categories, params)):
         faults += found.faults
         tars, samples = tars + found.shards, samples + found.samples
         for fault in found.faults if not as_json else ():
@@ -376,11 +376,11 @@ def info(
         from shards import summary
 
         chosen = _chosen(shards, categories, params)
-        _show(summary.summarise(_location(shards, params), chosen), summary.table, as_json)
+        _show(summary.summarise(_open_location(shards, params), chosen), summary.summary_table, as_json)
         return
     from effimini import info as stage
 
-    _show(stage.info(load(params)), stage.table, as_json)
+    _show(stage.info(load_params(params)), stage.info_table, as_json)
 
 
 @app.command()
@@ -395,7 +395,7 @@ def card(
     """
     from shards import card as stage
 
-    typer.echo(stage.of_location(_location(shards, params), _chosen(shards, categories, params)), nl=False)
+    typer.echo(stage.of_location(_open_location(shards, params), _chosen(shards, categories, params)), nl=False)
 
 
 @app.command()
@@ -417,9 +417,9 @@ def preview(
     from prep.core import files
     from shards import preview as stage
 
-    location, of = _location(shards, params), _chosen(shards, None, params)
-    html = stage.page(location, categories or of, split, samples, seed, Path(weights) if weights else None, of)
-    with files.aside(output) as partial:
+    location, of = _open_location(shards, params), _chosen(shards, None, params)
+    html = stage.preview_page(location, categories or of, split, samples, seed, Path(weights) if weights else None, of)
+    with files.atomic_write(output) as partial:
         partial.write_text(html, encoding="utf-8")
     typer.echo(f"Preview: {output.resolve()}")
 
@@ -446,9 +446,9 @@ def diff(
 
     root = Path(repo).resolve() if Path(repo).exists() else repo
     given = [(name, Path(name).is_dir() or "://" in name or name.startswith("dvc+")) for name in (old, new)]
-    before, after = (_location(name if whole else f"dvc+{root}@{name}#{folder}", params) for name, whole in given)
+    before, after = (_open_location(name if whole else f"dvc+{root}@{name}#{folder}", params) for name, whole in given)
     result = msgspec.structs.replace(stage.compare(before, after, categories), old=old, new=new)
-    _show(result, diff_table.table, as_json)
+    _show(result, diff_table.comparison_table, as_json)
 
 
 @app.command()
@@ -459,23 +459,23 @@ def results(as_json: Json = False) -> None:
     """
     from effimini import report as stage
 
-    _show(stage.read(Path("results/evaluation.json")), stage.metrics_table, as_json)
+    _show(stage.read_evaluation(Path("results/evaluation.json")), stage.metrics_table, as_json)
     if not as_json:
         typer.echo(f"Report: {Path('results/report.html').resolve()}")
 
 
-def _location(url: str, params: Path) -> "Location":
-    from shards.location import Location
+def _open_location(url: str, params: Path) -> "ShardLocation":
+    from shards.location import ShardLocation
 
-    stream = load(params).stream
-    return Location(url, stream.cache_bytes, stream.connections)
+    stream = load_params(params).stream
+    return ShardLocation(url, stream.cache_bytes, stream.connections)
 
 
 def _chosen(url: str, categories: list[str] | None, params: Path) -> list[str] | None:
     """Return which categories of shards are meant: of the project's own, those of its parameters; else None is all."""
     if categories or Path(url).absolute() != (DATA / "shards").absolute():
         return categories
-    chosen = list(load(params).source.categories)
+    chosen = list(load_params(params).source.categories)
     dvc.warn_of_strays(DATA, ["shards"], chosen)
     return chosen
 

@@ -15,7 +15,7 @@ from torch import distributed
 from prep.core import memory
 
 
-class Ranks(NamedTuple):
+class Distributed(NamedTuple):
     """This process among the others."""
 
     rank: int
@@ -49,7 +49,7 @@ class Ranks(NamedTuple):
 
 
 @contextmanager
-def ranks() -> Iterator[Ranks]:
+def init_distributed() -> Iterator[Distributed]:
     """Join the processes that torchrun started, if it did; leave them at the end.
 
     A process without a GPU keeps from now on the memory that it frees.
@@ -62,10 +62,10 @@ def ranks() -> Iterator[Ranks]:
     else:
         memory.keep_freed()  # a step needs what the one before it freed
     if world == 1 or distributed.is_initialized():  # whoever joined them leaves them
-        yield Ranks(rank, world, device)
+        yield Distributed(rank, world, device)
         return
     distributed.init_process_group("nccl" if cuda else "gloo")
     try:
-        yield Ranks(rank, world, device)
+        yield Distributed(rank, world, device)
     finally:
         distributed.destroy_process_group()

@@ -20,23 +20,23 @@ import pyarrow as pa
 
 from effimini import cost, features, metrics, provenance, report
 from effimini.baselines import baselines, on_features
-from effimini.distributed import ranks
+from effimini.distributed import init_distributed
 from effimini.examples import examples
-from effimini.inference import Seen, clamp, open_split, predict_split
-from effimini.metrics import Chosen, Evaluation, Labels, Scores, Stars
+from effimini.inference import Modality, clamp, open_split, predict_split
+from effimini.metrics import Evaluation, LabelStats, ModelSelection, Scores, Stars
 from effimini.model import EffiMini
 from effimini.report import StageReport
 from prep.core import files, writers
 from prep.core.errors import UserError
-from prep.core.params import Params, only
+from prep.core.params import Params, narrow
 from prep.core.reports import Funnel
 from prep.core.tables.predictions import PREDICTIONS
 from prep.strata import COUNT_BUCKETS, count_bucket
-from prep.weights import Weighing, counts_of, sample_weights
+from prep.weights import SampleWeights, counts_of, sample_weights
 from shards.manifest import STATED
 from shards.stream import ShardDataset
 from shards.summary import summarise
-from shards.tokens import Tokens
+from shards.tokens import TokenizationConfig
 
 log = logging.getLogger(__name__)
 
@@ -79,9 +79,9 @@ def evaluate(
 
     Source: reference section 2 (metrics).
     """
-    params = only(params, READS)
-    model, training = EffiMini.from_pretrained(models / "best"), provenance.read(models / "best")
-    how = Tokens(str(models / "best"), model.config.fields, model.config.max_tokens)
+    params = narrow(params, READS)
+    model, training = EffiMini.from_pretrained(models / "best"), provenance.read_training(models / "best")
+    how = TokenizationConfig(str(models / "best"), model.config.fields, model.config.max_tokens)
     train, validation, test = splits = _Splits(
         *(open_split(shards or data / "shards", params, name, how, model.config.size) for name in _Splits._fields)
     )
@@ -96,20 +96,22 @@ def evaluate(
     ours = predictions[MODEL]
     _write_predictions(data / "predictions", {"test": (test, ours), "validation": (validation, of_validation)})
 
-    chosen = Chosen(round(metrics.plcc(of_validation, validation.labels), 6), len(validation))
+    chosen = ModelSelection(round(metrics.plcc(of_validation, validation.labels), 6), len(validation))
     measured = _measure(params, model, predictions, test, chosen)
     writers.write_json(results / "evaluation.json", measured)
-    writers.write_json(results / "metrics.json", summary(measured))
+    writers.write_json(results / "metrics.json", dvc_metrics(measured))
     tables = _write_tables(results / "plots", splits, predictions, measured, weights)
     shown = examples(test, ours, params.text.fields)
     about = summarise(test.shards.location, params.source.categories)
-    with files.aside(results / "report.html") as partial:
-        page = report.page(params, training, measured, tables, shown, about, _stage_reports(test), results / "train")
+    with files.atomic_write(results / "report.html") as partial:
+        page = report.report_page(
+            params, training, measured, tables, shown, about, _stage_reports(test), results / "train"
+        )
         partial.write_text(page, encoding="utf-8")
     return measured
 
 
-def summary(measured: Evaluation) -> dict[str, str | float | None]:
+def dvc_metrics(measured: Evaluation) -> dict[str, str | float | None]:
     """Return the content of metrics.json, which `dvc metrics show` prints in a row: few numbers, all of the model.
 
     Args:
@@ -124,7 +126,7 @@ def summary(measured: Evaluation) -> dict[str, str | float | None]:
     }
 
 
-def calibration(predictions: Stars, labels: Stars) -> pd.DataFrame:
+def calibration_table(predictions: Stars, labels: Stars) -> pd.DataFrame:
     """Return mean prediction and mean label of `BINS` bins of equal size, ordered by prediction."""
     order = np.argsort(predictions, kind="stable")
     rows = [
@@ -135,12 +137,12 @@ def calibration(predictions: Stars, labels: Stars) -> pd.DataFrame:
     return pd.DataFrame(rows).astype({"prediction": "float64", "average_rating": "float64"})
 
 
-def groups(predictions: Mapping[str, Stars], test: ShardDataset) -> pd.DataFrame:
+def metrics_by_group(predictions: Mapping[str, Stars], test: ShardDataset) -> pd.DataFrame:
     """Return samples and each predictor's PLCC and MAE by category and by bucket of rating_number."""
     bucket = count_bucket(test.rating_number)
     category = np.array(test.categories)
     picked = [("category", name, category == name) for name in dict.fromkeys(test.categories)]
-    picked += [("rating_number", name, bucket == number) for number, name in enumerate(bucket_names())]
+    picked += [("rating_number", name, bucket == number) for number, name in enumerate(count_bucket_names())]
     rows = []
     for by, name, chosen in picked:
         if chosen.any():
@@ -152,7 +154,7 @@ def groups(predictions: Mapping[str, Stars], test: ShardDataset) -> pd.DataFrame
     return pd.DataFrame(rows)
 
 
-def weighing(train: ShardDataset, weights: Weighing) -> pd.DataFrame:
+def weights_by_count(train: ShardDataset, weights: SampleWeights) -> pd.DataFrame:
     """Return what the loss makes of the training samples, by bucket of the count that weighs.
 
     Returns:
@@ -173,25 +175,27 @@ def weighing(train: ShardDataset, weights: Weighing) -> pd.DataFrame:
             "share of weight": each[chosen].sum() / max(each.sum(), 1e-9),
             "clipped": float((each[chosen] >= weights.clip).mean()) if weights.count != "none" else 0.0,
         }
-        for number, name in enumerate(bucket_names())
+        for number, name in enumerate(count_bucket_names())
         if (chosen := bucket == number).any()
     ]
     return pd.DataFrame(rows)
 
 
-def bucket_names() -> list[str]:
+def count_bucket_names() -> list[str]:
     """Return the name of each bucket of rating_number: 0-1, 2-4, ... 1000+."""
     last = [f"{low}-{high - 1}" for low, high in pairwise(COUNT_BUCKETS)]
     return [*last, f"{COUNT_BUCKETS[-1]}+"]
 
 
-def _predict(params: Params, model: EffiMini, splits: _Splits, weights: Weighing) -> tuple[Stars, dict[str, Stars]]:
+def _predict(
+    params: Params, model: EffiMini, splits: _Splits, weights: SampleWeights
+) -> tuple[Stars, dict[str, Stars]]:
     """Return the model's stars of validation, and those of test by predictor, the model first; all clamped."""
     of_features = {}
-    with ranks() as here:
+    with init_distributed() as here:
         model.to(here.device)
 
-        def stars(split: ShardDataset, seen: Seen = "both") -> Stars:
+        def stars(split: ShardDataset, seen: Modality = "both") -> Stars:
             return clamp(predict_split(model, split, here, params, seen))
 
         of_validation = stars(splits.validation)
@@ -208,7 +212,7 @@ def _predict(params: Params, model: EffiMini, splits: _Splits, weights: Weighing
 
 
 def _measure(
-    params: Params, model: EffiMini, predictions: Mapping[str, Stars], test: ShardDataset, chosen: Chosen
+    params: Params, model: EffiMini, predictions: Mapping[str, Stars], test: ShardDataset, chosen: ModelSelection
 ) -> Evaluation:
     """Return the numbers of evaluation.json, with 6 decimals."""
     labels, costs = test.labels, cost.costs(model)
@@ -235,7 +239,7 @@ def _measure(
     return Evaluation(
         source=params.source.kind,
         samples=len(test),
-        label=Labels(round(float(labels.mean()), 6), round(float(labels.std(dtype=np.float64)), 6)),
+        label=LabelStats(round(float(labels.mean()), 6), round(float(labels.std(dtype=np.float64)), 6)),
         test=scores,
         cost=msgspec.structs.replace(costs, C=round(costs.C, 6), E=round(costs.E, 6)),
         validation=chosen,
@@ -243,20 +247,20 @@ def _measure(
 
 
 def _write_tables(
-    folder: Path, splits: _Splits, predictions: Mapping[str, Stars], measured: Evaluation, weights: Weighing
+    folder: Path, splits: _Splits, predictions: Mapping[str, Stars], measured: Evaluation, weights: SampleWeights
 ) -> dict[str, pd.DataFrame]:
     """Write the tables of results/plots, and return them by name."""
     test, ours = splits.test, predictions[MODEL]
     whole = {name: stars for name, stars in predictions.items() if name not in {IMAGE_ALONE, TEXT_ALONE}}
     tables = {
         "predictions": _frame(test, ours)[["average_rating", "prediction", "category", "rating_number"]],
-        "calibration": calibration(ours, test.labels),
+        "calibration": calibration_table(ours, test.labels),
         "baselines": pd.DataFrame([{"predictor": name, "plcc": of.plcc} for name, of in measured.test.items()]),
-        "groups": groups(whole, test),
-        "weights": weighing(splits.train, weights),
+        "groups": metrics_by_group(whole, test),
+        "weights": weights_by_count(splits.train, weights),
     }
     for name, table in tables.items():
-        with files.aside(folder / f"{name}.csv") as partial:
+        with files.atomic_write(folder / f"{name}.csv") as partial:
             table.to_csv(partial, index=False, float_format="%.6g", lineterminator="\n")
     return tables
 
@@ -294,7 +298,7 @@ def _stage_reports(test: ShardDataset) -> list[StageReport]:
 
 def _write_predictions(folder: Path, splits: Mapping[str, tuple[ShardDataset, Stars]]) -> None:
     """Write `PREDICTIONS` of each split and the funnel: every sample is predicted."""
-    with files.folder(folder) as partial:
+    with files.atomic_folder(folder) as partial:
         for name, (split, stars) in splits.items():
             table = pa.Table.from_pandas(_frame(split, stars), PREDICTIONS, preserve_index=False)
             writers.write_table(partial / f"{name}.parquet", table.replace_schema_metadata(None))

@@ -17,14 +17,14 @@ import numpy.typing as npt
 import torch
 
 from effimini import cost
-from effimini.model import CONFIG, EffiMini
+from effimini.model import CONFIG_FILE, EffiMini
 from prep.core import files
 from prep.core.errors import UserError, first_sentence
 
 log = logging.getLogger(__name__)
 
 GRAPH = "model.onnx"
-BESIDE = (CONFIG, "tokenizer.json", "tokenizer_config.json")
+BESIDE = (CONFIG_FILE, "tokenizer.json", "tokenizer_config.json")
 TOLERANCE = 1e-3  # stars; a score is written with two decimals, and rounding makes 1e-6 to 1e-5
 CHECKED = ((1, 1), (1, None), (3, 7), (8, None))  # batches and tokens compared; None: as many as the model reads
 # The graph's inputs: images of the model's size, any batch, any number of tokens that the model reads.
@@ -72,8 +72,8 @@ class Graph:
             )
         if (found := self._session.get_inputs()[0].shape[1:]) != [3, size, size]:
             raise UserError(
-                f"{where} reads images of shape {found} where {CONFIG} beside it says {size} px; they belong to two "
-                "models, so run `effimini export` again"
+                f"{where} reads images of shape {found} where {CONFIG_FILE} says {size} px; they belong to two models, "
+                "so run `effimini export` again"
             )
         self.parameters, self.flops = int(about["parameters"]), int(about["flops"])
 
@@ -104,13 +104,13 @@ def export(model: Path, out: Path) -> None:
     if absent := [name for name in BESIDE if not (model / name).exists()]:
         raise UserError(f"{model} lacks {', '.join(absent)}; take the folder of a trained model, as models/best is")
     graph = _graph(network, model)
-    difference = _difference(network, Graph(graph, network.config.size))
+    difference = _score_difference(network, Graph(graph, network.config.size))
     if not difference <= TOLERANCE:  # nor NaN
         raise UserError(
             f"{model} scores {difference:.2g} stars apart in torch and in onnxruntime, over the tolerance of "
             f"{TOLERANCE:g}; use the model folder itself, and report it with the installed versions of both"
         )
-    with files.folder(out) as partial:
+    with files.atomic_folder(out) as partial:
         (partial / GRAPH).write_bytes(graph)
         for name in BESIDE:
             (partial / name).write_bytes((model / name).read_bytes())
@@ -140,7 +140,7 @@ def _graph(network: EffiMini, model: Path) -> bytes:
         with warnings.catch_warnings(action="ignore"):  # torch's about its own insides; the scores are compared
             program = torch.onnx.export(
                 network,
-                tuple(torch.from_numpy(array) for array in _inputs(network, 2, config.max_tokens)),
+                tuple(torch.from_numpy(array) for array in _example_inputs(network, 2, config.max_tokens)),
                 input_names=list(INPUTS),
                 output_names=[OUTPUT],
                 dynamic_shapes=shapes | {"has_image": {0: batch}},
@@ -160,7 +160,7 @@ def _graph(network: EffiMini, model: Path) -> bytes:
     return bytes(program.model_proto.SerializeToString())
 
 
-def _inputs(network: EffiMini, rows: int, tokens: int) -> tuple[Array, Array, Array, Array]:
+def _example_inputs(network: EffiMini, rows: int, tokens: int) -> tuple[Array, Array, Array, Array]:
     """Return random inputs of `rows` samples, every second without an image, with texts of different lengths.
 
     The images are faint noise about grey: full noise is so far from any picture that a network may blow the rounding of
@@ -177,11 +177,11 @@ def _inputs(network: EffiMini, rows: int, tokens: int) -> tuple[Array, Array, Ar
 
 
 @torch.inference_mode()
-def _difference(network: EffiMini, graph: Graph) -> float:
+def _score_difference(network: EffiMini, graph: Graph) -> float:
     """Return the largest difference of the two, stars."""
     found = []
     for rows, tokens in CHECKED:
-        inputs = _inputs(network, rows, min(tokens or network.config.max_tokens, network.config.max_tokens))
+        inputs = _example_inputs(network, rows, min(tokens or network.config.max_tokens, network.config.max_tokens))
         stars = network(*(torch.from_numpy(array) for array in inputs)).numpy()
         found.append(np.abs(stars - graph.score(*inputs)))
     return float(np.concatenate(found).max())

@@ -15,7 +15,7 @@ import torch
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from effimini.distributed import Ranks
+from effimini.distributed import Distributed
 from effimini.inference import each_sample
 from effimini.model import EffiMini
 from prep.core import files
@@ -25,7 +25,7 @@ from shards import sampler
 from shards.stream import Batch, ShardDataset
 
 FORMAT = 3  # raise it when the same encoders give other features
-_ROWS = 100_000  # looked at at once
+_ROWS_PER_CHUNK = 100_000  # looked at at once
 
 
 class Head(nn.Module):
@@ -53,7 +53,7 @@ class FeatureDataset(ShardDataset):
         self.__dict__.update(dataset.__dict__)
         self.features = features
 
-    def batch(self, samples: sampler.Samples, global_size: int) -> Batch:
+    def batch(self, samples: sampler.SampleNumbers, global_size: int) -> Batch:
         """Return the features of `samples`, a part of a step of `global_size`, on CPU."""
         none = torch.zeros((len(samples), 1), dtype=torch.int64)
         return Batch(
@@ -70,7 +70,7 @@ class FeatureDataset(ShardDataset):
         )
 
 
-def of_split(model: EffiMini, dataset: ShardDataset, here: Ranks, params: Params) -> FeatureDataset:
+def of_split(model: EffiMini, dataset: ShardDataset, here: Distributed, params: Params) -> FeatureDataset:
     """Return the samples of `dataset` as features of the model's encoders, from the store or computed.
 
     Raises:
@@ -78,11 +78,11 @@ def of_split(model: EffiMini, dataset: ShardDataset, here: Ranks, params: Params
     """
     if here.world > 1:
         raise UserError(f"train.frozen is true on {here.world} ranks; the head alone trains in one process, use one")
-    name = files.fingerprint(FORMAT, dataset.fingerprint, _weights(model), model.autocast)
+    name = files.fingerprint(FORMAT, dataset.fingerprint, _encoder_fingerprint(model), model.autocast)
     path = files.store() / "features" / f"{name}.npy"
     if not path.exists():
-        with files.aside(path) as partial:
-            _write(partial, model, dataset, here, params)
+        with files.atomic_write(path) as partial:
+            _compute_features(partial, model, dataset, here, params)
     return FeatureDataset(dataset, np.load(path, mmap_mode="r"))
 
 
@@ -92,13 +92,13 @@ def standardize(model: EffiMini, train: FeatureDataset) -> None:
     Encoders that are not trained give features of very different sizes, with which a head learns little.
     """
     scaler = StandardScaler()
-    for start in range(0, len(train), _ROWS):
-        scaler.partial_fit(train.features[start : start + _ROWS])
+    for start in range(0, len(train), _ROWS_PER_CHUNK):
+        scaler.partial_fit(train.features[start : start + _ROWS_PER_CHUNK])
     model.feature_mean.copy_(torch.from_numpy(scaler.mean_))
     model.feature_scale.copy_(torch.from_numpy(scaler.scale_))
 
 
-def _write(path: Path, model: EffiMini, dataset: ShardDataset, here: Ranks, params: Params) -> None:
+def _compute_features(path: Path, model: EffiMini, dataset: ShardDataset, here: Distributed, params: Params) -> None:
     rows: np.memmap[Any, np.dtype[np.float32]] | None = None
     of_key = {key: row for row, key in enumerate(dataset.keys)}
     model.eval()
@@ -111,7 +111,7 @@ def _write(path: Path, model: EffiMini, dataset: ShardDataset, here: Ranks, para
     rows.flush()
 
 
-def _weights(model: EffiMini) -> str:
+def _encoder_fingerprint(model: EffiMini) -> str:
     """Return the hex sha256 of the encoders' tensors and of how a text is pooled."""
     digest = hashlib.sha256(model.config.pooling.encode())
     for name, tensor in sorted(model.state_dict().items()):

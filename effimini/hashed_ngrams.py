@@ -19,19 +19,19 @@ from torch import Tensor, nn
 
 from effimini.metrics import Stars, plcc
 from effimini.ridge import best_ridge
-from prep.weights import Weighing, counts_of, sample_weights
+from prep.weights import SampleWeights, counts_of, sample_weights
 from shards.stream import ShardDataset
 
 log = logging.getLogger(__name__)
 
 ALPHAS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # strengths of ridge tried
-SHARES = np.linspace(0, 1, 21, dtype=np.float32)  # of the score, tried
+FRACTIONS = np.linspace(0, 1, 21, dtype=np.float32)  # of the score, tried
 _ONE = 0x9E3779B1  # these are odd, so that few ids below 2^18 fall together
 _PAIR, _APART = (0x85EBCA6B, 0xC2B2AE35), (0x27D4EB2F, 0x165667B1)
-_TEXTS = 256  # at once
+_TEXTS_PER_BATCH = 256  # at once
 
 
-class Terms(nn.Module):
+class HashedNgrams(nn.Module):
     """Stars from the terms of a text.
 
     Args:
@@ -66,17 +66,17 @@ class Terms(nn.Module):
         apart = tokens[:, :-2] * _APART[0] + tokens[:, 2:] * _APART[1]
         there = [mask, mask[:, :-1] * mask[:, 1:], mask[:, :-2] * mask[:, 2:]]
         places = [each % len(self.weight) for each in (one, pair, apart)]
-        shares = torch.cat([_shares(*each) for each in zip(places, there, strict=True)], dim=1)
+        shares = torch.cat([_repetition_weights(*each) for each in zip(places, there, strict=True)], dim=1)
         return torch.cat(places, dim=1), shares / shares.sum(dim=1, keepdim=True).clamp(min=1).sqrt()
 
 
-def _shares(places: Tensor, there: Tensor) -> Tensor:
+def _repetition_weights(places: Tensor, there: Tensor) -> Tensor:
     """Return one divided by how often a text has the term, float32 [B, N], 0 where none is."""
     same = (places.unsqueeze(2) == places.unsqueeze(1)) & (there.unsqueeze(1) > 0)
     return there.float() / same.sum(dim=2).clamp(min=1)
 
 
-def fit(terms: Terms, train: ShardDataset, validation: ShardDataset, weights: Weighing) -> Stars:
+def fit_ngrams(terms: HashedNgrams, train: ShardDataset, validation: ShardDataset, weights: SampleWeights) -> Stars:
     """Fit `terms` by ridge, and return its stars of the validation split, float32 [N], not clamped.
 
     Args:
@@ -101,7 +101,7 @@ def fit(terms: Terms, train: ShardDataset, validation: ShardDataset, weights: We
     return cast(Stars, chosen.predict(unseen).astype(np.float32))
 
 
-def mix(terms: Terms, network: Stars, of_terms: Stars, labels: Stars) -> Stars:
+def mix(terms: HashedNgrams, network: Stars, of_terms: Stars, labels: Stars) -> Stars:
     """Choose the share of `terms` in the score by PLCC, set it, and return the mixed stars.
 
     Args:
@@ -110,17 +110,19 @@ def mix(terms: Terms, network: Stars, of_terms: Stars, labels: Stars) -> Stars:
         of_terms: stars of `terms`.
         labels: of the same samples.
     """
-    mixed = [share * of_terms + (1 - share) * network for share in SHARES]
+    mixed = [share * of_terms + (1 - share) * network for share in FRACTIONS]
     best = int(np.argmax([plcc(stars, labels) for stars in mixed]))
-    terms.share.fill_(float(SHARES[best]))
+    terms.share.fill_(float(FRACTIONS[best]))
     return cast(Stars, mixed[best])
 
 
-def _matrix(terms: Terms, split: ShardDataset) -> sparse.csr_array:
+def _matrix(terms: HashedNgrams, split: ShardDataset) -> sparse.csr_array:
     """Return the terms of each text of a split, [N, buckets]."""
     rows, texts = [], split.texts()
     device = terms.weight.device
-    while batch := [torch.from_numpy(ids.astype(np.int64)) for _, ids in zip(range(_TEXTS), texts, strict=False)]:
+    while batch := [
+        torch.from_numpy(ids.astype(np.int64)) for _, ids in zip(range(_TEXTS_PER_BATCH), texts, strict=False)
+    ]:
         tokens = nn.utils.rnn.pad_sequence(batch, batch_first=True)
         mask = nn.utils.rnn.pad_sequence([torch.ones_like(ids) for ids in batch], batch_first=True)
         places, size = (each.cpu().numpy() for each in terms.places(tokens.to(device), mask.to(device)))

@@ -12,20 +12,20 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from effimini.distributed import Ranks
+from effimini.distributed import Distributed
 from prep.core.errors import UserError
 from prep.core.params import Params
 from prep.core.progress import bar
 from shards.loader import Loader
 from shards.stream import Batch, ShardDataset
-from shards.tokens import Tokens
+from shards.tokens import TokenizationConfig
 
-POOL = 64  # batches sorted by length together: the order changes no prediction but by rounding
-Seen: TypeAlias = Literal["both", "image", "text"]
+LENGTH_BUCKET_BATCHES = 64  # batches sorted by length together: the order changes no prediction but by rounding
+Modality: TypeAlias = Literal["both", "image", "text"]
 STARS = (1.0, 5.0)  # a prediction is clamped to these (reference section 1)
 
 
-def open_split(location: str | Path, params: Params, split: str, how: Tokens, size: int) -> ShardDataset:
+def open_split(location: str | Path, params: Params, split: str, how: TokenizationConfig, size: int) -> ShardDataset:
     """Open a split of shards for a model that reads images of `size` px a side and texts as `how` says.
 
     Raises:
@@ -54,7 +54,7 @@ def to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.T
 
 
 def predict_split(
-    model: nn.Module, dataset: ShardDataset, ranks: Ranks, params: Params, seen: Seen = "both"
+    model: nn.Module, dataset: ShardDataset, ranks: Distributed, params: Params, seen: Modality = "both"
 ) -> npt.NDArray[np.float32]:
     """Return the model's stars, float32 [N], not clamped, in the order of ``dataset.keys``; the same on every rank.
 
@@ -89,7 +89,7 @@ def predict_split(
 
 @torch.inference_mode()
 def each_sample(
-    function: Callable[..., torch.Tensor], dataset: ShardDataset, ranks: Ranks, params: Params
+    function: Callable[..., torch.Tensor], dataset: ShardDataset, ranks: Distributed, params: Params
 ) -> Iterator[tuple[list[str], npt.NDArray[np.float32]]]:
     """Yield keys and what `function` gives for them, float32 [B, ...], of this rank's batches: each sample once.
 
@@ -106,7 +106,7 @@ def each_sample(
         rank=ranks.rank,
         world=ranks.world,
         workers=params.stream.workers,
-        pool=POOL,
+        pool=LENGTH_BUCKET_BATCHES,
         damaged_share=params.stream.damaged_share,
     )
     for batch in bar(loader, f"predict {dataset.split}", len(loader)) if ranks.rank == 0 else loader:

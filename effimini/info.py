@@ -56,7 +56,7 @@ def info(params: Params) -> Info:
     return Info(params.model.image.name, params.model.text.name, counts, inputs)
 
 
-def table(found: Info) -> Table:
+def info_table(found: Info) -> Table:
     """Return what `info` gave as a table to print."""
     inputs = found.inputs.values()
     shown = Table(title=f"{found.image} + {found.text}")

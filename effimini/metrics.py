@@ -40,14 +40,14 @@ class Costs(msgspec.Struct, frozen=True):
     E: float
 
 
-class Labels(msgspec.Struct, frozen=True):
+class LabelStats(msgspec.Struct, frozen=True):
     """The labels of a split, stars."""
 
     mean: float
     spread: float  # standard deviation
 
 
-class Chosen(msgspec.Struct, frozen=True):
+class ModelSelection(msgspec.Struct, frozen=True):
     """What the model was chosen by: its score on the validation split."""
 
     plcc: float
@@ -59,10 +59,10 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
 
     source: str  # kind of the data: demo, mirror, hub
     samples: int
-    label: Labels
+    label: LabelStats
     test: dict[str, Scores]  # by predictor
     cost: Costs
-    validation: Chosen
+    validation: ModelSelection
 
 
 def plcc(predictions: Values, labels: Values) -> float:

@@ -27,16 +27,16 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from effimini.hashed_ngrams import Terms
+from effimini.hashed_ngrams import HashedNgrams
 from prep.core import files, writers
 from prep.core.errors import UserError, first_sentence
-from prep.core.params import Encoder, Params
+from prep.core.params import EncoderParams, Params
 from shards import tokens
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
 # No output of ours uses BERT's pooler, and files of sentence encoders may lack it; it counts in the parameters.
 _UNUSED = ("pooler.",)
 
@@ -98,7 +98,7 @@ class EffiMini(nn.Module):
             layers += [nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Dropout(config.dropout)]
             width = hidden
         self.head = nn.Sequential(*layers, nn.Linear(width, 1))
-        self.terms = Terms(config.terms) if config.terms else None
+        self.terms = HashedNgrams(config.terms) if config.terms else None
         self.register_buffer("feature_mean", torch.zeros(features))
         self.register_buffer("feature_scale", torch.ones(features))
         self.register_buffer("mean", torch.tensor(config.mean).view(1, -1, 1, 1), persistent=False)
@@ -151,10 +151,10 @@ class EffiMini(nn.Module):
 
     def save_pretrained(self, folder: Path) -> None:
         """Write weights, configuration and tokenizer to `folder`, which appears whole or not at all."""
-        with files.folder(folder) as partial:
+        with files.atomic_folder(folder) as partial:
             state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-            save_weights(partial / WEIGHTS, state)
-            writers.write_json(partial / CONFIG, self.config)
+            save_weights(partial / WEIGHTS_FILE, state)
+            writers.write_json(partial / CONFIG_FILE, self.config)
             (partial / "tokenizer.json").write_text(self.tokenizer.to_str() + "\n", encoding="utf-8")
             settings = {
                 "tokenizer_class": "PreTrainedTokenizerFast",
@@ -169,17 +169,19 @@ class EffiMini(nn.Module):
         Raises:
             UserError: a file is absent or is not what `save_pretrained` writes.
         """
-        if not (folder / CONFIG).exists():
-            raise UserError(f"{folder} holds no {CONFIG}, so it is no saved model; run `dvc repro train` to have one")
+        if not (folder / CONFIG_FILE).exists():
+            raise UserError(
+                f"{folder} holds no {CONFIG_FILE}, so it is no saved model; run `dvc repro train` to have one"
+            )
         try:
-            config = msgspec.json.decode((folder / CONFIG).read_bytes(), type=Config)
+            config = msgspec.json.decode((folder / CONFIG_FILE).read_bytes(), type=Config)
         except msgspec.DecodeError as error:
-            raise UserError(f"{folder / CONFIG} is not a model's configuration: {error}") from None
+            raise UserError(f"{folder / CONFIG_FILE} is not a model's configuration: {error}") from None
         image = _timm(config.image, config.size, pretrained=False)
         settings = dict(config.text)
         text = _random_text(AutoConfig.for_model(settings.pop("model_type"), **settings))
-        model = cls(config, image, text, tokens.load(str(folder)))
-        _load(model, folder / WEIGHTS, optional=())
+        model = cls(config, image, text, tokens.load_tokenizer(str(folder)))
+        _load_weights(model, folder / WEIGHTS_FILE, optional=())
         return model.eval()
 
 
@@ -196,10 +198,10 @@ def build(params: Params, *, random: bool = False) -> EffiMini:
             max_tokens.
     """
     image_from = "random" if random else params.model.image.weights
-    image = _image_encoder(Encoder(name=params.model.image.name, weights=image_from), params.images.resolution)
+    image = _image_encoder(EncoderParams(name=params.model.image.name, weights=image_from), params.images.resolution)
     text_from = "random" if random else params.model.text.weights
-    text = _text_encoder(Encoder(name=params.model.text.name, weights=text_from), params.model.attention_dropout)
-    tokenizer = tokens.load(params.model.text.name)
+    text = _text_encoder(EncoderParams(name=params.model.text.name, weights=text_from), params.model.attention_dropout)
+    tokenizer = tokens.load_tokenizer(params.model.text.name)
     settings = cast(PretrainedConfig, text.config)
     positions, vocabulary = getattr(settings, "max_position_embeddings", None), settings.vocab_size
     if positions is not None and params.text.max_tokens > positions:
@@ -269,14 +271,14 @@ def _timm(name: str, size: int, *, pretrained: bool) -> nn.Module:
         ) from error
 
 
-def _image_encoder(encoder: Encoder, size: int) -> nn.Module:
+def _image_encoder(encoder: EncoderParams, size: int) -> nn.Module:
     image = _timm(encoder.name, size, pretrained=encoder.weights == "pretrained")
     if encoder.weights not in {"pretrained", "random"}:
-        _load(image, Path(encoder.weights), optional=())
+        _load_weights(image, Path(encoder.weights), optional=())
     return image
 
 
-def _text_encoder(encoder: Encoder, attention_dropout: float) -> nn.Module:
+def _text_encoder(encoder: EncoderParams, attention_dropout: float) -> nn.Module:
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
@@ -296,7 +298,7 @@ def _text_encoder(encoder: Encoder, attention_dropout: float) -> nn.Module:
             "encoder"
         ) from error
     if encoder.weights not in {"pretrained", "random"}:
-        _load(text, Path(encoder.weights), optional=_UNUSED)
+        _load_weights(text, Path(encoder.weights), optional=_UNUSED)
     return text
 
 
@@ -314,7 +316,7 @@ def _random_text(config: PretrainedConfig) -> nn.Module:
     return text
 
 
-def _load(module: nn.Module, path: Path, optional: tuple[str, ...]) -> None:
+def _load_weights(module: nn.Module, path: Path, optional: tuple[str, ...]) -> None:
     """Load a safetensors file into `module`: every tensor of the module must be there in its shape.
 
     Tensors the module has no place for (a classifier, a pretraining head) are left out and named in the log.

@@ -12,10 +12,10 @@ from effimini.provenance import Training
 from prep.core.params import Params
 from prep.core.templates import render
 
-NAME = "README.md"
+MODEL_CARD_FILE = "README.md"
 
 
-def card(
+def model_card(
     model: EffiMini,
     params: Params,
     training: Training,

@@ -50,7 +50,7 @@ def _axes(figure: Figure, rows: int = 1, columns: int = 1, number: int = 1) -> A
     return axes
 
 
-def scatter(predictions: pd.DataFrame) -> Markup:
+def plot_predictions(predictions: pd.DataFrame) -> Markup:
     """Draw labels over predictions, at most `_SCATTER` points of them, evenly picked."""
     every = max(1, -(-len(predictions) // _SCATTER))
     shown = predictions.iloc[::every]
@@ -62,7 +62,7 @@ def scatter(predictions: pd.DataFrame) -> Markup:
     return _svg("scatter", figure)
 
 
-def spread(predictions: pd.DataFrame) -> Markup:
+def plot_spread(predictions: pd.DataFrame) -> Markup:
     """Draw how predictions and labels are spread over the stars, in steps of 0.1."""
     figure = Figure(figsize=(4.4, 4.0), layout="constrained")
     axes = _axes(figure)
@@ -74,7 +74,7 @@ def spread(predictions: pd.DataFrame) -> Markup:
     return _svg("spread", figure)
 
 
-def weighing(groups: pd.DataFrame) -> Markup:
+def plot_weights(groups: pd.DataFrame) -> Markup:
     """Draw the share of samples and the share of the loss's weight of each bucket of counts."""
     figure = Figure(figsize=(6.4, 2.6), layout="constrained")
     axes = _axes(figure)
@@ -87,7 +87,7 @@ def weighing(groups: pd.DataFrame) -> Markup:
     return _svg("weighing", figure)
 
 
-def calibration(bins: pd.DataFrame) -> Markup:
+def plot_calibration(bins: pd.DataFrame) -> Markup:
     """Draw the mean label over the mean prediction of each bin."""
     figure = Figure(figsize=(4.4, 4.0), layout="constrained")
     axes = _axes(figure)
@@ -99,7 +99,7 @@ def calibration(bins: pd.DataFrame) -> Markup:
     return _svg("calibration", figure)
 
 
-def bars(scores: Mapping[str, Scores]) -> Markup:
+def plot_baselines(scores: Mapping[str, Scores]) -> Markup:
     """Draw the PLCC of each predictor with its interval; the first is the model."""
     names = list(scores)
     values, low, high = np.array([(of.plcc, of.plcc_low, of.plcc_high) for of in scores.values()]).T
@@ -114,7 +114,7 @@ def bars(scores: Mapping[str, Scores]) -> Markup:
     return _svg("baselines", figure)
 
 
-def curves(train: Path) -> Markup:
+def plot_curves(train: Path) -> Markup:
     """Draw each curve of DVCLive by epoch; loss of both splits in one plot."""
     folder = train / "plots" / "metrics"
     curves = {

@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 from effimini import cost
 from effimini.export import GRAPH, Array, Graph
 from effimini.inference import STARS
-from effimini.model import CONFIG, Config, EffiMini
+from effimini.model import CONFIG_FILE, Config, EffiMini
 from prep.core import files, memory
 from prep.core.errors import UserError
 from prep.core.fields import LABELS, assemble
@@ -33,14 +33,14 @@ from prep.core.text import clean, clean_details, clean_list
 from shards import tokens
 from shards.images.pixels import Unusable, decode, to_training
 from validation import columns
-from validation.suites import INPUT
+from validation.suites import PREDICT_INPUT_SUITE
 from validation.verdicts import require
 
 log = logging.getLogger(__name__)
 
-COLUMNS = ("parent_asin", "main_category", "title", "features", "description", "image_paths")
+INPUT_COLUMNS = ("parent_asin", "main_category", "title", "features", "description", "image_paths")
 SEPARATORS = {"features": " | ", "description": " "}  # between the parts of a list, as in the sample table
-BATCH = 32
+ITEMS_PER_BATCH = 32
 
 
 class Item(NamedTuple):
@@ -51,7 +51,7 @@ class Item(NamedTuple):
     image: Path | None
 
 
-class Model(NamedTuple):
+class Scorer(NamedTuple):
     """What scores items, whichever library runs it."""
 
     config: Config
@@ -66,7 +66,7 @@ def predict(model: Path, items: Path, images: Path, out: Path) -> None:
 
     Args:
         model: a folder written by `EffiMini.save_pretrained`, or by `export`, which onnxruntime runs on the CPU.
-        items: CSV with `COLUMNS`; further columns named as a text field (store, details) are read where the
+        items: CSV with `INPUT_COLUMNS`; further columns named as a text field (store, details) are read where the
             model's text uses them. Lists may be plain text, JSON or Python lists. Image paths are separated
             by ";" and relative to `images`; the first one is used, an empty cell is an item without an
             image.
@@ -83,16 +83,16 @@ def predict(model: Path, items: Path, images: Path, out: Path) -> None:
         log.warning("%s was trained on made demo data: its scores say nothing about real products", model)
     rows = read_items(items, images, opened.config)
     costs = [f"{opened.parameters / 1e6:.1f}", f"{opened.flops / 1e9:.1f}"]
-    with files.aside(out) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+    with files.atomic_write(out) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["item_id", "score", "params", "flops"])
-        for first in bar(range(0, len(rows), BATCH), "predict"):
-            part = rows[first : first + BATCH]
-            stars = np.clip(opened.score(*_inputs(opened, part)), *STARS).tolist()
+        for first in bar(range(0, len(rows), ITEMS_PER_BATCH), "predict"):
+            part = rows[first : first + ITEMS_PER_BATCH]
+            stars = np.clip(opened.score(*_batch_inputs(opened, part)), *STARS).tolist()
             writer.writerows([item.id, f"{score:.2f}", *costs] for item, score in zip(part, stars, strict=True))
 
 
-def _saved(folder: Path) -> Model:
+def _saved(folder: Path) -> Scorer:
     """Open a model that torch runs, on the GPU if there is one."""
     network = EffiMini.from_pretrained(folder)
     costs = cost.costs(network)
@@ -106,30 +106,31 @@ def _saved(folder: Path) -> Model:
         stars = network(*(torch.from_numpy(array).to(device) for array in inputs))
         return cast(npt.NDArray[np.float32], stars.cpu().numpy())
 
-    return Model(network.config, network.tokenizer, costs.parameters, costs.flops, score)
+    return Scorer(network.config, network.tokenizer, costs.parameters, costs.flops, score)
 
 
-def _exported(folder: Path) -> Model:
+def _exported(folder: Path) -> Scorer:
     """Open a model that onnxruntime runs."""
     try:
-        config = msgspec.json.decode((folder / CONFIG).read_bytes(), type=Config)
+        config = msgspec.json.decode((folder / CONFIG_FILE).read_bytes(), type=Config)
     except (OSError, msgspec.DecodeError) as error:
         raise UserError(
-            f"{folder / CONFIG} is not the configuration of an exported model ({error}); run `effimini export` again"
+            f"{folder / CONFIG_FILE} is not the configuration of an exported model ({error}); "
+            "run `effimini export` again"
         ) from None
     graph = Graph(folder / GRAPH, config.size)
-    return Model(config, tokens.load(str(folder)), graph.parameters, graph.flops, graph.score)
+    return Scorer(config, tokens.load_tokenizer(str(folder)), graph.parameters, graph.flops, graph.score)
 
 
 def read_items(path: Path, images: Path, config: Config) -> list[Item]:
-    """Read and check every row of the input, by the suite `validation.suites.INPUT`.
+    """Read and check every row of the input, by the suite `validation.suites.PREDICT_INPUT_SUITE`.
 
     Raises:
         UserError: the file or a column is absent, an id is empty or twice there, a cell is a list of other things than
             texts, or an image path leaves `images` or does not exist; the sentence names lines.
     """
-    rows = list(_rows(path))
-    pictures = [_image(row["image_paths"], images) for _, row in rows]
+    rows = list(_csv_rows(path))
+    pictures = [_image_file(row["image_paths"], images) for _, row in rows]
     checked = {
         "line": [f"line {line}" for line, _ in rows],
         "parent_asin": [row["parent_asin"].strip() or None for _, row in rows],
@@ -137,7 +138,7 @@ def read_items(path: Path, images: Path, config: Config) -> list[Item]:
         "outside": [picture.outside for picture in pictures],
         "missing": [picture.missing for picture in pictures],
     }
-    found = columns.check("input", INPUT, [pa.table(checked, INPUT.schema)])
+    found = columns.check_columns("input", PREDICT_INPUT_SUITE, [pa.table(checked, PREDICT_INPUT_SUITE.schema)])
     require(str(path), found, lambda: "correct these lines, or leave cells empty")
     if absent := [name for name in config.fields if rows and name not in rows[0][1]]:
         log.warning("%s has no column %s, which the model was trained with", path, ", ".join(absent))
@@ -151,15 +152,15 @@ def read_items(path: Path, images: Path, config: Config) -> list[Item]:
     ]
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield each row with the line it ends in."""
     csv.field_size_limit(sys.maxsize)  # descriptions are longer than the module's default
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True)
-            if absent := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
+            if absent := [name for name in INPUT_COLUMNS if name not in (reader.fieldnames or ())]:
                 raise UserError(
-                    f"{path}, line 1: no column {', '.join(absent)}; the header must name {', '.join(COLUMNS)}, "
+                    f"{path}, line 1: no column {', '.join(absent)}; the header must name {', '.join(INPUT_COLUMNS)}, "
                     f"found {', '.join(reader.fieldnames or ()) or 'nothing'}"
                 )
             for row in reader:
@@ -202,7 +203,7 @@ def _parts(cell: str) -> list[str] | None:
     return [cell]
 
 
-class _Image(NamedTuple):
+class _ImageFile(NamedTuple):
     """The first image of a cell, or what is wrong with it."""
 
     path: Path | None = None
@@ -210,16 +211,16 @@ class _Image(NamedTuple):
     missing: str | None = None
 
 
-def _image(cell: str, images: Path) -> _Image:
+def _image_file(cell: str, images: Path) -> _ImageFile:
     name = next(filter(None, (part.strip() for part in cell.split(";"))), None)
     if name is None:
-        return _Image()
+        return _ImageFile()
     if "\0" in name or not (path := (images / name).resolve()).is_relative_to(images.resolve()):
-        return _Image(outside=name)
-    return _Image(path) if path.is_file() else _Image(missing=name)
+        return _ImageFile(outside=name)
+    return _ImageFile(path) if path.is_file() else _ImageFile(missing=name)
 
 
-def _inputs(model: Model, items: list[Item]) -> tuple[Array, Array, Array, Array]:
+def _batch_inputs(model: Scorer, items: list[Item]) -> tuple[Array, Array, Array, Array]:
     """Return the arguments of `EffiMini.forward` as arrays."""
     config = model.config
     ids = tokens.encode(model.tokenizer, [item.text for item in items], config.max_tokens)

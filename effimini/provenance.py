@@ -14,16 +14,16 @@ from typing import Any
 import msgspec
 
 from prep.core.errors import UserError
-from prep.core.params import Params, Train, stated
-from prep.weights import Weighing, check_weights, constant, counts_of, read_weights
+from prep.core.params import Params, TrainParams, values_of
+from prep.weights import SampleWeights, check_weights, constant, counts_of, read_weights
 from shards.manifest import OF_SPLITS, STATED, Manifest, Source
 from shards.stream import ShardDataset
 
 log = logging.getLogger(__name__)
 
-NAME = "training.json"
+TRAINING_FILE = "training.json"
 # The parameters that a model depends on beside its shards.
-_OF_THE_MODEL = ("text", "model", *(f"train.{each.name}" for each in fields(Train) if each.name != "save_steps"))
+_OF_THE_MODEL = ("text", "model", *(f"train.{each.name}" for each in fields(TrainParams) if each.name != "save_steps"))
 
 
 class Training(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,10 +34,10 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
     shards: str  # the fingerprint of the training split
     source: Source
     parameters: dict[str, Any]  # by section: of the shards as their manifests state them, of the model as it was made
-    weights: Weighing
+    weights: SampleWeights
 
 
-def of_training(train: ShardDataset, params: Params, weights: Weighing) -> Training:
+def of_training(train: ShardDataset, params: Params, weights: SampleWeights) -> Training:
     """Return what a training on `train` with `params` is."""
     manifests = train.shards.manifests
     return Training(
@@ -45,18 +45,18 @@ def of_training(train: ShardDataset, params: Params, weights: Weighing) -> Train
         samples=len(train),
         shards=train.fingerprint,
         source=manifests[0].source,
-        parameters=manifests[0].parameters | stated(params, _OF_THE_MODEL),
+        parameters=manifests[0].parameters | values_of(params, _OF_THE_MODEL),
         weights=weights,
     )
 
 
-def read(folder: Path) -> Training | None:
+def read_training(folder: Path) -> Training | None:
     """Return what the model in `folder` was trained on and with; None for one of a version that did not say.
 
     Raises:
         UserError: the file is not what a training writes.
     """
-    path = folder / NAME
+    path = folder / TRAINING_FILE
     try:
         return msgspec.json.decode(path.read_bytes(), type=Training)
     except FileNotFoundError:
@@ -76,16 +76,16 @@ def check_shards(manifests: Sequence[Manifest], params: Params, where: Path) -> 
     Raises:
         UserError: they differ.
     """
-    wanted = stated(params, (*STATED, "source.kind", "source.revision"))
+    wanted = values_of(params, (*STATED, "source.kind", "source.revision"))
     for manifest in manifests:
-        for key, then, now in _differences(_made_with(manifest), wanted):
+        for key, then, now in _parameter_differences(_made_with(manifest), wanted):
             raise UserError(
                 f"{where / manifest.category} was made with {key} {then} and the parameters say {now}; run "
                 "`dvc checkout` to have the shards of this version, or `dvc repro shard` to make these"
             )
 
 
-def weights_for(train: ShardDataset, params: Params, path: Path | None) -> Weighing:
+def weights_for(train: ShardDataset, params: Params, path: Path | None) -> SampleWeights:
     """Return what the training samples weigh.
 
     Args:
@@ -115,7 +115,7 @@ def check_model(training: Training | None, train: ShardDataset, params: Params, 
     advice = "run `dvc checkout` to have the model of this version, or `dvc repro train` to train one"
     if training.shards != train.fingerprint:
         raise UserError(f"{folder} was trained on other shards than {train.shards.location.url} holds; {advice}")
-    for key, then, now in _differences(training.parameters, stated(params, _OF_THE_MODEL)):
+    for key, then, now in _parameter_differences(training.parameters, values_of(params, _OF_THE_MODEL)):
         raise UserError(f"{folder} was trained with {key} {then} and the parameters say {now}; {advice}")
 
 
@@ -124,7 +124,7 @@ def warn_of_other_splits(training: Training | None, train: ShardDataset) -> None
     about = train.shards.manifests[0]
     if training is None or training.shards == train.fingerprint:
         return
-    others = _differences(_made_with(training), _made_with(about))
+    others = _parameter_differences(_made_with(training), _made_with(about))
     if found := next((each for each in others if each[0].startswith(OF_SPLITS)), None):
         log.warning(
             "warning: the model was trained on shards made with %s %s, and these were made with %s: "
@@ -138,10 +138,12 @@ def _made_with(made: Training | Manifest) -> dict[str, Any]:
     return made.parameters | {"source": msgspec.to_builtins(made.source)}
 
 
-def _differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+def _parameter_differences(
+    one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
     """Yield each dotted key that both have with other values, and the values; new keys differ in nothing."""
     for key in sorted(one.keys() & other.keys()):
         if isinstance(one[key], Mapping) and isinstance(other[key], Mapping):
-            yield from _differences(one[key], other[key], f"{prefix}{key}.")
+            yield from _parameter_differences(one[key], other[key], f"{prefix}{key}.")
         elif one[key] != other[key]:
             yield f"{prefix}{key}", one[key], other[key]

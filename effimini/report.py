@@ -25,7 +25,7 @@ from prep.core import files
 from prep.core.errors import UserError
 from prep.core.params import Params
 from prep.core.reports import Funnel
-from prep.core.templates import DEMO, render
+from prep.core.templates import DEMO_NOTICE, render
 from shards.summary import Summary
 from validation.tables import TABLES
 
@@ -61,7 +61,7 @@ class _FunnelRow(NamedTuple):
     dropped: list[str]  # a reason and its count
 
 
-def read(path: Path) -> Evaluation:
+def read_evaluation(path: Path) -> Evaluation:
     """Read results/evaluation.json.
 
     Raises:
@@ -77,7 +77,7 @@ def metrics_table(measured: Evaluation) -> Table:
     """Return the content of results/evaluation.json as a table to print."""
     title = f"Test split, {measured.samples} samples"
     if measured.source == "demo":
-        title = f"{DEMO}\n{title}"
+        title = f"{DEMO_NOTICE}\n{title}"
     shown = [name for name in _COLUMNS if name not in _WIDE]
     table = Table(title=title, box=SIMPLE_HEAD, padding=0)
     table.add_column("predictor", no_wrap=True)
@@ -89,7 +89,7 @@ def metrics_table(measured: Evaluation) -> Table:
     return table
 
 
-def page(
+def report_page(
     params: Params,
     training: Training | None,
     measured: Evaluation,
@@ -115,7 +115,7 @@ def page(
         "effimini",
         "report.html.jinja",
         {
-            "demo": DEMO if measured.source == "demo" else "",
+            "demo": DEMO_NOTICE if measured.source == "demo" else "",
             "categories": params.source.categories,
             "training": training,
             "measured": measured,
@@ -129,14 +129,14 @@ def page(
             "funnel": _funnel_rows(reports),
             "shards": shards,
             "versions": [(name, version(name)) for name in LIBRARIES],
-            "parameters": _flat(_parameters(params, training)),
+            "parameters": _flatten(_shown_parameters(params, training)),
             "plots": {
-                "scatter": plots.scatter(tables["predictions"]),
-                "calibration": plots.calibration(tables["calibration"]),
-                "spread": plots.spread(tables["predictions"]),
-                "baselines": plots.bars(measured.test),
-                "weighing": plots.weighing(tables["weights"]),
-                "curves": plots.curves(train),
+                "scatter": plots.plot_predictions(tables["predictions"]),
+                "calibration": plots.plot_calibration(tables["calibration"]),
+                "spread": plots.plot_spread(tables["predictions"]),
+                "baselines": plots.plot_baselines(measured.test),
+                "weighing": plots.plot_weights(tables["weights"]),
+                "curves": plots.plot_curves(train),
             },
             "docs": TABLES,
         },
@@ -199,17 +199,17 @@ def _funnel_rows(reports: Sequence[StageReport]) -> list[_FunnelRow]:
     return rows
 
 
-def _parameters(params: Params, training: Training | None) -> dict[str, Any]:
+def _shown_parameters(params: Params, training: Training | None) -> dict[str, Any]:
     """Return the parameters that decided what the page shows: of the shards, of the model, of the evaluation."""
     made = {"source": msgspec.to_builtins(training.source)} | training.parameters if training else {}
     return made | {name: msgspec.to_builtins(getattr(params, name)) for name in ("weights", "evaluate")}
 
 
-def _flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def _flatten(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     rows = []
     for key, value in content.items():
         if isinstance(value, dict):
-            rows += _flat(value, f"{prefix}{key}.")
+            rows += _flatten(value, f"{prefix}{key}.")
         else:
             shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
             rows.append((prefix + key, shown))

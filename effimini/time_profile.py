@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import msgspec
 import torch
 
-from effimini.distributed import Ranks
+from effimini.distributed import Distributed
 
 FEATURES = "features"  # of frozen encoders, computed or read from the store
 OF_STEPS = ("data", "forward", "backward", "optimizer")
@@ -27,7 +27,7 @@ class Spent(msgspec.Struct, frozen=True):
     bound: str  # what to look at to make it faster
 
 
-def summary(seconds: Mapping[str, float], samples: float, here: Ranks) -> Spent:
+def time_profile(seconds: Mapping[str, float], samples: float, here: Distributed) -> Spent:
     """Return what a training spent, of one rank.
 
     Args:
@@ -50,8 +50,8 @@ def summary(seconds: Mapping[str, float], samples: float, here: Ranks) -> Spent:
     return Spent(dict(seconds), shares, samples / steps, peak, bound)
 
 
-def sentence(spent: Spent) -> str:
-    """Return what `summary` gave as one line."""
+def describe(spent: Spent) -> str:
+    """Return what `time_profile` gave as one line."""
     steps = ", ".join(f"{name} {share:.1%}" for name, share in spent.shares.items())
     others = ", ".join(f"{name} {value:.1f} s" for name, value in spent.seconds.items() if name not in OF_STEPS)
     return (

@@ -28,22 +28,22 @@ from torch.nn.parallel import DistributedDataParallel
 
 from effimini import bfloat16, checkpoint, features, hashed_ngrams, model_card, provenance, time_profile
 from effimini.clock import Clock
-from effimini.distributed import Ranks, ranks
+from effimini.distributed import Distributed, init_distributed
 from effimini.inference import open_split, predict_split, to_device
 from effimini.loss import weighted_huber
 from effimini.metrics import plcc
-from effimini.model import WEIGHTS, EffiMini, build
+from effimini.model import WEIGHTS_FILE, EffiMini, build
 from effimini.stop import Stop, Stopped
 from effimini.time_profile import Spent
 from prep.core import files, writers
 from prep.core.errors import UserError
-from prep.core.params import Params, Train, only
+from prep.core.params import Params, TrainParams, narrow
 from prep.core.progress import bar
 from prep.weights import counts_of, sample_weights
 from shards.loader import Loader
 from shards.manifest import STATED
 from shards.stream import Batch
-from shards.tokens import Tokens
+from shards.tokens import TokenizationConfig
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ READS = (
 FORMAT = 8  # raise it when the same inputs train otherwise
 
 
-class Told(NamedTuple):
+class StepResult(NamedTuple):
     """What a step says when the device has done it."""
 
     sums: Tensor  # float32 [2], over all ranks: loss of the global batch, how many ranks were asked to stop
@@ -66,10 +66,10 @@ class Told(NamedTuple):
 class Trainer:
     """A training under way: what an epoch needs, made once."""
 
-    def __init__(self, params: Params, shards: str | Path, weights: Path | None, here: Ranks) -> None:
+    def __init__(self, params: Params, shards: str | Path, weights: Path | None, here: Distributed) -> None:
         self.params, self.here = params, here
         recipe = params.train
-        how = Tokens(params.model.text.name, params.text.fields, params.text.max_tokens)
+        how = TokenizationConfig(params.model.text.name, params.text.fields, params.text.max_tokens)
         self.data, self.validation = (
             open_split(shards, params, split, how, params.images.resolution) for split in ("train", "validation")
         )
@@ -81,13 +81,15 @@ class Trainer:
             FORMAT, _recipe(params), self.weights, self.data.fingerprint, self.validation.fingerprint
         )
         torch.manual_seed(recipe.seed)
-        self.model = prepared(build(params).to(here.device), params, here)
+        self.model = prepare(build(params).to(here.device), params, here)
         self.network: nn.Module = self.model
-        self.beside: tuple[hashed_ngrams.Terms, npt.NDArray[np.float32]] | None = None  # with its stars of validation
+        self.beside: tuple[hashed_ngrams.HashedNgrams, npt.NDArray[np.float32]] | None = (
+            None  # with its stars of validation
+        )
         if self.model.terms is not None:
             self.beside = (
                 self.model.terms,
-                hashed_ngrams.fit(self.model.terms, self.data, self.validation, self.weights),
+                hashed_ngrams.fit_ngrams(self.model.terms, self.data, self.validation, self.weights),
             )
         began = time.perf_counter()
         if recipe.frozen:
@@ -105,7 +107,7 @@ class Trainer:
         )
         self.loader = self._loader()
         self.state = files.store() / "train" / made_of
-        self.progress = checkpoint.load(self.state, self.model, self.optimizer)
+        self.progress = checkpoint.load_checkpoint(self.state, self.model, self.optimizer)
         if recipe.frozen:
             self.progress.seconds[time_profile.FEATURES] = (
                 self.progress.seconds.get(time_profile.FEATURES, 0.0) + of_features
@@ -177,7 +179,7 @@ class Trainer:
         if stopping or self.stop.asked:
             self.stop.now()
 
-    def step(self, epoch: int, step: int, batch: Batch) -> Told:
+    def step(self, epoch: int, step: int, batch: Batch) -> StepResult:
         """Take one step."""
         recipe, here = self.params.train, self.here
         share = schedule(epoch * len(self.loader) + step, self.steps, recipe.warmup)
@@ -210,13 +212,13 @@ class Trainer:
             ) from error
         self.progress.steps += 1
         asked = torch.full_like(total, float(self.stop.asked is not None))
-        return Told(here.sum(torch.stack([total, asked])), norm, batch.global_size, (epoch, step))
+        return StepResult(here.sum(torch.stack([total, asked])), norm, batch.global_size, (epoch, step))
 
-    def _look(self, told: Told) -> bool:
+    def _look(self, told: StepResult) -> bool:
         """Count a step's loss, and tell whether a rank was asked to stop: every rank sees it at the same step."""
         loss, asked = told.sums.tolist()
         if not torch.isfinite(told.norm):
-            kept = checkpoint.newest(self.state)
+            kept = checkpoint.newest_checkpoint(self.state)
             epoch, step = told.place
             raise UserError(
                 f"the gradient of step {step + 1} in epoch {epoch + 1} is {float(told.norm)} (loss {loss}); lower "
@@ -263,7 +265,7 @@ class Trainer:
         self.clock.start("saving")
         self.progress.loader = self.loader.state_dict()
         if self.here.rank == 0:
-            checkpoint.save(self.state, self.model, self.optimizer, self.progress, best=best)
+            checkpoint.save_checkpoint(self.state, self.model, self.optimizer, self.progress, best=best)
         self.clock.stop()
 
     def _exchanging(self, last: bool) -> AbstractContextManager[Any]:
@@ -311,10 +313,10 @@ def train(
 
     Source: reference section 1 (training).
     """
-    params = only(params, READS)
+    params = narrow(params, READS)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     torch.backends.cudnn.allow_tf32 = False  # fp32, as the paper trains
-    with ranks() as here:
+    with init_distributed() as here:
         trainer = Trainer(params, shards, weights, here)
         progress = trainer.progress
         if params.source.kind == "demo":
@@ -332,10 +334,10 @@ def train(
                     len(trainer.loader.damaged),
                 )
         if here.rank == 0:
-            where = time_profile.summary(
+            where = time_profile.time_profile(
                 progress.seconds, progress.steps * len(trainer.data) / len(trainer.loader), here
             )
-            log.info(time_profile.sentence(where))
+            log.info(time_profile.describe(where))
             _publish(trainer, where, out, results)
         here.wait()
     return progress.history
@@ -355,7 +357,7 @@ def schedule(step: int, total: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
 
 
-def parameter_groups(model: EffiMini, recipe: Train) -> list[dict[str, Any]]:
+def parameter_groups(model: EffiMini, recipe: TrainParams) -> list[dict[str, Any]]:
     """Return the encoders' and the head's parameters for an optimizer, each with its ``highest`` learning rate."""
     head = {id(parameter) for parameter in model.head.parameters()}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -369,7 +371,7 @@ def seed_of(*numbers: int) -> int:
     return int.from_bytes(blake2b(repr(numbers).encode(), digest_size=8).digest(), "little") >> 1
 
 
-def prepared(model: EffiMini, params: Params, here: Ranks) -> EffiMini:
+def prepare(model: EffiMini, params: Params, here: Distributed) -> EffiMini:
     """Put the model in the form that the recipe asks for, and return it; its weights and their names stay.
 
     Raises:
@@ -383,7 +385,7 @@ def prepared(model: EffiMini, params: Params, here: Ranks) -> EffiMini:
         model.autocast = True
         model.image.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if here.device.type == "cpu":
-            bfloat16.spare(model)
+            bfloat16.keep_in_float32(model)
     if recipe.sync_batchnorm and here.world > 1:
         if here.device.type != "cuda":
             raise UserError("train.sync_batchnorm is true and there is no GPU; set it to false")
@@ -403,7 +405,7 @@ def _recipe(params: Params) -> list[Any]:
     """Return what the losses of a training depend on, apart from the data."""
     folder, path = Path(params.model.text.name), Path(params.model.image.weights)
     contents = [
-        files.sha256(file) for file in (folder / WEIGHTS, path, Path(params.model.text.weights)) if file.is_file()
+        files.sha256(file) for file in (folder / WEIGHTS_FILE, path, Path(params.model.text.weights)) if file.is_file()
     ]
     recipe = dataclasses.replace(params.train, save_steps=0)
     return [params.model, params.images.resolution, params.text, recipe, contents]
@@ -412,16 +414,16 @@ def _recipe(params: Params) -> list[Any]:
 def _publish(trainer: Trainer, where: Spent, out: Path, results: Path) -> None:
     """Put models with their cards, and curves, where DVC looks for them, then drop the state."""
     params, progress = trainer.params, trainer.progress
-    newest = checkpoint.newest(trainer.state)
+    newest = checkpoint.newest_checkpoint(trainer.state)
     assert newest is not None, trainer.state
-    with files.folder(out) as partial:
+    with files.atomic_folder(out) as partial:
         for name, epoch in (("best", progress.best_epoch), ("last", len(progress.history) - 1)):
             shutil.copytree(newest / name, partial / name)
-            text = model_card.card(
+            text = model_card.model_card(
                 trainer.model, params, trainer.training, progress.history, epoch, chosen=name == "best"
             )
-            (partial / name / model_card.NAME).write_text(text, encoding="utf-8")
-            writers.write_json(partial / name / provenance.NAME, trainer.training)
+            (partial / name / model_card.MODEL_CARD_FILE).write_text(text, encoding="utf-8")
+            writers.write_json(partial / name / provenance.TRAINING_FILE, trainer.training)
     with Live(dir=str(results), dvcyaml=None, save_dvc_exp=False, report=None) as live:
         for metrics in progress.history:
             for name in sorted(metrics):  # the order that a resumed training reads back

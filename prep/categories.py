@@ -19,7 +19,7 @@ from rich.table import Table
 from prep import hub, source
 from prep.core import files
 from prep.core.errors import UserError, first_sentence
-from prep.core.params import Demo, Source
+from prep.core.params import DemoParams, SourceParams
 from prep.core.tables.raw import Kind
 from prep.metadata import FOLDER, parquet_files
 
@@ -49,14 +49,14 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
 
 def of_hub(count: bool = False) -> Listing:
     """List the hub's newest commit, whatever the parameters say; arguments and result as `of_source`."""
-    settings = Source(
-        kind="hub", categories=("All_Beauty",), location="", revision=hub.newest(), metadata="jsonl", reviews=True,
-        keep_raw=False, demo=Demo(items=20, seed=0),
+    settings = SourceParams(
+        kind="hub", categories=("All_Beauty",), location="", revision=hub.newest_commit(), metadata="jsonl",
+        reviews=True, keep_raw=False, demo=DemoParams(items=20, seed=0),
     )  # fmt: skip
     return msgspec.structs.replace(of_source(settings, Path("data"), count), chosen=[])
 
 
-def of_source(settings: Source, data: Path, count: bool = False) -> Listing:
+def of_source(settings: SourceParams, data: Path, count: bool = False) -> Listing:
     """Return what a source has.
 
     Args:
@@ -67,7 +67,7 @@ def of_source(settings: Source, data: Path, count: bool = False) -> Listing:
     Raises:
         UserError: the source cannot be listed or read.
     """
-    sizes = _sizes(settings)
+    sizes = _file_sizes(settings)
     rows = []
     for category in sorted({*sizes, *settings.categories}):
         known = _counted(data / "raw" / category / "report.json")
@@ -77,7 +77,7 @@ def of_source(settings: Source, data: Path, count: bool = False) -> Listing:
                 category=category,
                 metadata_bytes=sizes.get(category, {}).get("items"),
                 review_bytes=sizes.get(category, {}).get("reviews"),
-                items=_rows(settings, category) if count and has_items else known.get("items"),
+                items=_known_rows(settings, category) if count and has_items else known.get("items"),
                 reviews=known.get("reviews"),
             )
         )
@@ -85,13 +85,13 @@ def of_source(settings: Source, data: Path, count: bool = False) -> Listing:
     return Listing(
         kind=settings.kind,
         revision=settings.revision if of_the_hub else "",
-        newest=hub.newest() if of_the_hub else "",
+        newest=hub.newest_commit() if of_the_hub else "",
         chosen=list(settings.categories),
         categories=rows,
     )
 
 
-def table(content: Listing) -> Table:
+def category_table(content: Listing) -> Table:
     """Return what `of_source` gave as a table to print."""
     shown = Table(title=f"source: {content.kind}")
     shown.add_column("category")
@@ -113,7 +113,7 @@ def table(content: Listing) -> Table:
     return shown
 
 
-def _sizes(settings: Source) -> dict[str, dict[Kind, int]]:
+def _file_sizes(settings: SourceParams) -> dict[str, dict[Kind, int]]:
     """Return the bytes of each category's files by table, for what can be listed."""
     base = source.locate(settings, settings.categories[0])
     if settings.kind != "hub" and base.is_remote:  # a server has no listing
@@ -144,11 +144,11 @@ def _sizes(settings: Source) -> dict[str, dict[Kind, int]]:
     return found
 
 
-def _hub_folder(settings: Source, folder: str) -> dict[str, int]:
+def _hub_folder(settings: SourceParams, folder: str) -> dict[str, int]:
     return hub.listing(settings.revision, folder)
 
 
-def _local_folder(settings: Source, folder: str) -> dict[str, int]:
+def _local_folder(settings: SourceParams, folder: str) -> dict[str, int]:
     bases = {Path(source.locate(settings, category).base): None for category in settings.categories}
     return {
         str(path.relative_to(base)): path.stat().st_size for base in bases for path in sorted((base / folder).glob("*"))
@@ -161,7 +161,7 @@ def _counted(report: Path) -> dict[str, int]:
     return {name: funnel["rows_in"] for name, funnel in tables.items()}
 
 
-def _rows(settings: Source, category: str) -> int:
+def _known_rows(settings: SourceParams, category: str) -> int:
     """Count the items of a category in the footers of its parquet files."""
     total = 0
     for path in parquet_files(settings, category):

@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 from prep import records
 from prep.blocks import Block, cut
 from prep.core import buckets, files, writers
-from prep.core.cluster import Workers, workers
+from prep.core.cluster import DaskPool, dask_pool
 from prep.core.errors import UserError, check_budget
-from prep.core.params import Params, only
+from prep.core.params import Params, narrow
 from prep.core.reports import Funnel
 from prep.core.tables.raw import ASIN, ITEMS, REJECTS, REVIEWS, Kind
 from prep.records import Reject
@@ -48,9 +48,9 @@ def download(category: str, params: Params, data: Path = Path("data")) -> None:
     Raises:
         UserError: a raw file is missing, cannot be read, holds no item, or is over ``download.bad_share``.
     """
-    params = only(params, READS)
+    params = narrow(params, READS)
     data = data.absolute()  # workers may have started elsewhere
-    with files.folder(data / "raw" / category) as out, workers(params.dask) as crew:
+    with files.atomic_folder(data / "raw" / category) as out, dask_pool(params.dask) as crew:
         tables, rejects, pieces = {}, [], {}
         for kind in SCHEMAS:
             work = out / "work" / kind
@@ -67,13 +67,13 @@ def download(category: str, params: Params, data: Path = Path("data")) -> None:
             rejects.append(rejected)
             pieces[kind] = [(piece.path, lines) for piece, lines in placed]
         calls = [(pieces, number, out) for number in range(params.download.buckets)]
-        crew.run(_gather, calls, f"{category}: buckets")
+        crew.run(_gather_bucket, calls, f"{category}: buckets")
         shutil.rmtree(out / "work")
         writers.write_table(out / "rejects.parquet", pa.concat_tables(rejects))
         writers.write_json(out / "report.json", {"stage": "download", "category": category, "tables": tables})
 
 
-def _type_lines(category: str, kind: Kind, params: Params, work: Path, crew: Workers) -> tuple[str, list[_Typed]]:
+def _type_lines(category: str, kind: Kind, params: Params, work: Path, crew: DaskPool) -> tuple[str, list[_Typed]]:
     """Type the lines of a raw file, block by block; return its name and the pieces."""
     raw = raw_file(params.source, kind, category)
     under_way: list[Path] = []  # blocks that arrived and are not yet typed
@@ -98,11 +98,11 @@ def _type_block(block: Block, kind: Kind, count: int, piece: Path) -> _Typed:
     rejects: list[Reject] = []
     lines = 0
     for content in block.portions():
-        table, found = records.read(kind, content, lines + 1)
+        table, found = records.parse_lines(kind, content, lines + 1)
         tables.append(table)
         rejects += found
         lines += table.num_rows + len(found)
-    _write(piece, pa.concat_tables(tables), count)
+    _write_piece(piece, pa.concat_tables(tables), count)
     return _Typed(piece, lines, rejects)
 
 
@@ -126,16 +126,16 @@ def _typed_batches(category: str, params: Params, work: Path) -> Iterator[_Typed
         columns = {name: batch[name] for name in batch.schema.names} | {"line": lines, "details": details}
         rows = pa.table([columns[name] for name in ITEMS.names], schema=ITEMS).filter(good)
         piece = work / f"{number:06d}.arrow"
-        _write(piece, rows, params.download.buckets)
+        _write_piece(piece, rows, params.download.buckets)
         yield _Typed(piece, batch.num_rows, rejects)
 
 
-def _write(piece: Path, table: pa.Table, count: int) -> None:
+def _write_piece(piece: Path, table: pa.Table, count: int) -> None:
     order = buckets.item_order(table["parent_asin"])
     buckets.write_piece(piece, table, buckets.bucket_of(order, count), count)
 
 
-def _gather(pieces: dict[Kind, list[tuple[Path, int]]], number: int, out: Path) -> None:
+def _gather_bucket(pieces: dict[Kind, list[tuple[Path, int]]], number: int, out: Path) -> None:
     """Write a bucket of each table; `pieces` are given with the number of lines before them."""
     for kind, schema in SCHEMAS.items():
         rows = buckets.read_bucket([path for path, _ in pieces[kind]], number)

@@ -28,9 +28,9 @@ from scipy.sparse.csgraph import connected_components
 
 from prep.core import buckets, files, writers
 from prep.core.buckets import all_buckets, bucket_names
-from prep.core.cluster import workers
+from prep.core.cluster import dask_pool
 from prep.core.hashes import hashes
-from prep.core.params import Params, only
+from prep.core.params import Params, narrow
 from prep.core.reports import Funnel
 from prep.core.tables.groups import GROUPS
 
@@ -55,11 +55,11 @@ def groups(params: Params, data: Path = Path("data")) -> None:
     Raises:
         UserError: the items of a category stand in another number of buckets than ``download.buckets``.
     """
-    params = only(params, READS)
+    params = narrow(params, READS)
     data = data.absolute()
     count = params.download.buckets
     held = [(c, all_buckets(data / "items" / c, "items", count, f"join@{c}")) for c in params.source.categories]
-    with files.folder(data / "groups") as out, workers(params.dask) as crew:
+    with files.atomic_folder(data / "groups") as out, dask_pool(params.dask) as crew:
         work = out / "work"
         keyed = [(number, [paths[number] for _, paths in held], count, work) for number in range(count)]
         items = sum(crew.run(_write_keys, keyed, "groups: keys"))

@@ -65,7 +65,7 @@ def _headers() -> Mapping[str, str]:
     return build_hf_headers()
 
 
-def newest(policy: RetryPolicy = DEFAULT_POLICY) -> str:
+def newest_commit(policy: RetryPolicy = DEFAULT_POLICY) -> str:
     """Return the commit that the repository's main branch is at.
 
     Raises:

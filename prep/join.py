@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 
 from prep.core import buckets, files, writers
 from prep.core.buckets import all_buckets
-from prep.core.cluster import workers
-from prep.core.params import Params, only
-from prep.core.reports import Funnel, before
+from prep.core.cluster import dask_pool
+from prep.core.params import Params, narrow
+from prep.core.reports import Funnel, earlier_reports
 from prep.core.tables.items import JOINED
 
 READS = ("download.buckets", "join", "dask")
@@ -52,11 +52,11 @@ def join(category: str, params: Params, data: Path = Path("data")) -> None:
     Raises:
         UserError: ``data/raw/<category>`` has not ``download.buckets`` buckets.
     """
-    params = only(params, READS)
+    params = narrow(params, READS)
     data = data.absolute()
     count, stage = params.download.buckets, f"download@{category}"
     raw = [all_buckets(data / "raw" / category, table, count, stage) for table in ("items", "reviews")]
-    with files.folder(data / "items" / category) as out, workers(params.dask) as crew:
+    with files.atomic_folder(data / "items" / category) as out, dask_pool(params.dask) as crew:
         calls = [(items, reviews, out / items.name, params.join.reviews) for items, reviews in zip(*raw, strict=True)]
         counted = crew.run(_join_bucket, calls, f"{category} join")
         items = Funnel.of(sum(c.items for c in counted), sum((c.dropped_items for c in counted), Counter()))
@@ -64,7 +64,7 @@ def join(category: str, params: Params, data: Path = Path("data")) -> None:
         report = {
             "stage": "join",
             "category": category,
-            "before": before(data / "raw" / category),
+            "before": earlier_reports(data / "raw" / category),
             "tables": {"items": items, "reviews": reviews},
             "items_without_reviews": sum(c.unreviewed for c in counted),
             "rating_number_less_review_count": _summary([c.counts for c in counted]),
@@ -76,7 +76,7 @@ def join(category: str, params: Params, data: Path = Path("data")) -> None:
 def _join_bucket(items_file: Path, reviews_file: Path, out: Path, rule: str) -> _Counted:
     items = pq.read_table(items_file)
     kept = _one_row_an_item(items)
-    reviews = _reviews(reviews_file, kept["parent_asin"])
+    reviews = _read_reviews(reviews_file, kept["parent_asin"])
     counting, dropped = _counting(reviews, rule)
     said = _aggregate(counting, kept.num_rows)
     columns = {name: kept[name] for name in kept.column_names if name in JOINED.names} | said
@@ -109,7 +109,7 @@ def _one_row_an_item(items: pa.Table) -> pa.Table:
     return items.take(ranked.filter(pa.array(first)))
 
 
-def _reviews(file: Path, ids: pa.ChunkedArray) -> pd.DataFrame:
+def _read_reviews(file: Path, ids: pa.ChunkedArray) -> pd.DataFrame:
     """Return the reviews of a bucket as numbers; ``item`` is the row of its item, -1 for none."""
     columns = {}
     for field in pq.read_schema(file):

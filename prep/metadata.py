@@ -19,10 +19,10 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from prep import hub
 from prep.core.errors import UserError, first_sentence
-from prep.core.params import Source
+from prep.core.params import SourceParams
 from prep.source import locate
 
-BATCH = 10_000  # rows, at most
+ROWS_PER_READ = 10_000  # rows, at most
 FOLDER, NAMES = "raw_meta_{}", "full-*.parquet"
 
 _STRING, _STRINGS = Value("string"), List(Value("string"))
@@ -41,7 +41,7 @@ _FEATURES = Features(
         "images": {"hi_res": _STRINGS, "large": _STRINGS, "thumb": _STRINGS, "variant": _STRINGS},
     }
 )
-ITEM_BATCH = pa.schema(
+ITEM_BATCH_SCHEMA = pa.schema(
     [
         ("parent_asin", pa.string()),
         ("main_category", pa.string()),
@@ -58,8 +58,8 @@ ITEM_BATCH = pa.schema(
 )
 
 
-def item_batches(source: Source, category: str) -> Iterator[pa.RecordBatch]:
-    """Yield the items of a category in the files' order, as `ITEM_BATCH`.
+def item_batches(source: SourceParams, category: str) -> Iterator[pa.RecordBatch]:
+    """Yield the items of a category in the files' order, as `ITEM_BATCH_SCHEMA`.
 
     Args:
         source: of the parameters.
@@ -78,11 +78,11 @@ def item_batches(source: Source, category: str) -> Iterator[pa.RecordBatch]:
         streaming=True,
         features=_FEATURES,
         columns=list(_FEATURES),
-        batch_size=BATCH,
+        batch_size=ROWS_PER_READ,
     )
     try:
         rows = hub.asking(opened, source.revision) if source.kind == "hub" else opened()
-        for table in rows.with_format("arrow").iter(BATCH):
+        for table in rows.with_format("arrow").iter(ROWS_PER_READ):
             yield _item_batch(table)
     except (HfHubHTTPError, httpx2.RequestError) as error:
         raise UserError(f"{where} cannot be read ({first_sentence(error)}); wait a while and run again") from error
@@ -93,7 +93,7 @@ def item_batches(source: Source, category: str) -> Iterator[pa.RecordBatch]:
         ) from error
 
 
-def parquet_files(source: Source, category: str) -> list[str]:
+def parquet_files(source: SourceParams, category: str) -> list[str]:
     """Return the metadata's parquet files of a category in order, as paths or hf:// URLs.
 
     Args:
@@ -125,12 +125,12 @@ def parquet_files(source: Source, category: str) -> list[str]:
 
 
 def _item_batch(table: pa.Table) -> pa.RecordBatch:
-    """Give rows of `_FEATURES` the columns of `ITEM_BATCH`."""
+    """Give rows of `_FEATURES` the columns of `ITEM_BATCH_SCHEMA`."""
     columns: dict[str, pa.Array] = {name: table[name].combine_chunks() for name in table.column_names}
     images = columns.pop("images")
     columns |= {name: _without_null(columns[name]) for name in ("features", "description")}
     columns |= {name: _first(pc.struct_field(images, name)) for name in ("hi_res", "large")}
-    return pa.RecordBatch.from_arrays([columns[name] for name in ITEM_BATCH.names], schema=ITEM_BATCH)
+    return pa.RecordBatch.from_arrays([columns[name] for name in ITEM_BATCH_SCHEMA.names], schema=ITEM_BATCH_SCHEMA)
 
 
 def _without_null(lists: pa.ListArray) -> pa.ListArray:

@@ -65,7 +65,7 @@ def probe(url: str, hint: str, policy: RetryPolicy = DEFAULT_POLICY) -> Remote:
                 answer = client.head(url)
         except httpx.RequestError as error:
             raise TransientError(f"{type(error).__name__}: {error}") from error
-        _judge(answer, url, hint)
+        _check_answer(answer, url, hint)
         return answer
 
     answer = _retried(ask, url, hint, policy)
@@ -75,7 +75,7 @@ def probe(url: str, hint: str, policy: RetryPolicy = DEFAULT_POLICY) -> Remote:
     return Remote(url, int(size), _version(answer), "", no_headers, hint)
 
 
-def read(
+def read_ranges(
     remote: Remote, begin: int = 0, digest: "hashlib._Hash | None" = None, policy: RetryPolicy = DEFAULT_POLICY
 ) -> Iterator[bytes]:
     """Yield the bytes of a file from `begin` on, as they arrive.
@@ -124,7 +124,7 @@ class CorruptError(UserError):
     """What came is not what the source announced."""
 
 
-def keep(remote: Remote, path: Path, policy: RetryPolicy = DEFAULT_POLICY) -> None:
+def download_file(remote: Remote, path: Path, policy: RetryPolicy = DEFAULT_POLICY) -> None:
     """Bring a file to `path`, going on where an earlier run was stopped or killed.
 
     Args:
@@ -133,7 +133,7 @@ def keep(remote: Remote, path: Path, policy: RetryPolicy = DEFAULT_POLICY) -> No
         policy: how often and how soon it is asked again.
 
     Raises:
-        UserError: there is no room for it, or as `read`.
+        UserError: there is no room for it, or as `read_ranges`.
     """
     # One name for all runs, so that the next one finds it. The hub's own hf_hub_download is not used for that: in
     # huggingface_hub 2.4 its partial file has a random name (`_download_to_tmp_and_move`), so each run starts anew.
@@ -143,12 +143,12 @@ def keep(remote: Remote, path: Path, policy: RetryPolicy = DEFAULT_POLICY) -> No
         if path.exists():
             return
         had = partial.stat().st_size if partial.exists() else 0
-        _check_room(remote, had, path.parent)
+        _check_disk_space(remote, had, path.parent)
         try:
             with partial.open("a+b") as file:
                 file.seek(0)
                 digest = hashlib.file_digest(file, "sha256")
-                for got in read(remote, had, digest, policy):
+                for got in read_ranges(remote, had, digest, policy):
                     file.write(got)
                     file.flush()  # what came stays through a kill
         except CorruptError:
@@ -157,12 +157,12 @@ def keep(remote: Remote, path: Path, policy: RetryPolicy = DEFAULT_POLICY) -> No
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            _check_room(remote, partial.stat().st_size, path.parent)
+            _check_disk_space(remote, partial.stat().st_size, path.parent)
             raise
-        files.settle(partial, path)
+        files.commit(partial, path)
 
 
-def _check_room(remote: Remote, had: int, folder: Path) -> None:
+def _check_disk_space(remote: Remote, had: int, folder: Path) -> None:
     """Refuse a file that the disk has no room for; `had` bytes of it are there."""
     needed, free = remote.size - had, shutil.disk_usage(folder).free
     if needed > free:
@@ -196,8 +196,8 @@ def _answer(client: httpx.Client, remote: Remote, begin: int) -> Iterator[bytes]
     try:
         with client.stream("GET", remote.url, headers=headers) as answer:
             if answer.status_code == 416:
-                raise _changed(remote, "is shorter")
-            _judge(answer, remote.url, remote.hint)
+                raise _changed_on_server(remote, "is shorter")
+            _check_answer(answer, remote.url, remote.hint)
             at, end = _span(answer, remote, begin, end)
             for block in answer.iter_raw():
                 wanted = block[max(0, begin - at) : end - at]
@@ -211,7 +211,7 @@ def _answer(client: httpx.Client, remote: Remote, begin: int) -> Iterator[bytes]
         raise TransientError(f"the answer ended {end - begin} bytes early")
 
 
-def _judge(answer: httpx.Response, url: str, hint: str) -> None:
+def _check_answer(answer: httpx.Response, url: str, hint: str) -> None:
     """Refuse an answer that brings no file.
 
     Raises:
@@ -239,7 +239,7 @@ def _span(answer: httpx.Response, remote: Remote, begin: int, end: int) -> tuple
     """
     version = _version(answer)
     if version and remote.version and version != remote.version:
-        raise _changed(remote, f"was {remote.version} and is {version} now")
+        raise _changed_on_server(remote, f"was {remote.version} and is {version} now")
     length = answer.headers.get("Content-Length")
     if answer.status_code == 206:
         found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", answer.headers.get("Content-Range", ""))
@@ -248,7 +248,7 @@ def _span(answer: httpx.Response, remote: Remote, begin: int, end: int) -> tuple
                 f"asked for bytes {begin}-{end - 1}, got {answer.headers.get('Content-Range', 'no range')}"
             )
         if found[3] not in {"*", str(remote.size)}:
-            raise _changed(remote, f"had {remote.size} bytes and has {found[3]} now")
+            raise _changed_on_server(remote, f"had {remote.size} bytes and has {found[3]} now")
         at, end = begin, int(found[2]) + 1
     else:
         at, end = 0, remote.size
@@ -260,7 +260,7 @@ def _span(answer: httpx.Response, remote: Remote, begin: int, end: int) -> tuple
     return at, end
 
 
-def _changed(remote: Remote, how: str) -> UserError:
+def _changed_on_server(remote: Remote, how: str) -> UserError:
     return UserError(f"{remote.url} changed while it was read: it {how}; run again to read the new one")
 
 

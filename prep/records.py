@@ -64,7 +64,7 @@ _decoders: dict[Kind, msgspec.json.Decoder[Any]] = {
 }
 
 
-def read(kind: Kind, content: bytes, first: int) -> tuple[pa.Table, list[Reject]]:
+def parse_lines(kind: Kind, content: bytes, first: int) -> tuple[pa.Table, list[Reject]]:
     """Type the lines of `content`.
 
     Args:
@@ -110,7 +110,7 @@ def _read_all(kind: Kind, content: bytes, lines: list[bytes], first: int) -> pa.
         records = list(map(_decoders[kind].decode, lines))
     except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
         return None
-    table = _table(kind, records, range(first, first + len(records)), lines)
+    table = _to_table(kind, records, range(first, first + len(records)), lines)
     asins = table["parent_asin"]
     # as `ASIN` has it, at a fifth of the time
     named = pc.and_(pc.ascii_is_alnum(asins), pc.less_equal(pc.binary_length(asins), ASIN_LENGTH))
@@ -128,7 +128,7 @@ def _read_each(kind: Kind, lines: list[bytes], first: int) -> tuple[pa.Table, li
         else:
             kept.append((number, line, record))
     numbers, good, records = zip(*kept, strict=True) if kept else ((), (), ())
-    return _table(kind, records, numbers, good), rejects
+    return _to_table(kind, records, numbers, good), rejects
 
 
 def _decode(kind: Kind, line: bytes) -> Any:
@@ -147,11 +147,11 @@ def _decode(kind: Kind, line: bytes) -> Any:
     return record if re.fullmatch(ASIN, record.parent_asin) else "bad_parent_asin"
 
 
-def _table(kind: Kind, records: Sequence[Any], numbers: Sequence[int], lines: Sequence[bytes]) -> pa.Table:
-    return _items(records, numbers) if kind == "items" else _reviews(records, lines)
+def _to_table(kind: Kind, records: Sequence[Any], numbers: Sequence[int], lines: Sequence[bytes]) -> pa.Table:
+    return _items_table(records, numbers) if kind == "items" else _reviews_table(records, lines)
 
 
-def _items(records: Sequence[_Item], numbers: Sequence[int]) -> pa.Table:
+def _items_table(records: Sequence[_Item], numbers: Sequence[int]) -> pa.Table:
     columns = {
         "parent_asin": [record.parent_asin for record in records],
         "line": numbers,
@@ -159,8 +159,8 @@ def _items(records: Sequence[_Item], numbers: Sequence[int]) -> pa.Table:
         "title": [record.title for record in records],
         "average_rating": [record.average_rating for record in records],
         "rating_number": [record.rating_number for record in records],
-        "features": _texts([record.features for record in records]),
-        "description": _texts([record.description for record in records]),
+        "features": _joined_texts([record.features for record in records]),
+        "description": _joined_texts([record.description for record in records]),
         "store": [record.store for record in records],
         "details": [_details(bytes(record.details)) for record in records],
         "hi_res": [_url(record.images, "hi_res") for record in records],
@@ -169,7 +169,7 @@ def _items(records: Sequence[_Item], numbers: Sequence[int]) -> pa.Table:
     return pa.table(columns, ITEMS)
 
 
-def _texts(lists: list[list[str | None] | None]) -> pa.ListArray:
+def _joined_texts(lists: list[list[str | None] | None]) -> pa.ListArray:
     """Return lists of texts, empty instead of null and without the nulls in them."""
     array = pa.array([texts or [] for texts in lists], pa.list_(pa.string()))
     if array.values.null_count:  # seldom, so it is not looked for text by text
@@ -195,7 +195,7 @@ def _details(details: bytes) -> bytes | str:
     return "{}"
 
 
-def _reviews(records: Sequence[_Review], lines: Sequence[bytes]) -> pa.Table:
+def _reviews_table(records: Sequence[_Review], lines: Sequence[bytes]) -> pa.Table:
     """Make the rows of reviews; the user id is kept as a keyed hash, the line as the XXH3 of it and one line end."""
     whole = [*lines[:-1], *(line.removesuffix(b"\n") + b"\n" for line in lines[-1:])]
     columns = {

@@ -22,16 +22,16 @@ import pyarrow.parquet as pq
 from prep import strata
 from prep.core import buckets, files, writers
 from prep.core.buckets import all_buckets
-from prep.core.cluster import workers
+from prep.core.cluster import dask_pool
 from prep.core.errors import UserError
-from prep.core.params import Params, Sample, only
+from prep.core.params import Params, SampleParams, narrow
 from prep.core.parts import NOT_TAKEN, TEST, TRAIN, VALIDATION
-from prep.core.reports import Funnel, before
+from prep.core.reports import Funnel, earlier_reports
 from prep.core.tables.sample import SAMPLE, TEXTS
 from prep.core.text import clean, clean_details, clean_list
 
 READS = ("download.buckets", "sample", "images.prefer", "dask")
-_ROWS = 2000  # cleaned at once
+_ROWS_PER_READ = 2000  # cleaned at once
 _SPLITS = (TEST, TRAIN, VALIDATION)
 _NUMBERS = ("parent_asin", "average_rating", "rating_number", "review_count")
 _COUNTED = ("title", "features", "description")  # the texts of which sample.min_chars are asked
@@ -82,12 +82,12 @@ def sample(category: str, params: Params, data: Path = Path("data")) -> None:
     Raises:
         UserError: no item of the category is left to train on, or the items or their groups are not there.
     """
-    params = only(params, READS)
+    params = narrow(params, READS)
     data = data.absolute()
     count = params.download.buckets
     items = all_buckets(data / "items" / category, "items", count, f"join@{category}")
     groups = all_buckets(data / "groups" / category, "groups", count, "groups")
-    with files.folder(data / "sample" / category) as out, workers(params.dask) as crew:
+    with files.atomic_folder(data / "sample" / category) as out, dask_pool(params.dask) as crew:
         work = out / "work"
         slim = [work / path.name for path in items]
         calls = list(zip(items, groups, slim, [params] * len(items), strict=True))
@@ -106,16 +106,16 @@ def sample(category: str, params: Params, data: Path = Path("data")) -> None:
             (*call, category, placed.band[share], placed.part[share], len(placed.parts))
             for call, share in zip(calls, shares, strict=True)
         ]
-        pieces = crew.run(_spread, spread, f"{category} sample: texts")
+        pieces = crew.run(_scatter, spread, f"{category} sample: texts")
         gathered = [(pieces, number, out / f"{part}.parquet") for number, part in enumerate(placed.parts)]
-        rows = crew.run(_gather, gathered, f"{category} sample: parts")
+        rows = crew.run(_gather_part, gathered, f"{category} sample: parts")
         shutil.rmtree(work)
         table = _strata(usable, placed)
         table.to_csv(out / "strata.csv", index=False, lineterminator="\n")
         report = {
             "stage": "sample",
             "category": category,
-            "before": before(data / "items" / category),
+            "before": earlier_reports(data / "items" / category),
             "tables": {"items": Funnel.of(usable.num_rows + dropped.total(), dropped + placed.dropped)},
             "rows": dict(zip(placed.parts, rows, strict=True)),
             "largest_deviation": deviation(table),
@@ -123,7 +123,7 @@ def sample(category: str, params: Params, data: Path = Path("data")) -> None:
         writers.write_json(out / "report.json", report)
 
 
-def candidates(hi_res: str | None, large: str | None, prefer: str) -> list[str]:
+def candidate_urls(hi_res: str | None, large: str | None, prefer: str) -> list[str]:
     """Return the image URLs to ask for, best first: the one of the preferred kind, then the other.
 
     Source: reference, section 1 (first hi_res, else first large).
@@ -157,7 +157,7 @@ def _rank(items: Path, groups: Path, out: Path, params: Params) -> Counter[str]:
     dropped: Counter[str] = Counter()
     tables = []
     names = tuple(name for name in TEXTS if name in rules.require or name in _COUNTED)
-    for rows in _rows(items, params, names):
+    for rows in _sample_rows(items, params, names):
         kept = []
         for row in rows:
             if reason := _unusable(row, rules):
@@ -181,7 +181,7 @@ def _rank(items: Path, groups: Path, out: Path, params: Params) -> Counter[str]:
     return dropped
 
 
-def _rows(
+def _sample_rows(
     items: Path, params: Params, texts: tuple[str, ...], chosen: npt.NDArray[np.int32] | None = None
 ) -> Iterator[list[_Row]]:
     """Yield the rows of a bucket with the texts named, some at a time; only the `chosen` ones if given."""
@@ -189,16 +189,16 @@ def _rows(
     numbers: npt.NDArray[np.int64]
     last = 0
     with pq.ParquetFile(items) as file:
-        for batch in file.iter_batches(_ROWS, columns=columns):
+        for batch in file.iter_batches(_ROWS_PER_READ, columns=columns):
             first, last = last, last + batch.num_rows
             numbers = np.arange(first, last)
             if chosen is not None:
                 numbers = numbers[np.isin(numbers, chosen)]
             rows = batch.take(pa.array(numbers - first)).to_pylist()
-            yield [_row(number, row, params, texts) for number, row in zip(numbers.tolist(), rows, strict=True)]
+            yield [_sample_row(number, row, params, texts) for number, row in zip(numbers.tolist(), rows, strict=True)]
 
 
-def _row(number: int, item: Mapping[str, Any], params: Params, texts: tuple[str, ...]) -> _Row:
+def _sample_row(number: int, item: Mapping[str, Any], params: Params, texts: tuple[str, ...]) -> _Row:
     """Make the row of an item, given its columns by name."""
     return _Row(
         number=number,
@@ -207,11 +207,11 @@ def _row(number: int, item: Mapping[str, Any], params: Params, texts: tuple[str,
         rating_number=item["rating_number"],
         review_count=item["review_count"],
         texts={name: _CLEAN[name](item[name]) for name in texts},
-        image_urls=candidates(item["hi_res"], item["large"], params.images.prefer),
+        image_urls=candidate_urls(item["hi_res"], item["large"], params.images.prefer),
     )
 
 
-def _unusable(row: _Row, rules: Sample) -> str:
+def _unusable(row: _Row, rules: SampleParams) -> str:
     """Return why a row is dropped, or "" for a row that is kept."""
     if row.average_rating is None:  # without the label there is nothing to learn from
         return "no_average_rating"
@@ -230,7 +230,7 @@ def _unusable(row: _Row, rules: Sample) -> str:
     return ""
 
 
-def _place(usable: pa.Table, rules: Sample) -> _Placed:
+def _place(usable: pa.Table, rules: SampleParams) -> _Placed:
     """Give each usable item its band, and its part or the reason why it has none."""
     split, stratum, order = (usable[name].to_numpy() for name in ("split", "stratum", "order"))
     band = np.full(usable.num_rows, -1, np.int16)
@@ -255,7 +255,7 @@ def _place(usable: pa.Table, rules: Sample) -> _Placed:
     return _Placed(band, part, parts, +dropped)
 
 
-def _spread(
+def _scatter(
     items: Path,
     groups: Path,
     slim: Path,
@@ -272,7 +272,7 @@ def _spread(
     group = pq.read_table(groups, columns=["group"])["group"].take(chosen).to_pylist()
     places = zip(np.array(_SPLITS)[split].tolist(), group, band[taken].tolist(), strict=True)
     tables = [SAMPLE.empty_table()]
-    for rows in _rows(items, params, TEXTS, chosen):
+    for rows in _sample_rows(items, params, TEXTS, chosen):
         taking = []
         for row in rows:
             of_split, of_group, of_band = next(places)
@@ -284,7 +284,7 @@ def _spread(
     return piece
 
 
-def _gather(pieces: list[Path], number: int, out: Path) -> int:
+def _gather_part(pieces: list[Path], number: int, out: Path) -> int:
     return writers.write_batches(out, SAMPLE, buckets.read_bucket(pieces, number))
 
 

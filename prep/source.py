@@ -13,7 +13,7 @@ from typing import NamedTuple
 from prep import demo, ranges
 from prep.core import files
 from prep.core.errors import UserError
-from prep.core.params import Source
+from prep.core.params import SourceParams
 from prep.core.retry import DEFAULT_POLICY, RetryPolicy
 from prep.core.tables.raw import Kind
 
@@ -23,7 +23,7 @@ PATHS: dict[Kind, str] = {  # of the dataset's repository, and of a mirror
 }
 
 
-class Location(NamedTuple):
+class SourceLocation(NamedTuple):
     """A place laid out like the hub repository, with images beside it under ``images/I/``."""
 
     base: str  # a directory, or an http(s) base URL
@@ -43,19 +43,19 @@ class RawFile(NamedTuple):
     arriving: Callable[[], Iterator[bytes]] | None  # else gives its bytes in order, with a bar; or a UserError
 
 
-def locate(source: Source, category: str) -> Location:
+def locate(source: SourceParams, category: str) -> SourceLocation:
     """Return where the files of a category are, making the demo catalogue of it first if that is the source.
 
     The hub holds no images: its base is "", which leaves an image's URL as it is, for public addresses only.
     """
     if source.kind == "hub":
-        return Location("")
+        return SourceLocation("")
     if source.kind == "mirror":
-        return Location(source.location)
-    return Location(str(_demo_catalogue(source, category)))
+        return SourceLocation(source.location)
+    return SourceLocation(str(_demo_catalogue(source, category)))
 
 
-def raw_file(source: Source, kind: Kind, category: str, policy: RetryPolicy = DEFAULT_POLICY) -> RawFile:
+def raw_file(source: SourceParams, kind: Kind, category: str, policy: RetryPolicy = DEFAULT_POLICY) -> RawFile:
     """Find a raw file; over HTTP and with ``source.keep_raw``, bring it into the local store first.
 
     Args:
@@ -78,13 +78,13 @@ def raw_file(source: Source, kind: Kind, category: str, policy: RetryPolicy = DE
         return _local(name, path)
     remote = remote_file(source, name, policy)
     if not source.keep_raw:
-        return RawFile(name, remote.size, None, partial(ranges.read, remote, policy=policy))
+        return RawFile(name, remote.size, None, partial(ranges.read_ranges, remote, policy=policy))
     path = files.store() / "raw" / files.fingerprint(remote.url, remote.version, remote.size)[:16] / name
-    ranges.keep(remote, path, policy)
+    ranges.download_file(remote, path, policy)
     return _local(name, path)
 
 
-def remote_file(source: Source, name: str, policy: RetryPolicy = DEFAULT_POLICY) -> ranges.Remote:
+def remote_file(source: SourceParams, name: str, policy: RetryPolicy = DEFAULT_POLICY) -> ranges.Remote:
     """Return what a file of the hub or of an http(s) mirror is.
 
     Args:
@@ -107,10 +107,10 @@ def _local(name: str, path: Path) -> RawFile:
     return RawFile(name, path.stat().st_size, path.absolute(), None)
 
 
-def _demo_catalogue(source: Source, category: str) -> Path:
+def _demo_catalogue(source: SourceParams, category: str) -> Path:
     """Make the demo catalogue of a category in the local store, once for its parameters."""
     catalogue = files.store() / "demo" / files.fingerprint(demo.FORMAT, source.demo, [category])[:16]
     if not catalogue.exists():
-        with files.folder(catalogue) as folder:
+        with files.atomic_folder(catalogue) as folder:
             demo.write_catalogue(folder, [category], source.demo.items, source.demo.seed)
     return catalogue

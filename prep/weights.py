@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 
 from prep.core import files, writers
 from prep.core.errors import UserError
-from prep.core.params import Params, Weights, only
+from prep.core.params import Params, WeightsParams, narrow
 from prep.core.parts import TRAIN, sample_parts
 
 READS = ("source.categories", "weights")
 
 
-class Weighing(msgspec.Struct, frozen=True):
+class SampleWeights(msgspec.Struct, frozen=True):
     """What the training samples weigh: the content of data/weights.json."""
 
     count: str  # the column that weighs; none: every sample weighs 1
@@ -36,26 +36,26 @@ def weights(params: Params, data: Path = Path("data")) -> None:
     Raises:
         UserError: a category has no sample, or as `constant`.
     """
-    params = only(params, READS)
+    params = narrow(params, READS)
     parts = [part for c in params.source.categories for part in sample_parts(data, c) if part.stem.startswith(TRAIN)]
     name = _column(params.weights)
     counts = np.concatenate([pq.read_table(part, columns=[name])[name].to_numpy() for part in parts])
     writers.write_json(data / "weights.json", constant(counts, params.weights))
 
 
-def read_weights(path: Path) -> Weighing:
+def read_weights(path: Path) -> SampleWeights:
     """Read ``data/weights.json``.
 
     Raises:
         UserError: the file is absent, or holds no weights.
     """
     try:
-        return msgspec.convert(files.read_json(path), Weighing)
+        return msgspec.convert(files.read_json(path), SampleWeights)
     except msgspec.ValidationError as error:
         raise UserError(f"{path} holds no weights ({error}); run `dvc repro --force --single-item weights`") from None
 
 
-def check_weights(weights: Weighing, path: Path, samples: int, chosen: Weights | None = None) -> None:
+def check_weights(weights: SampleWeights, path: Path, samples: int, chosen: WeightsParams | None = None) -> None:
     """Refuse weights that belong to other shards, or to other parameters.
 
     Args:
@@ -76,7 +76,7 @@ def check_weights(weights: Weighing, path: Path, samples: int, chosen: Weights |
             )
 
 
-def constant(counts: npt.NDArray[np.int64], weights: Weights) -> Weighing:
+def constant(counts: npt.NDArray[np.int64], weights: WeightsParams) -> SampleWeights:
     """Return which count weighs, the mean of its log1p, the clip and the number of samples.
 
     The weight of a sample is min(log1p(count) / mean, clip). With ``weights.count: none`` every sample weighs 1.
@@ -100,10 +100,10 @@ def constant(counts: npt.NDArray[np.int64], weights: Weights) -> Weighing:
         raise UserError(
             f"weights.count is {column}, and it is 0 for all {len(counts)} training samples; set weights.count: none"
         )
-    return Weighing(column, float(f"{mean:.12g}"), weights.clip, len(counts))
+    return SampleWeights(column, float(f"{mean:.12g}"), weights.clip, len(counts))
 
 
-def sample_weights(counts: npt.NDArray[np.int64], weights: Weighing) -> npt.NDArray[np.float32]:
+def sample_weights(counts: npt.NDArray[np.int64], weights: SampleWeights) -> npt.NDArray[np.float32]:
     """Return the weight of each sample: min(log1p(count) / mean, clip), or 1 where ``weights.count`` is none.
 
     Args:
@@ -118,11 +118,11 @@ def sample_weights(counts: npt.NDArray[np.int64], weights: Weighing) -> npt.NDAr
     return each
 
 
-def counts_of(samples: Any, weights: Weights | Weighing) -> npt.NDArray[np.int64]:
+def counts_of(samples: Any, weights: WeightsParams | SampleWeights) -> npt.NDArray[np.int64]:
     """Return the counts that `weights` names, int64 [N], of a batch or a dataset of the shards."""
     return np.asarray(getattr(samples, _column(weights)))
 
 
-def _column(weights: Weights | Weighing) -> str:
+def _column(weights: WeightsParams | SampleWeights) -> str:
     """Return the column of the counts that weigh, or that would if ``weights.count`` were not none."""
     return "rating_number" if weights.count == "none" else weights.count

@@ -56,7 +56,7 @@ class Cache:
             self._reserve(partial, size)
             try:
                 download(partial)
-                check(partial, sha256, size)
+                check_file(partial, sha256, size)
                 with partial.open("rb") as file:
                     os.fsync(file.fileno())
                 partial.replace(path)
@@ -71,7 +71,7 @@ class Cache:
     def _reserve(self, partial: Path, size: int) -> None:
         """Make room for a file of `size` bytes, and take it by a partial file whose name tells the size."""
         with FileLock(self.folder / "room.lock"):
-            there = _sizes(self.folder)
+            there = _cached_sizes(self.folder)
             total = sum(each for _, each, _ in there) + size
             for _, each, path in there:
                 if total > self.limit and path.suffix != ".partial":
@@ -85,7 +85,7 @@ class Cache:
             partial.touch()
 
 
-def check(path: Path, sha256: str, size: int) -> None:
+def check_file(path: Path, sha256: str, size: int) -> None:
     """Check that a file is the one asked for.
 
     Raises:
@@ -106,7 +106,7 @@ def _touched(path: Path) -> bool:
     return True
 
 
-def _sizes(folder: Path) -> list[tuple[int, int, Path]]:
+def _cached_sizes(folder: Path) -> list[tuple[int, int, Path]]:
     """Return (time of last use, bytes held or reserved, path) of each file, in the order of their use.
 
     A download that becomes whole while the folder is listed may stand in the list by both its names, or by the first

@@ -16,12 +16,12 @@ import pyarrow.compute as pc
 from prep.core.errors import UserError
 from prep.core.fields import LABELS
 from prep.core.parts import TEST, TRAIN, VALIDATION
-from prep.core.tables.shards import FACTS
+from prep.core.tables.shards import METADATA_FIELDS
 from prep.core.templates import render
-from shards.location import Location, mapped
+from shards.location import ShardLocation, mapped
 from shards.manifest import Manifest, Shard
 
-NAME = "README.md"
+CARD_FILE = "README.md"
 WithImage = Mapping[tuple[str, str], int]  # samples that have an image, by category and split
 
 _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B")  # the hub's bounds
@@ -65,13 +65,13 @@ class _Row(NamedTuple):
     bytes: int
 
 
-def write(folder: Path, manifest: Manifest) -> None:
+def write_card(folder: Path, manifest: Manifest) -> None:
     """Write the card of a category into the folder that holds its shards."""
-    counted = _count([manifest], lambda _, shard: _images(mapped(folder / shard.index)))
-    (folder / NAME).write_text(card([manifest], counted, beside=True), encoding="utf-8")
+    counted = _count([manifest], lambda _, shard: _image_examples(mapped(folder / shard.index)))
+    (folder / CARD_FILE).write_text(dataset_card([manifest], counted, beside=True), encoding="utf-8")
 
 
-def of_location(location: Location, categories: Sequence[str] | None = None) -> str:
+def of_location(location: ShardLocation, categories: Sequence[str] | None = None) -> str:
     """Return one card for `categories` of a location, by default for all, to stand beside their folders.
 
     Raises:
@@ -79,13 +79,13 @@ def of_location(location: Location, categories: Sequence[str] | None = None) -> 
     """
 
     def images(manifest: Manifest, shard: Shard) -> int:
-        return _images(location.index(manifest.category, shard))
+        return _image_examples(location.index(manifest.category, shard))
 
     manifests = [location.manifest(category) for category in categories or location.categories()]
-    return card(manifests, _count(manifests, images), beside=False)
+    return dataset_card(manifests, _count(manifests, images), beside=False)
 
 
-def card(manifests: Sequence[Manifest], with_image: WithImage, *, beside: bool) -> str:
+def dataset_card(manifests: Sequence[Manifest], with_image: WithImage, *, beside: bool) -> str:
     """Return a card.
 
     Args:
@@ -96,7 +96,7 @@ def card(manifests: Sequence[Manifest], with_image: WithImage, *, beside: bool) 
     Raises:
         UserError: the categories were made with different parameters.
     """
-    parameters = _parameters(manifests)
+    parameters = _parameters_text(manifests)
     filters = {"code": _code, "number": "{:,}".format, "percent": lambda share: f"{100 * share:.4g} %"}
     rows = [(m.category, shard) for m in manifests for shard in m.shards]
     splits = [split for split in (TRAIN, VALIDATION, TEST) if any(shard.split == split for _, shard in rows)]
@@ -106,11 +106,13 @@ def card(manifests: Sequence[Manifest], with_image: WithImage, *, beside: bool) 
         "shards",
         "card.md.jinja",
         {
-            "by_category": [_row(m.category, [(m.category, s) for s in m.shards], with_image) for m in manifests],
-            "by_split": [_row(split, [(c, s) for c, s in rows if s.split == split], with_image) for split in splits],
+            "by_category": [_card_row(m.category, [(m.category, s) for s in m.shards], with_image) for m in manifests],
+            "by_split": [
+                _card_row(split, [(c, s) for c, s in rows if s.split == split], with_image) for split in splits
+            ],
             "categories": [m.category for m in manifests],
             "data_files": {s: [f"{'' if beside else f'{c}/'}{s}-*.tar" for c in holding[s]] for s in splits},
-            "facts": {name: FIELDS[name] for name in FACTS},
+            "facts": {name: FIELDS[name] for name in METADATA_FIELDS},
             "beside": beside,
             "images": first.parameters["images"],
             "join": first.parameters["join"],
@@ -120,13 +122,13 @@ def card(manifests: Sequence[Manifest], with_image: WithImage, *, beside: bool) 
             "rules": first.parameters["sample"],
             "size": _size_category(sum(shard.samples for _, shard in rows)),
             "source": first.source,
-            "total": _row("all", rows, with_image),
+            "total": _card_row("all", rows, with_image),
         },
         filters,
     )
 
 
-def _images(index: pa.Table) -> int:
+def _image_examples(index: pa.Table) -> int:
     """Count the samples of an index that have an image."""
     return int(pc.sum(index["has_image"]).as_py())
 
@@ -139,7 +141,7 @@ def _count(manifests: Sequence[Manifest], images: Callable[[Manifest, Shard], in
     return counted
 
 
-def _row(name: str, shards: Sequence[tuple[str, Shard]], with_image: WithImage) -> _Row:
+def _card_row(name: str, shards: Sequence[tuple[str, Shard]], with_image: WithImage) -> _Row:
     parts = sorted({(category, shard.split) for category, shard in shards})
     return _Row(
         name,
@@ -150,7 +152,7 @@ def _row(name: str, shards: Sequence[tuple[str, Shard]], with_image: WithImage) 
     )
 
 
-def _parameters(manifests: Sequence[Manifest]) -> dict[str, Any]:
+def _parameters_text(manifests: Sequence[Manifest]) -> dict[str, Any]:
     """Return what all the manifests were made with, by dotted key, or refuse those that differ."""
     each = [
         {"source.kind": m.source.kind, "source.revision": m.source.revision}

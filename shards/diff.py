@@ -17,15 +17,15 @@ import pyarrow.compute as pc
 from scipy.stats import ks_2samp
 
 from prep.core.tables.shards import INDEX
-from shards.location import Location, index_file
+from shards.location import ShardLocation, index_file
 from shards.manifest import OF_SPLITS, Manifest, Shard
 
-FACTS = ("average_rating", "rating_number", "review_count", "has_image")
-EXAMPLES = 5
-_READ = pa.schema([INDEX.field(name) for name in ("key", *FACTS)])
+COMPARED_FIELDS = ("average_rating", "rating_number", "review_count", "has_image")
+EXAMPLES_PER_CHANGE = 5
+_READ = pa.schema([INDEX.field(name) for name in ("key", *COMPARED_FIELDS)])
 
 
-class Labels(NamedTuple):
+class LabelValues(NamedTuple):
     """Of the samples of one version."""
 
     stars: npt.NDArray[np.float32]  # average_rating
@@ -42,7 +42,7 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class Keys(msgspec.Struct, frozen=True):
-    """Items that came into a split, and that went out of it; `EXAMPLES` at most."""
+    """Items that came into a split, and that went out of it; `EXAMPLES_PER_CHANGE` at most."""
 
     into: list[str] = msgspec.field(name="in")
     out: list[str]
@@ -148,7 +148,7 @@ class _Shards(NamedTuple):
         return list(dict.fromkeys(shard.split for shard in (*self.gone, *self.new, *reindexed)))
 
 
-def compare(old: Location, new: Location, categories: Sequence[str] | None = None) -> Comparison:
+def compare(old: ShardLocation, new: ShardLocation, categories: Sequence[str] | None = None) -> Comparison:
     """Compare two versions.
 
     Args:
@@ -162,7 +162,7 @@ def compare(old: Location, new: Location, categories: Sequence[str] | None = Non
     before, after = ({c: side.manifest(c) for c in categories or side.categories()} for side in (old, new))
     pairs = {name: _Pair(before.get(name), after.get(name)) for name in sorted({*before, *after})}
     shards = {name: _sort(pair) for name, pair in pairs.items()}
-    parameters = _parameters(pairs)
+    parameters = _parameter_changes(pairs)
     added = [name for name in pairs if name not in before]
     removed = [name for name in pairs if name not in after]
     drift = list(_drifts(old, new, shards))
@@ -170,8 +170,8 @@ def compare(old: Location, new: Location, categories: Sequence[str] | None = Non
     moved: list[Move] = []
     facts: list[FactChange] = []
     for name, each in shards.items():
-        gone, fresh = _rows(old, name, each.gone), _rows(new, name, each.new)
-        splits += _splits(name, each, gone, fresh)
+        gone, fresh = _index_rows(old, name, each.gone), _index_rows(new, name, each.new)
+        splits += _split_changes(name, each, gone, fresh)
         old_rows, new_rows = _in_both(gone, fresh)
         moved += _moved(name, old_rows, new_rows)
         facts += _facts(name, old_rows, new_rows)
@@ -201,13 +201,13 @@ def _sort(pair: _Pair) -> _Shards:
     )
 
 
-def _parameters(pairs: Mapping[str, _Pair]) -> list[Change]:
+def _parameter_changes(pairs: Mapping[str, _Pair]) -> list[Change]:
     """List what the manifests of both versions state differently, equal differences together."""
     changes: dict[bytes, Change] = {}
     for category, pair in pairs.items():
         if pair.old is None or pair.new is None:
             continue
-        old, new = _flat(pair.old), _flat(pair.new)
+        old, new = _flat_parameters(pair.old), _flat_parameters(pair.new)
         for name in sorted({*old, *new}):
             if (was := old.get(name)) != (now := new.get(name)):
                 change = Change(name, was, now, [])
@@ -215,7 +215,7 @@ def _parameters(pairs: Mapping[str, _Pair]) -> list[Change]:
     return sorted(changes.values(), key=lambda change: change.name)
 
 
-def _flat(about: Manifest) -> dict[str, Any]:
+def _flat_parameters(about: Manifest) -> dict[str, Any]:
     """Return what a manifest states of how its shards were made, by dotted name."""
     stated = {name: msgspec.to_builtins(getattr(about, name)) for name in ("source", "tokens")} | about.parameters
     return dict(_leaves("", stated))
@@ -229,7 +229,7 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def _rows(location: Location, category: str, shards: Sequence[Shard]) -> pa.Table:
+def _index_rows(location: ShardLocation, category: str, shards: Sequence[Shard]) -> pa.Table:
     """Read key, facts and split of the samples of shards.
 
     Raises:
@@ -243,7 +243,7 @@ def _rows(location: Location, category: str, shards: Sequence[Shard]) -> pa.Tabl
     return pa.concat_tables(tables).combine_chunks()
 
 
-def _splits(category: str, shards: _Shards, gone: pa.Table, fresh: pa.Table) -> Iterator[SplitChange]:
+def _split_changes(category: str, shards: _Shards, gone: pa.Table, fresh: pa.Table) -> Iterator[SplitChange]:
     """Count items and shards of the splits that have other tars or indexes."""
     leaving = gone.filter(pc.is_null(pc.index_in(gone["key"], value_set=fresh["key"])))
     coming = fresh.filter(pc.is_null(pc.index_in(fresh["key"], value_set=gone["key"])))
@@ -266,7 +266,7 @@ def _splits(category: str, shards: _Shards, gone: pa.Table, fresh: pa.Table) -> 
             gone=sum(shard.split == split for shard in shards.gone),
             reindexed=sum(o.index_sha256 != n.index_sha256 for o, n in kept),
             bytes_new=sum(size for digest, size in contents.items() if digest not in there),
-            examples=Keys(into[:EXAMPLES], out[:EXAMPLES]),
+            examples=Keys(into[:EXAMPLES_PER_CHANGE], out[:EXAMPLES_PER_CHANGE]),
         )
 
 
@@ -284,62 +284,62 @@ def _moved(category: str, old: pa.Table, new: pa.Table) -> list[Move]:
     for was, now, key in zip(*(column.to_pylist() for column in ways), strict=True):
         by_way[was, now].append(key)
     return [
-        Move(category=category, origin=was, to=now, count=len(keys), examples=keys[:EXAMPLES])
+        Move(category=category, origin=was, to=now, count=len(keys), examples=keys[:EXAMPLES_PER_CHANGE])
         for (was, now), keys in sorted(by_way.items())
     ]
 
 
 def _facts(category: str, old: pa.Table, new: pa.Table) -> Iterator[FactChange]:
     """Count the items with another fact."""
-    for fact in FACTS:
+    for fact in COMPARED_FIELDS:
         other = pc.not_equal(old[fact], new[fact])
         if count := pc.sum(other).as_py():
-            was, now = (each.filter(other).slice(0, EXAMPLES) for each in (old, new))
+            was, now = (each.filter(other).slice(0, EXAMPLES_PER_CHANGE) for each in (old, new))
             columns = (was["key"].to_pylist(), was[fact].to_pylist(), now[fact].to_pylist())
             # a label is stored as float32, whose decimals would show
             examples = [FactExample(key, round(a, 6), round(b, 6)) for key, a, b in zip(*columns, strict=True)]
             yield FactChange(category=category, fact=fact, count=count, examples=examples)
 
 
-def _drifts(old: Location, new: Location, shards: Mapping[str, _Shards]) -> Iterator[Drift]:
+def _drifts(old: ShardLocation, new: ShardLocation, shards: Mapping[str, _Shards]) -> Iterator[Drift]:
     """Yield, by split, the drift of the categories whose labels differ, and of all together if there are more."""
     nearer = old if old.here and not new.here else new
     for split in dict.fromkeys(s.split for each in shards.values() for s in (*each.gone, *each.new)):
-        sides: dict[str, tuple[Labels, Labels]] = {}
+        sides: dict[str, tuple[LabelValues, LabelValues]] = {}
         for category, each in shards.items():
             kept, gone, fresh = (
-                _rows(where, category, [shard for shard in some if shard.split == split])
+                _index_rows(where, category, [shard for shard in some if shard.split == split])
                 for where, some in ((nearer, [n for _, n in each.kept]), (old, each.gone), (new, each.new))
             )
             sides[category] = _labels(kept, gone), _labels(kept, fresh)
         for category, (was, now) in sides.items():
-            if not all(np.array_equal(getattr(was, name), getattr(now, name)) for name in Labels._fields):
+            if not all(np.array_equal(getattr(was, name), getattr(now, name)) for name in LabelValues._fields):
                 yield _drift(category, split, was, now)
         if len(sides) > 1:
             was, now = (
-                Labels(*(np.concatenate(columns) for columns in zip(*side, strict=True)))
+                LabelValues(*(np.concatenate(columns) for columns in zip(*side, strict=True)))
                 for side in zip(*sides.values(), strict=True)
             )
             yield _drift("all", split, was, now)
 
 
-def _labels(*parts: pa.Table) -> Labels:
+def _labels(*parts: pa.Table) -> LabelValues:
     both = pa.concat_tables(parts)
-    return Labels(both["average_rating"].to_numpy(), both["rating_number"].to_numpy())
+    return LabelValues(both["average_rating"].to_numpy(), both["rating_number"].to_numpy())
 
 
-def _drift(category: str, split: str, old: Labels, new: Labels) -> Drift:
+def _drift(category: str, split: str, old: LabelValues, new: LabelValues) -> Drift:
     both = len(old.stars) and len(new.stars)
     return Drift(
         category=category,
         split=split,
-        old=_describe(old),
-        new=_describe(new),
+        old=_label_stats(old),
+        new=_label_stats(new),
         ks=round(float(ks_2samp(old.stars, new.stars, method="asymp").statistic), 6) if both else None,
     )
 
 
-def _describe(labels: Labels) -> Spread:
+def _label_stats(labels: LabelValues) -> Spread:
     stars = labels.stars
     if not len(stars):
         return Spread(samples=0)

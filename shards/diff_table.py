@@ -25,7 +25,7 @@ _LABELS = {
 }
 
 
-def table(result: Comparison) -> Group:
+def comparison_table(result: Comparison) -> Group:
     """Return what `compare` gave as tables to print."""
     head = f"[bold]{escape(result.old)} -> {escape(result.new)}[/bold]"
     if not (result.parameters or result.splits):
@@ -49,7 +49,7 @@ def table(result: Comparison) -> Group:
 
 
 def _parameters_table(changes: Sequence[Change]) -> Table:
-    shown = _table("Parameters", "", ["parameter", "old", "new", "categories"])
+    shown = _count_table("Parameters", "", ["parameter", "old", "new", "categories"])
     for change in changes:
         values = (_value(change.name, value) for value in (change.old, change.new))
         shown.add_row(escape(change.name), *values, escape(", ".join(change.categories)))
@@ -66,18 +66,18 @@ def _value(name: str, value: Any) -> str:
 
 def _splits_table(result: Comparison) -> Table:
     note = "in, out: items; kept, new, gone: shards; indexed: kept ones with another index; MB: of new files"
-    shown = _table(
+    shown = _count_table(
         "Items and shards", note, ["category", "split"], ["in", "out", "kept", "new", "gone", "indexed", "MB"]
     )
     rows = result.splits
     for row in rows:
         mark = " (added)" if row.category in result.added else " (removed)" if row.category in result.removed else ""
-        shown.add_row(escape(row.category + mark), escape(row.split), *_counts([row]), end_section=row is rows[-1])
-    shown.add_row("total", "", *_counts(rows))
+        shown.add_row(escape(row.category + mark), escape(row.split), *_count_cells([row]), end_section=row is rows[-1])
+    shown.add_row("total", "", *_count_cells(rows))
     return shown
 
 
-def _counts(rows: Sequence[SplitChange]) -> Iterator[str]:
+def _count_cells(rows: Sequence[SplitChange]) -> Iterator[str]:
     yield from (f"{sum(getattr(row, name) for row in rows):,}" for name in _COUNTS)
     yield f"{sum(row.bytes_new for row in rows) / 1e6:,.2f}"
 
@@ -106,7 +106,7 @@ def _drift_table(drifts: Sequence[Drift]) -> Table:
         "statistic"
     )
     numbers = ["samples", "mean", "sd", "median", "5.0", "ratings", "KS"]
-    shown = _table("Labels, stars", note, ["category", "split", ""], numbers)
+    shown = _count_table("Labels, stars", note, ["category", "split", ""], numbers)
     for row in drifts:
         names = escape(row.category), escape(row.split)
         statistic = "" if row.ks is None else f"{row.ks:.3f}"
@@ -117,7 +117,7 @@ def _drift_table(drifts: Sequence[Drift]) -> Table:
     return shown
 
 
-def _table(title: str, note: str, names: Sequence[str], numbers: Sequence[str] = ()) -> Table:
+def _count_table(title: str, note: str, names: Sequence[str], numbers: Sequence[str] = ()) -> Table:
     shown = Table(title=title, caption=note, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in names:
         shown.add_column(name, overflow="fold")

@@ -30,11 +30,11 @@ from rich.console import Console
 from rich.progress import Progress, TaskID, TextColumn
 
 from prep.core import files, writers
-from prep.core.cluster import Workers, workers
+from prep.core.cluster import DaskPool, dask_pool
 from prep.core.errors import UserError, check_budget
-from prep.core.params import Fetch, Params, only
+from prep.core.params import FetchParams, Params, narrow
 from prep.core.parts import sample_parts
-from prep.core.reports import Funnel, before
+from prep.core.reports import Funnel, earlier_reports
 from prep.core.tables.images import IMAGES, NO_URL, OK, OUTCOMES
 from prep.source import locate
 from shards.images import pixels, urls
@@ -45,54 +45,56 @@ READS = (
     *("source.kind", "source.location", "source.demo", "images.request", "images.resolution", "images.fit"),
     *("images.quality", "images.bad_share", "fetch", "dask"),
 )
-PASSING = frozenset({"timeout", "refused", "server_error", "unreachable"})  # asked again by the next run
-FAULTS = frozenset(OUTCOMES) - {OK, NO_URL}
+TRANSIENT = frozenset({"timeout", "refused", "server_error", "unreachable"})  # asked again by the next run
+FAILURES = frozenset(OUTCOMES) - {OK, NO_URL}
 # The next candidate is asked where this one can never be had. Where it may pass the next run asks again, so that
 # which picture an item has does not depend on a bad moment of the host.
-LAST = PASSING | {OK}
-ROWS = 1_000  # a row group: some 10 MB of images
+SETTLED = TRANSIENT | {OK}
+ROWS_PER_GROUP = 1_000  # a row group: some 10 MB of images
 
 _log = logging.getLogger(__name__)
 
 
-def fetch(category: str, params: Params, data: Path = Path("data"), again: Collection[str] = PASSING) -> None:
+def fetch(category: str, params: Params, data: Path = Path("data"), again: Collection[str] = TRANSIENT) -> None:
     """Fetch what is missing of a category's images, then write its images table.
 
     Args:
         category: a name of ``source.categories``.
         params: those of `READS` are read.
         data: the folder of the stages' tables.
-        again: the outcomes (of `FAULTS`) that are asked again, beside what was never asked.
+        again: the outcomes (of `FAILURES`) that are asked again, beside what was never asked.
 
     Raises:
         UserError: the sample or the mirror is not there, the host refuses everything, or more than
             ``images.bad_share`` of the images cannot be had.
     """
-    params = only(params, READS)
+    params = narrow(params, READS)
     parts = sample_parts(data, category)
     base = params.fetch.mirror or locate(params.source, category).base
     if not (urls.is_remote(base) or Path(base).is_dir()):
         raise UserError(f"the images' mirror {base} is no folder; check fetch.mirror and source.location")
     store = _store(category, params, base)
     spools = store.with_suffix(".spools")
-    with Journal(store, _terms(params, base)) as journal:
-        _take(journal, spools)  # of a run that was killed
+    with Journal(store, _fetch_conditions(params, base)) as journal:
+        _merge_spools(journal, spools)  # of a run that was killed
         missing = _missing(parts, params.images.request, journal, again)
         tasks = min(len(missing), params.fetch.connections)  # a connection each, at least
         # workers are started where there is work for two
-        with workers(params.dask if tasks > 1 else dataclasses.replace(params.dask, scheduler="synchronous")) as crew:
+        with dask_pool(params.dask if tasks > 1 else dataclasses.replace(params.dask, scheduler="synchronous")) as crew:
             errors: Counter[str] = Counter()
             try:
                 if crew.count == 1:
-                    _ask_for([item for part in missing for item in part], params, params.fetch, base, journal, errors)
+                    _fetch_items(
+                        [item for part in missing for item in part], params, params.fetch, base, journal, errors
+                    )
                 else:
-                    for found in _spread(missing, tasks, params, base, spools, crew):
+                    for found in _scatter(missing, tasks, params, base, spools, crew):
                         errors.update(found)
-                    _take(journal, spools)
+                    _merge_spools(journal, spools)
             finally:
                 for error, count in errors.most_common(5):
                     _log.warning("%d x %s", count, error)
-        _write(category, parts, params, journal, data)
+        _write_images(category, parts, params, journal, data)
 
 
 def _missing(parts: list[Path], side: int, journal: Journal, again: Collection[str]) -> list[list[list[str]]]:
@@ -121,13 +123,13 @@ def _unknown(candidates: list[str], journal: Journal, again: Collection[str] = (
         known = journal.outcome(url)
         if known is None or known in again:
             asking.append(url)
-        elif known in LAST:
+        elif known in SETTLED:
             break
     return asking
 
 
-def _spread(
-    missing: list[list[list[str]]], tasks: int, params: Params, base: str, spools: Path, crew: Workers
+def _scatter(
+    missing: list[list[list[str]]], tasks: int, params: Params, base: str, spools: Path, crew: DaskPool
 ) -> Iterator[Counter[str]]:
     """Let the workers ask for the parts, in so many tasks, each with its share of the connections; yield the errors."""
     share = dataclasses.replace(params.fetch, connections=params.fetch.connections // min(tasks, crew.count))
@@ -136,27 +138,27 @@ def _spread(
         work = spools / f"{number:04d}.json"
         writers.write_json(work, [item for part in missing[number::tasks] for item in part])
         calls.append((work, params, share, base))
-    yield from crew.each(_ask_for_file, calls, "images, part by part")
+    yield from crew.each(_fetch_file, calls, "images, part by part")
 
 
-def _ask_for_file(work: Path, params: Params, share: Fetch, base: str) -> Counter[str]:
+def _fetch_file(work: Path, params: Params, share: FetchParams, base: str) -> Counter[str]:
     errors: Counter[str] = Counter()
-    with Journal(work.with_suffix(".journal"), _terms(params, base)) as journal:
+    with Journal(work.with_suffix(".journal"), _fetch_conditions(params, base)) as journal:
         # what a worker that died had is there already
         items = [_unknown(item, journal) for item in files.read_json(work)]
-        _ask_for([item for item in items if item], params, share, base, journal, errors)
+        _fetch_items([item for item in items if item], params, share, base, journal, errors)
     return errors
 
 
-def _ask_for(
-    items: list[list[str]], params: Params, limits: Fetch, base: str, journal: Journal, errors: Counter[str]
+def _fetch_items(
+    items: list[list[str]], params: Params, limits: FetchParams, base: str, journal: Journal, errors: Counter[str]
 ) -> None:
     """Ask for items within limits, and count in `errors` what went wrong, in words for people."""
     with _terminated_like_interrupted(), ThreadPoolExecutor(params.dask.workers, "decode") as pool:
-        asyncio.run(_Fetch(params, limits, base, journal, pool, errors).run(items))
+        asyncio.run(_Fetcher(params, limits, base, journal, pool, errors).run(items))
 
 
-def _take(journal: Journal, spools: Path) -> None:
+def _merge_spools(journal: Journal, spools: Path) -> None:
     """Put what workers had into the store."""
     for spool in sorted(spools.glob("*.journal")):
         journal.take(spool)
@@ -172,18 +174,18 @@ def _store(category: str, params: Params, base: str) -> Path:
     return files.store() / "images" / depends_on[:16] / f"{category}.journal"
 
 
-def _terms(params: Params, base: str) -> str:
+def _fetch_conditions(params: Params, base: str) -> str:
     """Return a fingerprint of who is asked and within which limits: a fault holds under these alone."""
     return files.fingerprint(base, params.fetch.max_bytes, params.fetch.max_pixels)[:16]
 
 
-class _Fetch:
+class _Fetcher:
     """Asks for URLs, each once, and keeps what comes in the journal."""
 
     def __init__(
         self,
         params: Params,
-        limits: Fetch,
+        limits: FetchParams,
         base: str,
         journal: Journal,
         pool: ThreadPoolExecutor,
@@ -192,7 +194,7 @@ class _Fetch:
         self._params, self._limits = params, limits
         self._base = base
         self._remote = urls.is_remote(base)
-        self._terms = _terms(params, base)
+        self._terms = _fetch_conditions(params, base)
         self._journal = journal
         self._pool = pool
         self._client = Client(limits, base if self._remote else "")
@@ -228,7 +230,7 @@ class _Fetch:
                 if flight := self._flights.get(url):
                     await flight
                     self._flights.pop(url, None)
-                if self._journal.outcome(url) in LAST:
+                if self._journal.outcome(url) in SETTLED:
                     break
             progress.update(task, advance=1, told="" if progress.disable else self._told())
 
@@ -249,7 +251,7 @@ class _Fetch:
         else:
             path = urls.in_directory(url, self._base)
             limit = self._limits.max_bytes
-            answer = await in_pool(self._pool, _read, path, limit) if path else Answer("bad_url")
+            answer = await in_pool(self._pool, _read_file, path, limit) if path else Answer("bad_url")
         record = await in_pool(self._pool, _record, url, self._terms, answer, self._params)
         self._journal.append(record)
         self._outcomes[record.outcome] += 1
@@ -257,7 +259,7 @@ class _Fetch:
             self._errors[answer.error or record.outcome] += 1
 
 
-def _read(path: Path, most: int) -> Answer:
+def _read_file(path: Path, most: int) -> Answer:
     """Read a file of a directory that stands for the host."""
     try:
         if path.stat().st_size > most:
@@ -290,17 +292,17 @@ def _record(url: str, terms: str, answer: Answer, params: Params) -> Record:
 
 
 def _batches(part: Path) -> Iterator[list[tuple[str, list[str]]]]:
-    """Yield the parent_asin and the image URLs of the rows of a sample part, `ROWS` at a time."""
-    for batch in pq.ParquetFile(part).iter_batches(ROWS, columns=["parent_asin", "image_urls"]):
+    """Yield the parent_asin and the image URLs of the rows of a sample part, `ROWS_PER_GROUP` at a time."""
+    for batch in pq.ParquetFile(part).iter_batches(ROWS_PER_GROUP, columns=["parent_asin", "image_urls"]):
         yield list(zip(batch["parent_asin"].to_pylist(), batch["image_urls"].to_pylist(), strict=True))
 
 
-def _write(category: str, parts: list[Path], params: Params, journal: Journal, data: Path) -> None:
+def _write_images(category: str, parts: list[Path], params: Params, journal: Journal, data: Path) -> None:
     """Cut the images table from the journal, part by part."""
     outcomes: Counter[str] = Counter()
-    with files.folder(data / "images" / category) as partial:
+    with files.atomic_folder(data / "images" / category) as partial:
         for part in parts:
-            outcomes.update(_write_part(part, params.images.request, journal, partial / part.name))
+            outcomes.update(_write_image_part(part, params.images.request, journal, partial / part.name))
         rows = outcomes.total()
         faults = Counter({outcome: n for outcome, n in outcomes.items() if outcome not in {OK, NO_URL}})
         for outcome, count in outcomes.most_common():
@@ -311,15 +313,15 @@ def _write(category: str, parts: list[Path], params: Params, journal: Journal, d
             params.images.bad_share,
             f"images of {category}",
             "run `dvc repro` again to ask for those that may pass "
-            f"({', '.join(sorted(PASSING))}), or raise images.bad_share",
+            f"({', '.join(sorted(TRANSIENT))}), or raise images.bad_share",
         )
         funnel = Funnel.of(rows, {outcome: n for outcome, n in outcomes.items() if outcome != OK})
-        earlier = before(data / "sample" / category)
+        earlier = earlier_reports(data / "sample" / category)
         report = {"stage": "fetch", "category": category, "before": earlier, "tables": {"images": funnel}}
         writers.write_json(partial / "report.json", report)
 
 
-def _write_part(part: Path, side: int, journal: Journal, target: Path) -> Counter[str]:
+def _write_image_part(part: Path, side: int, journal: Journal, target: Path) -> Counter[str]:
     """Write one part of the images table, a row group at a time, and return the count of each outcome."""
     outcomes: Counter[str] = Counter()
     small = [name for name in IMAGES.names if name != "image"]
@@ -343,7 +345,7 @@ def _best(image_urls: list[str], side: int, journal: Journal) -> Record:
     record = Record("", "", "bad_url" if image_urls else NO_URL)
     for url in urls.candidates(image_urls, side):
         record = journal.get(url)
-        if record.outcome in LAST:
+        if record.outcome in SETTLED:
             break
     return record
 

@@ -1,9 +1,9 @@
 """Lint: read everything of a location of shards, and say what is wrong and where.
 
-In: a `Location`. Out: what was read, shard by shard in the order of the manifests, with its `Fault`s. Guaranteed: a
-fault of one file does not stop the reading of others; the same files give the same faults in the same order; no name
-out of a tar is used as a path. Several processes read, each one shard at a time; memory holds those and the ids of
-one category.
+In: a `ShardLocation`. Out: what was read, shard by shard in the order of the manifests, with its `Violation`s.
+Guaranteed: a fault of one file does not stop the reading of others; the same files give the same faults in the same
+order; no name out of a tar is used as a path. Several processes read, each one shard at a time; memory holds those and
+the ids of one category.
 """
 
 import hashlib
@@ -28,16 +28,16 @@ import simplejpeg
 
 from prep.core.errors import UserError, first_sentence
 from prep.core.tables.raw import ASIN
-from prep.core.tables.shards import FACTS, INDEX, Facts, IndexRow
+from prep.core.tables.shards import INDEX, METADATA_FIELDS, IndexRow, SampleMetadata
 from shards import manifest
 from shards.images.pixels import decode
-from shards.location import File, Location, index_file
-from shards.manifest import Manifest, Shard, Tokenised
+from shards.location import File, ShardLocation, index_file
+from shards.manifest import Manifest, Shard, Tokenization
 
-_FACTS: dict[str, type] = get_type_hints(Facts)
+_FIELD_TYPES: dict[str, type] = get_type_hints(SampleMetadata)
 
 
-class Rule(StrEnum):
+class LintRule(StrEnum):
     """What must hold, in the words of the gate."""
 
     MANIFEST = "a manifest of this category, its parts and its image size"
@@ -52,18 +52,18 @@ class Rule(StrEnum):
     ONCE = "each sample once"
 
 
-class Fault(NamedTuple):
+class Violation(NamedTuple):
     """One thing that is wrong."""
 
     where: str  # the file, relative to the location
     what: str
-    rule: Rule
+    rule: LintRule
 
 
-class Found(NamedTuple):
+class LintResult(NamedTuple):
     """What came of one look."""
 
-    faults: Sequence[Fault]
+    faults: Sequence[Violation]
     shards: int = 0
     samples: int = 0
 
@@ -73,17 +73,17 @@ class _Wanted(NamedTuple):
 
     category: str
     image_size: int
-    tokens: Tokenised
+    tokens: Tokenization
 
 
 class _Read(NamedTuple):
     """What came of one shard."""
 
-    faults: list[Fault]
+    faults: list[Violation]
     keys: pa.Array  # of the samples in its tar
 
 
-def lint(location: Location, categories: Sequence[str] | None = None) -> Iterator[Found]:
+def lint(location: ShardLocation, categories: Sequence[str] | None = None) -> Iterator[LintResult]:
     """Read the shards of `categories`, by default of all that the location holds.
 
     Raises:
@@ -98,48 +98,48 @@ def lint(location: Location, categories: Sequence[str] | None = None) -> Iterato
         yield from _category(location, category)
 
 
-def _category(location: Location, category: str) -> Iterator[Found]:
-    name = f"{category}/{manifest.NAME}"
+def _category(location: ShardLocation, category: str) -> Iterator[LintResult]:
+    name = f"{category}/{manifest.MANIFEST_FILE}"
     try:
         about = location.manifest(category)
         wanted = _Wanted(category, about.image_size, about.tokens)
     except UserError as error:
-        yield Found([Fault(name, str(error), Rule.MANIFEST)])
+        yield LintResult([Violation(name, str(error), LintRule.MANIFEST)])
         return
     except (KeyError, TypeError, ValueError):
-        yield Found([Fault(name, "has no parameters.images.resolution", Rule.MANIFEST)])
+        yield LintResult([Violation(name, "has no parameters.images.resolution", LintRule.MANIFEST)])
         return
-    yield Found([*_manifest_faults(name, about, category), *_unknown_files(location, about, category)])
+    yield LintResult([*_manifest_faults(name, about, category), *_unknown_files(location, about, category)])
     keys = []
     with ProcessPoolExecutor(min(len(about.shards), os.cpu_count() or 1)) as pool:
         for read in pool.map(partial(_shard, location, wanted), about.shards):
             keys.append(read.keys)
-            yield Found(read.faults, 1, len(read.keys))
-    yield Found(list(_repeated(category, about.shards, keys)))
+            yield LintResult(read.faults, 1, len(read.keys))
+    yield LintResult(list(_repeated(category, about.shards, keys)))
 
 
-def _manifest_faults(where: str, about: Manifest, category: str) -> Iterator[Fault]:
+def _manifest_faults(where: str, about: Manifest, category: str) -> Iterator[Violation]:
     if about.category != category:
-        yield Fault(where, f"is of category {about.category!r}", Rule.MANIFEST)
+        yield Violation(where, f"is of category {about.category!r}", LintRule.MANIFEST)
     for name, count in Counter(shard.name for shard in about.shards).items():
         if count > 1:
-            yield Fault(where, f"names {name} {count} times", Rule.MANIFEST)
+            yield Violation(where, f"names {name} {count} times", LintRule.MANIFEST)
     for shard in about.shards:
         if shard.part != (shard.split if shard.band is None else f"{shard.split}-{shard.band:02d}"):
-            yield Fault(where, f"has {shard.name} in split {shard.split}, band {shard.band}", Rule.MANIFEST)
+            yield Violation(where, f"has {shard.name} in split {shard.split}, band {shard.band}", LintRule.MANIFEST)
 
 
-def _unknown_files(location: Location, about: Manifest, category: str) -> Iterator[Fault]:
+def _unknown_files(location: ShardLocation, about: Manifest, category: str) -> Iterator[Violation]:
     """Yield the tars and indexes of a folder that its manifest does not name; behind a URL none is looked for."""
     if location.here is None:
         return
     named = {name for shard in about.shards for name in (shard.name, shard.index)}
     there = {path.name for path in (location.here / category).iterdir() if path.suffix in {".tar", ".arrow"}}
     for name in sorted(there - named):
-        yield Fault(f"{category}/{name}", "is not named in the manifest", Rule.FILES)
+        yield Violation(f"{category}/{name}", "is not named in the manifest", LintRule.FILES)
 
 
-def _repeated(category: str, shards: Sequence[Shard], keys: Sequence[pa.Array]) -> Iterator[Fault]:
+def _repeated(category: str, shards: Sequence[Shard], keys: Sequence[pa.Array]) -> Iterator[Violation]:
     """Yield the samples that stand in a tar and in one before it, or twice in one."""
     counts = pc.value_counts(pa.chunked_array(keys, pa.string()))
     repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
@@ -151,40 +151,40 @@ def _repeated(category: str, shards: Sequence[Shard], keys: Sequence[pa.Array]) 
                 continue
             other = first[key]
             of = f" of split {other.split}" if other.split != shard.split else ""
-            yield Fault(f"{category}/{shard.name}", f"{key} stands in {other.name}{of} too", Rule.ONCE)
+            yield Violation(f"{category}/{shard.name}", f"{key} stands in {other.name}{of} too", LintRule.ONCE)
 
 
-def _shard(location: Location, wanted: _Wanted, shard: Shard) -> _Read:
+def _shard(location: ShardLocation, wanted: _Wanted, shard: Shard) -> _Read:
     """Read a tar and its index."""
     tar = File(f"{wanted.category}/{shard.name}", shard.bytes, shard.sha256)
     index = index_file(wanted.category, shard)
-    faults: list[Fault] = []
+    faults: list[Violation] = []
     rows = None
     if (handle := _opened(location, tar, faults)) is not None:
         with handle:
-            rows = _tar(handle, tar.name, wanted, faults)
+            rows = _check_tar(handle, tar.name, wanted, faults)
         if len(rows) != shard.samples:
-            faults.append(Fault(tar.name, f"holds {len(rows)} samples for {shard.samples}", Rule.COUNT))
+            faults.append(Violation(tar.name, f"holds {len(rows)} samples for {shard.samples}", LintRule.COUNT))
     if (handle := _opened(location, index, faults)) is not None:
         with handle:
             faults += _index_faults(handle, index.name, wanted.tokens, rows)
     return _Read(faults, pa.array([row["key"] for row in rows or ()], pa.string()))
 
 
-def _opened(location: Location, file: File, faults: list[Fault]) -> BufferedReader | None:
+def _opened(location: ShardLocation, file: File, faults: list[Violation]) -> BufferedReader | None:
     """Open a file, at its start, and compare its size and sha256; None if it cannot be had."""
     try:
         handle = location.open(file, _open)
     except FileNotFoundError:
-        faults.append(Fault(file.name, "is missing", Rule.FILES))
+        faults.append(Violation(file.name, "is missing", LintRule.FILES))
         return None
     except (UserError, OSError) as error:
-        faults.append(Fault(file.name, str(error), Rule.FILES))
+        faults.append(Violation(file.name, str(error), LintRule.FILES))
         return None
     if (size := os.fstat(handle.fileno()).st_size) != file.bytes:
-        faults.append(Fault(file.name, f"has {size} bytes for {file.bytes}", Rule.BYTES))
+        faults.append(Violation(file.name, f"has {size} bytes for {file.bytes}", LintRule.BYTES))
     elif hashlib.file_digest(handle, "sha256").hexdigest() != file.sha256:
-        faults.append(Fault(file.name, "has another sha256 than the manifest says", Rule.BYTES))
+        faults.append(Violation(file.name, "has another sha256 than the manifest says", LintRule.BYTES))
     handle.seek(0)
     return handle
 
@@ -193,14 +193,14 @@ def _open(path: Path) -> BufferedReader:
     return path.open("rb")
 
 
-def _tar(handle: BufferedReader, where: str, wanted: _Wanted, faults: list[Fault]) -> list[IndexRow]:
+def _check_tar(handle: BufferedReader, where: str, wanted: _Wanted, faults: list[Violation]) -> list[IndexRow]:
     """Read the samples of a tar; return of each what its row of the index must say, as far as it could be read."""
     rows: list[IndexRow] = []
     for key, group in groupby(_members(handle, where, faults), lambda member: member.name.partition(".")[0]):
         members = list(group)
         names = [member.name for member in members]
         if not re.fullmatch(ASIN, key) or names != [f"{key}.jpg", f"{key}.json"]:
-            faults.append(Fault(where, f"has members {names!r:.200} for <parent_asin>.jpg and .json", Rule.TAR))
+            faults.append(Violation(where, f"has members {names!r:.200} for <parent_asin>.jpg and .json", LintRule.TAR))
             continue
         image, text = members
         row: IndexRow = {
@@ -211,37 +211,39 @@ def _tar(handle: BufferedReader, where: str, wanted: _Wanted, faults: list[Fault
             "json_length": text.size,
         }
         try:
-            facts = _facts(_content(handle, text), key, wanted.category)
+            facts = _check_metadata(_content(handle, text), key, wanted.category)
             row["average_rating"] = float(np.float32(facts["average_rating"]))
             row["rating_number"], row["review_count"] = facts["rating_number"], facts["review_count"]
             row["has_image"] = facts["has_image"]
         except ValueError as error:
-            faults.append(Fault(where, f"{key}.json {error}", Rule.FACTS))
+            faults.append(Violation(where, f"{key}.json {error}", LintRule.FACTS))
         if fault := _image_fault(_content(handle, image), wanted.image_size if row.get("has_image", True) else 1):
-            faults.append(Fault(where, f"{key}.jpg {fault}", Rule.IMAGE))
+            faults.append(Violation(where, f"{key}.jpg {fault}", LintRule.IMAGE))
         rows.append(row)
     return rows
 
 
-def _members(handle: BufferedReader, where: str, faults: list[Fault]) -> Iterator[tarfile.TarInfo]:
+def _members(handle: BufferedReader, where: str, faults: list[Violation]) -> Iterator[tarfile.TarInfo]:
     """Yield the members of a tar in order, as far as they are plain files that follow one another to a proper end."""
     try:
         with tarfile.open(fileobj=handle, mode="r:") as archive:
             for member in archive:
                 if member.type != tarfile.REGTYPE or member.size < 0:
-                    faults.append(Fault(where, f"has a member {member.name!r:.200} that is no plain file", Rule.TAR))
+                    faults.append(
+                        Violation(where, f"has a member {member.name!r:.200} that is no plain file", LintRule.TAR)
+                    )
                     return
                 yield member
             end = archive.offset  # tarfile takes a header that it cannot read for the end
     except (tarfile.TarError, ValueError, OverflowError) as error:
-        faults.append(Fault(where, f"is no whole tar ({first_sentence(error)})", Rule.TAR))
+        faults.append(Violation(where, f"is no whole tar ({first_sentence(error)})", LintRule.TAR))
         return
     handle.seek(end)
     rest = handle.read()
     if rest[: tarfile.BLOCKSIZE].strip(b"\0"):
-        faults.append(Fault(where, f"has no tar header at byte {end}", Rule.TAR))
+        faults.append(Violation(where, f"has no tar header at byte {end}", LintRule.TAR))
     elif len(rest) < 2 * tarfile.BLOCKSIZE or rest.strip(b"\0"):
-        faults.append(Fault(where, "does not end with blocks of zeros", Rule.TAR))
+        faults.append(Violation(where, "does not end with blocks of zeros", LintRule.TAR))
 
 
 def _content(handle: BufferedReader, member: tarfile.TarInfo) -> bytes:
@@ -249,7 +251,7 @@ def _content(handle: BufferedReader, member: tarfile.TarInfo) -> bytes:
     return handle.read(member.size)
 
 
-def _facts(encoded: bytes, key: str, category: str) -> Facts:
+def _check_metadata(encoded: bytes, key: str, category: str) -> SampleMetadata:
     """Return the facts of a sample.
 
     Raises:
@@ -259,15 +261,15 @@ def _facts(encoded: bytes, key: str, category: str) -> Facts:
         facts = msgspec.json.decode(encoded)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"cannot be read ({first_sentence(error)})") from None
-    if not isinstance(facts, dict) or tuple(facts) != FACTS:
+    if not isinstance(facts, dict) or tuple(facts) != METADATA_FIELDS:
         raise ValueError(f"holds {list(facts) if isinstance(facts, dict) else facts!r:.200} for the facts")
-    for name, kind in _FACTS.items():
+    for name, kind in _FIELD_TYPES.items():
         if type(facts[name]) is not kind:
             raise ValueError(f"has {name} {facts[name]!r:.60}, no {kind.__name__}")
     for name, own in (("parent_asin", key), ("category", category)):
         if facts[name] != own:
             raise ValueError(f"has {name} {facts[name]!r:.60}")
-    return cast(Facts, facts)
+    return cast(SampleMetadata, facts)
 
 
 def _image_fault(jpeg: bytes, size: int) -> str:
@@ -282,34 +284,38 @@ def _image_fault(jpeg: bytes, size: int) -> str:
 
 
 def _index_faults(
-    handle: BufferedReader, where: str, tokens: Tokenised, rows: Sequence[IndexRow] | None
-) -> Iterator[Fault]:
+    handle: BufferedReader, where: str, tokens: Tokenization, rows: Sequence[IndexRow] | None
+) -> Iterator[Violation]:
     """Yield what is wrong with an index, compared with what its tar holds (None if that could not be opened)."""
     try:
         index = pa.ipc.open_file(handle).read_all()
         index.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
-        yield Fault(where, f"is no index ({first_sentence(error)})", Rule.INDEX)
+        yield Violation(where, f"is no index ({first_sentence(error)})", LintRule.INDEX)
         return
     if not index.schema.equals(INDEX):
-        yield Fault(where, f"has the columns {index.schema.names} or their types not as in an index", Rule.INDEX)
+        yield Violation(
+            where, f"has the columns {index.schema.names} or their types not as in an index", LintRule.INDEX
+        )
         return
     made = {k.decode(errors="replace"): v.decode(errors="replace") for k, v in (index.schema.metadata or {}).items()}
     about = {"tokenizer": tokens.tokenizer, "fields": " ".join(tokens.fields), "max_tokens": str(tokens.max_tokens)}
     for name, expected in about.items():
         if made.get(name) != expected:
-            yield Fault(where, f"is stale: made with {name} {made.get(name)} for {expected}", Rule.INDEX)
+            yield Violation(where, f"is stale: made with {name} {made.get(name)} for {expected}", LintRule.INDEX)
     lengths = pc.fill_null(pc.list_value_length(index["tokens"]), 0)
     if wrong := pc.sum(pc.or_(pc.less(lengths, 1), pc.greater(lengths, tokens.max_tokens))).as_py():
-        yield Fault(where, f"has {wrong} samples without token ids or with more than {tokens.max_tokens}", Rule.INDEX)
+        yield Violation(
+            where, f"has {wrong} samples without token ids or with more than {tokens.max_tokens}", LintRule.INDEX
+        )
     if rows is not None:
-        yield from _differences(index.drop_columns("tokens").to_pylist(), rows, where)
+        yield from _index_differences(index.drop_columns("tokens").to_pylist(), rows, where)
 
 
-def _differences(index: Sequence[IndexRow], rows: Sequence[IndexRow], where: str) -> Iterator[Fault]:
+def _index_differences(index: Sequence[IndexRow], rows: Sequence[IndexRow], where: str) -> Iterator[Violation]:
     """Yield how an index differs from its tar: at most the first difference, and how many samples have one."""
     if len(index) != len(rows):
-        yield Fault(where, f"holds {len(index)} samples and its tar {len(rows)}", Rule.MEMBERS)
+        yield Violation(where, f"holds {len(index)} samples and its tar {len(rows)}", LintRule.MEMBERS)
     different = [
         (row["key"], name, found.get(name), expected)
         for found, row in zip(index, rows, strict=False)
@@ -319,4 +325,4 @@ def _differences(index: Sequence[IndexRow], rows: Sequence[IndexRow], where: str
     if different:
         key, name, found, expected = different[0]
         others = f", and {more} samples more" if (more := len({key for key, *_ in different}) - 1) else ""
-        yield Fault(where, f"has {name} {found!r:.60} for {key}, its tar {expected}{others}", Rule.MEMBERS)
+        yield Violation(where, f"has {name} {found!r:.60} for {key}, its tar {expected}{others}", LintRule.MEMBERS)

@@ -12,7 +12,7 @@ import torch
 
 from prep.core.errors import UserError
 from shards import sampler
-from shards.prefetch import ahead
+from shards.prefetch import prefetch
 from shards.stream import Batch, ShardDataset
 
 
@@ -87,7 +87,7 @@ class Loader:
         self.damaged, self._tokens, self._places = [], 0, 0
         readers = [self._reader() for _ in range(max(1, self._workers))]
         steps = self._announced()
-        batches = ahead(readers, steps) if self._workers else map(readers[0], steps)
+        batches = prefetch(readers, steps) if self._workers else map(readers[0], steps)
         for batch in batches:
             self.step += 1
             self._count(batch)
@@ -120,8 +120,8 @@ class Loader:
                 )
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
 
-    def _batches(self, dataset: ShardDataset) -> sampler.Epoch:
-        return sampler.Epoch(
+    def _batches(self, dataset: ShardDataset) -> sampler.EpochSampler:
+        return sampler.EpochSampler(
             dataset.shards.sizes,
             batch_size=self._batch_size,
             seed=self._seed,
@@ -145,7 +145,7 @@ class Loader:
 
         def read(step: int) -> Batch:
             whole = batches[step]
-            batch = dataset.batch(sampler.rank_share(whole, self._rank, self._world), len(whole))
+            batch = dataset.batch(sampler.rank_slice(whole, self._rank, self._world), len(whole))
             return batch if gpu is None else _pinned(batch, gpu)
 
         return read

@@ -24,7 +24,7 @@ from prep.core import files
 from prep.core.errors import UserError, first_sentence
 from prep.core.tables.shards import INDEX
 from shards import manifest
-from shards.cache import Cache, check
+from shards.cache import Cache, check_file
 from shards.manifest import Manifest, Shard
 
 Read = TypeVar("Read")
@@ -44,7 +44,7 @@ class File(NamedTuple):
     sha256: str
 
 
-class Location:
+class ShardLocation:
     """A folder of shards, ``<category>/manifest.json`` and what it names.
 
     Attributes:
@@ -71,8 +71,8 @@ class Location:
         Raises:
             UserError: it is absent, or is none.
         """
-        name = f"{category}/{manifest.NAME}"
-        return manifest.parse(self.read(name), self.full(name))
+        name = f"{category}/{manifest.MANIFEST_FILE}"
+        return manifest.parse_manifest(self.read(name), self.full(name))
 
     def categories(self) -> list[str]:
         """List the categories that have a manifest, by name.
@@ -82,12 +82,13 @@ class Location:
         """
         system, root = _file_system(self.url, os.getpid(), Path.cwd())
         try:
-            found = sorted(path.split("/")[-2] for path in system.glob(f"{root}/*/{manifest.NAME}"))
+            found = sorted(path.split("/")[-2] for path in system.glob(f"{root}/*/{manifest.MANIFEST_FILE}"))
         except (OSError, NotImplementedError) as error:
             raise UserError(f"{self.url} cannot be listed ({first_sentence(error)}); name its categories") from error
         if not found:
             raise UserError(
-                f"{self.url} holds no <category>/{manifest.NAME}; run `dvc repro shard` or `dvc pull`, or correct it"
+                f"{self.url} holds no <category>/{manifest.MANIFEST_FILE}; run `dvc repro shard` or `dvc pull`, "
+                "or correct the location"
             )
         return found
 
@@ -154,7 +155,7 @@ class Location:
 
         def once() -> None:
             system.get_file(f"{root}/{file.name}", str(to))
-            check(to, file.sha256, file.bytes)
+            check_file(to, file.sha256, file.bytes)
 
         self._tried(file.name, once)
 
@@ -248,9 +249,9 @@ def _cache(folder: Path, limit: int, process: int) -> Cache:
 
 
 @lru_cache
-def _downloads(connections: int, process: int) -> "SimpleQueue[tuple[Location, File]]":
+def _downloads(connections: int, process: int) -> "SimpleQueue[tuple[ShardLocation, File]]":
     """Return a queue of files to download, worked off by threads that end with the process, whatever is left in it."""
-    queue: SimpleQueue[tuple[Location, File]] = SimpleQueue()
+    queue: SimpleQueue[tuple[ShardLocation, File]] = SimpleQueue()
 
     def work() -> None:
         while True:

@@ -13,7 +13,7 @@ from prep.core.errors import UserError
 
 FORMAT = 3  # raise it when a reader of before would misread a manifest or an index
 _READABLE = (2, FORMAT)
-NAME = "manifest.json"
+MANIFEST_FILE = "manifest.json"
 # The parameters that a manifest states: those that the samples depend on.
 STATED = (
     *("join", "groups", "sample", "shards", "images.prefer", "images.request", "images.resolution", "images.fit"),
@@ -23,7 +23,7 @@ STATED = (
 OF_SPLITS = ("source", "join", "groups", "sample.salt", "sample.validation", "sample.test")
 
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-Count = Annotated[int, Meta(ge=1)]
+PositiveInt = Annotated[int, Meta(ge=1)]
 
 
 class Shard(Struct, frozen=True):
@@ -32,10 +32,10 @@ class Shard(Struct, frozen=True):
     name: Annotated[str, Meta(pattern=r"^[a-z]+(-[0-9]+)+\.tar$")]
     split: str
     band: int | None  # of the training split
-    samples: Count
-    bytes: Count
+    samples: PositiveInt
+    bytes: PositiveInt
     sha256: Sha256
-    index_bytes: Count
+    index_bytes: PositiveInt
     index_sha256: Sha256
 
     @property
@@ -56,7 +56,7 @@ class Source(Struct, frozen=True):
     revision: str
 
 
-class Tokenised(Struct, frozen=True):
+class Tokenization(Struct, frozen=True):
     """How the token ids of the indexes were made."""
 
     tokenizer: str  # its fingerprint
@@ -71,7 +71,7 @@ class Manifest(Struct, frozen=True):
     category: str
     source: Source
     parameters: dict[str, Any]  # `STATED`, by section
-    tokens: Tokenised
+    tokens: Tokenization
     shards: Annotated[tuple[Shard, ...], Meta(min_length=1)]
 
     @property
@@ -80,7 +80,7 @@ class Manifest(Struct, frozen=True):
         return int(self.parameters["images"]["resolution"])
 
 
-def parse(content: bytes, where: str) -> Manifest:
+def parse_manifest(content: bytes, where: str) -> Manifest:
     """Read a manifest.
 
     Args:

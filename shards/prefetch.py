@@ -14,13 +14,13 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import TypeVar
 
-AHEAD = 2  # steps that a thread is ahead
+DEPTH = 2  # steps that a thread is ahead
 ENDING = 1.0  # seconds that a thread is given to end the step at hand
 
 Value = TypeVar("Value")
 
 
-def ahead(makers: Sequence[Callable[[int], Value]], steps: Iterable[int]) -> Iterator[Value]:
+def prefetch(makers: Sequence[Callable[[int], Value]], steps: Iterable[int]) -> Iterator[Value]:
     """Yield the value of each step.
 
     Args:
@@ -37,7 +37,7 @@ def ahead(makers: Sequence[Callable[[int], Value]], steps: Iterable[int]) -> Ite
         for turn, step in enumerate(steps):
             waiting.append(Future())
             asked[turn % len(asked)].put((step, waiting[-1]))
-            if len(waiting) == AHEAD * len(makers):
+            if len(waiting) == DEPTH * len(makers):
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -1,9 +1,9 @@
 """The preview: a page of samples of some shards, for a person to look at.
 
-In: a `Location`; beside a folder of this machine also ``weights.json`` and the images' tables. Out: one HTML page that
-holds its pictures and asks for nothing. Guaranteed: the same shards, number and seed give the same page; of a local tar
-the members shown are read and no more (a tar behind a URL comes whole, through the cache); text out of a sample stands
-there as text; demo data is marked.
+In: a `ShardLocation`; beside a folder of this machine also ``weights.json`` and the images' tables. Out: one HTML page
+that holds its pictures and asks for nothing. Guaranteed: the same shards, number and seed give the same page; of a
+local tar the members shown are read and no more (a tar behind a URL comes whole, through the cache); text out of a
+sample stands there as text; demo data is marked.
 """
 
 import random
@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 from prep.core.errors import UserError, first_sentence
 from prep.core.fields import LABELS, assemble
 from prep.core.parts import TRAIN
-from prep.core.tables.shards import Facts
-from prep.core.templates import DEMO, data_url, render
-from prep.weights import Weighing, check_weights, read_weights, sample_weights
-from shards.location import Location
+from prep.core.tables.shards import SampleMetadata
+from prep.core.templates import DEMO_NOTICE, data_url, render
+from prep.weights import SampleWeights, check_weights, read_weights, sample_weights
+from shards.location import ShardLocation
 from shards.manifest import Manifest
 from shards.reader import Shards, TornError
 
@@ -31,7 +31,7 @@ class _Sample(NamedTuple):
     """What the page shows of a sample."""
 
     category: str
-    facts: Facts
+    facts: SampleMetadata
     image: str  # a data: URL, empty without an image
     outcome: str  # of the fetch, empty where it is not known
     weight: float | None
@@ -39,8 +39,8 @@ class _Sample(NamedTuple):
     tokens: int
 
 
-def page(
-    location: Location,
+def preview_page(
+    location: ShardLocation,
     categories: Sequence[str] | None = None,
     split: str = "train",
     samples: int = 48,
@@ -69,13 +69,13 @@ def page(
     weighing = _weighing(location, weights, of)
     chosen = _choose(shards.categories, shards.sizes, samples, f"{seed} {split}")
     shards.read_ahead(np.unique([shard for shard, _ in chosen]))
-    shown = list(_read(shards, manifests, chosen, weighing))
+    shown = list(_read_samples(shards, manifests, chosen, weighing))
     return render(
         "shards",
         "preview.html.jinja",
         {
             "by_category": [(c, list(of)) for c, of in groupby(shown, lambda s: s.category)],
-            "demo": DEMO if any(manifest.source.kind == "demo" for manifest in manifests) else "",
+            "demo": DEMO_NOTICE if any(manifest.source.kind == "demo" for manifest in manifests) else "",
             "fractions": sorted({manifest.parameters["sample"]["fraction"] for manifest in manifests}),
             "image_size": shards.image_size,
             "labels": LABELS,
@@ -104,8 +104,8 @@ def _choose(categories: Sequence[str], sizes: Sequence[int], samples: int, seed:
     return list(zip(shards.tolist(), (places - first[shards]).tolist(), strict=True))
 
 
-def _read(
-    shards: Shards, manifests: Sequence[Manifest], chosen: Sequence[tuple[int, int]], weighing: Weighing | None
+def _read_samples(
+    shards: Shards, manifests: Sequence[Manifest], chosen: Sequence[tuple[int, int]], weighing: SampleWeights | None
 ) -> Iterator[_Sample]:
     parts = [shard.part for manifest in manifests for shard in manifest.shards if shard.split == shards.split]
     fields = manifests[0].tokens.fields
@@ -115,7 +115,7 @@ def _read(
         outcomes = _outcomes(shards.location, shards.categories[shard], parts[shard], keys)
         for row, key in zip(rows, keys, strict=True):
             try:
-                facts = msgspec.json.decode(shards.member(shard, row, "json"), type=Facts)
+                facts = msgspec.json.decode(shards.member(shard, row, "json"), type=SampleMetadata)
                 jpeg = bytes(shards.member(shard, row, "jpg")) if facts["has_image"] else b""
             except (msgspec.DecodeError, TornError) as error:
                 raise UserError(
@@ -133,7 +133,7 @@ def _read(
             )
 
 
-def _outcomes(location: Location, category: str, part: str, keys: Sequence[str]) -> dict[str, str]:
+def _outcomes(location: ShardLocation, category: str, part: str, keys: Sequence[str]) -> dict[str, str]:
     """Return the outcome of the fetch by key; nothing where the images' tables are not beside the shards."""
     if location.here is None:
         return {}
@@ -144,7 +144,7 @@ def _outcomes(location: Location, category: str, part: str, keys: Sequence[str])
     return dict(zip(found["parent_asin"].to_pylist(), found["outcome"].to_pylist(), strict=True))
 
 
-def _weighing(location: Location, path: Path | None, of: Sequence[str] | None) -> Weighing | None:
+def _weighing(location: ShardLocation, path: Path | None, of: Sequence[str] | None) -> SampleWeights | None:
     """Return the content of weights.json, None where there is none and none was asked for."""
     if path is None:
         if location.here is None or not (location.here.parent / "weights.json").exists():
@@ -156,7 +156,7 @@ def _weighing(location: Location, path: Path | None, of: Sequence[str] | None) -
     return weights
 
 
-def _weight(facts: Mapping[str, Any], weighing: Weighing | None) -> float | None:
+def _weight(facts: Mapping[str, Any], weighing: SampleWeights | None) -> float | None:
     """Return what the loss weighs a sample by."""
     if weighing is None:
         return None

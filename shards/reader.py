@@ -22,10 +22,10 @@ from filelock import FileLock
 from prep.core import files
 from prep.core.errors import UserError, first_sentence
 from shards import sampler, tokens
-from shards.location import File, Location, index_file, mapped
+from shards.location import File, ShardLocation, index_file, mapped
 from shards.manifest import Manifest
 from shards.tar import index_tar
-from shards.tokens import Tokens
+from shards.tokens import TokenizationConfig
 
 log = logging.getLogger(__name__)
 
@@ -69,10 +69,10 @@ class Shards:
 
     def __init__(
         self,
-        location: Location,
+        location: ShardLocation,
         categories: Sequence[str],
         split: str,
-        how: Tokens | None,
+        how: TokenizationConfig | None,
     ) -> None:
         """Read the manifests of `categories`.
 
@@ -160,14 +160,14 @@ class Shards:
         except FileNotFoundError:
             raise UserError(f"{self.name(shard)} does not exist; run `dvc checkout` or `dvc repro shard`") from None
 
-    def _made_anew(self, shard: int, how: Tokens, indexed_by: str) -> Path:
+    def _made_anew(self, shard: int, how: TokenizationConfig, indexed_by: str) -> Path:
         """Return an index of the shard with the token ids of another tokenizer, from the local store."""
         path = files.store() / "tokens" / f"{self._shards[shard].sha256}.{indexed_by}.arrow"
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):  # readers meet at the same shards
             if not path.exists():
-                with files.aside(path) as partial:
-                    tokenizer = tokens.load(how.name)
+                with files.atomic_write(path) as partial:
+                    tokenizer = tokens.load_tokenizer(how.name)
                     try:
                         self._of_tar(shard, lambda tar: index_tar(tar, partial, how, tokenizer))
                     except (tarfile.TarError, ValueError, KeyError) as error:
@@ -176,9 +176,9 @@ class Shards:
                         ) from error
         return path
 
-    def _foreign(self, how: Tokens, manifest: Manifest) -> tuple[Tokens, str] | None:
+    def _foreign(self, how: TokenizationConfig, manifest: Manifest) -> tuple[TokenizationConfig, str] | None:
         """Return how indexes must be made anew and the name of it; None where they fit as they are."""
-        tokenizer = tokens.fingerprint(tokens.load(how.name))
+        tokenizer = tokens.tokenizer_fingerprint(tokens.load_tokenizer(how.name))
         if (tokenizer, how.fields, how.max_tokens) == msgspec.structs.astuple(manifest.tokens):
             return None
         log.info(

@@ -13,14 +13,14 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-Samples = npt.NDArray[np.int64]
-Lengths = Callable[[Samples], npt.NDArray[np.int64]]
+SampleNumbers = npt.NDArray[np.int64]
+Lengths = Callable[[SampleNumbers], npt.NDArray[np.int64]]
 Drawn = TypeVar("Drawn")
 
 WINDOW = 64  # shards whose samples are mixed: reads stay local in time
 
 
-class Epoch:
+class EpochSampler:
     """The global batches of an epoch: ``epoch[step]`` holds the sample numbers of a step.
 
     The shards are shuffled and cut into windows, and the samples of a window are shuffled among themselves. A pool of
@@ -57,13 +57,13 @@ class Epoch:
         self._windows = np.append(in_order[:-1:window], in_order[-1])
         self._total = int(in_order[-1])
         self._steps = max(1, -(-self._total // batch_size))
-        self._drawn_windows: dict[int, Samples] = {}
-        self._drawn_pools: dict[int, list[Samples]] = {}
+        self._drawn_windows: dict[int, SampleNumbers] = {}
+        self._drawn_pools: dict[int, list[SampleNumbers]] = {}
 
     def __len__(self) -> int:
         return self._steps
 
-    def __getitem__(self, step: int) -> Samples:
+    def __getitem__(self, step: int) -> SampleNumbers:
         number, place = divmod(step, self._pool_size)
         return _last_two(self._drawn_pools, number, self._draw_pool)[place]
 
@@ -81,17 +81,17 @@ class Epoch:
     def _window_at(self, position: int) -> int:
         return int(np.searchsorted(self._windows, position, "right")) - 1
 
-    def _of_window(self, number: int, begin: int, end: int) -> Samples:
+    def _of_window(self, number: int, begin: int, end: int) -> SampleNumbers:
         """Return those samples of a window that stand from `begin` to `end` in the order of the epoch."""
         first = int(self._windows[number])
         return _last_two(self._drawn_windows, number, self._draw_window)[max(0, begin - first) : end - first]
 
-    def _draw_window(self, number: int) -> Samples:
+    def _draw_window(self, number: int) -> SampleNumbers:
         shards = self._shards[number * self._width : (number + 1) * self._width]
         samples = np.concatenate([np.arange(self._first[s], self._first[s + 1]) for s in shards])
         return self._permuted(samples, 1, number)
 
-    def _draw_pool(self, number: int) -> list[Samples]:
+    def _draw_pool(self, number: int) -> list[SampleNumbers]:
         steps = range(number * self._pool_size, min((number + 1) * self._pool_size, self._steps))
         bounds = [self._bound(step) for step in (*steps, steps.stop)]
         windows = range(self._window_at(bounds[0]), self._window_at(bounds[-1] - 1) + 1)
@@ -107,7 +107,7 @@ class Epoch:
         return np.random.default_rng([self._seed, self._epoch, *what]).permutation(numbers)
 
 
-def rank_share(batch: Samples, rank: int, world: int) -> Samples:
+def rank_slice(batch: SampleNumbers, rank: int, world: int) -> SampleNumbers:
     """Return the samples of a global batch that one of `world` ranks takes."""
     return batch[rank::world]
 

@@ -15,23 +15,23 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from prep.core import files, writers
-from prep.core.cluster import workers
+from prep.core.cluster import dask_pool
 from prep.core.errors import UserError
-from prep.core.params import Params, only, stated
+from prep.core.params import Params, narrow, values_of
 from prep.core.parts import sample_parts
-from prep.core.reports import Funnel, before
-from prep.core.tables.shards import Facts
+from prep.core.reports import Funnel, earlier_reports
+from prep.core.tables.shards import SampleMetadata
 from shards import card, manifest, tokens
 from shards.images.pixels import BLANK
-from shards.manifest import Manifest, Shard, Source, Tokenised
+from shards.manifest import Manifest, Shard, Source, Tokenization
 from shards.tar import index_tar, write_tar
-from shards.tokens import Tokens
+from shards.tokens import TokenizationConfig
 
 READS = (*manifest.STATED, "source.kind", "source.revision", "text", "model.text.name", "dask")
 FORMAT = 1  # raise it when the bytes of a tar or an index change
-_ROWS = 256  # of a part, read at once
+_ROWS_PER_READ = 256  # of a part, read at once
 
-Samples = Iterator[tuple[Facts, bytes]]
+SampleIterator = Iterator[tuple[SampleMetadata, bytes]]
 
 
 def shard(category: str, params: Params, data: Path = Path("data")) -> int:
@@ -40,32 +40,32 @@ def shard(category: str, params: Params, data: Path = Path("data")) -> int:
     Raises:
         UserError: there is no sample, the images are not those of it, or the tokenizer cannot be had.
     """
-    params = only(params, READS)
+    params = narrow(params, READS)
     data = data.absolute()
     parts = sample_parts(data, category)
-    how = Tokens(params.model.text.name, params.text.fields, params.text.max_tokens)
-    tokenizer = tokens.fingerprint(tokens.load(how.name))
-    with files.folder(data / "shards" / category) as out, workers(params.dask) as crew:
+    how = TokenizationConfig(params.model.text.name, params.text.fields, params.text.max_tokens)
+    tokenizer = tokens.tokenizer_fingerprint(tokens.load_tokenizer(how.name))
+    with files.atomic_folder(data / "shards" / category) as out, dask_pool(params.dask) as crew:
         calls = [
             (part, data / "images" / category / part.name, out, params.shards.samples, how, tokenizer) for part in parts
         ]
-        written = [shard for shards in crew.run(_write_part, calls, f"{category} shards") for shard in shards]
+        written = [shard for shards in crew.run(_write_shards, calls, f"{category} shards") for shard in shards]
         shards = [shard for shard, _ in written]
         about = Manifest(
             format=manifest.FORMAT,
             category=category,
             source=Source(params.source.kind, params.source.revision),
-            parameters=stated(params, manifest.STATED),
-            tokens=Tokenised(tokenizer, how.fields, how.max_tokens),
+            parameters=values_of(params, manifest.STATED),
+            tokens=Tokenization(tokenizer, how.fields, how.max_tokens),
             shards=tuple(shards),
         )
-        writers.write_json(out / manifest.NAME, about)
-        card.write(out, about)
+        writers.write_json(out / manifest.MANIFEST_FILE, about)
+        card.write_card(out, about)
         samples = Funnel.of(sum(shard.samples for shard in shards), {})
         report = {
             "stage": "shard",
             "category": category,
-            "before": before(data / "images" / category),
+            "before": earlier_reports(data / "images" / category),
             "tables": {"samples": samples},
             "shards": len(shards),
         }
@@ -73,8 +73,8 @@ def shard(category: str, params: Params, data: Path = Path("data")) -> int:
     return sum(made for _, made in written)
 
 
-def _write_part(
-    part: Path, images: Path, out: Path, size: int, how: Tokens, tokenizer: str
+def _write_shards(
+    part: Path, images: Path, out: Path, size: int, how: TokenizationConfig, tokenizer: str
 ) -> list[tuple[Shard, bool]]:
     """Write the tars and indexes of one part; return their lines of the manifest, and which tars had to be made."""
     if not images.exists():
@@ -91,9 +91,9 @@ def _write_part(
         tar = out / f"{part.stem}-{number:03d}.tar"
         index = tar.with_suffix(".arrow")
         stored = f"shards/{made_of}-{number:03d}"
-        made = files.made_once(f"{stored}.tar", partial(_tar, samples, first - read, count), tar)
+        made = files.cached(f"{stored}.tar", partial(_write_tar, samples, first - read, count), tar)
         read = first + count if made else read
-        files.made_once(f"{stored}.{indexed_by}.arrow", partial(_index, tar, how), index)
+        files.cached(f"{stored}.{indexed_by}.arrow", partial(_write_index, tar, how), index)
         shard = Shard(
             name=tar.name,
             split=split,
@@ -108,27 +108,27 @@ def _write_part(
     return written
 
 
-def _tar(samples: Samples, skip: int, count: int, path: Path) -> None:
+def _write_tar(samples: SampleIterator, skip: int, count: int, path: Path) -> None:
     """Write the next `count` samples after `skip` of them, which stand in tars that are stored."""
     write_tar(path, islice(samples, skip, skip + count))
 
 
-def _index(tar: Path, how: Tokens, path: Path) -> None:
-    index_tar(tar, path, how, tokens.load(how.name))
+def _write_index(tar: Path, how: TokenizationConfig, path: Path) -> None:
+    index_tar(tar, path, how, tokens.load_tokenizer(how.name))
 
 
-def _samples(part: Path, images: Path) -> Samples:
+def _samples(part: Path, images: Path) -> SampleIterator:
     """Yield the facts and the JPEG of each sample of a part, a few rows in memory at once."""
     with pq.ParquetFile(part) as sample, pq.ParquetFile(images) as pictures:
         if sample.metadata.num_rows != pictures.metadata.num_rows:
             raise UserError(f"{images} does not hold the items of {part}; run `dvc repro fetch`")
-        for row, picture in zip(_rows(sample), _rows(pictures, ["parent_asin", "image"]), strict=True):
+        for row, picture in zip(_read_rows(sample), _read_rows(pictures, ["parent_asin", "image"]), strict=True):
             if row["parent_asin"] != picture["parent_asin"]:
                 raise UserError(f"{images} does not hold the items of {part}; run `dvc repro fetch`")
-            facts: Facts = row | {"has_image": bool(picture["image"])}
+            facts: SampleMetadata = row | {"has_image": bool(picture["image"])}
             yield facts, picture["image"] or BLANK
 
 
-def _rows(table: pq.ParquetFile, columns: list[str] | None = None) -> Iterator[Any]:
-    for batch in table.iter_batches(_ROWS, columns=columns):
+def _read_rows(table: pq.ParquetFile, columns: list[str] | None = None) -> Iterator[Any]:
+    for batch in table.iter_batches(_ROWS_PER_READ, columns=columns):
         yield from batch.to_pylist()

@@ -18,12 +18,12 @@ import torch
 from torch.utils.data import Dataset
 
 from prep.core.errors import UserError
-from prep.core.tables.shards import Facts
+from prep.core.tables.shards import SampleMetadata
 from shards import sampler, tokens
 from shards.images.pixels import decode
-from shards.location import Location
+from shards.location import ShardLocation
 from shards.reader import Shards, TornError
-from shards.tokens import Tokens
+from shards.tokens import TokenizationConfig
 
 CACHE_BYTES = 50_000_000_000
 CONNECTIONS = 8
@@ -48,7 +48,7 @@ class Sample(TypedDict):
     """What stands of a sample in its tar."""
 
     image: bytes  # JPEG
-    facts: Facts
+    facts: SampleMetadata
 
 
 class ShardDataset(Dataset[Sample]):
@@ -65,7 +65,7 @@ class ShardDataset(Dataset[Sample]):
         location: str | Path,
         categories: Sequence[str],
         split: str,
-        how: Tokens | None = None,
+        how: TokenizationConfig | None = None,
         *,
         cache_bytes: int = CACHE_BYTES,
         connections: int = CONNECTIONS,
@@ -84,7 +84,7 @@ class ShardDataset(Dataset[Sample]):
             UserError: as `Shards`.
         """
         self.split = split
-        self.shards = Shards(Location(location, cache_bytes, connections), categories, split, how)
+        self.shards = Shards(ShardLocation(location, cache_bytes, connections), categories, split, how)
         self.fingerprint = self.shards.fingerprint
         self._first = np.concatenate([[0], np.cumsum(self.shards.sizes)])
 
@@ -108,13 +108,13 @@ class ShardDataset(Dataset[Sample]):
         """
         return bytes(self._member(i, "jpg"))
 
-    def facts(self, i: int) -> Facts:
+    def facts(self, i: int) -> SampleMetadata:
         """Return the facts of sample `i`.
 
         Raises:
             UserError: the tar is absent, or ends before them.
         """
-        facts: Facts = msgspec.json.decode(self._member(i, "json"))
+        facts: SampleMetadata = msgspec.json.decode(self._member(i, "json"))
         return facts
 
     @cached_property
@@ -148,7 +148,7 @@ class ShardDataset(Dataset[Sample]):
         """Whether a sample has an image, of every sample."""
         return self._column("has_image")
 
-    def lengths(self, samples: sampler.Samples) -> npt.NDArray[np.int64]:
+    def lengths(self, samples: sampler.SampleNumbers) -> npt.NDArray[np.int64]:
         """Return the number of tokens of each of `samples`."""
         shards, rows = self._places(samples)
         found = np.empty(len(samples), np.int64)
@@ -165,7 +165,7 @@ class ShardDataset(Dataset[Sample]):
             for begin, end in pairwise(index.token_starts.tolist()):
                 yield index.token_ids[begin:end]
 
-    def batch(self, samples: sampler.Samples, global_size: int) -> Batch:
+    def batch(self, samples: sampler.SampleNumbers, global_size: int) -> Batch:
         """Read and decode `samples`, a part of a step of `global_size`, on CPU.
 
         Raises:
@@ -233,7 +233,7 @@ class ShardDataset(Dataset[Sample]):
     def _key(self, shard: int, row: int) -> str:
         return f"{self.shards.categories[shard]}/{self.shards.index(shard).keys[row].as_py()}"
 
-    def _places(self, samples: sampler.Samples) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def _places(self, samples: sampler.SampleNumbers) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return the shard of each sample, and its row in it."""
         shards = np.searchsorted(self._first, samples, "right") - 1
         return shards, samples - self._first[shards]

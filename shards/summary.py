@@ -16,7 +16,7 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from shards.location import Location
+from shards.location import ShardLocation
 from shards.manifest import Manifest, Shard
 
 _HEADINGS = ("category", "split", "shards", "samples", "MB", "image", "label", "ratings", "tokens")
@@ -70,7 +70,7 @@ class _Sums(NamedTuple):
     rating_number: npt.NDArray[np.int64]
 
 
-def summarise(location: Location, categories: Sequence[str] | None = None) -> Summary:
+def summarise(location: ShardLocation, categories: Sequence[str] | None = None) -> Summary:
     """Count what a location holds of `categories`, by default of all.
 
     Raises:
@@ -96,7 +96,7 @@ def summarise(location: Location, categories: Sequence[str] | None = None) -> Su
     )
 
 
-def table(summary: Summary) -> Group:
+def summary_table(summary: Summary) -> Group:
     """Return what `summarise` gave as tables to print."""
     shown = Table(title=escape(summary.location), box=SIMPLE_HEAD, padding=0)
     for heading in _HEADINGS:
@@ -163,7 +163,7 @@ def _counts(sums: Sequence[_Sums], category: str = "", split: str = "") -> Count
     )
 
 
-def _sums(location: Location, category: str, shard: Shard) -> _Sums:
+def _sums(location: ShardLocation, category: str, shard: Shard) -> _Sums:
     """Read an index.
 
     Raises:

@@ -16,21 +16,21 @@ import webdataset
 from tokenizers import Tokenizer
 
 from prep.core.fields import assemble
-from prep.core.tables.shards import FACTS, INDEX, Facts, IndexRow
+from prep.core.tables.shards import INDEX, METADATA_FIELDS, IndexRow, SampleMetadata
 from shards import tokens
-from shards.tokens import Tokens
+from shards.tokens import TokenizationConfig
 
 
-def write_tar(path: Path, samples: Iterable[tuple[Facts, bytes]]) -> None:
+def write_tar(path: Path, samples: Iterable[tuple[SampleMetadata, bytes]]) -> None:
     """Write samples, as (facts, JPEG bytes), to a tar at `path`; whatever else stands among the facts is left out."""
     with path.open("wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0) as tar:
         for facts, jpeg in samples:
             given: Mapping[str, object] = facts
-            ordered = {name: given[name] for name in FACTS}
+            ordered = {name: given[name] for name in METADATA_FIELDS}
             tar.write({"__key__": facts["parent_asin"], "jpg": jpeg, "json": msgspec.json.encode(ordered)})
 
 
-def index_tar(tar: Path, path: Path, how: Tokens, tokenizer: Tokenizer) -> None:
+def index_tar(tar: Path, path: Path, how: TokenizationConfig, tokenizer: Tokenizer) -> None:
     """Write the Arrow IPC index of `tar` to `path`: where each member is, the facts a loader needs, the token ids.
 
     The schema's metadata names the tokenizer by its fingerprint, the fields and their length, and the padding id.
@@ -42,7 +42,7 @@ def index_tar(tar: Path, path: Path, how: Tokens, tokenizer: Tokenizer) -> None:
         for image, facts_member in zip(members[::2], members[1::2], strict=True):
             extracted = archive.extractfile(facts_member)
             assert extracted is not None
-            facts: Facts = json.load(extracted)
+            facts: SampleMetadata = json.load(extracted)
             texts.append(assemble(facts, how.fields))
             rows.append(
                 {
@@ -60,7 +60,7 @@ def index_tar(tar: Path, path: Path, how: Tokens, tokenizer: Tokenizer) -> None:
     ids = tokens.encode(tokenizer, texts, how.max_tokens)
     encoded = [{**row, "tokens": own} for row, own in zip(rows, ids, strict=True)]
     about = {
-        "tokenizer": tokens.fingerprint(tokenizer),
+        "tokenizer": tokens.tokenizer_fingerprint(tokenizer),
         "fields": " ".join(how.fields),
         "max_tokens": str(how.max_tokens),
         "pad_id": str(tokens.pad_id(tokenizer)),

@@ -21,7 +21,7 @@ from prep.core.errors import UserError, first_sentence
 _PADS = ("[PAD]", "<pad>")
 
 
-class Tokens(NamedTuple):
+class TokenizationConfig(NamedTuple):
     """What turns a sample's facts into token ids."""
 
     name: str  # of the tokenizer: model.text.name
@@ -29,7 +29,7 @@ class Tokens(NamedTuple):
     max_tokens: int
 
 
-def load(name: str) -> Tokenizer:
+def load_tokenizer(name: str) -> Tokenizer:
     """Load the tokenizer `name`, without truncation or padding.
 
     Args:
@@ -75,7 +75,7 @@ def pad(
     return padded, mask.astype(np.int64)
 
 
-def fingerprint(tokenizer: Tokenizer) -> str:
+def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
     """Return the hex sha256 of the tokenizer's serialised form: its vocabulary, normaliser and post-processor."""
     return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
 

@@ -11,7 +11,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from prep.core import pipeline
-from prep.core.params import load
+from prep.core.params import load_params
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -70,7 +70,7 @@ def commit_project(folder: Path, changes: Mapping[str, Any]) -> Clone:
             section = section[part]
         section[last] = value
     yaml.dump(params, folder / "params.yaml")
-    pipeline.sync(load(folder / "params.yaml"), folder / "dvc.yaml")
+    pipeline.update_dvc_yaml(load_params(folder / "params.yaml"), folder / "dvc.yaml")
     clone = Clone(folder)
     clone.run("git", "init", "-q")
     clone.run("git", "add", "-A")

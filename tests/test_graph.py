@@ -26,7 +26,7 @@ from effimini import evaluate, train
 from prep import download, groups, join, sample, weights
 from prep.core import pipeline
 from prep.core.errors import UserError
-from prep.core.params import DECIDES_NO_BYTE, Params, load, only
+from prep.core.params import DECIDES_NO_BYTE, Params, load_params, narrow
 from shards import fetch, shard
 from tests.clone import ROOT
 from validation import checks
@@ -151,8 +151,8 @@ def test_a_stage_declares_the_parameters_it_reads(stage: str) -> None:
 
 
 def test_what_is_not_declared_cannot_be_read() -> None:
-    params = load(ROOT / "params.yaml")
-    narrowed = only(params, ("source.kind", "join", "model.text.name"))
+    params = load_params(ROOT / "params.yaml")
+    narrowed = narrow(params, ("source.kind", "join", "model.text.name"))
     assert (narrowed.source.kind, narrowed.join, narrowed.model.text.name) == ("demo", params.join, "effimini/minilm")
     for read in (
         lambda: narrowed.sample,
@@ -303,11 +303,11 @@ def test_the_no_byte_list_names_files_that_are_there_and_imported() -> None:
 
 
 def test_dvc_yaml_is_of_the_parameters() -> None:
-    pipeline.check(load(ROOT / "params.yaml"), ROOT / "dvc.yaml")
+    pipeline.check_dvc_yaml(load_params(ROOT / "params.yaml"), ROOT / "dvc.yaml")
 
 
 def changed_params(**changes: Any) -> Params:
-    params = load(ROOT / "params.yaml")
+    params = load_params(ROOT / "params.yaml")
     for section, new in changes.items():
         changed_section = dataclasses.replace(getattr(params, section), **new)
         params = dataclasses.replace(params, **{section: changed_section})
@@ -328,12 +328,12 @@ def test_a_dvc_yaml_of_other_parameters_is_refused_and_written_anew(
     path = Path(shutil.copyfile(ROOT / "dvc.yaml", tmp_path / "dvc.yaml"))
     before, params = path.read_text(), changed_params(**changes)
     with pytest.raises(UserError, match=f"{lacks}; run `effimini pipeline`, then `dvc repro`"):
-        pipeline.check(params, path)
-    assert pipeline.sync(params, path)
-    pipeline.check(params, path)
-    assert not pipeline.sync(params, path)
+        pipeline.check_dvc_yaml(params, path)
+    assert pipeline.update_dvc_yaml(params, path)
+    pipeline.check_dvc_yaml(params, path)
+    assert not pipeline.update_dvc_yaml(params, path)
     assert re.findall("^ *#.*", path.read_text(), re.MULTILINE) == re.findall("^ *#.*", before, re.MULTILINE)
-    assert pipeline.sync(load(ROOT / "params.yaml"), path)
+    assert pipeline.update_dvc_yaml(load_params(ROOT / "params.yaml"), path)
     assert path.read_text() == before  # whatever it held in between
 
 
@@ -342,13 +342,13 @@ def test_a_teams_own_stages_and_dependencies_are_left_alone(tmp_path: Path) -> N
     own = "stages:\n  publish:\n    cmd: ./publish.sh\n    deps:\n      - models\n      - notes\n"
     text = path.read_text().replace("stages:\n", own, 1).replace("prep/groups.py", "prep/groups.py, ours/rules", 1)
     path.write_text(text)
-    pipeline.sync(load(ROOT / "params.yaml"), path)
+    pipeline.update_dvc_yaml(load_params(ROOT / "params.yaml"), path)
     assert "ours/rules" in path.read_text()
     assert own in path.read_text()
-    pipeline.check(load(ROOT / "params.yaml"), path)
+    pipeline.check_dvc_yaml(load_params(ROOT / "params.yaml"), path)
     path.write_text(re.sub(r"    deps: \[\s*models,[^]]*\]", "    deps:\n      - models", path.read_text()))
     with pytest.raises(UserError, match="the deps of stage evaluate are no list in brackets"):
-        pipeline.sync(load(ROOT / "params.yaml"), path)
+        pipeline.update_dvc_yaml(load_params(ROOT / "params.yaml"), path)
 
 
 def test_local_encoders_are_dependencies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,16 +356,16 @@ def test_local_encoders_are_dependencies(tmp_path: Path, monkeypatch: pytest.Mon
     shutil.copyfile(ROOT / "dvc.yaml", "dvc.yaml")
     Path("encoder").mkdir()
     Path("image.safetensors").touch()
-    model = load(ROOT / "params.yaml").model
+    model = load_params(ROOT / "params.yaml").model
     text = dataclasses.replace(model.text, name="encoder")
     image = dataclasses.replace(model.image, weights="image.safetensors")
     local = changed_params(model={"text": text, "image": image})
-    pipeline.sync(local)
+    pipeline.update_dvc_yaml(local)
     stages = YAML(typ="safe", pure=True).load(Path("dvc.yaml").read_text())["stages"]
     assert [name for name in stages if "encoder" in stages[name]["deps"]] == ["shard", "train"]
     assert [name for name in stages if "image.safetensors" in stages[name]["deps"]] == ["train"]
     hub = changed_params(model={"text": dataclasses.replace(model.text, name="nobody/an-encoder")})
-    pipeline.sync(hub)
+    pipeline.update_dvc_yaml(hub)
     stages = YAML(typ="safe", pure=True).load(Path("dvc.yaml").read_text())["stages"]
     assert not {"encoder", "image.safetensors", "nobody/an-encoder"} & {d for s in stages.values() for d in s["deps"]}
 
@@ -376,7 +376,7 @@ def test_stages_of_a_category_that_was_taken_out_leave_the_lock(tmp_path: Path) 
     stages = {name: {"cmd": f"effimini {name}", "outs": [{"path": name, "md5": "0"}]} for name in names}
     lock, yaml = tmp_path / "dvc.lock", YAML()
     yaml.dump({"schema": "2.0", "stages": stages}, lock)
-    pipeline.sync(changed_params(source={"categories": ("Demo_Toys",)}), path)
+    pipeline.update_dvc_yaml(changed_params(source={"categories": ("Demo_Toys",)}), path)
     assert yaml.load(lock) == {"schema": "2.0", "stages": {name: stages[name] for name in ("groups", "join@Demo_Toys")}}
 
 
@@ -384,7 +384,7 @@ def test_a_folder_of_no_category_is_named(tmp_path: Path, caplog: pytest.LogCapt
     for name in ("items/Demo_Toys", "items/Old", "items/.Old.new.partial", "shards/Old", "profiles"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "items/report.json").touch()
-    pipeline.warn_of_strays(tmp_path, pipeline.TABLES, ["Demo_Toys"])
+    pipeline.warn_of_strays(tmp_path, pipeline.TABLE_FOLDERS, ["Demo_Toys"])
     named = [tmp_path / "items/Old", tmp_path / "shards/Old"]
     assert len(caplog.messages) == 1
     assert caplog.messages[0].endswith(f"not in source.categories: {' '.join(map(str, named))}")

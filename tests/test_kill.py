@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from prep.core.params import load
+from prep.core.params import load_params
 
 ROOT = Path(__file__).parent.parent
 STAGES = {
@@ -69,7 +69,7 @@ def test_a_kill_keeps_the_old_table_whole(
 ) -> None:
     stage = "sample Demo_Toys"
     data, out = tmp_path / "data", tmp_path / "data" / STAGES[stage]
-    run_to(load(ROOT / "params.yaml"), data, "sample")
+    run_to(load_params(ROOT / "params.yaml"), data, "sample")
     before = digests(out)
     assert killed_while_writing(start(stage, data, ROOT / "params.yaml"), out)
     assert digests(out) == before

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from prep.core.errors import UserError
-from prep.core.params import load
+from prep.core.params import load_params
 from shards.loader import Loader
-from shards.location import Location
+from shards.location import ShardLocation
 from shards.stream import ShardDataset
 from tests.clone import SHARDS, SMALL, Clone, commit_project
 from validation.checks import GATES
@@ -52,7 +52,7 @@ class Team:
 
     def _publish(self, tag: str, run_to: Callable[..., None]) -> None:
         """Make a version as `dvc repro` does, in one process; record, tag and push it."""
-        params, data = load(self.first.folder / "params.yaml"), self.first.folder / "data"
+        params, data = load_params(self.first.folder / "params.yaml"), self.first.folder / "data"
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("EFFIMINI_STORE", str(self.first.folder / ".effimini"))
             run_to(params, data)
@@ -126,7 +126,7 @@ def test_a_revision_is_read_from_the_cache_or_the_remote(team: Team, project: st
     url = project.format(first=team.first.folder, second=team.second.folder)
     for tag, files in team.shards.items():
         where = f"dvc+{url}@{tag}#data/shards"
-        location = Location(where, 10**9, 4)
+        location = ShardLocation(where, 10**9, 4)
         assert location.categories() == ["Demo_Toys"]
         assert location.read("Demo_Toys/manifest.json") == files["manifest.json"]
         data = ShardDataset(where, ["Demo_Toys"], "train")
@@ -139,7 +139,7 @@ def test_a_revision_is_read_from_the_cache_or_the_remote(team: Team, project: st
 def test_a_tag_that_moves_stays_one_commit_for_a_process_and_its_workers(team: Team, tmp_path: Path) -> None:
     clone = team.first.cloned(tmp_path / "moving")
     clone.run("git", "tag", "moving", "v1")
-    location = Location(f"dvc+{clone.folder}@moving#data/shards", 10**9, 4)
+    location = ShardLocation(f"dvc+{clone.folder}@moving#data/shards", 10**9, 4)
     clone.run("git", "tag", "-f", "moving", "v2")
     with multiprocessing.get_context("fork").Pool(1) as workers:
         assert workers.apply(location.read, ("Demo_Toys/manifest.json",)) == team.shards["v1"]["manifest.json"]
@@ -158,7 +158,7 @@ def test_a_tag_that_moves_stays_one_commit_for_a_process_and_its_workers(team: T
 )
 def test_what_is_no_version_is_a_sentence(team: Team, url: str, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        Location(url.format(first=team.first.folder, remote=team.remote), 10**9, 4).categories()
+        ShardLocation(url.format(first=team.first.folder, remote=team.remote), 10**9, 4).categories()
 
 
 def test_a_version_that_was_not_pushed_is_a_sentence(team: Team, tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_version_that_was_not_pushed_is_a_sentence(team: Team, tmp_path: Path)
     alone.run("dvc", "remote", "add", "-q", "-d", "-f", "team", str(tmp_path / "empty"))
     alone.run("git", "commit", "-qam", "another remote")
     with pytest.raises(UserError, match="neither in its DVC cache nor in its remote; run `dvc push` where it was made"):
-        Location(f"dvc+{alone.folder}@HEAD#data/shards", 10**9, 4)
+        ShardLocation(f"dvc+{alone.folder}@HEAD#data/shards", 10**9, 4)
 
 
 def test_a_clone_trains_and_evaluates_on_the_shards_alone(team: Team, tmp_path: Path) -> None:

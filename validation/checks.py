@@ -29,7 +29,7 @@ from validation.verdicts import Verdict, judge
 ACCEPTED = "accepted.csv"  # the profile that was accepted last, beside the folder of the tables
 
 
-class Place(NamedTuple):
+class CategoryTables(NamedTuple):
     """One category of the data."""
 
     params: Params
@@ -60,79 +60,79 @@ class Place(NamedTuple):
         return counts[name].rows_out if name in counts else 0
 
 
-def _rows(paths: Iterable[Path]) -> int:
+def _count_rows(paths: Iterable[Path]) -> int:
     return sum(map(columns.rows_of, paths))
 
 
-def _names(table: str, expected: Iterable[str], paths: Iterable[Path]) -> Verdict:
+def _check_files(table: str, expected: Iterable[str], paths: Iterable[Path]) -> Verdict:
     """Check that a table has its files, so that one that is missing does not pass as one without rows."""
     wanted, found = set(expected), {path.name for path in paths}
     wrong = [f"{name} ({'missing' if name in wanted else 'unknown'})" for name in sorted(wanted ^ found)]
     return judge(table, "the files of the stage", len(wanted), wrong)
 
 
-def _raw(place: Place) -> list[Verdict]:
+def _check_raw(place: CategoryTables) -> list[Verdict]:
     folder, counts = place.folder("raw"), place.counts("raw")
     verdicts = []
     for name in ("items", "reviews"):
         paths = bucket_files(folder, name)
-        verdicts.append(_names(name, bucket_names(name, place.params.download.buckets), paths))
-        verdicts += columns.check(name, place.suite(name), paths)
-        verdicts += funnel.check(counts, name, _rows(paths), None)
+        verdicts.append(_check_files(name, bucket_names(name, place.params.download.buckets), paths))
+        verdicts += columns.check_columns(name, place.suite(name), paths)
+        verdicts += funnel.check_row_counts(counts, name, _count_rows(paths), None)
     rejects = folder / "rejects.parquet"
-    verdicts += columns.check("rejects", place.suite("rejects"), [rejects])
+    verdicts += columns.check_columns("rejects", place.suite("rejects"), [rejects])
     if not verdicts[-1].passed:
         return verdicts
-    reasons = Counter(columns.read([rejects], ["reason"], REJECTS)["reason"].to_pylist())
+    reasons = Counter(columns.read_columns([rejects], ["reason"], REJECTS)["reason"].to_pylist())
     dropped = sum((Counter(own.dropped) for own in counts.values()), Counter[str]())
     return [*verdicts, funnel.reasons("rejects", dropped, reasons)]
 
 
-def _items(place: Place) -> list[Verdict]:
+def _check_items(place: CategoryTables) -> list[Verdict]:
     paths, counts = bucket_files(place.folder("items"), "items"), place.counts("items")
-    own = columns.check("joined", place.suite("joined"), paths)
-    verdicts = [_names("joined", bucket_names("items", place.params.download.buckets), paths), *own]
+    own = columns.check_columns("joined", place.suite("joined"), paths)
+    verdicts = [_check_files("joined", bucket_names("items", place.params.download.buckets), paths), *own]
     if not own[0].passed:
         return verdicts
-    reviewed = pc.sum(columns.read(paths, ["review_count"], JOINED)["review_count"]).as_py() or 0
-    verdicts += funnel.check(counts, "items", _rows(paths), place.rows_out("raw", "items"), "data/raw")
-    return verdicts + funnel.check(counts, "reviews", reviewed, place.rows_out("raw", "reviews"), "data/raw")
+    reviewed = pc.sum(columns.read_columns(paths, ["review_count"], JOINED)["review_count"]).as_py() or 0
+    verdicts += funnel.check_row_counts(counts, "items", _count_rows(paths), place.rows_out("raw", "items"), "data/raw")
+    return verdicts + funnel.check_row_counts(counts, "reviews", reviewed, place.rows_out("raw", "reviews"), "data/raw")
 
 
-def _groups(place: Place) -> list[Verdict]:
+def _check_groups(place: CategoryTables) -> list[Verdict]:
     paths = bucket_files(place.folder("groups"), "groups")
-    own = columns.check("groups", place.suite("groups"), paths)
-    verdicts = [_names("groups", bucket_names("groups", place.params.download.buckets), paths), *own]
+    own = columns.check_columns("groups", place.suite("groups"), paths)
+    verdicts = [_check_files("groups", bucket_names("groups", place.params.download.buckets), paths), *own]
     if not own[0].passed:
         return verdicts
     if not place.has("items"):
         return verdicts
-    items = columns.read(bucket_files(place.folder("items"), "items"), ["parent_asin"], JOINED)["parent_asin"]
+    items = columns.read_columns(bucket_files(place.folder("items"), "items"), ["parent_asin"], JOINED)["parent_asin"]
     return [
         *verdicts,
         links.same_items("groups", "data/items", items, links.read_groups(paths)["parent_asin"]),
     ]
 
 
-def _groups_all(params: Params, data: Path) -> list[Verdict]:
+def _check_all_groups(params: Params, data: Path) -> list[Verdict]:
     paths = [path for c in params.source.categories for path in bucket_files(data / "groups" / c, "groups")]
-    out = [Place(params, data, category).rows_out("items", "items") for category in params.source.categories]
+    out = [CategoryTables(params, data, category).rows_out("items", "items") for category in params.source.categories]
     before = None if None in out else sum(filter(None, out))
     counts = funnel.counts(data / "groups" / "report.json")
     return [
-        *funnel.check(counts, "groups", _rows(paths), before, "data/items"),
+        *funnel.check_row_counts(counts, "groups", _count_rows(paths), before, "data/items"),
         links.group_sizes(links.read_groups(paths)),
     ]
 
 
-def _sample(place: Place) -> list[Verdict]:
+def _check_sample(place: CategoryTables) -> list[Verdict]:
     params, report = place.params.sample, files.read_json(place.folder("sample") / "report.json")
     paths = part_files(place.folder("sample"))
-    own = columns.check("sample", place.suite("sample"), paths)
-    verdicts = [_names("sample", (f"{part}.parquet" for part in report["rows"]), paths), *own]
+    own = columns.check_columns("sample", place.suite("sample"), paths)
+    verdicts = [_check_files("sample", (f"{part}.parquet" for part in report["rows"]), paths), *own]
     if not own[0].passed:
         return verdicts
-    samples = columns.read(paths, ["parent_asin", "group"], SAMPLE)
+    samples = columns.read_columns(paths, ["parent_asin", "group"], SAMPLE)
     counts = place.counts("sample")
     passed = counts["items"].rows_out + sum(counts["items"].dropped.get(reason, 0) for reason in NOT_TAKEN)
     if place.has("groups"):
@@ -140,27 +140,29 @@ def _sample(place: Place) -> list[Verdict]:
         verdicts.append(links.groups_of(samples, groups))
     return [
         *verdicts,
-        links.parts(paths),
+        links.check_parts(paths),
         links.band_limit(paths, round(params.fraction * params.bands), params.min_per_category),
-        *funnel.check(counts, "items", _rows(paths), place.rows_out("items", "items"), "data/items"),
-        *proportions.check(place.folder("sample") / proportions.NAME, paths, params.fraction, params.bands, passed),
-        *profile.spread("sample", paths, place.params.validation.same),
+        *funnel.check_row_counts(counts, "items", _count_rows(paths), place.rows_out("items", "items"), "data/items"),
+        *proportions.check_strata(
+            place.folder("sample") / proportions.STRATA_FILE, paths, params.fraction, params.bands, passed
+        ),
+        *profile.check_mode_fraction("sample", paths, place.params.validation.same),
     ]
 
 
-def _sample_all(params: Params, data: Path) -> list[Verdict]:
+def _check_all_samples(params: Params, data: Path) -> list[Verdict]:
     paths = [path for category in params.source.categories for path in part_files(data / "sample" / category)]
-    samples = columns.read(paths, ["parent_asin", "group", "split"], SAMPLE)
+    samples = columns.read_columns(paths, ["parent_asin", "group", "split"], SAMPLE)
     return [links.one_split(samples, "group"), links.one_split(samples, "parent_asin")]
 
 
-def _images(place: Place) -> list[Verdict]:
+def _check_images(place: CategoryTables) -> list[Verdict]:
     paths = part_files(place.folder("images"))
-    verdicts = columns.check("images", place.suite("images"), paths)
+    verdicts = columns.check_columns("images", place.suite("images"), paths)
     if not verdicts[0].passed:
         return verdicts
     counts, before = place.counts("images"), place.rows_out("sample", "items")
-    outcomes = Counter(columns.read(paths, ["outcome"], IMAGES)["outcome"].to_pylist())
+    outcomes = Counter(columns.read_columns(paths, ["outcome"], IMAGES)["outcome"].to_pylist())
     had = outcomes.pop(OK, 0)
     dropped = counts["images"].dropped if "images" in counts else {}
     if place.has("sample"):
@@ -168,19 +170,19 @@ def _images(place: Place) -> list[Verdict]:
     return [
         *verdicts,
         links.image_bytes(paths),
-        *funnel.check(counts, "images", had, before, "data/sample"),
+        *funnel.check_row_counts(counts, "images", had, before, "data/sample"),
         funnel.reasons("images", dropped, outcomes),
     ]
 
 
-def _images_all(params: Params, data: Path) -> list[Verdict]:
-    found, measured = near_duplicates.find(data, params.source.categories)
-    with files.aside(data / "twins.csv") as partial:  # written before it is judged, for whom it stops
+def _check_all_images(params: Params, data: Path) -> list[Verdict]:
+    found, measured = near_duplicates.find_near_duplicates(data, params.source.categories)
+    with files.atomic_write(data / "twins.csv") as partial:  # written before it is judged, for whom it stops
         found.to_csv(partial, index=False, lineterminator="\n")
     return [near_duplicates.verdict(found, measured, params.validation.twins)]
 
 
-def _shards(place: Place) -> list[Verdict]:
+def _check_shards(place: CategoryTables) -> list[Verdict]:
     from validation import tars  # noqa: PLC0415 -- it imports webdataset and thus torch, which no other gate needs
 
     folder = place.folder("shards")
@@ -193,31 +195,31 @@ def _shards(place: Place) -> list[Verdict]:
         verdicts.append(tars.check_items(folder, shards, part_files(place.folder("sample"))))
     return [
         *verdicts,
-        *columns.check("index", place.suite("index"), indexes),
+        *columns.check_columns("index", place.suite("index"), indexes),
         tars.check_reader(folder, shards),
-        *funnel.check(
-            place.counts("shards"), "samples", _rows(indexes), place.rows_out("sample", "items"), "data/sample"
+        *funnel.check_row_counts(
+            place.counts("shards"), "samples", _count_rows(indexes), place.rows_out("sample", "items"), "data/sample"
         ),
     ]
 
 
-def _predictions_all(params: Params, data: Path) -> list[Verdict]:
+def _check_all_predictions(params: Params, data: Path) -> list[Verdict]:
     paths = sorted((data / "predictions").glob("*.parquet"))
-    verdicts = columns.check("predictions", suite("predictions", params), paths)
+    verdicts = columns.check_columns("predictions", suite("predictions", params), paths)
     if not verdicts[0].passed:
         return verdicts
     counts = funnel.counts(data / "predictions" / "report.json")
-    if not all(Place(params, data, category).has("sample") for category in params.source.categories):
-        return [*verdicts, *funnel.check(counts, "predictions", _rows(paths), None)]
+    if not all(CategoryTables(params, data, category).has("sample") for category in params.source.categories):
+        return [*verdicts, *funnel.check_row_counts(counts, "predictions", _count_rows(paths), None)]
     names = ["split", "category", "parent_asin", "average_rating"]
     measured = [f"{split}.parquet" for split in (TEST, VALIDATION)]
     parts = [
         path for c in params.source.categories for path in part_files(data / "sample" / c) if path.name in measured
     ]
-    samples, predictions = columns.read(parts, names, SAMPLE), columns.read(paths, names, PREDICTIONS)
+    samples, predictions = columns.read_columns(parts, names, SAMPLE), columns.read_columns(paths, names, PREDICTIONS)
     return [
         *verdicts,
-        *funnel.check(
+        *funnel.check_row_counts(
             counts, "predictions", predictions.num_rows, samples.num_rows, "data/sample, test and validation"
         ),
         links.same_items("predictions", "data/sample", _whole_key(samples), _whole_key(predictions)),
@@ -229,28 +231,28 @@ def _whole_key(table: pa.Table) -> pa.ChunkedArray:
     return pc.binary_join_element_wise(table["split"], table["category"], table["parent_asin"], "/")
 
 
-def _weights_all(params: Params, data: Path) -> list[Verdict]:
+def _check_all_weights(params: Params, data: Path) -> list[Verdict]:
     parts = [part for c in params.source.categories for part in part_files(data / "sample" / c)]
-    return weights.check(data / "weights.json", parts, params.weights)
+    return weights.check_weights_file(data / "weights.json", parts, params.weights)
 
 
-def _profiles_all(params: Params, data: Path) -> list[Verdict]:
+def _check_all_profiles(params: Params, data: Path) -> list[Verdict]:
     found = profiles(data)
-    accepted = profile.read(data.parent / ACCEPTED)
-    return profile.drift(profile.moves(found, accepted), params.validation.drift)
+    accepted = profile.read_profile(data.parent / ACCEPTED)
+    return profile.drift(profile.compare_profiles(found, accepted), params.validation.drift)
 
 
 def profiles(data: Path) -> pd.DataFrame:
-    """Return the profiles of all tables there are, in the order of `profile.COLUMNS`.
+    """Return the profiles of all tables there are, in the order of `profile.PROFILED_COLUMNS`.
 
     Raises:
         UserError: one is no profile.
     """
-    found = [profile.read(data / "profiles" / f"{table}.csv") for table in profile.COLUMNS]
+    found = [profile.read_profile(data / "profiles" / f"{table}.csv") for table in profile.PROFILED_COLUMNS]
     return pd.concat([part for part in found if len(part)] or found)
 
 
-def _nothing(_: Params, __: Path) -> list[Verdict]:
+def _no_checks(_: Params, __: Path) -> list[Verdict]:
     """Check nothing across categories."""
     return []
 
@@ -264,8 +266,8 @@ class Gate(NamedTuple):
     stage: str  # makes the table
     reads: tuple[str, ...]  # the parameters that its checks read, beside `READS`
     beside: tuple[str, ...]  # the tables it is compared with
-    of_category: Callable[[Place], list[Verdict]] | None
-    of_all: Callable[[Params, Path], list[Verdict]] = _nothing
+    of_category: Callable[[CategoryTables], list[Verdict]] | None
+    of_all: Callable[[Params, Path], list[Verdict]] = _no_checks
     held: str = ""  # where the table is, when not in the folder of its name
     hashed: bool = True  # whether another content of the table makes what is behind the gate anew
 
@@ -276,13 +278,13 @@ _OF_SAMPLE = (
 )
 
 GATES = {
-    "raw": Gate("download", ("download",), (), _raw),
-    "items": Gate("join", ("download", "validation.absent"), ("raw",), _items),
-    "groups": Gate("groups", ("download.buckets",), ("items",), _groups, _groups_all),
-    "sample": Gate("sample", _OF_SAMPLE, ("items", "groups"), _sample, _sample_all),
-    "images": Gate("fetch", ("validation.twins",), ("sample",), _images, _images_all),
-    "shards": Gate("shard", ("text.max_tokens",), ("sample",), _shards),
-    "weights": Gate("weights", ("weights",), ("sample",), None, _weights_all, "weights.json"),
-    "profiles": Gate("validate_images", ("validation.drift",), (), None, _profiles_all, hashed=False),
-    "predictions": Gate("evaluate", (), ("sample",), None, _predictions_all),
+    "raw": Gate("download", ("download",), (), _check_raw),
+    "items": Gate("join", ("download", "validation.absent"), ("raw",), _check_items),
+    "groups": Gate("groups", ("download.buckets",), ("items",), _check_groups, _check_all_groups),
+    "sample": Gate("sample", _OF_SAMPLE, ("items", "groups"), _check_sample, _check_all_samples),
+    "images": Gate("fetch", ("validation.twins",), ("sample",), _check_images, _check_all_images),
+    "shards": Gate("shard", ("text.max_tokens",), ("sample",), _check_shards),
+    "weights": Gate("weights", ("weights",), ("sample",), None, _check_all_weights, "weights.json"),
+    "profiles": Gate("validate_images", ("validation.drift",), (), None, _check_all_profiles, hashed=False),
+    "predictions": Gate("evaluate", (), ("sample",), None, _check_all_predictions),
 }

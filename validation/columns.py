@@ -1,8 +1,8 @@
 """The checks of one table's own columns: schema, the suite's rules, and the uniqueness of its key.
 
-In: a suite and the files of a table, parquet or Arrow, or a table in memory. Out: verdicts. Guaranteed: rows are looked
-at in batches of at most `BATCH` and the counts are summed, and keys are compared `PART` rows at a time, so that memory
-does not grow with the rows, save for the key columns as they are.
+In: a suite and the files of a table, parquet or Arrow, or a table in memory. Out: verdicts. Guaranteed: rows are
+looked at in batches of at most `ROWS_PER_BATCH` and the counts are summed, and keys are compared `ROWS_PER_PART` rows
+at a time, so that memory does not grow with the rows, save for the key columns as they are.
 
 Besides its own columns a table has derived ones: "size of title" is the number of characters of a text or of elements
 of a list, and "size of hi_res + large" their sum; null, an empty text and an empty JSON object have size 0.
@@ -22,15 +22,15 @@ import pyarrow.parquet as pq
 
 from prep.core.hashes import hashes
 from validation.suites import Rule, Suite
-from validation.verdicts import EXAMPLES, Verdict, judge
+from validation.verdicts import EXAMPLES_SHOWN, Verdict, judge
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     import pandas as pd
 
 SCHEMA = "columns, their order and their types as in prep/core/tables"
-BATCH = 200_000  # rows that Great Expectations sees at once
-PART = 1_000_000  # rows whose keys are compared at once
+ROWS_PER_BATCH = 200_000  # rows that Great Expectations sees at once
+ROWS_PER_PART = 1_000_000  # rows whose keys are compared at once
 SIZE = "size of "
 _CHUNK = 10_000  # rows read at once; an image part of so many is about 100 MB
 
@@ -59,7 +59,7 @@ def rows_of(path: Rows) -> int:
 
 def chunks(paths: Sequence[Rows], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """Yield the rows of files in order, some at a time, with `columns` only; of a derived one those it is made of."""
-    names = list(dict.fromkeys(part for column in columns for part in parts(column)))
+    names = list(dict.fromkeys(part for column in columns for part in source_columns(column)))
     for path in paths:
         if isinstance(path, pa.Table):
             yield from path.select(names).to_batches(_CHUNK)
@@ -76,10 +76,10 @@ def values(chunk: pa.RecordBatch, column: str) -> pa.Array:
     """Return a column of a chunk, its own or a derived one (int64, never null)."""
     if not column.startswith(SIZE):
         return chunk[column]
-    return reduce(pc.add, (_size(chunk[part]) for part in parts(column)))
+    return reduce(pc.add, (_size(chunk[part]) for part in source_columns(column)))
 
 
-def parts(column: str) -> list[str]:
+def source_columns(column: str) -> list[str]:
     """Return the columns of the table that a column, its own or a derived one, is made of."""
     return column.removeprefix(SIZE).split(" + ") if column.startswith(SIZE) else [column]
 
@@ -92,7 +92,7 @@ def _size(array: pa.Array) -> pa.Array:
     return pc.cast(pc.fill_null(sizes, 0), pa.int64())
 
 
-def read(paths: Sequence[Rows], columns: Sequence[str], schema: pa.Schema) -> pa.Table:
+def read_columns(paths: Sequence[Rows], columns: Sequence[str], schema: pa.Schema) -> pa.Table:
     """Return `columns` of all rows of files in order."""
     wanted = pa.schema([field.with_nullable(True) for field in schema if field.name in columns])
     return pa.Table.from_batches([_cast(chunk, wanted) for chunk in chunks(paths, wanted.names)], wanted)
@@ -103,11 +103,11 @@ def _cast(chunk: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
 
 def by_key(key: str, *tables: pa.Table) -> Iterator[tuple[pa.Table, ...]]:
-    """Yield tables in parts of about `PART` rows, by a hash of a column: equal keys are in the same part of each.
+    """Yield tables in parts of about `ROWS_PER_PART` rows, by a hash of a column: equal keys share a part.
 
     What groups or looks up rows by key thus needs its memory for a part only.
     """
-    count = max(1, -(-max(table.num_rows for table in tables) // PART))
+    count = max(1, -(-max(table.num_rows for table in tables) // ROWS_PER_PART))
     if count == 1:
         yield tables
         return
@@ -122,7 +122,7 @@ def _parts_of(keys: pa.ChunkedArray, count: int) -> "npt.NDArray[np.uint16]":
     return np.concatenate([np.empty(0, np.uint16), *found])
 
 
-def check(table: str, suite: Suite, paths: Sequence[Rows]) -> list[Verdict]:
+def check_columns(table: str, suite: Suite, paths: Sequence[Rows]) -> list[Verdict]:
     """Check the files of one table, or a table in memory, against its suite.
 
     Returns:
@@ -155,11 +155,11 @@ def _check_rules(table: str, suite: Suite, paths: Sequence[Rows]) -> list[Verdic
         rows += len(frame)
         for rule, count, positions in _expect(suite.rules, frame):
             counts[rule.name] += count
-            examples[rule.name] += [_describe(suite, rule, frame, i) for i in positions]
+            examples[rule.name] += [_describe_row(suite, rule, frame, i) for i in positions]
     return [
         Verdict(
             *(table, rule.name, rows, counts[rule.name], int(rule.share * rows)),
-            tuple(examples[rule.name][:EXAMPLES]),
+            tuple(examples[rule.name][:EXAMPLES_SHOWN]),
             int(rule.quiet * rows),
         )
         for rule in suite.rules
@@ -180,7 +180,7 @@ def _frames(suite: Suite, paths: Sequence[Rows]) -> Iterator["pd.DataFrame"]:
             for name in columns
         ]
         held.append(pa.table(arrays, columns))
-        if sum(part.num_rows for part in held) + _CHUNK > BATCH:
+        if sum(part.num_rows for part in held) + _CHUNK > ROWS_PER_BATCH:
             yield pa.concat_tables(held).to_pandas()
             held = []
     if any(part.num_rows for part in held):
@@ -223,20 +223,20 @@ def _expect(rules: Sequence[Rule], frame: "pd.DataFrame") -> Iterator[tuple[Rule
         yield named[result.expectation_config.meta["name"]], int(result.result["unexpected_count"]), positions
 
 
-def _describe(suite: Suite, rule: Rule, frame: "pd.DataFrame", position: int) -> str:
+def _describe_row(suite: Suite, rule: Rule, frame: "pd.DataFrame", position: int) -> str:
     key = " ".join(str(frame[name].iloc[position]) for name in suite.label)
     values = [f"{name} {frame[name].iloc[position]}" for name in rule.columns if name not in suite.label]
     return f"{key} ({', '.join(values)})" if values else key
 
 
 def _check_key(table: str, suite: Suite, paths: Sequence[Rows]) -> Verdict:
-    keys = read(paths, suite.key, suite.schema).drop_null()  # that a key is there is a rule of its own
+    keys = read_columns(paths, suite.key, suite.schema).drop_null()  # that a key is there is a rule of its own
     different, repeated = 0, []
     for (part,) in by_key(suite.key[-1], keys):
         counted = part.group_by(list(suite.key)).aggregate([([], "count_all")])
         different += counted.num_rows
         again = counted.filter(pc.greater(counted["count_all"], 1))
-        repeated += again.sort_by([(name, "ascending") for name in suite.key]).slice(0, EXAMPLES).to_pylist()
+        repeated += again.sort_by([(name, "ascending") for name in suite.key]).slice(0, EXAMPLES_SHOWN).to_pylist()
     repeated.sort(key=lambda row: [row[name] for name in suite.key])
     return Verdict(
         table,
@@ -244,6 +244,7 @@ def _check_key(table: str, suite: Suite, paths: Sequence[Rows]) -> Verdict:
         keys.num_rows,
         keys.num_rows - different,
         examples=tuple(
-            f"{' '.join(str(row[n]) for n in suite.key)} ({row['count_all']} times)" for row in repeated[:EXAMPLES]
+            f"{' '.join(str(row[n]) for n in suite.key)} ({row['count_all']} times)"
+            for row in repeated[:EXAMPLES_SHOWN]
         ),
     )

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from prep.core.templates import DEMO, render
+from prep.core.templates import DEMO_NOTICE, render
 from validation.profile import QUANTILES
 from validation.verdicts import Verdict
 
 
-def page(
+def docs_page(
     table: str,
     tables: Sequence[str],
     found: Sequence[tuple[str, Sequence[Verdict]]],
@@ -34,7 +34,7 @@ def page(
         found: the verdicts in the order found, by where.
         demo: whether the data is the made catalogue.
         profile: of the table's categories.
-        moved: what `validation.profile.moves` found.
+        moved: what `validation.profile.compare_profiles` found.
         fresh: what of it stands in no accepted profile.
     """
     every = [(where, verdict) for where, verdicts in found for verdict in verdicts]
@@ -44,7 +44,7 @@ def page(
     values = {
         "table": table,
         "tables": tables,
-        "demo": DEMO if demo else "",
+        "demo": DEMO_NOTICE if demo else "",
         "counts": {level: counts[level] for level in ("pass", "warn", "fail")},
         "told": sorted(told, key=lambda row: row[1].level),  # fail before warn
         "places": [(where, verdicts) for where, verdicts in found if verdicts],

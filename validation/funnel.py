@@ -37,7 +37,7 @@ def counts(report: Path) -> dict[str, Counts]:
         ) from None
 
 
-def check(
+def check_row_counts(
     funnels: Mapping[str, Counts], table: str, counted: int, before: int | None, source: str = ""
 ) -> list[Verdict]:
     """Check the funnel of one table.

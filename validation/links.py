@@ -15,8 +15,8 @@ from prep.core.parts import TRAIN
 from prep.core.tables.groups import GROUPS
 from prep.core.tables.images import IMAGES, OK
 from prep.core.tables.sample import SAMPLE
-from validation.columns import by_key, chunks, read
-from validation.verdicts import EXAMPLES, Verdict, judge
+from validation.columns import by_key, chunks, read_columns
+from validation.verdicts import EXAMPLES_SHOWN, Verdict, judge
 
 
 def same_items(table: str, source: str, expected: pa.ChunkedArray, found: pa.ChunkedArray) -> Verdict:
@@ -69,13 +69,13 @@ def one_split(samples: pa.Table, column: str) -> Verdict:
     return judge("sample", f"each {column} in one split only", different, sorted(wrong))
 
 
-def parts(paths: Sequence[Path]) -> Verdict:
+def check_parts(paths: Sequence[Path]) -> Verdict:
     """Check that each part of the sample holds the split and band in its name; outside train the band is -1."""
     rows, wrong = 0, []
     for path in paths:
         split, _, number = path.stem.partition("-")
         band = int(number) if number.isdigit() else -1
-        part = read([path], ["parent_asin", "split", "band"], SAMPLE)
+        part = read_columns([path], ["parent_asin", "split", "band"], SAMPLE)
         rows += part.num_rows
         fits = pc.and_(pc.equal(part["split"], split), pc.equal(part["band"], band))
         strays = part.filter(pc.invert(fits)).to_pylist()
@@ -107,8 +107,8 @@ def aligned(sample: Sequence[Path], images: Sequence[Path]) -> Verdict:
     wrong = [f"{name} ({'missing' if name in theirs else 'unknown'})" for name in sorted({*ours} ^ {*theirs})]
     rows = 0
     for name in sorted({*ours} & {*theirs}):
-        found = read([ours[name]], ["parent_asin"], IMAGES)["parent_asin"].to_pylist()
-        expected = read([theirs[name]], ["parent_asin"], SAMPLE)["parent_asin"].to_pylist()
+        found = read_columns([ours[name]], ["parent_asin"], IMAGES)["parent_asin"].to_pylist()
+        expected = read_columns([theirs[name]], ["parent_asin"], SAMPLE)["parent_asin"].to_pylist()
         rows += len(expected)
         if len(found) != len(expected):
             wrong.append(f"{name} ({len(found)} rows for {len(expected)})")
@@ -129,7 +129,7 @@ def image_bytes(images: Sequence[Path]) -> Verdict:
         strays = chunk.filter(pc.invert(fits))
         rows, wrong = rows + chunk.num_rows, wrong + strays.num_rows
         examples += [f"{r['parent_asin']} ({r['outcome']}, {len(r['image'] or b'')} bytes)" for r in strays.to_pylist()]
-        examples = examples[:EXAMPLES]
+        examples = examples[:EXAMPLES_SHOWN]
     return Verdict(
         "images",
         f"a JPEG where the outcome is {OK}, nothing elsewhere",
@@ -155,4 +155,4 @@ def same_labels(samples: pa.Table, predictions: pa.Table) -> Verdict:
 
 def read_groups(paths: Sequence[Path]) -> pa.Table:
     """Return the groups of the given categories' files."""
-    return read(paths, GROUPS.names, GROUPS)
+    return read_columns(paths, GROUPS.names, GROUPS)

@@ -4,8 +4,8 @@ In: ``data/images/`` of all categories. Out: one row for each measured image (of
 or nearly equal one in another split, and a verdict. Guaranteed: every such image is found (no sampling); rows stand in
 the order of the tables; memory is that of a hash an image.
 
-Two pictures are twins if their perceptual hashes differ in at most `NEAR` of 64 bits. Of hashes that near, cut into
-`NEAR` + 1 pieces, one piece is equal, so only images that share a piece are compared. Of 2,400 real posters and 160
+Two pictures are twins if their perceptual hashes differ in at most `MAX_BITS` of 64 bits. Of hashes that near, cut into
+`MAX_BITS` + 1 pieces, one piece is equal, so only images that share a piece are compared. Of 2,400 real posters and 160
 product photos no two different ones are within 9 bits.
 """
 
@@ -20,18 +20,18 @@ import pyarrow.compute as pc
 from prep.core.params import Limits
 from prep.core.parts import TEST, TRAIN, VALIDATION, part_files
 from prep.core.tables.images import IMAGES, OK
-from validation.columns import read, rows_of
-from validation.verdicts import EXAMPLES, Verdict
+from validation.columns import read_columns, rows_of
+from validation.verdicts import EXAMPLES_SHOWN, Verdict
 
-NEAR = 3  # bits
-_PIECE = 64 // (NEAR + 1)  # bits
-_ROWS = 1 << 14  # hashes compared at once, with all that share a piece with them
+MAX_BITS = 3  # bits
+_PIECE = 64 // (MAX_BITS + 1)  # bits
+_HASHES_PER_CHUNK = 1 << 14  # hashes compared at once, with all that share a piece with them
 _SPLITS = (TRAIN, VALIDATION, TEST)
 
 Hashes = npt.NDArray[np.uint64]
 
 
-def find(data: Path, categories: Sequence[str]) -> tuple[pd.DataFrame, int]:
+def find_near_duplicates(data: Path, categories: Sequence[str]) -> tuple[pd.DataFrame, int]:
     """Return the measured images that have a twin in another split, and how many measured images there are.
 
     Args:
@@ -51,10 +51,10 @@ def find(data: Path, categories: Sequence[str]) -> tuple[pd.DataFrame, int]:
         theirs = np.flatnonzero(splits != _SPLITS.index(split))
         measured += len(ours)
         near, bits = _nearest(hashes[ours], hashes[theirs])
-        has = bits <= NEAR
+        has = bits <= MAX_BITS
         found.append(np.stack([ours[has], theirs[near[has]], bits[has]]))
     one, other, bits = np.concatenate(found, axis=1)
-    about = _rows(parts, places, np.unique(np.concatenate([one, other])))
+    about = _image_rows(parts, places, np.unique(np.concatenate([one, other])))
     mine, twin = about.loc[one].reset_index(drop=True), about.loc[other].reset_index(drop=True)
     rows = mine[["split", "category", "parent_asin"]].assign(
         twin_split=twin["split"],
@@ -67,7 +67,7 @@ def find(data: Path, categories: Sequence[str]) -> tuple[pd.DataFrame, int]:
 
 
 def verdict(twins: pd.DataFrame, measured: int, limits: Limits) -> Verdict:
-    """Judge what `find` found.
+    """Judge what `find_near_duplicates` found.
 
     Args:
         twins: its rows.
@@ -76,7 +76,7 @@ def verdict(twins: pd.DataFrame, measured: int, limits: Limits) -> Verdict:
     """
     examples = [
         f"{r.category}/{r.parent_asin} ({r.split}) like {r.twin_category}/{r.twin_asin} ({r.twin_split})"
-        for r in twins.head(EXAMPLES).itertuples()
+        for r in twins.head(EXAMPLES_SHOWN).itertuples()
     ]
     return Verdict(
         "images",
@@ -93,7 +93,7 @@ def _hashes(parts: Sequence[Path]) -> tuple[Hashes, npt.NDArray[np.int8], npt.ND
     """Return of every image there is its hash, its split, and its row in the parts one after another."""
     hashes, splits, places, before = [], [], [], 0
     for path in parts:
-        table = read([path], ["outcome", "perceptual_hash"], IMAGES)
+        table = read_columns([path], ["outcome", "perceptual_hash"], IMAGES)
         had = np.flatnonzero(pc.equal(table["outcome"], OK).to_numpy())
         hashes.append(table["perceptual_hash"].to_numpy()[had].astype(np.uint64))
         splits.append(np.full(len(had), _SPLITS.index(path.stem.partition("-")[0]), np.int8))
@@ -102,14 +102,14 @@ def _hashes(parts: Sequence[Path]) -> tuple[Hashes, npt.NDArray[np.int8], npt.ND
     return np.concatenate(hashes), np.concatenate(splits), np.concatenate(places)
 
 
-def _rows(parts: Sequence[Path], places: npt.NDArray[np.int64], images: npt.NDArray[np.int64]) -> pd.DataFrame:
+def _image_rows(parts: Sequence[Path], places: npt.NDArray[np.int64], images: npt.NDArray[np.int64]) -> pd.DataFrame:
     """Return what is to be said of some images, by their numbers."""
     wanted, before, frames = places[images], 0, []
     for path in parts:
         rows = rows_of(path)
         inside = np.flatnonzero((wanted >= before) & (wanted < before + rows))
         if len(inside):
-            table = read([path], ["parent_asin", "source_sha256"], IMAGES).take(wanted[inside] - before)
+            table = read_columns([path], ["parent_asin", "source_sha256"], IMAGES).take(wanted[inside] - before)
             frame = table.to_pandas().set_index(images[inside])
             frames.append(frame.assign(category=path.parent.name, split=path.stem.partition("-")[0]))
         before += rows
@@ -133,14 +133,14 @@ def _nearest(ours: Hashes, theirs: Hashes) -> tuple[npt.NDArray[np.int64], npt.N
 
 def _sharing_a_piece(mine: Hashes, others: Hashes) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
     """Yield the pairs that have a piece of their hashes in common, by their places, some at a time."""
-    for number in range(NEAR + 1):
+    for number in range(MAX_BITS + 1):
         shift, mask = np.uint64(number * _PIECE), np.uint64((1 << _PIECE) - 1)
         piece, all_pieces = mine >> shift & mask, others >> shift & mask
         order = np.argsort(all_pieces, kind="stable")
         begin = np.searchsorted(all_pieces, piece, "left", sorter=order)
         count = np.searchsorted(all_pieces, piece, "right", sorter=order) - begin
-        for start in range(0, len(mine), _ROWS):
-            rows = slice(start, start + _ROWS)
+        for start in range(0, len(mine), _HASHES_PER_CHUNK):
+            rows = slice(start, start + _HASHES_PER_CHUNK)
             one = np.repeat(np.arange(start, start + len(count[rows])), count[rows])
             within = np.arange(len(one)) - np.repeat(np.cumsum(count[rows]) - count[rows], count[rows])
             yield one, order[np.repeat(begin[rows], count[rows]) + within]

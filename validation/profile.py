@@ -18,10 +18,10 @@ from validation.columns import chunks, rows_of, values
 from validation.verdicts import Verdict, judge
 
 _STARS, _DAY = 0.01, 86_400_000
-_TEXTS = ("title", "features", "description", "store", "details")
+_TEXT_COLUMNS = ("title", "features", "description", "store", "details")
 # The columns that are looked at, and what their values are rounded to. A text stands by its characters, a list by its
 # elements.
-COLUMNS: dict[str, dict[str, float]] = {
+PROFILED_COLUMNS: dict[str, dict[str, float]] = {
     "items": {
         "average_rating": _STARS,
         "rating_number": 1,
@@ -31,13 +31,13 @@ COLUMNS: dict[str, dict[str, float]] = {
         "verified_share": 0.01,
         "first_review": _DAY,
         "last_review": _DAY,
-        **{f"size of {name}": 1 for name in (*_TEXTS, "main_category", "hi_res + large")},
+        **{f"size of {name}": 1 for name in (*_TEXT_COLUMNS, "main_category", "hi_res + large")},
     },
     "sample": {
         "average_rating": _STARS,
         "rating_number": 1,
         "review_count": 1,
-        **{f"size of {name}": 1 for name in (*_TEXTS, "main_category", "image_urls")},
+        **{f"size of {name}": 1 for name in (*_TEXT_COLUMNS, "main_category", "image_urls")},
     },
     "images": {"source_width": 1, "source_height": 1, "source_bytes": 1000},
 }
@@ -53,7 +53,7 @@ def profile(table: str, category: str, paths: Sequence[Path]) -> pd.DataFrame:
     """Return the profile of the files of one category.
 
     Args:
-        table: a key of `COLUMNS`.
+        table: a key of `PROFILED_COLUMNS`.
         category: as it stands in the profile.
         paths: parquet files.
 
@@ -65,14 +65,14 @@ def profile(table: str, category: str, paths: Sequence[Path]) -> pd.DataFrame:
     rows = sum(map(rows_of, paths))
     return pd.DataFrame(
         [
-            {"table": table, "category": category, "column": name, "rows": rows} | _describe(counted, rows)
-            for name, counted in _counts(paths, COLUMNS[table])
+            {"table": table, "category": category, "column": name, "rows": rows} | _column_profile(counted, rows)
+            for name, counted in _value_counts(paths, PROFILED_COLUMNS[table])
         ],
         columns=NAMES,
     )
 
 
-def _counts(paths: Sequence[Path], units: dict[str, float]) -> Iterator[tuple[str, pd.Series]]:
+def _value_counts(paths: Sequence[Path], units: dict[str, float]) -> Iterator[tuple[str, pd.Series]]:
     """Yield each column with how often each of its values occurs, ordered by value."""
     held: dict[str, list[Any]] = {name: [] for name in units}
     counted = {name: pd.Series(dtype="int64") for name in units}
@@ -103,7 +103,7 @@ def _counts(paths: Sequence[Path], units: dict[str, float]) -> Iterator[tuple[st
         yield name, series.set_axis(series.index.to_numpy(float) * scale)
 
 
-def _describe(counted: pd.Series, rows: int) -> dict[str, float]:
+def _column_profile(counted: pd.Series, rows: int) -> dict[str, float]:
     there = int(counted.sum())
     if not there:
         return {"absent": float(rows > 0), "same": 0.0, "mean": np.nan} | dict.fromkeys(QUANTILES, np.nan)
@@ -117,19 +117,21 @@ def _describe(counted: pd.Series, rows: int) -> dict[str, float]:
     return described | {name: float(ordered[place]) for name, place in zip(QUANTILES, places, strict=True)}
 
 
-def spread(table: str, paths: Sequence[Path], limits: Limits) -> list[Verdict]:
+def check_mode_fraction(table: str, paths: Sequence[Path], limits: Limits) -> list[Verdict]:
     """Judge whether ratings and rating counts differ between items, as a constant or a filled-in value would not.
 
     Args:
-        table: a key of `COLUMNS`.
+        table: a key of `PROFILED_COLUMNS`.
         paths: its files of one category; two columns of them are read.
         limits: ``validation.same``.
     """
     verdicts = []
-    for name, counted in _counts(paths, {name: COLUMNS[table][name] for name in ("average_rating", "rating_number")}):
+    for name, counted in _value_counts(
+        paths, {name: PROFILED_COLUMNS[table][name] for name in ("average_rating", "rating_number")}
+    ):
         there, same = int(counted.sum()), int(counted.max()) if len(counted) else 0
         alike = same if same > 1 else 0  # a single item is like no other
-        median = _describe(counted, there)["median"]
+        median = _column_profile(counted, there)["median"]
         verdicts.append(
             Verdict(
                 table,
@@ -144,7 +146,7 @@ def spread(table: str, paths: Sequence[Path], limits: Limits) -> list[Verdict]:
     return verdicts
 
 
-def read(path: Path) -> pd.DataFrame:
+def read_profile(path: Path) -> pd.DataFrame:
     """Read a profile; one that is not there has no rows.
 
     Raises:
@@ -161,7 +163,7 @@ def read(path: Path) -> pd.DataFrame:
     return found[NAMES]
 
 
-def moves(now: pd.DataFrame, accepted: pd.DataFrame) -> pd.DataFrame:
+def compare_profiles(now: pd.DataFrame, accepted: pd.DataFrame) -> pd.DataFrame:
     """Return how far each column of each category has moved, ordered as in `now`.
 
     Args:
@@ -190,7 +192,7 @@ def moves(now: pd.DataFrame, accepted: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found, columns=[*KEY, "what", "accepted", "now", "moved"])
 
 
-def fresh(now: pd.DataFrame, accepted: pd.DataFrame) -> list[str]:
+def new_columns(now: pd.DataFrame, accepted: pd.DataFrame) -> list[str]:
     """Return the tables and categories of `now` that stand in no accepted profile."""
     both = (
         now[["table", "category"]]
@@ -201,7 +203,7 @@ def fresh(now: pd.DataFrame, accepted: pd.DataFrame) -> list[str]:
 
 
 def drift(moved: pd.DataFrame, limits: Limits) -> list[Verdict]:
-    """Judge what `moves` found: a verdict a table.
+    """Judge what `compare_profiles` found: a verdict a table.
 
     Args:
         moved: of all tables.

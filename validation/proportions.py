@@ -14,14 +14,14 @@ from prep.core.errors import UserError
 from prep.core.parts import TRAIN
 from prep.core.tables.sample import SAMPLE
 from prep.strata import COUNT_BUCKETS, count_bucket
-from validation.columns import read
+from validation.columns import read_columns
 from validation.verdicts import Verdict, judge
 
-NAME = "strata.csv"
+STRATA_FILE = "strata.csv"
 _KEY = ["split", "average_rating", "rating_number_from"]
 
 
-def check(table: Path, parts: Sequence[Path], fraction: float, bands: int, usable: int) -> list[Verdict]:
+def check_strata(table: Path, parts: Sequence[Path], fraction: float, bands: int, usable: int) -> list[Verdict]:
     """Check the strata of a category.
 
     Args:
@@ -42,33 +42,33 @@ def check(table: Path, parts: Sequence[Path], fraction: float, bands: int, usabl
     return [
         judge(
             "sample",
-            f"items of {NAME} = items that passed the filter",
+            f"items of {STRATA_FILE} = items that passed the filter",
             population,
             [population] * (population != usable),
         ),
         _as_in_the_parts(strata, parts),
-        _shares(strata, max(round(fraction * bands), _bands_taken(parts)) / bands),
+        _stratum_fractions(strata, max(round(fraction * bands), _bands_taken(parts)) / bands),
     ]
 
 
 def _as_in_the_parts(strata: pd.DataFrame, parts: Sequence[Path]) -> Verdict:
-    counts = pd.concat([_counts(part) for part in parts] or [pd.Series(dtype="int64", name="found")])
+    counts = pd.concat([_stratum_counts(part) for part in parts] or [pd.Series(dtype="int64", name="found")])
     found = counts.groupby(level=_KEY).sum() if len(counts) else counts
     both = pd.concat([strata[strata["taken"] > 0].set_index(_KEY)["taken"], found], axis=1).fillna(0)
     wrong = both[both["taken"] != both["found"]].sort_index()
     examples = [f"{_name(key)} ({row['taken']:.0f}, in the parts {row['found']:.0f})" for key, row in wrong.iterrows()]
-    return judge("sample", f"taken items of each stratum in {NAME} as in the parts", len(both), examples)
+    return judge("sample", f"taken items of each stratum in {STRATA_FILE} as in the parts", len(both), examples)
 
 
-def _counts(part: Path) -> pd.Series:
+def _stratum_counts(part: Path) -> pd.Series:
     """Return how many items of each stratum stand in a part."""
-    found = read([part], ["split", "average_rating", "rating_number"], SAMPLE).to_pandas()
+    found = read_columns([part], ["split", "average_rating", "rating_number"], SAMPLE).to_pandas()
     found["average_rating"] = np.rint(found["average_rating"] * 10) / 10
     found["rating_number_from"] = np.array(COUNT_BUCKETS)[count_bucket(found["rating_number"].to_numpy())]
     return found.groupby(_KEY).size().rename("found")
 
 
-def _shares(strata: pd.DataFrame, share: float) -> Verdict:
+def _stratum_fractions(strata: pd.DataFrame, share: float) -> Verdict:
     """Check that each stratum gives its share of training items, to less than one item."""
     train = strata[strata["split"] == TRAIN].set_index(_KEY)
     wrong = train[(train["taken"] - share * train["population"]).abs() >= 1]

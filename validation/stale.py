@@ -38,7 +38,7 @@ def earliest_stale(stage: str) -> str | None:
             while ready := sorted(way.get_ready(), key=place.__getitem__):
                 for found in ready:
                     name = str(found.addressing)
-                    if not name.startswith(GATE) and _changed(found):
+                    if not name.startswith(GATE) and _changed_dependency(found):
                         return name
                 way.done(*ready)
     except DvcException:
@@ -62,7 +62,7 @@ def _way_to(stages: list[Any], graph: Any) -> TopologicalSorter[Any]:
     return way
 
 
-def _changed(stage: Any) -> bool:
+def _changed_dependency(stage: Any) -> bool:
     """Say whether a stage is stale; `Stage.changed` and `Stage.status` ask the same and take DVC's locks for it."""
     read = [] if stage.frozen else stage.deps
     return bool(stage.changed_stage()) or any(_differs(one) for one in [*read, *stage.outs])

@@ -16,7 +16,7 @@ from prep.core.parts import TEST, TRAIN, VALIDATION
 from prep.core.tables.groups import GROUPS
 from prep.core.tables.images import IMAGES, OUTCOMES
 from prep.core.tables.items import JOINED
-from prep.core.tables.predictions import INPUT as INPUT_ROWS
+from prep.core.tables.predictions import PREDICT_INPUT as INPUT_ROWS
 from prep.core.tables.predictions import PREDICTIONS
 from prep.core.tables.raw import ASIN, ITEMS, REJECTS, REVIEWS
 from prep.core.tables.sample import SAMPLE, TEXTS
@@ -59,7 +59,7 @@ def not_null(column: str, limits: Limits | None = None) -> Rule:
     return Rule(f"{column} present (validation.absent.{column})", kind, arguments, limits.most, limits.quiet)
 
 
-def present(name: str, *columns: str, limits: Limits | None = None) -> Rule:
+def not_empty(name: str, *columns: str, limits: Limits | None = None) -> Rule:
     """One of the texts or lists `columns` is not empty; `limits` are the shares of rows where all may be."""
     words = f"{name} present" + ("" if limits is None else f" (validation.absent.{name})")
     share, quiet = (0.0, 0.0) if limits is None else (limits.most, limits.quiet)
@@ -121,7 +121,7 @@ def _suite(schema: pa.Schema, label: tuple[str, ...], key: tuple[str, ...], *rul
 
 
 # What comes from outside at prediction time, as `effimini.predict` lays it out.
-INPUT = _suite(
+PREDICT_INPUT_SUITE = _suite(
     INPUT_ROWS,
     ("line",),
     ("parent_asin",),
@@ -149,7 +149,7 @@ def suite(table: str, params: Params, category: str = "") -> Suite:
 _ASIN = ("parent_asin",)
 
 
-def _items(params: Params, _: str) -> Suite:
+def _items_suite(params: Params, _: str) -> Suite:
     bad = params.download.bad_share
     return _suite(
         ITEMS,
@@ -163,7 +163,7 @@ def _items(params: Params, _: str) -> Suite:
     )
 
 
-def _reviews(params: Params, _: str) -> Suite:
+def _reviews_suite(params: Params, _: str) -> Suite:
     bad = params.download.bad_share
     return _suite(
         REVIEWS,
@@ -175,11 +175,11 @@ def _reviews(params: Params, _: str) -> Suite:
     )
 
 
-def _rejects(_: Params, __: str) -> Suite:
+def _rejects_suite(_: Params, __: str) -> Suite:
     return _suite(REJECTS, ("file", "line"), ("file", "line"), between("line", 1))
 
 
-def _joined(params: Params, _: str) -> Suite:
+def _joined_suite(params: Params, _: str) -> Suite:
     bad, absent = params.download.bad_share, params.validation.absent
     return _suite(
         JOINED,
@@ -195,16 +195,16 @@ def _joined(params: Params, _: str) -> Suite:
         ordered("first_review", "last_review"),
         not_null("average_rating", absent.average_rating),
         not_null("rating_number", absent.rating_number),
-        *(present(name, name, limits=getattr(absent, name)) for name in TEXTS),
-        present("image", "hi_res", "large", limits=absent.image),
+        *(not_empty(name, name, limits=getattr(absent, name)) for name in TEXTS),
+        not_empty("image", "hi_res", "large", limits=absent.image),
     )
 
 
-def _groups(_: Params, __: str) -> Suite:
+def _groups_suite(_: Params, __: str) -> Suite:
     return _suite(GROUPS, _ASIN, _ASIN, matches("group", ASIN), between("group_size", 1))
 
 
-def _sample(params: Params, category: str) -> Suite:
+def _sample_suite(params: Params, category: str) -> Suite:
     required = [name for name in params.sample.require if name in TEXTS]
     return _suite(
         SAMPLE,
@@ -217,13 +217,13 @@ def _sample(params: Params, category: str) -> Suite:
         between("average_rating", 1, 5),
         between("rating_number", 0),
         between("review_count", 0),
-        *(present(name, name) for name in required),
-        *(present("image", "image_urls") for name in params.sample.require if name == "image"),
+        *(not_empty(name, name) for name in required),
+        *(not_empty("image", "image_urls") for name in params.sample.require if name == "image"),
         *(at_most(LONGEST, name, params.validation.long) for name in TEXTS),
     )
 
 
-def _images(_: Params, __: str) -> Suite:
+def _images_suite(_: Params, __: str) -> Suite:
     return _suite(
         IMAGES,
         _ASIN,
@@ -237,7 +237,7 @@ def _images(_: Params, __: str) -> Suite:
     )
 
 
-def _index(params: Params, _: str) -> Suite:
+def _index_suite(params: Params, _: str) -> Suite:
     return _suite(
         INDEX,
         ("key",),
@@ -254,7 +254,7 @@ def _index(params: Params, _: str) -> Suite:
     )
 
 
-def _predictions(params: Params, _: str) -> Suite:
+def _predictions_suite(params: Params, _: str) -> Suite:
     return _suite(
         PREDICTIONS,
         _ASIN,
@@ -268,13 +268,13 @@ def _predictions(params: Params, _: str) -> Suite:
 
 
 SUITES = {
-    "items": _items,
-    "reviews": _reviews,
-    "rejects": _rejects,
-    "joined": _joined,
-    "groups": _groups,
-    "sample": _sample,
-    "images": _images,
-    "index": _index,
-    "predictions": _predictions,
+    "items": _items_suite,
+    "reviews": _reviews_suite,
+    "rejects": _rejects_suite,
+    "joined": _joined_suite,
+    "groups": _groups_suite,
+    "sample": _sample_suite,
+    "images": _images_suite,
+    "index": _index_suite,
+    "predictions": _predictions_suite,
 }

@@ -8,15 +8,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from prep.core.tables.sample import SAMPLE
-from prep.core.tables.shards import FACTS, INDEX
-from shards.lint import Fault, Rule, lint
-from shards.location import Location
+from prep.core.tables.shards import INDEX, METADATA_FIELDS
+from shards.lint import LintRule, Violation, lint
+from shards.location import ShardLocation
 from shards.manifest import Shard
-from validation.columns import read
+from validation.columns import read_columns
 from validation.verdicts import Verdict, judge
 
-_OF_SAMPLES = (Rule.FACTS, Rule.IMAGE, Rule.ONCE)  # the other rules are of files
-_TO_READ_ON = (Rule.MANIFEST, Rule.FILES, Rule.BYTES, Rule.TAR, Rule.INDEX)
+_OF_SAMPLES = (LintRule.FACTS, LintRule.IMAGE, LintRule.ONCE)  # the other rules are of files
+_TO_READ_ON = (LintRule.MANIFEST, LintRule.FILES, LintRule.BYTES, LintRule.TAR, LintRule.INDEX)
 
 
 def shards_of(folder: Path) -> tuple[Shard, ...]:
@@ -25,18 +25,18 @@ def shards_of(folder: Path) -> tuple[Shard, ...]:
     Raises:
         UserError: it is absent, or is no manifest.
     """
-    return _location(folder).manifest(folder.name).shards
+    return _local_location(folder).manifest(folder.name).shards
 
 
-def _location(folder: Path) -> Location:
-    return Location(folder.parent, cache_bytes=0, connections=1)  # both only matter behind a URL
+def _local_location(folder: Path) -> ShardLocation:
+    return ShardLocation(folder.parent, cache_bytes=0, connections=1)  # both only matter behind a URL
 
 
 def check_content(folder: Path) -> list[Verdict]:
     """Read everything of the shards; return a verdict a rule."""
     samples = shards = 0
-    faults: dict[Rule, list[Fault]] = defaultdict(list)
-    for found in lint(_location(folder), [folder.name]):
+    faults: dict[LintRule, list[Violation]] = defaultdict(list)
+    for found in lint(_local_location(folder), [folder.name]):
         samples, shards = samples + found.samples, shards + found.shards
         for fault in found.faults:
             faults[fault.rule].append(fault)
@@ -47,7 +47,7 @@ def check_content(folder: Path) -> list[Verdict]:
             samples if rule in _OF_SAMPLES else shards,
             (f"{fault.where} ({fault.what})" for fault in faults[rule]),
         )
-        for rule in Rule
+        for rule in LintRule
     ]
 
 
@@ -59,18 +59,21 @@ def are_readable(verdicts: Sequence[Verdict]) -> bool:
 def check_items(folder: Path, shards: Sequence[Shard], parts: Sequence[Path]) -> Verdict:
     """Check that the shards hold the sample's items, each in its part."""
     return judge(
-        "shards", "the items of the sample's part", sum(s.samples for s in shards), _differences(folder, shards, parts)
+        "shards",
+        "the items of the sample's part",
+        sum(s.samples for s in shards),
+        _item_differences(folder, shards, parts),
     )
 
 
-def _differences(folder: Path, shards: Sequence[Shard], parts: Sequence[Path]) -> Iterator[str]:
+def _item_differences(folder: Path, shards: Sequence[Shard], parts: Sequence[Path]) -> Iterator[str]:
     """Yield the items that the shards of a part lack, or have and should not."""
     wanted = {path.stem: path for path in parts}
     for part in sorted({*wanted} | {shard.part for shard in shards}):
         indexes = [folder / shard.index for shard in shards if shard.part == part]
-        found = set(read(indexes, ["key"], INDEX)["key"].to_pylist())
+        found = set(read_columns(indexes, ["key"], INDEX)["key"].to_pylist())
         sample = [wanted[part]] if part in wanted else []
-        expected = set(read(sample, ["parent_asin"], SAMPLE)["parent_asin"].to_pylist())
+        expected = set(read_columns(sample, ["parent_asin"], SAMPLE)["parent_asin"].to_pylist())
         yield from (f"{key} (missing of {part})" for key in sorted(expected - found))
         yield from (f"{key} (unknown in {part})" for key in sorted(found - expected))
 
@@ -81,13 +84,13 @@ def check_reader(folder: Path, shards: Sequence[Shard]) -> Verdict:
     from datasets.packaged_modules.webdataset.webdataset import WebDataset  # noqa: PLC0415
 
     urls = [str((folder / shard.name).resolve()) for shard in shards]
-    first = read([folder / shards[0].index], ["key"], INDEX)["key"][0].as_py()
+    first = read_columns([folder / shards[0].index], ["key"], INDEX)["key"][0].as_py()
     try:
         # what load_dataset("webdataset", ...) makes, which counts its use on a server first
         stream = WebDataset(data_files={"train": urls}).as_streaming_dataset(split="train")
         sample = next(iter(stream))
         found = {"key": sample["__key__"], "image": sample["jpg"].mode, "columns": sorted(sample)}
-        absent = [name for name in FACTS if sample["json"].get(name) is None]
+        absent = [name for name in METADATA_FIELDS if sample["json"].get(name) is None]
     except (
         ValueError,
         KeyError,

@@ -26,11 +26,11 @@ import pandas as pd
 from prep.core import files, writers
 from prep.core.buckets import bucket_files
 from prep.core.errors import UserError
-from prep.core.params import Params, only
+from prep.core.params import Params, narrow
 from prep.core.parts import part_files
 from prep.core.pipeline import warn_of_strays
 from validation import columns, docs, profile
-from validation.checks import ACCEPTED, GATES, READS, Gate, Place, profiles
+from validation.checks import ACCEPTED, GATES, READS, CategoryTables, Gate, profiles
 from validation.stale import earliest_stale
 from validation.verdicts import Verdict, require
 
@@ -61,12 +61,12 @@ def validate(table: str, params: Params, data: Path = Path("data")) -> None:
     if table not in GATES:
         raise UserError(f"{table} is no table; the tables are {', '.join(GATES)}")
     gate = GATES[table]
-    params = only(params, (*READS, *gate.reads))
+    params = narrow(params, (*READS, *gate.reads))
     held = data / (gate.held or table)
     if not held.exists():
         raise UserError(f"{held} does not exist; run `dvc repro`, or `dvc pull`, to have it")
     warn_of_strays(data, [table], params.source.categories)
-    places = [Place(params, data, category) for category in params.source.categories]
+    places = [CategoryTables(params, data, category) for category in params.source.categories]
     absent = [name for name in gate.beside if not all(place.has(name) for place in places)]
     if absent:
         log.warning(
@@ -84,19 +84,19 @@ def validate(table: str, params: Params, data: Path = Path("data")) -> None:
                     raise UserError(f"{place.folder(table)} does not exist; run `dvc repro`, or `dvc pull`, to have it")
                 unit = gate.stage if table == "groups" else f"{gate.stage}@{place.category}"
                 found.append((str(place.folder(table)), gate.of_category(place)))
-                require(*found[-1], partial(_remedy, table, unit, data))
+                require(*found[-1], partial(_hint, table, unit, data))
         found.append((str(held), gate.of_all(params, data)))
-        require(*found[-1], partial(_remedy, table, gate.stage, data, of_all=True))
-        if table in profile.COLUMNS:
+        require(*found[-1], partial(_hint, table, gate.stage, data, of_all=True))
+        if table in profile.PROFILED_COLUMNS:
             _write_profile(table, params, data)
     finally:
         if found:
-            _tell(table, found, params, data)
+            _write_docs(table, found, params, data)
     if not absent:
         _write_gate(table, gate, params, data)
 
 
-def present(data: Path) -> list[str]:
+def present_tables(data: Path) -> list[str]:
     """Return the tables that are in a folder of tables, in the order of the stages.
 
     Raises:
@@ -120,12 +120,12 @@ def accept(data: Path = Path("data")) -> Path:
     found = profiles(data)
     if found.empty:
         raise UserError(f"{data / 'profiles'} holds no profile; run `dvc repro` to have them")
-    with files.aside(data.parent / ACCEPTED) as out:
-        _write(found, out)
+    with files.atomic_write(data.parent / ACCEPTED) as out:
+        _write_csv(found, out)
     return data.parent / ACCEPTED
 
 
-def _remedy(table: str, stage: str, data: Path, *, of_all: bool = False) -> str:
+def _hint(table: str, stage: str, data: Path, *, of_all: bool = False) -> str:
     """Return what can be done about a table that a stage made."""
     here = data.resolve() == Path("data").resolve()  # what DVC says here says nothing of another clone's tables
     if here and (stale := earliest_stale(stage)):
@@ -143,7 +143,7 @@ def _remedy(table: str, stage: str, data: Path, *, of_all: bool = False) -> str:
 
 
 def _write_gate(table: str, gate: Gate, params: Params, data: Path) -> None:
-    with files.folder(data / "gates" / table) as out:
+    with files.atomic_folder(data / "gates" / table) as out:
         for category in params.source.categories if gate.of_category else ():
             about = {"table": table, "category": category, "files": _files(data / table / category, data)}
             writers.write_json(out / f"{category}.json", about | {"passed": True})
@@ -170,24 +170,24 @@ def _write_profile(table: str, params: Params, data: Path) -> None:
     found = pd.concat(
         [profile.profile(table, category, list_files(data / table / category)) for category in params.source.categories]
     )
-    with files.aside(data / "profiles" / f"{table}.csv") as out:
-        _write(found, out)
+    with files.atomic_write(data / "profiles" / f"{table}.csv") as out:
+        _write_csv(found, out)
 
 
-def _write(frame: pd.DataFrame, path: Path) -> None:
+def _write_csv(frame: pd.DataFrame, path: Path) -> None:
     frame.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
 
 
-def _tell(table: str, found: Sequence[tuple[str, list[Verdict]]], params: Params, data: Path) -> None:
+def _write_docs(table: str, found: Sequence[tuple[str, list[Verdict]]], params: Params, data: Path) -> None:
     """Write the Data Docs of a table."""
     about: pd.DataFrame | None = None
     moved: pd.DataFrame | None = None
     fresh: Sequence[str] = ()
     if table == "profiles":
-        now, accepted = profiles(data), profile.read(data.parent / ACCEPTED)
-        moved, fresh = profile.moves(now, accepted), profile.fresh(now, accepted)
+        now, accepted = profiles(data), profile.read_profile(data.parent / ACCEPTED)
+        moved, fresh = profile.compare_profiles(now, accepted), profile.new_columns(now, accepted)
     elif (path := data / "profiles" / f"{table}.csv").exists():
-        about = profile.read(path)
+        about = profile.read_profile(path)
     folder = data.parent / "results/validation"
     rows = [
         {"where": where, "level": verdict.level} | msgspec.to_builtins(verdict)
@@ -196,6 +196,6 @@ def _tell(table: str, found: Sequence[tuple[str, list[Verdict]]], params: Params
     ]
     writers.write_json(folder / f"{table}.json", rows)
     demo = params.source.kind == "demo"
-    with files.aside(folder / f"{table}.html") as out:
-        page = docs.page(table, list(GATES), found, demo=demo, profile=about, moved=moved, fresh=fresh)
+    with files.atomic_write(folder / f"{table}.html") as out:
+        page = docs.docs_page(table, list(GATES), found, demo=demo, profile=about, moved=moved, fresh=fresh)
         out.write_text(page, encoding="utf-8")

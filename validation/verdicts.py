@@ -14,7 +14,7 @@ from prep.core.errors import UserError
 
 log = logging.getLogger(__name__)
 
-EXAMPLES = 5  # keys shown to the user
+EXAMPLES_SHOWN = 5  # keys shown to the user
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -55,7 +55,7 @@ def judge(
 ) -> Verdict:
     """Make a verdict from `wrong`: one printable thing for each row, file or group against it."""
     listed = [str(one) for one in wrong]
-    return Verdict(table, expectation, rows, len(listed), allowed, tuple(listed[:EXAMPLES]), quiet)
+    return Verdict(table, expectation, rows, len(listed), allowed, tuple(listed[:EXAMPLES_SHOWN]), quiet)
 
 
 def require(where: str, verdicts: Iterable[Verdict], remedy: Callable[[], str]) -> None:

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from prep.core.params import Weights
+from prep.core.params import WeightsParams
 from prep.core.parts import TRAIN
 from prep.core.tables.sample import SAMPLE
 from prep.weights import read_weights
-from validation.columns import read
+from validation.columns import read_columns
 from validation.verdicts import Verdict, judge
 
 _NEAR = 1e-6  # of a mean weight; the file has 12 digits of it
 
 
-def check(path: Path, parts: Sequence[Path], chosen: Weights) -> list[Verdict]:
+def check_weights_file(path: Path, parts: Sequence[Path], chosen: WeightsParams) -> list[Verdict]:
     """Check the weights of a run.
 
     Args:
@@ -43,7 +43,7 @@ def check(path: Path, parts: Sequence[Path], chosen: Weights) -> list[Verdict]:
         return verdicts
     samples, total, outside = 0, 0.0, []
     for part in train:
-        rows = read([part], ["parent_asin", written.count], SAMPLE)
+        rows = read_columns([part], ["parent_asin", written.count], SAMPLE)
         with np.errstate(all="ignore"):  # a negative count, or a mean of 0, is found below
             weight = np.log1p(rows[written.count].to_numpy()) / written.mean
         samples, total = samples + len(weight), total + float(weight.sum())

@@ -80,7 +80,7 @@ def write_piece(path: Path, table: pa.Table, numbers: npt.NDArray[np.integer], c
     last = np.cumsum(np.bincount(numbers, minlength=count))
     whole = rows.to_batches()[0] if rows.num_rows else pa.RecordBatch.from_pylist([], table.schema)
     with (
-        files.aside(path, durable=False) as partial,
+        files.atomic_write(path, durable=False) as partial,
         pa.OSFile(str(partial), "wb") as file,
         pa.ipc.new_file(file, table.schema) as writer,
     ):

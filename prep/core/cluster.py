@@ -16,13 +16,13 @@ from multiprocessing import forkserver
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from prep.core import memory, progress
-from prep.core.params import Dask
+from prep.core.params import DaskParams
 
 if TYPE_CHECKING:
     from distributed import Client
 
 Result = TypeVar("Result")
-_AHEAD = 4  # calls a worker that are drawn before they are needed
+_PENDING_PER_WORKER = 4  # calls a worker that are drawn before they are needed
 _SETTINGS = {
     # Its profiler can stop a worker for ever on older Pythons, where the garbage collector runs at a wrong moment
     # of sys._current_frames (python/cpython#106883).
@@ -37,7 +37,7 @@ _ENVIRONMENT = {
 }
 
 
-class Workers:
+class DaskPool:
     """Those who make the calls: this process, or what a Dask client leads to."""
 
     def __init__(self, client: "Client | None") -> None:
@@ -70,7 +70,7 @@ class Workers:
 
     def _spread(self, function: Callable[..., Result], calls: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
         assert self._client is not None
-        ahead = _AHEAD * self.count
+        ahead = _PENDING_PER_WORKER * self.count
         waiting: deque[Any] = deque()
         for call in calls:
             if len(waiting) == ahead:
@@ -88,15 +88,15 @@ def _start_server() -> None:
 
 
 @contextmanager
-def workers(settings: Dask) -> Iterator[Workers]:
+def dask_pool(settings: DaskParams) -> Iterator[DaskPool]:
     """Give the workers of a stage; those started here end with it.
 
     Args:
-        settings: ``scheduler`` is synchronous (this process), threads or processes (``workers`` of them, here), or
+        settings: ``scheduler`` is synchronous (this process), threads or processes (``dask_pool`` of them, here), or
             the address of a running scheduler (tcp://host:port).
     """
     if settings.scheduler == "synchronous":
-        yield Workers(None)
+        yield DaskPool(None)
         return
     processes = settings.scheduler == "processes"
     if processes:
@@ -123,4 +123,4 @@ def workers(settings: Dask) -> Iterator[Workers]:
                     worker_dashboard_address="127.0.0.1:0",
                 )
             )
-        yield Workers(stack.enter_context(Client(address)))
+        yield DaskPool(stack.enter_context(Client(address)))

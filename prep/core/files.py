@@ -28,7 +28,7 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def aside(path: Path, durable: bool = True) -> Iterator[Path]:
+def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
     """Give a path to write `path`'s content to; on leaving without an error it becomes `path`.
 
     Without `durable` it is not flushed to disk, for what a killed run starts anew.
@@ -38,14 +38,14 @@ def aside(path: Path, durable: bool = True) -> Iterator[Path]:
     try:
         yield partial
         if durable:
-            settle(partial, path)
+            commit(partial, path)
         else:
             partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def settle(partial: Path, path: Path) -> None:
+def commit(partial: Path, path: Path) -> None:
     """Let the whole file `partial`, in the folder of `path`, become `path`: flushed to disk, then renamed."""
     _sync(partial)
     partial.replace(path)
@@ -53,7 +53,7 @@ def settle(partial: Path, path: Path) -> None:
 
 
 @contextmanager
-def folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """Give an empty folder to fill; on leaving without an error it becomes `path`, replacing what was there.
 
     Leftovers of a killed run are cleared first. The content of `path` is thus what this run made, nothing else.
@@ -105,7 +105,7 @@ def store() -> Path:
     return Path(os.environ.get("EFFIMINI_STORE", ".effimini")).absolute()
 
 
-def made_once(name: str, make: Callable[[Path], None], target: Path) -> bool:
+def cached(name: str, make: Callable[[Path], None], target: Path) -> bool:
     """Put the file stored as `name` at `target` by hardlink (or copy), making it first if it is not stored.
 
     Args:
@@ -119,7 +119,7 @@ def made_once(name: str, make: Callable[[Path], None], target: Path) -> bool:
     stored = store() / name
     absent = not stored.exists()
     if absent:
-        with aside(stored) as partial:
+        with atomic_write(stored) as partial:
             make(partial)
     target.parent.mkdir(parents=True, exist_ok=True)
     try:

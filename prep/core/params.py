@@ -25,11 +25,11 @@ from ruamel.yaml.error import YAMLError
 
 from prep.core.errors import UserError
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegativeInt = Annotated[int, Field(ge=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+PositiveInt = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
 TextField = Literal["main_category", "title", "features", "description", "store", "details"]
 Required = Literal[
@@ -67,7 +67,7 @@ _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Demo:
+class DemoParams:
     """The embedded demo catalogue."""
 
     items: Annotated[int, Field(ge=20, le=100_000)]
@@ -75,7 +75,7 @@ class Demo:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Source:
+class SourceParams:
     """Where the raw files and the images come from."""
 
     kind: Literal["demo", "mirror", "hub"]
@@ -85,7 +85,7 @@ class Source:
     metadata: Literal["jsonl", "parquet"]
     reviews: bool
     keep_raw: bool
-    demo: Demo
+    demo: DemoParams
 
     def __post_init__(self) -> None:
         """Refuse a kind without what it needs."""
@@ -101,39 +101,39 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Download:
+class DownloadParams:
     """Raw lines to typed tables."""
 
     buckets: Annotated[int, Field(ge=1, le=4096)]
-    bad_share: Share
+    bad_share: Fraction
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Join:
+class JoinParams:
     """Reviews joined to metadata."""
 
     reviews: Literal["all", "first_by_user"]
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Groups:
+class GroupsParams:
     """Which items are the same product."""
 
     max_link: Annotated[int, Field(ge=2)]
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Sample:
+class SampleParams:
     """Which items are used, and in which split and band each stands."""
 
     require: tuple[Required, ...]
-    min_chars: NotNegativeInt
+    min_chars: NonNegativeInt
     fraction: Annotated[float, Field(gt=0, le=1)]
     bands: Annotated[int, Field(ge=1, le=1000)]
-    min_per_category: NotNegativeInt
+    min_per_category: NonNegativeInt
     eval_fraction: Annotated[float, Field(gt=0, le=1)]
-    validation: Share
-    test: Share
+    validation: Fraction
+    test: Fraction
     salt: str
 
     def __post_init__(self) -> None:
@@ -148,7 +148,7 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Images:
+class ImagesParams:
     """Which image of an item is fetched, and what is stored of it."""
 
     prefer: Literal["hi_res", "large"]
@@ -156,24 +156,24 @@ class Images:
     resolution: Annotated[int, Field(ge=16, le=1024)]
     fit: Literal["squash", "letterbox", "crop"]
     quality: Annotated[int, Field(ge=1, le=100)]
-    bad_share: Share
+    bad_share: Fraction
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Fetch:
+class FetchParams:
     """How images are fetched: nothing here changes what is stored of an image that was had."""
 
     mirror: str
     connections: Annotated[int, Field(ge=1, le=1024)]
-    tries: Count
-    timeout: Positive
-    max_bytes: Count
-    max_pixels: Count
-    refusals: Count
+    tries: PositiveInt
+    timeout: PositiveFloat
+    max_bytes: PositiveInt
+    max_pixels: PositiveInt
+    refusals: PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Text:
+class TextParams:
     """The text the model reads."""
 
     fields: Annotated[tuple[TextField, ...], Field(min_length=1)]
@@ -181,20 +181,20 @@ class Text:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Shards:
+class ShardsParams:
     """The tars."""
 
-    samples: Count
+    samples: PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Stream:
+class StreamParams:
     """How shards are read: nothing here changes a batch of whole images."""
 
-    workers: NotNegativeInt
-    cache_gb: Positive
+    workers: NonNegativeInt
+    cache_gb: PositiveFloat
     connections: Annotated[int, Field(ge=1, le=256)]
-    damaged_share: Share
+    damaged_share: Fraction
 
     @property
     def cache_bytes(self) -> int:
@@ -203,15 +203,15 @@ class Stream:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Weights:
+class WeightsParams:
     """The weight of a sample in the loss."""
 
     count: Literal["rating_number", "review_count", "none"]
-    clip: Positive
+    clip: PositiveFloat
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Encoder:
+class EncoderParams:
     """A pretrained network and where its weights come from."""
 
     name: Annotated[str, Field(min_length=1)]
@@ -219,47 +219,47 @@ class Encoder:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Model:
+class ModelParams:
     """The network."""
 
-    image: Encoder
-    text: Encoder
+    image: EncoderParams
+    text: EncoderParams
     pooling: Literal["first", "mean"]
-    terms: NotNegativeInt
-    hidden: Annotated[tuple[Count, ...], Field(min_length=1)]
+    terms: NonNegativeInt
+    hidden: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     attention_dropout: Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Train:
+class TrainParams:
     """The recipe."""
 
     seed: int
-    epochs: Count
-    patience: Count
-    batch_size: Count
-    learning_rate: Positive
-    head_learning_rate: NotNegative
-    weight_decay: NotNegative
-    warmup: Share
-    clip_norm: Positive
-    huber_delta: Positive
-    length_pool: Count
-    accumulate: Count
+    epochs: PositiveInt
+    patience: PositiveInt
+    batch_size: PositiveInt
+    learning_rate: PositiveFloat
+    head_learning_rate: NonNegativeFloat
+    weight_decay: NonNegativeFloat
+    warmup: Fraction
+    clip_norm: PositiveFloat
+    huber_delta: PositiveFloat
+    length_pool: PositiveInt
+    accumulate: PositiveInt
     precision: Literal["fp32", "bf16"]
     compile: bool
     frozen: bool
     sync_batchnorm: bool
-    save_steps: NotNegativeInt
+    save_steps: NonNegativeInt
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Limits:
     """Up to `quiet` all is well, above it validation warns, above `most` it stops the run."""
 
-    quiet: NotNegative
-    most: NotNegative
+    quiet: NonNegativeFloat
+    most: NonNegativeFloat
 
     def __post_init__(self) -> None:
         """Refuse to stop where nothing was said before."""
@@ -270,7 +270,7 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Absent:
+class NullFractions:
     """The share of a category's items without a field."""
 
     title: Limits
@@ -285,10 +285,10 @@ class Absent:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Validation:
+class ValidationParams:
     """What data may be like; nothing here changes a byte of the tables."""
 
-    absent: Absent
+    absent: NullFractions
     same: Limits
     long: Limits
     twins: Limits
@@ -296,7 +296,7 @@ class Validation:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Evaluate:
+class EvaluateParams:
     """What is measured, and how surely."""
 
     bootstrap: Annotated[int, Field(ge=100)]
@@ -304,36 +304,36 @@ class Evaluate:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Dask:
+class DaskParams:
     """Where the work inside a category runs; nothing here changes a byte of the result."""
 
     scheduler: Annotated[str, Field(pattern=r"^(synchronous|threads|processes|tcp://.+)$")]
-    workers: Count
+    workers: PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Params:
     """Everything a run depends on."""
 
-    source: Source
-    download: Download
-    join: Join
-    groups: Groups
-    sample: Sample
-    images: Images
-    fetch: Fetch
-    text: Text
-    shards: Shards
-    stream: Stream
-    weights: Weights
-    model: Model
-    train: Train
-    evaluate: Evaluate
-    validation: Validation
-    dask: Dask
+    source: SourceParams
+    download: DownloadParams
+    join: JoinParams
+    groups: GroupsParams
+    sample: SampleParams
+    images: ImagesParams
+    fetch: FetchParams
+    text: TextParams
+    shards: ShardsParams
+    stream: StreamParams
+    weights: WeightsParams
+    model: ModelParams
+    train: TrainParams
+    evaluate: EvaluateParams
+    validation: ValidationParams
+    dask: DaskParams
 
 
-def only(params: Params, names: Iterable[str]) -> Params:
+def narrow(params: Params, names: Iterable[str]) -> Params:
     """Return an object that has some of the parameters and no others, so that nothing else can be read.
 
     Args:
@@ -352,25 +352,25 @@ def only(params: Params, names: Iterable[str]) -> Params:
     return cast(Params, narrow)
 
 
-def stated(params: Params, names: Iterable[str]) -> dict[str, Any]:
-    """Return some of the parameters by section, as JSON holds them; arguments as for `only`."""
+def values_of(params: Params, names: Iterable[str]) -> dict[str, Any]:
+    """Return some of the parameters by section, as JSON holds them; arguments as for `narrow`."""
     found = {}
-    for name, section in vars(only(params, names)).items():
+    for name, section in vars(narrow(params, names)).items():
         values = vars(section) if isinstance(section, SimpleNamespace) else section
         found[name] = msgspec.json.decode(msgspec.json.encode(values))
     return found
 
 
-def load(path: Path = Path("params.yaml")) -> Params:
+def load_params(path: Path = Path("params.yaml")) -> Params:
     """Read the parameters from `path`: a whole file, or a preset, which says what it `extends`.
 
     Raises:
         UserError: the file is absent or not YAML, or has an unknown or missing key, a wrong type, an impossible value.
     """
-    return parse(read(path), path)
+    return parse_params(read_yaml(path), path)
 
 
-def read(path: Path) -> CommentedMap:
+def read_yaml(path: Path) -> CommentedMap:
     """Return the content of a parameter file, with comments; that of a preset over what it extends.
 
     Raises:
@@ -383,21 +383,21 @@ def read(path: Path) -> CommentedMap:
     except (YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if isinstance(content, CommentedMap) and (extended := content.pop("extends", None)):
-        content = _over(read(path.with_name(f"{extended}.yaml")), content)
+        content = _merge(read_yaml(path.with_name(f"{extended}.yaml")), content)
     return cast(CommentedMap, content)
 
 
-def _over(content: CommentedMap, preset: Mapping[str, Any]) -> CommentedMap:
+def _merge(content: CommentedMap, preset: Mapping[str, Any]) -> CommentedMap:
     """Replace values by a preset's, in place, so that the comments beside them stay."""
     for key, value in preset.items():
         if isinstance(value, Mapping) and isinstance(content.get(key), Mapping):
-            _over(content[key], value)
+            _merge(content[key], value)
         else:
             content[key] = value
     return content
 
 
-def parse(raw: Any, where: Path) -> Params:
+def parse_params(raw: Any, where: Path) -> Params:
     """Check the content of a parameter file, which `where` names in errors.
 
     Raises:

@@ -18,21 +18,21 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from prep.core.errors import UserError
-from prep.core.files import aside
+from prep.core.files import atomic_write
 from prep.core.params import Params
 
 log = logging.getLogger(__name__)
 
 FILE = Path("dvc.yaml")
-TABLES = ("raw", "items", "groups", "sample", "images", "shards")  # that have a folder a category
-_FOLDER = re.compile(rf"data/({'|'.join(TABLES)})/([^/]+)")
+TABLE_FOLDERS = ("raw", "items", "groups", "sample", "images", "shards")  # that have a folder a category
+_FOLDER = re.compile(rf"data/({'|'.join(TABLE_FOLDERS)})/([^/]+)")
 _WIDTH = 120
 _CATALOGUE = "prep/demo.py"
 _WITH_ENCODERS = ("shard", "train")  # stages whose dependencies that are no data and no code are encoders
 _DATA_OR_CODE = re.compile(r"data/.*|.*\.(py|jinja|txt)|prep/core/tables")
 
 
-def sync(params: Params, path: Path = FILE) -> bool:
+def update_dvc_yaml(params: Params, path: Path = FILE) -> bool:
     """Write the dependencies that follow from the parameters into dvc.yaml; return whether it changed.
 
     Stages of categories that were taken out leave the dvc.lock beside it.
@@ -42,7 +42,7 @@ def sync(params: Params, path: Path = FILE) -> bool:
     """
     lock = path.with_name("dvc.lock")
     if lock.exists():
-        _forget(lock, params.source.categories)
+        _prune_lock(lock, params.source.categories)
     before = after = path.read_text(encoding="utf-8")
     for name, stage in _stages(before).items():
         lines = _written(_dependencies(name, stage, params))
@@ -52,12 +52,12 @@ def sync(params: Params, path: Path = FILE) -> bool:
         after = after[: found.start(1)] + lines + after[found.end(1) :]
     if after == before:
         return False
-    with aside(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(after, encoding="utf-8")
     return True
 
 
-def check(params: Params, path: Path = FILE) -> None:
+def check_dvc_yaml(params: Params, path: Path = FILE) -> None:
     """Refuse a dvc.yaml whose dependencies are those of other parameters; where there is none, nothing is checked.
 
     Raises:
@@ -86,7 +86,7 @@ def warn_of_strays(data: Path, tables: Iterable[str], categories: Sequence[str])
         )
 
 
-def _forget(lock: Path, categories: Sequence[str]) -> None:
+def _prune_lock(lock: Path, categories: Sequence[str]) -> None:
     """Take the stages of other categories out of dvc.lock, which DVC itself leaves there for ever."""
     yaml = YAML()
     content = yaml.load(lock.read_text(encoding="utf-8"))
@@ -94,7 +94,7 @@ def _forget(lock: Path, categories: Sequence[str]) -> None:
     for name in gone:
         del content["stages"][name]
     if gone:
-        with aside(lock) as partial:
+        with atomic_write(lock) as partial:
             yaml.dump(content, partial)
 
 
@@ -126,12 +126,12 @@ def _dependencies(name: str, stage: Any, params: Params) -> list[str]:
         elif found != _CATALOGUE and (name not in _WITH_ENCODERS or _DATA_OR_CODE.fullmatch(found)):
             result.append(str(found))
     result = list(dict.fromkeys(result))
-    own = list(_own(name, params))
+    own = list(_extra_dependencies(name, params))
     at = sum(dependency.startswith("data/") for dependency in result)
     return [*result[:at], *own, *result[at:]]
 
 
-def _own(name: str, params: Params) -> Iterator[str]:
+def _extra_dependencies(name: str, params: Params) -> Iterator[str]:
     """Yield what a stage depends on for the parameters' values: the demo catalogue, local encoders and weights."""
     if name in {"download", "fetch"} and params.source.kind == "demo":
         yield _CATALOGUE

@@ -10,8 +10,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
 from prep.core.errors import UserError
-from prep.core.files import aside
-from prep.core.params import Params, load, read
+from prep.core.files import atomic_write
+from prep.core.params import Params, load_params, read_yaml
 
 FOLDER = Path("params")
 BASE = "base"
@@ -22,7 +22,7 @@ def names(folder: Path = FOLDER) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml") if path.stem != BASE)
 
 
-def write(name: str, path: Path, folder: Path = FOLDER, overwrite: bool = False) -> Params:
+def write_preset(name: str, path: Path, folder: Path = FOLDER, overwrite: bool = False) -> Params:
     """Write the parameters of a preset to `path`, and return them.
 
     Args:
@@ -38,20 +38,24 @@ def write(name: str, path: Path, folder: Path = FOLDER, overwrite: bool = False)
     if name not in known:
         raise UserError(f"{folder}/{name}.yaml does not exist; the presets are {', '.join(known)}")
     preset = folder / f"{name}.yaml"
-    chosen = load(preset)
-    if path.exists() and not overwrite and load(path) not in [load(folder / f"{each}.yaml") for each in known]:
+    chosen = load_params(preset)
+    if (
+        path.exists()
+        and not overwrite
+        and load_params(path) not in [load_params(folder / f"{each}.yaml") for each in known]
+    ):
         raise UserError(f"{path} has values that are of no preset; commit or copy it, then add --force")
-    content = read(preset)
+    content = read_yaml(preset)
     content.yaml_set_start_comment(
         f"Written by `effimini preset {name}`. Change values here; {folder}/{BASE}.yaml says what each key means.\n\n"
     )
-    dump(content, path)
+    write_yaml(content, path)
     return chosen
 
 
-def dump(content: CommentedMap, path: Path) -> None:
+def write_yaml(content: CommentedMap, path: Path) -> None:
     """Write the content of a parameter file."""
     yaml = YAML()
     yaml.width = 4096  # no line is broken, so that a comment stays beside its value
-    with aside(path) as partial:
+    with atomic_write(path) as partial:
         yaml.dump(content, partial)

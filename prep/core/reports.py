@@ -43,7 +43,7 @@ class _Report(Reported, frozen=True):
     before: list[Reported] = []
 
 
-def before(folder: Path) -> list[Reported]:
+def earlier_reports(folder: Path) -> list[Reported]:
     """Return what the stages up to the one that wrote `folder` reported of rows, the first one first.
 
     Each stage's ``report.json`` states it as "before", so that the last table tells of every row since the raw files.

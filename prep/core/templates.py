@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 
-DEMO = "DEMO DATA: made products; these numbers say nothing about real ones"
+DEMO_NOTICE = "DEMO DATA: made products; these numbers say nothing about real ones"
 
 
 def render(

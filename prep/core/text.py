@@ -54,13 +54,13 @@ def clean_details(details: str) -> str:
         return clean(details)
     if not isinstance(content, dict):
         return clean(details)
-    pairs = ((clean(key), clean(_flat(value))) for key, value in content.items())
+    pairs = ((clean(key), clean(_flatten(value))) for key, value in content.items())
     return "; ".join(f"{key}: {value}" for key, value in pairs if key and value)
 
 
-def _flat(value: Any) -> str:
+def _flatten(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_flat(inner)}" for key, inner in value.items())
+        return ", ".join(f"{key} {_flatten(inner)}" for key, inner in value.items())
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(_flat, value))
+        return ", ".join(map(_flatten, value))
     return "" if value is None else str(value)

@@ -12,7 +12,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prep.core.files import aside
+from prep.core.files import atomic_write
 
 _ROW_GROUP = 10_000  # rows
 
@@ -20,7 +20,7 @@ _ROW_GROUP = 10_000  # rows
 def write_json(path: Path, content: Any) -> None:
     """Write `content` (JSON types and msgspec structs) as indented JSON with sorted keys."""
     text = json.dumps(msgspec.to_builtins(content), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    with aside(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
@@ -40,7 +40,7 @@ def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatc
     texts = [field.name for field in schema if field.type == pa.string()]
     texts += [f"{field.name}.list.element" for field in schema if field.type == pa.list_(pa.string())]
     with (
-        aside(path) as partial,
+        atomic_write(path) as partial,
         pq.ParquetWriter(partial, schema, compression="zstd", use_dictionary=texts) as writer,
     ):
         for batch in batches:

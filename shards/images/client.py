@@ -23,10 +23,10 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from prep.core.errors import UserError
-from prep.core.params import Fetch
+from prep.core.params import FetchParams
 from prep.core.retry import PermanentError, RequestFailedError, RetryPolicy, TransientError, is_transient, retry_after
 
-HOPS = 5  # redirects followed
+MAX_REDIRECTS = 5  # redirects followed
 POLICY = RetryPolicy(first_wait=0.5)  # with fetch.tries attempts; a host pauses for its max_wait at most
 RESOLVED_FOR = 60  # seconds an address is used before it is looked up again
 CONNECT, SILENCE = 5.0, 10.0  # seconds to connect, and between two bytes, within those of the whole image
@@ -46,7 +46,7 @@ class Answer(msgspec.Struct, frozen=True):
     error: str = ""  # for people
 
 
-class Gate:
+class ConcurrencyLimit:
     """How many requests may be under way to a host, from 1 to `most`, and below 1, how long to wait between two.
 
     One more after a round of good answers, half as many after a bad one (additive increase, multiplicative decrease).
@@ -133,8 +133,8 @@ class _Host:
     ends. Source: M. Nygard, Release It!, 2007 (circuit breaker).
     """
 
-    def __init__(self, origin: Origin, settings: Fetch) -> None:
-        self.gate = Gate(settings.connections)
+    def __init__(self, origin: Origin, settings: FetchParams) -> None:
+        self.gate = ConcurrencyLimit(settings.connections)
         self._name = f"{origin.host}:{origin.port}"
         self._limit = settings.refusals
         self._refused = 0
@@ -202,7 +202,7 @@ class Client:
         trusted: an http(s) URL whose origin may have a private address (the configured mirror), or "".
     """
 
-    def __init__(self, settings: Fetch, trusted: str) -> None:
+    def __init__(self, settings: FetchParams, trusted: str) -> None:
         self._settings = settings
         self._trusted = Origin.of(URL(trusted)) if trusted else None
         self._hosts: dict[Origin, _Host] = {}
@@ -251,7 +251,7 @@ class Client:
     async def _follow(self, url: URL) -> tuple[int, bytes]:
         """Ask, follow redirects, and return the status and the body of the file at their end."""
         left = self._settings.timeout
-        for _ in range(HOPS + 1):
+        for _ in range(MAX_REDIRECTS + 1):
             origin = Origin.of(url)
             # aiohttp asks no resolver for what looks like an address, 127.1 and 0177.0.0.1 among it
             numeric = ":" in origin.host or origin.host.replace(".", "").isdigit()
@@ -264,7 +264,7 @@ class Client:
             if target is None:
                 return status, body
             url = url.join(URL(target))
-        raise PermanentError(f"more than {HOPS} redirects", "bad_url", status)
+        raise PermanentError(f"more than {MAX_REDIRECTS} redirects", "bad_url", status)
 
     async def _ask(self, host: _Host, url: URL, entered: float, left: float) -> tuple[int, str | None, bytes]:
         """Make one request and return its status, the target of a redirect, and the body."""
@@ -273,7 +273,7 @@ class Client:
         try:
             async with self._session.get(url, allow_redirects=False, timeout=limits) as response:
                 status, wait = response.status, retry_after(response.headers.get("Retry-After"))
-                target = _judge(response)
+                target = _check_response(response)
                 body = b"" if target else await _body(response, self._settings.max_bytes)
         except TimeoutError:
             host.answered(entered, 0, "timeout", None)
@@ -304,7 +304,7 @@ def _not_public(host: str) -> PermanentError:
     return PermanentError(f"{host} is not a public address", "bad_url")
 
 
-def _judge(response: aiohttp.ClientResponse) -> str | None:
+def _check_response(response: aiohttp.ClientResponse) -> str | None:
     """Return the target of a redirect, or None where the body is what was asked for.
 
     Raises:

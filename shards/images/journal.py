@@ -121,7 +121,7 @@ class Journal:
         end = offset = 0
         with self._path.open("rb", buffering=_BLOCK) as file:
             while True:
-                body = _read(file, offset)
+                body = _read_record(file, offset)
                 if body is None:
                     found = _next(file, offset)
                     if found is None:
@@ -139,7 +139,7 @@ class Journal:
         return end
 
 
-def _read(file: BinaryIO, offset: int) -> bytes | None:
+def _read_record(file: BinaryIO, offset: int) -> bytes | None:
     """Return the body of the whole record at `offset`, or None if there is none."""
     file.seek(offset)
     head = file.read(_HEAD.size)
@@ -160,7 +160,7 @@ def _next(file: BinaryIO, offset: int) -> int | None:
         block = file.read(_BLOCK)
         at = block.find(MAGIC)
         while at >= 0:
-            if _read(file, start + at) is not None:
+            if _read_record(file, start + at) is not None:
                 return start + at
             at = block.find(MAGIC, at + 1)
         if len(block) < _BLOCK:

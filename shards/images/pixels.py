@@ -22,7 +22,7 @@ SMALLEST = 8  # px; hosts answer with a 1x1 GIF for a picture they have not
 WHITE = (255, 255, 255)
 
 Fit = Literal["squash", "letterbox", "crop"]
-Fault = Literal["not_an_image", "corrupt", "too_many_pixels", "too_small"]
+ImageProblem = Literal["not_an_image", "corrupt", "too_many_pixels", "too_small"]
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")
@@ -50,9 +50,9 @@ _COSINES = np.round(4096 * np.cos(np.pi * np.outer(np.arange(8), 2 * np.arange(3
 class Unusable(Exception):  # noqa: N818 -- an outcome, not an error of the program
     """A file that gives no picture; `outcome` is the word for it in the images table."""
 
-    def __init__(self, outcome: Fault) -> None:
+    def __init__(self, outcome: ImageProblem) -> None:
         super().__init__(outcome)
-        self.outcome: Fault = outcome
+        self.outcome: ImageProblem = outcome
 
 
 class Decoded(msgspec.Struct, frozen=True):
@@ -115,7 +115,7 @@ def _upright(data: bytes, max_pixels: int) -> Image.Image:
             # Strict: Pillow takes libjpeg's mending of a damaged scan for a picture, and its lower half is grey.
             upright = Image.fromarray(_decode_strictly(data))
         else:
-            upright = _flat(image)
+            upright = _flatten_alpha(image)
         return upright.transpose(_TURN[orientation]) if orientation in _TURN else upright
     except _BOMB:
         raise Unusable("too_many_pixels") from None
@@ -135,7 +135,7 @@ def _decode_strictly(data: bytes) -> npt.NDArray[np.uint8]:
         return pixels
 
 
-def _flat(image: Image.Image) -> Image.Image:
+def _flatten_alpha(image: Image.Image) -> Image.Image:
     """Return an image of any mode as RGB over white."""
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips at 255 instead of scaling
         return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")

@@ -16,7 +16,7 @@ from PIL import Image
 from effimini.evaluate import evaluate
 from effimini.train import train
 from prep.core import writers
-from prep.core.params import Encoder, Params, load
+from prep.core.params import EncoderParams, Params, load_params
 from prep.core.tables.images import IMAGES
 from prep.core.tables.sample import SAMPLE
 from shards.images.pixels import to_training
@@ -97,11 +97,11 @@ def small_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small(small_text: Path) -> Params:
     """Parameters of a run that takes seconds."""
-    params = load(ROOT / "params.yaml")
+    params = load_params(ROOT / "params.yaml")
     model = dataclasses.replace(
         params.model,
-        image=Encoder(name="test_efficientnet", weights="random"),
-        text=Encoder(name=str(small_text), weights="random"),
+        image=EncoderParams(name="test_efficientnet", weights="random"),
+        text=EncoderParams(name=str(small_text), weights="random"),
         hidden=(16, 8),
         terms=0,
     )

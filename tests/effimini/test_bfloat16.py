@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from effimini.distributed import Ranks
+from effimini.distributed import Distributed
 from effimini.model import build
-from effimini.train import prepared
+from effimini.train import prepare
 from prep.core.params import Params
 
 from .conftest import replace
@@ -34,7 +34,7 @@ def test_only_what_a_cpu_does_slower_in_bfloat16_stays_in_float32(small: Params)
     params = replace(small, train={"precision": "bf16"}, model={"attention_dropout": 0.0})
     model = build(params)
     names = set(model.state_dict())
-    model = prepared(model, params, Ranks(0, 1, torch.device("cpu"))).train()
+    model = prepare(model, params, Distributed(0, 1, torch.device("cpu"))).train()
     assert set(model.state_dict()) == names
     with Seen() as seen:
         ids = torch.ones(2, 8, dtype=torch.int64)
@@ -50,6 +50,6 @@ def test_activations_keep_what_the_backward_pass_needs(small: Params) -> None:
     assert any(getattr(module, "inplace", False) for module in model.image.modules())
     images = torch.rand(2, 3, 32, 32)
     expected = model.image.eval()(images)
-    model = prepared(model, small, Ranks(0, 1, torch.device("cpu")))
+    model = prepare(model, small, Distributed(0, 1, torch.device("cpu")))
     assert not any(getattr(module, "inplace", False) for module in model.image.modules())
     assert torch.equal(model.image(images), expected)

@@ -17,7 +17,15 @@ from typer.testing import CliRunner
 from effimini import features, provenance, report
 from effimini.baselines import FEATURE_ALPHAS, baselines
 from effimini.cli import app
-from effimini.evaluate import IMAGE_ALONE, MODEL, TEXT_ALONE, bucket_names, calibration, evaluate, weighing
+from effimini.evaluate import (
+    IMAGE_ALONE,
+    MODEL,
+    TEXT_ALONE,
+    calibration_table,
+    count_bucket_names,
+    evaluate,
+    weights_by_count,
+)
 from effimini.examples import Example, examples
 from effimini.inference import clamp, open_split, predict_split
 from effimini.metrics import plcc
@@ -28,12 +36,12 @@ from prep.core.fields import assemble
 from prep.core.params import Params
 from prep.core.reports import Funnel
 from prep.core.tables.predictions import PREDICTIONS
-from prep.core.templates import DEMO, data_url
+from prep.core.templates import DEMO_NOTICE, data_url
 from prep.weights import read_weights, sample_weights
-from shards.location import Location
+from shards.location import ShardLocation
 from shards.stream import ShardDataset
 from shards.summary import summarise
-from shards.tokens import Tokens
+from shards.tokens import TokenizationConfig
 from validation.checks import GATES
 
 from .conftest import CATEGORIES, ROOT, SPLITS, replace
@@ -101,9 +109,9 @@ def test_groups_hold_every_test_sample_once(run: Path) -> None:
     table = pd.read_csv(run / "results/plots/groups.csv")
     sums = table.groupby("by")["samples"].sum()
     assert sums.to_dict() == {"category": measured(run)["samples"], "rating_number": measured(run)["samples"]}
-    assert set(table["group"]) <= {*CATEGORIES, *bucket_names()}
-    assert bucket_names()[0] == "0-1"
-    assert bucket_names()[-1] == "1000+"
+    assert set(table["group"]) <= {*CATEGORIES, *count_bucket_names()}
+    assert count_bucket_names()[0] == "0-1"
+    assert count_bucket_names()[-1] == "1000+"
 
 
 def test_the_baselines_are_fitted_on_training_samples_with_their_weights(small: Params, data: Path) -> None:
@@ -121,7 +129,7 @@ def test_the_baselines_are_fitted_on_training_samples_with_their_weights(small: 
 
 def test_a_part_alone_is_the_model_without_the_other(run_params: Params, run: Path) -> None:
     model = EffiMini.from_pretrained(run / "models/best")
-    how = Tokens(str(run / "models/best"), model.config.fields, model.config.max_tokens)
+    how = TokenizationConfig(str(run / "models/best"), model.config.fields, model.config.max_tokens)
     test = open_split(run / "data/shards", run_params, "test", how, model.config.size)
     both, image, text = (predict_split(model, test, ONE, run_params, seen) for seen in ("both", "image", "text"))
     found = measured(run)["test"]
@@ -141,7 +149,7 @@ def test_a_frozen_training_is_compared_with_ridge_on_its_features(small: Params,
     train(frozen)
     found = evaluate(frozen).test["frozen features + ridge"]
     model = EffiMini.from_pretrained(Path("models/best"))
-    how = Tokens("models/best", model.config.fields, model.config.max_tokens)
+    how = TokenizationConfig("models/best", model.config.fields, model.config.max_tokens)
     splits = [open_split("data/shards", frozen, name, how, 32) for name in ("train", "validation", "test")]
     known, unseen, asked = (features.of_split(model, split, ONE, frozen) for split in splits)
     middle, scale = known.features.mean(axis=0), known.features.std(axis=0)
@@ -169,7 +177,7 @@ def test_each_predictor_is_compared_with_the_model(run: Path) -> None:
 def test_the_weights_are_told_by_bucket(small: Params, data: Path) -> None:
     train = ShardDataset(data / "shards", small.source.categories, "train")
     weights = msgspec.structs.replace(read_weights(data / "weights.json"), clip=1.2)
-    table = weighing(train, weights).set_index("ratings")
+    table = weights_by_count(train, weights).set_index("ratings")
     assert table["samples"].sum() == len(train)
     assert table["share of weight"].sum() == pytest.approx(1)
     each = np.minimum(np.log1p(train.rating_number) / weights.mean, 1.2)
@@ -181,7 +189,7 @@ def test_the_weights_are_told_by_bucket(small: Params, data: Path) -> None:
     assert row["share of weight"] == pytest.approx(each[chosen].sum() / each.sum())
     assert row["clipped"] == pytest.approx((each[chosen] >= 1.2).mean())
     assert 0 < row["clipped"] < 1
-    alike = weighing(train, msgspec.structs.replace(weights, count="none"))
+    alike = weights_by_count(train, msgspec.structs.replace(weights, count="none"))
     assert set(alike["mean weight"]) == {1.0}
     assert set(alike["clipped"]) == {0.0}
 
@@ -206,7 +214,7 @@ def test_examples_are_the_farthest_off_on_both_sides_and_the_nearest(small: Para
 
 def test_calibration_bins_are_of_equal_size_and_ordered() -> None:
     predictions = np.linspace(1, 5, 25, dtype=np.float32)[::-1]
-    bins = calibration(predictions, predictions)
+    bins = calibration_table(predictions, predictions)
     assert bins["samples"].sum() == 25
     assert bins["samples"].max() - bins["samples"].min() <= 1
     assert bins["prediction"].is_monotonic_increasing
@@ -215,24 +223,24 @@ def test_calibration_bins_are_of_equal_size_and_ordered() -> None:
 
 def test_the_page_says_that_demo_data_is_demo_data_and_needs_no_network(run: Path) -> None:
     page = (run / "results/report.html").read_text()
-    assert DEMO in page
+    assert DEMO_NOTICE in page
     asked = re.findall(r'(?:src|href)="((?!#|data:image/jpeg;base64,)[^"]*)"', page)
     assert asked == [f"validation/{table}.html" for table in GATES]
     assert "<td>samples</td>" in page  # the funnel of the shard stage
-    assert DEMO in str(report.metrics_table(report.read(run / "results/evaluation.json")).title)
+    assert DEMO_NOTICE in str(report.metrics_table(report.read_evaluation(run / "results/evaluation.json")).title)
 
 
 def test_a_page_of_real_data_has_no_banner_and_escapes_names(run_params: Params, run: Path) -> None:
-    found = msgspec.structs.replace(report.read(run / "results/evaluation.json"), source="mirror")
+    found = msgspec.structs.replace(report.read_evaluation(run / "results/evaluation.json"), source="mirror")
     names = ("predictions", "calibration", "groups", "weights")
     tables = {name: pd.read_csv(run / f"results/plots/{name}.csv") for name in names}
     tables["groups"]["group"] = "<b>&"
     hostile = Example("<i>", "<i>", "<i>", "", "<i>", 1.0, 2, 3.0)
-    about = summarise(Location(run / "data/shards", 0, 1))
+    about = summarise(ShardLocation(run / "data/shards", 0, 1))
     real = replace(run_params, source={"kind": "mirror", "location": "x"})
     object.__setattr__(real.source, "categories", ("<script>",))  # a name that params.yaml cannot have
-    training = provenance.read(run / "models/best")
-    page = report.page(
+    training = provenance.read_training(run / "models/best")
+    page = report.report_page(
         real,
         training,
         found,

@@ -221,7 +221,7 @@ def damage(folder: Path, how: str) -> None:
         ("cut", r"model\.onnx cannot be read as ONNX"),
         ("other", r"model\.onnx is a graph from x to y that `effimini export` has not made"),
         ("unnamed", "that `effimini export` has not made"),
-        ("size", r"reads images of shape \[3, 32, 32\] where config\.json beside it says 64 px"),
+        ("size", r"reads images of shape \[3, 32, 32\] where config\.json says 64 px"),
         ("config", r"config\.json is not the configuration of an exported model"),
         ("no config", r"config\.json is not the configuration of an exported model"),
         ("tokenizer", r"tokenizer\.json is no tokenizer"),

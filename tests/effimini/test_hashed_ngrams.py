@@ -13,7 +13,7 @@ from sklearn.linear_model import Ridge
 
 from effimini import hashed_ngrams
 from effimini.cost import parameters
-from effimini.hashed_ngrams import Terms
+from effimini.hashed_ngrams import HashedNgrams
 from effimini.inference import open_split
 from effimini.metrics import plcc
 from effimini.model import EffiMini, build
@@ -21,7 +21,7 @@ from effimini.train import parameter_groups, train
 from prep.core.params import Params
 from prep.weights import read_weights
 from shards.stream import ShardDataset
-from shards.tokens import Tokens
+from shards.tokens import TokenizationConfig
 
 from .conftest import replace
 from .test_model import inputs
@@ -29,7 +29,7 @@ from .test_model import inputs
 
 @pytest.fixture
 def splits(small: Params, data: Path) -> dict[str, ShardDataset]:
-    how = Tokens(small.model.text.name, small.text.fields, small.text.max_tokens)
+    how = TokenizationConfig(small.model.text.name, small.text.fields, small.text.max_tokens)
     return {
         name: open_split(data / "shards", small, name, how, small.images.resolution) for name in ("train", "validation")
     }
@@ -48,7 +48,7 @@ def test_the_fit_is_ridge_on_the_terms_without_hashing(
     monkeypatch.setattr(hashed_ngrams, "ALPHAS", (3.0,))
     weights = read_weights(data / "weights.json")
     train_, validation = splits["train"], splits["validation"]
-    found = hashed_ngrams.fit(Terms(1 << 20), train_, validation, weights)
+    found = hashed_ngrams.fit_ngrams(HashedNgrams(1 << 20), train_, validation, weights)
     vectorizer = DictVectorizer()
     known = vectorizer.fit_transform([counted(ids.tolist()) for ids in train_.texts()]).tocsc()
     texts = np.diff(known.indptr)
@@ -63,8 +63,8 @@ def test_the_fit_is_ridge_on_the_terms_without_hashing(
 def test_the_module_scores_as_it_was_fitted_and_padding_counts_nothing(
     splits: dict[str, ShardDataset], data: Path
 ) -> None:
-    module = Terms(1 << 16)
-    found = hashed_ngrams.fit(module, splits["train"], splits["validation"], read_weights(data / "weights.json"))
+    module = HashedNgrams(1 << 16)
+    found = hashed_ngrams.fit_ngrams(module, splits["train"], splits["validation"], read_weights(data / "weights.json"))
     for ids, star in zip(splits["validation"].texts(), found, strict=True):
         tokens = torch.from_numpy(ids.astype(np.int64))[None]
         mask = torch.ones_like(tokens)
@@ -78,7 +78,7 @@ def test_the_share_is_the_one_that_correlates_best(good: str, share: float) -> N
     rng = np.random.default_rng(0)
     one, other = rng.normal(size=(2, 500)).astype(np.float32)
     labels = {"network": one, "terms": other, "both": one + other}[good]
-    module = Terms(8)
+    module = HashedNgrams(8)
     mixed = hashed_ngrams.mix(module, one, other, labels)
     assert module.share.item() == pytest.approx(share)
     assert plcc(mixed, labels) == pytest.approx(1)
@@ -135,8 +135,8 @@ def test_a_trained_model_carries_its_terms(
         small, model={"terms": 1 << 14, "pooling": "mean"}, train={"epochs": 2, "head_learning_rate": 0.01}
     )
     history = train(params, data / "shards", data / "weights.json")
-    module = Terms(1 << 14)
-    alone = hashed_ngrams.fit(module, splits["train"], splits["validation"], read_weights(data / "weights.json"))
+    module = HashedNgrams(1 << 14)
+    alone = hashed_ngrams.fit_ngrams(module, splits["train"], splits["validation"], read_weights(data / "weights.json"))
     best = EffiMini.from_pretrained(Path("models/best"))
     assert best.terms is not None
     assert torch.equal(best.terms.weight, module.weight)

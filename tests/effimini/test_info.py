@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from effimini.info import info, table
-from prep.core.params import load
+from effimini.info import info, info_table
+from prep.core.params import load_params
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_the_committed_model_costs_what_the_paper_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)  # the text encoder is named relative to the project
-    params = load(ROOT / "params.yaml")
+    params = load_params(ROOT / "params.yaml")
     with_terms = info(params).parameters
     assert (with_terms["terms"], with_terms["total"]) == (65_536, 27_771_901)
     found = info(dataclasses.replace(params, model=dataclasses.replace(params.model, terms=0)))
@@ -25,5 +25,5 @@ def test_the_committed_model_costs_what_the_paper_says(monkeypatch: pytest.Monke
     assert found.inputs["configured"].flops["total"] < paper.flops["total"]
 
     console = Console(width=120, file=io.StringIO(), record=True)
-    console.print(table(found))
+    console.print(info_table(found))
     assert "27,706,365" in console.export_text()

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from effimini.loss import weighted_huber
-from prep.weights import Weighing, sample_weights
+from prep.weights import SampleWeights, sample_weights
 
-WEIGHTS = Weighing("rating_number", mean=2.0, clip=1.5, samples=3)
+WEIGHTS = SampleWeights("rating_number", mean=2.0, clip=1.5, samples=3)
 
 
 def test_a_weight_is_log1p_of_the_count_over_the_mean_and_clipped() -> None:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from effimini.model import WEIGHTS, EffiMini, build, save_weights
+from effimini.model import WEIGHTS_FILE, EffiMini, build, save_weights
 from prep.core.errors import UserError
-from prep.core.params import Encoder, Params
+from prep.core.params import EncoderParams, Params
 from shards import tokens
 
 from .conftest import replace
@@ -24,7 +24,7 @@ def inputs(size: int = 32, rows: int = 3) -> tuple[torch.Tensor, torch.Tensor, t
 
 
 def with_encoder(params: Params, part: str, name: str, weights: str) -> Params:
-    return replace(params, model={part: Encoder(name=name, weights=weights)})
+    return replace(params, model={part: EncoderParams(name=name, weights=weights)})
 
 
 @torch.inference_mode()
@@ -38,7 +38,9 @@ def test_a_saved_model_gives_the_same_outputs_without_its_sources(
     again = EffiMini.from_pretrained(tmp_path / "saved")
     assert torch.equal(model(*inputs()), again(*inputs()))
     assert again.config == model.config
-    assert tokens.fingerprint(tokens.load(str(tmp_path / "saved"))) == tokens.fingerprint(model.tokenizer)
+    assert tokens.tokenizer_fingerprint(tokens.load_tokenizer(str(tmp_path / "saved"))) == tokens.tokenizer_fingerprint(
+        model.tokenizer
+    )
 
 
 @pytest.fixture(params=[(0o022, 0o644), (0o027, 0o640)], ids=["022", "027"])
@@ -56,7 +58,7 @@ def modes(folder: Path) -> dict[str, str]:
 
 def test_all_files_of_a_saved_model_have_the_mode_of_new_files(small: Params, tmp_path: Path, mode: int) -> None:
     build(small).eval().save_pretrained(tmp_path / "saved")
-    assert WEIGHTS in modes(tmp_path / "saved")
+    assert WEIGHTS_FILE in modes(tmp_path / "saved")
     assert set(modes(tmp_path / "saved").values()) == {oct(mode)}
 
 
@@ -109,7 +111,7 @@ def text_folder(small_text: Path, out: Path, drop: str) -> Path:
     from transformers import AutoConfig, AutoModel
 
     AutoModel.from_config(AutoConfig.from_pretrained(small_text)).save_pretrained(out)
-    tokens.load(str(small_text)).save(str(out / "tokenizer.json"))
+    tokens.load_tokenizer(str(small_text)).save(str(out / "tokenizer.json"))
     kept = {name: t for name, t in load_file(out / "model.safetensors").items() if not name.startswith(drop)}
     save_file(kept, out / "model.safetensors", metadata={"format": "pt"})
     return out

@@ -2,7 +2,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from effimini.model_card import NAME
+from effimini.model_card import MODEL_CARD_FILE
 from prep.core import files
 from prep.core.params import Params
 
@@ -10,7 +10,7 @@ from prep.core.params import Params
 def test_the_card_says_what_was_trained_and_measured(run_params: Params, run: Path) -> None:
     found = files.read_json(run / "results/train/metrics.json")["best"]
     epochs = run_params.train.epochs
-    cards = {name: ModelCard.load(run / "models" / name / NAME) for name in ("best", "last")}
+    cards = {name: ModelCard.load(run / "models" / name / MODEL_CARD_FILE) for name in ("best", "last")}
     for card in cards.values():
         assert card.data.library_name == "effimini"
         assert "synthetic" in card.data.tags

@@ -7,13 +7,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from effimini.predict import COLUMNS, predict
+from effimini.predict import INPUT_COLUMNS, predict
 from prep.core.errors import UserError
 from prep.core.params import Params
 from shards.stream import ShardDataset
 
 
-def write_csv(path: Path, rows: list[dict[str, str]], columns: tuple[str, ...] = COLUMNS) -> Path:
+def write_csv(path: Path, rows: list[dict[str, str]], columns: tuple[str, ...] = INPUT_COLUMNS) -> Path:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
@@ -22,7 +22,7 @@ def write_csv(path: Path, rows: list[dict[str, str]], columns: tuple[str, ...] =
 
 
 def row(**changes: str) -> dict[str, str]:
-    return dict.fromkeys(COLUMNS, "") | {"parent_asin": "A1", "title": "sturdy"} | changes
+    return dict.fromkeys(INPUT_COLUMNS, "") | {"parent_asin": "A1", "title": "sturdy"} | changes
 
 
 def scores(path: Path) -> dict[str, str]:
@@ -113,9 +113,9 @@ def test_a_bad_row_is_a_sentence_and_nothing_is_written(
     [
         (b"", "line 1: no column parent_asin"),
         (b"parent_asin,title\nA1,x\n", "no column main_category, features, description, image_paths"),
-        (",".join(COLUMNS).encode() + b"\nA1,x\n", "line 2: the row has not the 6 cells"),
-        (",".join(COLUMNS).encode() + b"\nA1,x,\xff,,,\n", "is not UTF-8"),
-        (",".join(COLUMNS).encode() + b'\nA1,x,"a"b,,,\n', "not CSV"),
+        (",".join(INPUT_COLUMNS).encode() + b"\nA1,x\n", "line 2: the row has not the 6 cells"),
+        (",".join(INPUT_COLUMNS).encode() + b"\nA1,x,\xff,,,\n", "is not UTF-8"),
+        (",".join(INPUT_COLUMNS).encode() + b'\nA1,x,"a"b,,,\n', "not CSV"),
     ],
 )
 def test_a_file_that_is_not_the_challenges_is_a_sentence(

@@ -41,7 +41,7 @@ def other_shards(params: Params, project: Path, folder: Path) -> Path:
 def test_a_model_keeps_what_it_was_trained_on_and_with(run_params: Params, run: Path) -> None:
     data = open_split(run / "data/shards", run_params, "train", None, 32)
     for name in ("best", "last"):
-        training = provenance.read(run / "models" / name)
+        training = provenance.read_training(run / "models" / name)
         assert training is not None
         assert (training.shards, training.samples, training.categories) == (data.fingerprint, len(data), CATEGORIES)
         assert training.weights == read_weights(run / "data/weights.json")
@@ -92,7 +92,7 @@ def test_shards_from_elsewhere_are_trained_on_with_weights_of_their_own(run_para
     elsewhere = other_shards(replace(run_params, sample={"fraction": 0.4}), project, project / "other")
     (project / "data/weights.json").unlink()
     train(replace(run_params, train={"epochs": 1}), elsewhere, None)
-    training = provenance.read(Path("models/best"))
+    training = provenance.read_training(Path("models/best"))
     assert training is not None
     assert training.parameters["sample"]["fraction"] == 0.4
     assert asdict(training.weights) == pytest.approx(asdict(weights))
@@ -115,9 +115,9 @@ def test_the_report_states_the_parameters_of_the_model_and_not_of_params_yaml(
 
 
 def test_a_model_that_does_not_say_how_it_was_trained_is_evaluated(run_params: Params, project: Path) -> None:
-    (project / "models/best" / provenance.NAME).unlink()
+    (project / "models/best" / provenance.TRAINING_FILE).unlink()
     evaluate(run_params)
     assert "trained on fraction" not in Path("results/report.html").read_text()
-    (project / "models/best" / provenance.NAME).write_text("{}")
+    (project / "models/best" / provenance.TRAINING_FILE).write_text("{}")
     with pytest.raises(UserError, match="does not say how the model was trained"):
         evaluate(run_params)

@@ -7,12 +7,12 @@ import torch
 
 from effimini import time_profile
 from effimini.clock import Clock
-from effimini.distributed import Ranks
+from effimini.distributed import Distributed
 from effimini.train import train
 from prep.core import files
 from prep.core.params import Params
 
-ONE = Ranks(0, 1, torch.device("cpu"))
+ONE = Distributed(0, 1, torch.device("cpu"))
 
 
 def test_the_clock_counts_each_moment_once() -> None:
@@ -41,13 +41,13 @@ def test_the_clock_counts_each_moment_once() -> None:
     ],
 )
 def test_what_bounds_a_training_is_said(seconds: dict[str, float], bound: str) -> None:
-    found = time_profile.summary({**seconds, "validation": 7.0}, 22.0, ONE)
+    found = time_profile.time_profile({**seconds, "validation": 7.0}, 22.0, ONE)
     assert bound in found.bound
     assert sum(found.shares.values()) == pytest.approx(1)
     steps = sum(seconds[name] for name in time_profile.OF_STEPS)
     assert found.samples_per_second == pytest.approx(22 / steps)
-    assert f"data {seconds['data'] / steps:.1%}" in time_profile.sentence(found)
-    assert "validation 7.0 s" in time_profile.sentence(found)
+    assert f"data {seconds['data'] / steps:.1%}" in time_profile.describe(found)
+    assert "validation 7.0 s" in time_profile.describe(found)
 
 
 def test_a_training_accounts_for_its_time(

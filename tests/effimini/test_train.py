@@ -16,30 +16,30 @@ import torch
 from torch import nn
 
 from effimini import checkpoint
-from effimini.distributed import Ranks, ranks
+from effimini.distributed import Distributed, init_distributed
 from effimini.inference import open_split, predict_split
 from effimini.metrics import plcc
 from effimini.model import EffiMini, build
 from effimini.stop import Stopped
-from effimini.train import Told, Trainer, prepared, schedule, train
+from effimini.train import StepResult, Trainer, prepare, schedule, train
 from prep.core import files
 from prep.core.errors import UserError
 from prep.core.params import Params
 from shards.stream import Batch, ShardDataset
-from shards.tokens import Tokens
+from shards.tokens import TokenizationConfig
 
 from .conftest import ROOT, replace
 from .two_ranks import Interrupted, gradients
 
-ONE = Ranks(0, 1, torch.device("cpu"))
+ONE = Distributed(0, 1, torch.device("cpu"))
 
 
 def tree(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): files.sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def trained_on(params: Params) -> Tokens:
-    return Tokens(params.model.text.name, params.text.fields, params.text.max_tokens)
+def trained_on(params: Params) -> TokenizationConfig:
+    return TokenizationConfig(params.model.text.name, params.text.fields, params.text.max_tokens)
 
 
 def trained(params: Params, data: Path, out: Path) -> tuple[list[dict[str, float]], dict[str, str]]:
@@ -97,7 +97,7 @@ def interrupted(params: Params, data: Path, after: int) -> int:
     with pytest.raises(Stopped) as stopped:
         list(trainer.run())
     assert stopped.value.code == 128 + signal.SIGTERM
-    state = checkpoint.newest(trainer.state)
+    state = checkpoint.newest_checkpoint(trainer.state)
     assert state is not None
     return int(state.name)
 
@@ -124,7 +124,7 @@ def test_a_state_is_saved_every_few_steps_and_the_others_go(small: Params, data:
     states: list[str] = []
 
     class Watched(Interrupted):
-        def step(self, epoch: int, step: int, batch: Batch) -> Told:
+        def step(self, epoch: int, step: int, batch: Batch) -> StepResult:
             states.extend(path.name for path in self.state.glob("*"))
             return super().step(epoch, step, batch)
 
@@ -190,7 +190,7 @@ def test_a_disk_that_is_full_keeps_the_state_before(small: Params, data: Path, t
 def test_a_damaged_state_is_a_sentence(small: Params, data: Path) -> None:
     trainer = Trainer(small, data / "shards", data / "weights.json", ONE)
     next(trainer.run())
-    state = checkpoint.newest(trainer.state)
+    state = checkpoint.newest_checkpoint(trainer.state)
     assert state is not None
     for name in ("optimizer.pt", "last/model.safetensors", "progress.json"):
         whole = (state / name).read_bytes()
@@ -257,17 +257,17 @@ def test_the_frozen_encoders_are_read_once(small: Params, data: Path, tmp_path: 
     changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
     assert changed == {name for name in before if name.startswith("head.")}
     with pytest.raises(UserError, match=r"train.frozen is true on 2 ranks"):
-        Trainer(frozen, data / "shards", data / "weights.json", Ranks(0, 2, torch.device("cpu")))
+        Trainer(frozen, data / "shards", data / "weights.json", Distributed(0, 2, torch.device("cpu")))
 
 
 def test_synchronised_batch_statistics_keep_the_network(small: Params, data: Path) -> None:
     params = replace(small, train={"sync_batchnorm": True})
     with pytest.raises(UserError, match="train.sync_batchnorm is true and there is no GPU"):
-        prepared(build(params), params, Ranks(0, 2, torch.device("cpu")))
+        prepare(build(params), params, Distributed(0, 2, torch.device("cpu")))
     model = build(params).eval()
     images = torch.rand(2, 3, 32, 32)
     expected = model.image(images)
-    converted = prepared(model, params, Ranks(0, 2, torch.device("cuda")))
+    converted = prepare(model, params, Distributed(0, 2, torch.device("cuda")))
     assert any(isinstance(module, nn.SyncBatchNorm) for module in converted.image.modules())
     assert not any(type(module) is nn.BatchNorm2d for module in converted.image.modules())
     torch.testing.assert_close(converted.image(images), expected)
@@ -324,7 +324,7 @@ def test_two_ranks_take_the_step_of_one(small: Params, data: Path, tmp_path: Pat
     # the validation PLCC they agreed on is that of every sample counted once
     last = EffiMini.from_pretrained(tmp_path / "models/last")
     validation = ShardDataset(data / "shards", params.source.categories, "validation")
-    with ranks() as here:
+    with init_distributed() as here:
         stars = predict_split(last, validation, here, params)
     found = files.read_json(tmp_path / "results/train/metrics.json")
     assert found["validation"]["plcc"] == pytest.approx(plcc(stars, validation.labels), abs=1e-5)

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from effimini import train as stage
-from effimini.distributed import Ranks, ranks
-from effimini.train import Told, Trainer, train
+from effimini.distributed import Distributed, init_distributed
+from effimini.train import StepResult, Trainer, train
 from prep.core.params import Params
 from shards.stream import Batch
 
@@ -24,14 +24,14 @@ class Interrupted(Trainer):
 
     after = 0
 
-    def step(self, epoch: int, step: int, batch: Batch) -> Told:
+    def step(self, epoch: int, step: int, batch: Batch) -> StepResult:
         told = super().step(epoch, step, batch)
         if self.progress.steps == self.after:
             os.kill(os.getpid(), signal.SIGTERM)
         return told
 
 
-def gradients(params: Params, data: Path, here: Ranks) -> dict[str, torch.Tensor]:
+def gradients(params: Params, data: Path, here: Distributed) -> dict[str, torch.Tensor]:
     """Return the clipped gradients of the first step, batch normalisation in evaluation mode and without dropout."""
     trainer = Trainer(params, data / "shards", data / "weights.json", here)
     trainer.network.eval()
@@ -45,7 +45,7 @@ if __name__ == "__main__":
     params, data = pickle.loads(given.read_bytes())
     torch.set_num_threads(1)
     stage.Trainer = Interrupted
-    with ranks() as here:
+    with init_distributed() as here:
         Interrupted.after = after if here.rank == 1 else 0
         if not after:
             found = gradients(params, data, here)

@@ -8,7 +8,7 @@ from rich.console import Console
 from effimini import cli
 from prep import categories
 from prep.core import writers
-from prep.core.params import Params, Source
+from prep.core.params import Params, SourceParams
 from tests.prep.hub_server import COMMIT, NEWEST, Hub
 from tests.prep.test_metadata import item, write
 from tests.prep.test_source import point_at
@@ -22,8 +22,8 @@ FILES = {
 
 
 @pytest.fixture
-def source(make_params: Callable[..., Params]) -> Callable[..., Source]:
-    def of(**changes: object) -> Source:
+def source(make_params: Callable[..., Params]) -> Callable[..., SourceParams]:
+    def of(**changes: object) -> SourceParams:
         given = {"categories": ["Toys"], **changes}
         return make_params(**{f"source.{key}": value for key, value in given.items()}).source
 
@@ -35,7 +35,7 @@ def sizes(found: categories.Listing) -> dict[str, tuple]:
 
 
 def test_a_directory_and_the_hub_are_listed_whole_and_a_server_as_far_as_it_is_chosen(
-    tmp_path: Path, source: Callable[..., Source], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, source: Callable[..., SourceParams], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, content in FILES.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def test_a_directory_and_the_hub_are_listed_whole_and_a_server_as_far_as_it_is_c
 
 
 def test_counts_are_those_of_the_downloads_here_or_of_the_footers(
-    tmp_path: Path, source: Callable[..., Source], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, source: Callable[..., SourceParams], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     report = {"tables": {"items": {"rows_in": 7}, "reviews": {"rows_in": 9}}}
     writers.write_json(tmp_path / "data/raw/Toys/report.json", report)
@@ -86,7 +86,7 @@ def test_the_command_prints_a_table_or_json(
     found = msgspec.json.decode(capsys.readouterr().out, type=categories.Listing)
     assert [row.category for row in found.categories] == ["Demo_Beauty", "Demo_Kitchen", "Demo_Toys"]
     console = Console(record=True, width=120)
-    console.print(categories.table(msgspec.structs.replace(found, kind="hub", revision=COMMIT, newest=NEWEST)))
+    console.print(categories.category_table(msgspec.structs.replace(found, kind="hub", revision=COMMIT, newest=NEWEST)))
     text = " ".join(console.export_text().split())
     assert f"newest commit {NEWEST}; source.revision is {COMMIT}" in text
     assert text.count("yes") == 3

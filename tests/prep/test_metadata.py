@@ -10,9 +10,9 @@ import pytest
 
 from prep import metadata
 from prep.core.errors import UserError
-from prep.core.params import Params, Source
+from prep.core.params import Params, SourceParams
 from prep.hub import REPO
-from prep.metadata import ITEM_BATCH, item_batches
+from prep.metadata import ITEM_BATCH_SCHEMA, item_batches
 from tests.prep import hub_server
 from tests.prep.hub_server import COMMIT, Hub
 from tests.prep.test_source import point_at
@@ -68,7 +68,7 @@ def item(number: int = 0, **changes: Any) -> dict[str, Any]:
 
 def expected(row: dict[str, Any]) -> dict[str, Any]:
     """Return what the reader of JSONL makes of a row."""
-    row = {name: row.get(name) for name in ITEM_BATCH.names} | {"images": row["images"]}
+    row = {name: row.get(name) for name in ITEM_BATCH_SCHEMA.names} | {"images": row["images"]}
     for name in ("features", "description"):
         row[name] = [part for part in row[name] or () if part is not None]
     images = row.pop("images") or ()
@@ -77,8 +77,8 @@ def expected(row: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def settings(make_params: Callable[..., Params]) -> Callable[..., Source]:
-    def of(location: Path | str = "") -> Source:
+def settings(make_params: Callable[..., Params]) -> Callable[..., SourceParams]:
+    def of(location: Path | str = "") -> SourceParams:
         where = {"kind": "mirror", "location": str(location)} if location else {"kind": "hub", "revision": COMMIT}
         given = {**where, "categories": ["Toys"], "metadata": "parquet"}
         return make_params(**{f"source.{key}": value for key, value in given.items()}).source
@@ -86,14 +86,14 @@ def settings(make_params: Callable[..., Params]) -> Callable[..., Source]:
     return of
 
 
-def rows(source: Source) -> list[dict[str, Any]]:
+def rows(source: SourceParams) -> list[dict[str, Any]]:
     batches = list(item_batches(source, "Toys"))
-    assert all(batch.schema == ITEM_BATCH for batch in batches)
-    assert all(batch.num_rows <= metadata.BATCH for batch in batches)
+    assert all(batch.schema == ITEM_BATCH_SCHEMA for batch in batches)
+    assert all(batch.num_rows <= metadata.ROWS_PER_READ for batch in batches)
     return [row for batch in batches for row in batch.to_pylist()]
 
 
-def test_files_over_10_mb_give_the_rows_of_the_jsonl(tmp_path: Path, settings: Callable[..., Source]) -> None:
+def test_files_over_10_mb_give_the_rows_of_the_jsonl(tmp_path: Path, settings: Callable[..., SourceParams]) -> None:
     # The types are given, so what a first block would teach is of no weight: here it has nulls and no images alone.
     dull = {"store": None, "images": [], "features": [], "description": None, "details": {}, "average_rating": None}
     made = [item(n, **dull) for n in range(12_000)]
@@ -114,14 +114,14 @@ def test_files_over_10_mb_give_the_rows_of_the_jsonl(tmp_path: Path, settings: C
         {"title": None, "average_rating": None, "rating_number": None},
     ],
 )
-def test_what_a_row_can_lack(tmp_path: Path, settings: Callable[..., Source], changes: dict[str, Any]) -> None:
+def test_what_a_row_can_lack(tmp_path: Path, settings: Callable[..., SourceParams], changes: dict[str, Any]) -> None:
     made = [item(0), item(1, **changes), item(2)]
     write(tmp_path, made)
     assert rows(settings(tmp_path)) == [expected(row) for row in made]
 
 
 def test_the_real_rows_give_what_their_jsonl_gives(
-    corpus: Path, tmp_path: Path, settings: Callable[..., Source]
+    corpus: Path, tmp_path: Path, settings: Callable[..., SourceParams]
 ) -> None:
     lines = (corpus / "amazon/raw/meta_categories/meta_Health_and_Personal_Care.jsonl").read_bytes().splitlines()
     made = [json.loads(line) for line in lines]
@@ -137,7 +137,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield served
 
 
-def test_the_hubs_files_are_read_at_the_commit(hub: Hub, settings: Callable[..., Source]) -> None:
+def test_the_hubs_files_are_read_at_the_commit(hub: Hub, settings: Callable[..., SourceParams]) -> None:
     hub.faults.append(hub_server.cut)
     hub.api_faults.extend([hub_server.status(429, Retry_After="0"), None, hub_server.status(503)])
     assert [row["parent_asin"] for row in rows(settings())] == [f"B{n}" for n in range(100)]
@@ -145,7 +145,7 @@ def test_the_hubs_files_are_read_at_the_commit(hub: Hub, settings: Callable[...,
     assert {asked.token for asked in hub.cdn.asked} == {""}
 
 
-def test_what_is_no_metadata_is_a_sentence(tmp_path: Path, settings: Callable[..., Source]) -> None:
+def test_what_is_no_metadata_is_a_sentence(tmp_path: Path, settings: Callable[..., SourceParams]) -> None:
     with pytest.raises(UserError, match=r"has no raw_meta_Toys/full-\*.parquet; check source.categories"):
         rows(settings(tmp_path))
     with pytest.raises(UserError, match=r"cannot be listed at http://.*metadata: jsonl.* a directory or the hub"):

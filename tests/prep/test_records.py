@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prep.core.tables.raw import ITEMS, REVIEWS
-from prep.records import Kind, Reject, read
+from prep.records import Kind, Reject, parse_lines
 
 ITEM = {
     "main_category": "Toys", "title": "A pan", "average_rating": 4.5, "rating_number": 3, "features": ["x"],
@@ -44,7 +44,7 @@ def without(kind: Kind, key: str) -> bytes:
 
 def only(line: bytes) -> dict[str, Any]:
     """Return the row of an item that is read alone."""
-    table, rejects = read("items", line + b"\n", 1)
+    table, rejects = parse_lines("items", line + b"\n", 1)
     assert rejects == []
     row: dict[str, Any] = table.to_pylist()[0]
     return row
@@ -114,7 +114,7 @@ REJECTED = [(kind, line, reason) for kind, lines in BAD.items() for line, reason
 @pytest.mark.parametrize(("kind", "line", "reason"), REJECTED)
 def test_a_bad_line_is_a_reject_with_its_number_and_reason(kind: Kind, line: bytes, reason: str) -> None:
     good = GOOD[kind]
-    table, rejects = read(kind, b"\n".join([good, line, good]) + b"\n", 41)
+    table, rejects = parse_lines(kind, b"\n".join([good, line, good]) + b"\n", 41)
     assert rejects == [Reject(42, reason)]
     assert table.num_rows == 2
 
@@ -122,7 +122,7 @@ def test_a_bad_line_is_a_reject_with_its_number_and_reason(kind: Kind, line: byt
 @pytest.mark.parametrize("kind", ["items", "reviews"])
 @pytest.mark.parametrize("first", [b"\n", b"\r\n"])
 def test_two_objects_on_a_line_behind_an_empty_one_are_no_rows(kind: Kind, first: bytes) -> None:
-    table, rejects = read(kind, first + GOOD[kind] * 2, 1)
+    table, rejects = parse_lines(kind, first + GOOD[kind] * 2, 1)
     assert (table.num_rows, [reject.line for reject in rejects]) == (0, [1, 2])
 
 
@@ -130,15 +130,15 @@ def test_two_objects_on_a_line_behind_an_empty_one_are_no_rows(kind: Kind, first
 def test_the_last_line_may_lack_its_end_and_is_truncated_if_it_lacks_more(kind: Kind) -> None:
     good = GOOD[kind]
     for end in (b"", b"\n", b"\r\n"):
-        assert read(kind, good + b"\n" + good + end, 1)[0].num_rows == 2
-    table, rejects = read(kind, good + b"\n" + good[:-9], 1)
+        assert parse_lines(kind, good + b"\n" + good + end, 1)[0].num_rows == 2
+    table, rejects = parse_lines(kind, good + b"\n" + good[:-9], 1)
     assert (table.num_rows, rejects) == (1, [Reject(2, "truncated")])
-    assert read(kind, good + b"\n" + b"{}", 1)[1] == [Reject(2, "missing_key")]
+    assert parse_lines(kind, good + b"\n" + b"{}", 1)[1] == [Reject(2, "missing_key")]
 
 
 @pytest.mark.parametrize(("kind", "schema"), [("items", ITEMS), ("reviews", REVIEWS)])
 def test_no_bytes_are_no_rows(kind: Kind, schema: pa.Schema) -> None:
-    table, rejects = read(kind, b"", 1)
+    table, rejects = parse_lines(kind, b"", 1)
     assert (table.schema, table.num_rows, rejects) == (schema, 0, [])
 
 
@@ -170,9 +170,9 @@ def test_every_line_is_read_as_if_it_stood_alone(mixture: tuple[Kind, list[bytes
     content = b"\n".join(lines) + (end if lines else b"")
     if lines and not end and not lines[-1]:
         return  # an empty last line without an end is none
-    table, rejects = read(kind, content, first)
+    table, rejects = parse_lines(kind, content, first)
     alone = [
-        read(kind, line + (end if number == len(lines) - 1 else b"\n"), first + number)
+        parse_lines(kind, line + (end if number == len(lines) - 1 else b"\n"), first + number)
         for number, line in enumerate(lines)
     ]
     schema = ITEMS if kind == "items" else REVIEWS
@@ -192,7 +192,7 @@ def test_every_line_is_read_as_if_it_stood_alone(mixture: tuple[Kind, list[bytes
     ],
 )
 def test_objects_in_one_line_and_lines_of_none_do_not_make_up_for_each_other(lines: list[bytes]) -> None:
-    table, rejects = read("items", b"\n".join(lines) + b"\n", 1)
+    table, rejects = parse_lines("items", b"\n".join(lines) + b"\n", 1)
     assert (table.num_rows, [reject.line for reject in rejects]) == (0, [1, 2])
 
 
@@ -200,15 +200,15 @@ def test_objects_in_one_line_and_lines_of_none_do_not_make_up_for_each_other(lin
 @pytest.mark.parametrize(("begin", "end"), [(b"[", b"]"), (b'{"a":', b"}")])
 def test_nesting_without_end_is_a_reject_and_no_crash(name: str, begin: bytes, end: bytes) -> None:
     deep = item_with(name, begin * DEEP + b"1" + end * DEEP)
-    table, rejects = read("items", b"\n".join([GOOD["items"], deep, begin * DEEP, GOOD["items"]]) + b"\n", 1)
+    table, rejects = parse_lines("items", b"\n".join([GOOD["items"], deep, begin * DEEP, GOOD["items"]]) + b"\n", 1)
     assert [reject.line for reject in rejects] == [2, 3]
     assert table["line"].to_pylist() == [1, 4]
 
 
 def test_line_ends_of_windows_change_nothing() -> None:
     for kind, good in GOOD.items():
-        unix = read(kind, b"\n".join([good] * 3) + b"\n", 1)
-        windows = read(kind, b"\r\n".join([good] * 3) + b"\r\n", 1)
+        unix = parse_lines(kind, b"\n".join([good] * 3) + b"\n", 1)
+        windows = parse_lines(kind, b"\r\n".join([good] * 3) + b"\r\n", 1)
         assert windows[0].equals(unix[0])
         assert windows[1] == unix[1] == []
 
@@ -219,7 +219,7 @@ def test_a_whole_number_is_a_rating_too() -> None:
     ] * 3
     assert only(item(average_rating=0.0))["average_rating"] == 0.0
     assert only(item(average_rating=None, rating_number=None))["rating_number"] is None
-    assert read("reviews", review(rating=4) + b"\n", 1)[0]["rating"].to_pylist() == [4.0]
+    assert parse_lines("reviews", review(rating=4) + b"\n", 1)[0]["rating"].to_pylist() == [4.0]
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_an_image_is_the_first_url_of_its_kind(images: Any, urls: tuple[str | No
 
 
 def test_neither_a_reviews_words_nor_its_user_are_in_the_table() -> None:
-    table, _ = read("reviews", GOOD["reviews"] + b"\n", 1)
+    table, _ = parse_lines("reviews", GOOD["reviews"] + b"\n", 1)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
@@ -274,7 +274,7 @@ def test_neither_a_reviews_words_nor_its_user_are_in_the_table() -> None:
 
 def test_a_users_hash_is_the_users_and_a_lines_is_the_lines() -> None:
     lines = [review(), review(rating=1.0), review(user_id="V"), review() + b"\r", review()]
-    table, _ = read("reviews", b"\n".join(lines) + b"\n", 1)
+    table, _ = parse_lines("reviews", b"\n".join(lines) + b"\n", 1)
     users, hashed = table["user_hash"].to_pylist(), table["line_hash"].to_pylist()
     assert users[0] == users[1] == users[3] == users[4] != users[2]
     assert hashed[0] == hashed[3] == hashed[4]
@@ -282,5 +282,5 @@ def test_a_users_hash_is_the_users_and_a_lines_is_the_lines() -> None:
 
 
 def test_hashes_of_reviews_are_those_of_every_machine_and_version() -> None:
-    row = read("reviews", GOOD["reviews"] + b"\n", 1)[0].to_pylist()[0]
+    row = parse_lines("reviews", GOOD["reviews"] + b"\n", 1)[0].to_pylist()[0]
     assert (f"{row['line_hash']:016x}", f"{row['user_hash']:016x}") == ("13a5ff8445f254eb", "dda7ff206bcfa7e4")

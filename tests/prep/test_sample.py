@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from prep.core.errors import UserError
 from prep.core.params import Params
 from prep.groups import groups
-from prep.sample import candidates, sample
+from prep.sample import candidate_urls, sample
 from tests.prep.made import write_items
 
 ITEM = st.tuples(
@@ -136,10 +136,10 @@ def test_a_category_with_nothing_to_train_on_is_a_sentence(tmp_path: Path, make_
 
 
 def test_the_first_image_of_the_preferred_kind_is_asked_first() -> None:
-    assert candidates("h", "l", "hi_res") == ["h", "l"]
-    assert candidates("h", "l", "large") == ["l", "h"]
-    assert candidates(None, "l", "hi_res") == ["l"]
-    assert candidates("same", "same", "large") == ["same"]
+    assert candidate_urls("h", "l", "hi_res") == ["h", "l"]
+    assert candidate_urls("h", "l", "large") == ["l", "h"]
+    assert candidate_urls(None, "l", "hi_res") == ["l"]
+    assert candidate_urls("same", "same", "large") == ["same"]
 
 
 def test_the_papers_filter_accounts_for_every_real_row(

@@ -18,7 +18,7 @@ from huggingface_hub import constants
 from prep import download, ranges
 from prep import hub as the_hub
 from prep.core.errors import UserError
-from prep.core.params import Params, Source
+from prep.core.params import Params, SourceParams
 from prep.core.retry import RetryPolicy
 from prep.source import locate, raw_file
 from tests.prep import hub_server
@@ -49,8 +49,8 @@ def point_at(served: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def source(make_params: Callable[..., Params]) -> Callable[..., Source]:
-    def of(location: str = "", **changes: object) -> Source:
+def source(make_params: Callable[..., Params]) -> Callable[..., SourceParams]:
+    def of(location: str = "", **changes: object) -> SourceParams:
         where = {"kind": "mirror", "location": location} if location else {"kind": "hub", "revision": COMMIT}
         given = {"categories": ["Toys"], **where, **changes}
         return make_params(**{f"source.{key}": value for key, value in given.items()}).source
@@ -58,7 +58,7 @@ def source(make_params: Callable[..., Params]) -> Callable[..., Source]:
     return of
 
 
-def had(settings: Source, policy: RetryPolicy = QUICK) -> bytes:
+def had(settings: SourceParams, policy: RetryPolicy = QUICK) -> bytes:
     raw = raw_file(settings, "items", "Toys", policy)
     return raw.path.read_bytes() if raw.path else b"".join(raw.arriving())
 
@@ -88,7 +88,7 @@ FAULTS = {
 @pytest.mark.parametrize("mirror", [True, False])
 @pytest.mark.parametrize("name", FAULTS)
 def test_the_bytes_are_the_files_through_every_passing_fault(
-    hub: Hub, source: Callable[..., Source], name: str, mirror: bool, keep: bool
+    hub: Hub, source: Callable[..., SourceParams], name: str, mirror: bool, keep: bool
 ) -> None:
     fault = FAULTS[name]
     hub.faults.extend([None, fault, fault, None, fault])
@@ -96,7 +96,7 @@ def test_the_bytes_are_the_files_through_every_passing_fault(
     assert not hub.faults or name == "whole"  # which brings the rest at once
 
 
-def test_a_fault_that_stays_is_a_sentence_after_the_tries(hub: Hub, source: Callable[..., Source]) -> None:
+def test_a_fault_that_stays_is_a_sentence_after_the_tries(hub: Hub, source: Callable[..., SourceParams]) -> None:
     hub.faults.extend([hub_server.status(503)] * 4)
     with pytest.raises(UserError, match=rf"{ITEMS} cannot be read after 3 tries \(HTTP 503\); check that .*HF_TOKEN"):
         had(source(keep_raw=False))
@@ -107,7 +107,7 @@ def test_a_fault_that_stays_is_a_sentence_after_the_tries(hub: Hub, source: Call
 
 @pytest.mark.parametrize("headers", [{"Retry_After": "1"}, {"RateLimit": '"api";r=0;t=1'}, "date"])
 def test_a_server_is_left_alone_for_as_long_as_it_asks(
-    hub: Hub, source: Callable[..., Source], headers: dict[str, str] | str
+    hub: Hub, source: Callable[..., SourceParams], headers: dict[str, str] | str
 ) -> None:
     # Who does not wait has spent the tries before the server opens.
     given = {"Retry_After": hub_server.http_date(2)} if isinstance(headers, str) else headers
@@ -115,7 +115,7 @@ def test_a_server_is_left_alone_for_as_long_as_it_asks(
     assert had(source(keep_raw=False), RetryPolicy(max_attempts=2, first_wait=0.001)) == BODY
 
 
-def test_an_answer_that_ends_early_costs_a_try(hub: Hub, source: Callable[..., Source]) -> None:
+def test_an_answer_that_ends_early_costs_a_try(hub: Hub, source: Callable[..., SourceParams]) -> None:
     hub.faults.extend([hub_server.faint, hub_server.status(503), hub_server.status(503)])
     with pytest.raises(UserError, match="after 3 tries"):
         had(source(hub.cdn.url, keep_raw=False))
@@ -124,7 +124,9 @@ def test_an_answer_that_ends_early_costs_a_try(hub: Hub, source: Callable[..., S
         had(source(hub.cdn.url, keep_raw=False))
 
 
-def test_an_answer_that_breaks_off_is_asked_on_from_where_it_broke(hub: Hub, source: Callable[..., Source]) -> None:
+def test_an_answer_that_breaks_off_is_asked_on_from_where_it_broke(
+    hub: Hub, source: Callable[..., SourceParams]
+) -> None:
     hub.faults.append(hub_server.cut)
     had(source(hub.cdn.url))
     first, second, *_ = (tuple(map(int, asked.split("-"))) for asked in hub.ranges())
@@ -134,7 +136,7 @@ def test_an_answer_that_breaks_off_is_asked_on_from_where_it_broke(hub: Hub, sou
 
 @pytest.mark.parametrize("fault", [hub_server.changed, hub_server.grown])
 def test_a_file_that_changes_while_it_is_read_is_refused(
-    hub: Hub, source: Callable[..., Source], fault: Callable[..., None]
+    hub: Hub, source: Callable[..., SourceParams], fault: Callable[..., None]
 ) -> None:
     hub.faults.extend([None, fault])
     with pytest.raises(UserError, match=r"meta_Toys.jsonl changed while it was read: .*run again"):
@@ -144,7 +146,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_other_bytes_of_the_right_length_are_found_by_their_sha256(
-    hub: Hub, source: Callable[..., Source], keep: bool
+    hub: Hub, source: Callable[..., SourceParams], keep: bool
 ) -> None:
     hub.faults.extend([None, hub_server.corrupt])
     with pytest.raises(UserError, match=f"with sha256 .* should be {hashlib.sha256(BODY).hexdigest()}; run again"):
@@ -152,7 +154,9 @@ def test_other_bytes_of_the_right_length_are_found_by_their_sha256(
     assert had(source(keep_raw=keep)) == BODY  # not with what was wrong
 
 
-def test_a_kept_file_is_asked_once_and_one_not_kept_leaves_nothing(hub: Hub, source: Callable[..., Source]) -> None:
+def test_a_kept_file_is_asked_once_and_one_not_kept_leaves_nothing(
+    hub: Hub, source: Callable[..., SourceParams]
+) -> None:
     streamed = raw_file(source(keep_raw=False), "items", "Toys")
     assert (streamed.name, streamed.size, streamed.path) == (ITEMS, len(BODY), None)
     assert streamed.arriving is not None
@@ -166,11 +170,11 @@ def test_a_kept_file_is_asked_once_and_one_not_kept_leaves_nothing(hub: Hub, sou
     assert len(hub.ranges()) == asked
 
 
-def run(settings: Source, *code: str, **environment: str) -> subprocess.Popen[bytes]:
+def run(settings: SourceParams, *code: str, **environment: str) -> subprocess.Popen[bytes]:
     """Read the raw file in a process of its own, with HF_ENDPOINT as a user sets it."""
     script = (
-        "import sys, msgspec; from prep.core.params import Source; from prep import ranges, source;"
-        f"ranges.RANGE = 1 << 18; settings = msgspec.json.decode(sys.argv[1], type=Source);{';'.join(code)}"
+        "import sys, msgspec; from prep.core.params import SourceParams; from prep import ranges, source;"
+        f"ranges.RANGE = 1 << 18; settings = msgspec.json.decode(sys.argv[1], type=SourceParams);{';'.join(code)}"
     )
     return subprocess.Popen(
         [sys.executable, "-c", script, msgspec.json.encode(settings).decode()], stderr=subprocess.PIPE, cwd=ROOT,
@@ -179,7 +183,7 @@ def run(settings: Source, *code: str, **environment: str) -> subprocess.Popen[by
 
 
 @pytest.mark.parametrize("mirror", [True, False])
-def test_what_a_killed_run_had_is_not_asked_again(hub: Hub, source: Callable[..., Source], mirror: bool) -> None:
+def test_what_a_killed_run_had_is_not_asked_again(hub: Hub, source: Callable[..., SourceParams], mirror: bool) -> None:
     hub.faults.extend([None, None, lambda request, *_: request.connection.recv(1)])  # two ranges, then silence
     settings = source(hub.cdn.url if mirror else "", keep_raw=True)
     process = run(settings, 'source.raw_file(settings, "items", "Toys")', HF_ENDPOINT=hub.url)
@@ -196,7 +200,7 @@ def test_what_a_killed_run_had_is_not_asked_again(hub: Hub, source: Callable[...
 
 
 def test_the_token_goes_to_the_hub_alone_and_into_no_log(
-    hub: Hub, source: Callable[..., Source], caplog: pytest.LogCaptureFixture
+    hub: Hub, source: Callable[..., SourceParams], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     hub.faults.append(hub_server.status(503))
@@ -209,13 +213,13 @@ def test_the_token_goes_to_the_hub_alone_and_into_no_log(
     assert "hf_secret" not in caplog.text + str(caught.value) + repr(the_hub.remote(COMMIT, ITEMS))
 
 
-def test_every_url_holds_the_commit(hub: Hub, source: Callable[..., Source]) -> None:
+def test_every_url_holds_the_commit(hub: Hub, source: Callable[..., SourceParams]) -> None:
     had(source())
     assert all(COMMIT in asked.path for asked in hub.hub.asked if the_hub.REPO in asked.path)
 
 
 def test_the_end_of_each_file_is_one_line_with_bytes_time_and_rate(
-    hub: Hub, source: Callable[..., Source], caplog: pytest.LogCaptureFixture
+    hub: Hub, source: Callable[..., SourceParams], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "prep")
     had(source(keep_raw=False))
@@ -225,7 +229,7 @@ def test_the_end_of_each_file_is_one_line_with_bytes_time_and_rate(
     assert lines[0].endswith(" MB/s")
 
 
-def test_a_disk_without_room_is_said_before_anything_is_fetched(hub: Hub, source: Callable[..., Source]) -> None:
+def test_a_disk_without_room_is_said_before_anything_is_fetched(hub: Hub, source: Callable[..., SourceParams]) -> None:
     hub.announced[ITEMS] = 10**18
     for settings in (source(), source(hub.cdn.url)):
         with pytest.raises(UserError, match=r"needs 1,000,000,.* bytes more in .*EFFIMINI_STORE .*keep_raw: false"):
@@ -234,7 +238,7 @@ def test_a_disk_without_room_is_said_before_anything_is_fetched(hub: Hub, source
 
 
 def test_a_disk_that_fills_up_meanwhile_is_a_sentence(
-    hub: Hub, source: Callable[..., Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, source: Callable[..., SourceParams], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -270,7 +274,7 @@ def test_a_disk_that_fills_up_meanwhile_is_a_sentence(
     ],
 )
 def test_what_the_hub_refuses_is_one_sentence(
-    hub: Hub, source: Callable[..., Source], fault: Callable[..., None], sentence: str
+    hub: Hub, source: Callable[..., SourceParams], fault: Callable[..., None], sentence: str
 ) -> None:
     hub.api_faults.append(fault)
     with pytest.raises(UserError, match=sentence) as caught:
@@ -278,7 +282,9 @@ def test_what_the_hub_refuses_is_one_sentence(
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_not_there_or_may_not_be_read_is_a_sentence(hub: Hub, source: Callable[..., Source]) -> None:
+def test_a_file_that_is_not_there_or_may_not_be_read_is_a_sentence(
+    hub: Hub, source: Callable[..., SourceParams]
+) -> None:
     with pytest.raises(UserError, match=rf"no file raw/meta_categories/meta_Gone.jsonl at {COMMIT}; check"):
         raw_file(source(), "items", "Gone", QUICK)
     with pytest.raises(UserError, match=r"meta_Gone.jsonl answered 404; check source.location"):
@@ -288,7 +294,7 @@ def test_a_file_that_is_not_there_or_may_not_be_read_is_a_sentence(hub: Hub, sou
         had(source())
 
 
-def test_a_hub_that_does_not_answer_is_a_sentence(hub: Hub, source: Callable[..., Source]) -> None:
+def test_a_hub_that_does_not_answer_is_a_sentence(hub: Hub, source: Callable[..., SourceParams]) -> None:
     hub.api_faults.extend([hub_server.status(503)] * 2)
     assert had(source()) == BODY
     hub.api_faults.extend([hub_server.reset] * 3)
@@ -317,5 +323,5 @@ def test_the_download_has_the_same_bytes_from_wherever_it_comes(
             assert digests(tmp_path / str(number)) == digests(tmp_path / "demo")
 
 
-def test_the_hubs_images_come_from_their_own_host(source: Callable[..., Source]) -> None:
+def test_the_hubs_images_come_from_their_own_host(source: Callable[..., SourceParams]) -> None:
     assert locate(source(), "Toys").base == ""

@@ -9,12 +9,12 @@ from tokenizers import Tokenizer
 
 from prep.core import files, writers
 from shards import manifest, tokens
-from shards.manifest import Manifest, Shard, Source, Tokenised
+from shards.manifest import Manifest, Shard, Source, Tokenization
 from shards.tar import index_tar, write_tar
-from shards.tokens import Tokens
+from shards.tokens import TokenizationConfig
 
 MINILM = str(Path(__file__).parent.parent.parent / "effimini/minilm")
-HOW = Tokens(MINILM, ("title", "description"), 32)
+HOW = TokenizationConfig(MINILM, ("title", "description"), 32)
 SIDE = 16
 
 
@@ -26,12 +26,17 @@ def jpeg(number: int) -> bytes:
 
 
 def make_shards(
-    folder: Path, sizes: Mapping[str, Sequence[int]], category: str = "Made", how: Tokens = HOW, *, words: int = 6
+    folder: Path,
+    sizes: Mapping[str, Sequence[int]],
+    category: str = "Made",
+    how: TokenizationConfig = HOW,
+    *,
+    words: int = 6,
 ) -> Path:
     """Write ``folder/<category>`` with tars of the given sizes for each split; sample n has n in its key and count."""
     here = folder / category
     here.mkdir(parents=True)
-    tokenizer = tokens.load(how.name)
+    tokenizer = tokens.load_tokenizer(how.name)
     shards, number = [], 0
     for split, counts in sizes.items():
         for place, count in enumerate(counts):
@@ -44,10 +49,10 @@ def make_shards(
         category=category,
         source=Source("demo", ""),
         parameters={"sample": {"fraction": 1.0}, "images": {"resolution": SIDE}},
-        tokens=Tokenised(tokens.fingerprint(tokenizer), how.fields, how.max_tokens),
+        tokens=Tokenization(tokens.tokenizer_fingerprint(tokenizer), how.fields, how.max_tokens),
         shards=tuple(shards),
     )
-    writers.write_json(here / manifest.NAME, about)
+    writers.write_json(here / manifest.MANIFEST_FILE, about)
     return folder
 
 
@@ -69,7 +74,7 @@ def sample(number: int, category: str, words: int) -> tuple[dict[str, object], b
     return facts, jpeg(number)
 
 
-def seal(tar: Path, split: str, samples: int, how: Tokens, tokenizer: Tokenizer) -> Shard:
+def seal(tar: Path, split: str, samples: int, how: TokenizationConfig, tokenizer: Tokenizer) -> Shard:
     """Index a tar and return its line of the manifest."""
     index = tar.with_suffix(".arrow")
     index_tar(tar, index, how, tokenizer)

@@ -13,9 +13,9 @@ from huggingface_hub import DatasetCard
 
 from prep.core.errors import UserError
 from prep.core.params import Params
-from prep.core.tables.shards import FACTS
+from prep.core.tables.shards import METADATA_FIELDS
 from shards import card
-from shards.location import Location
+from shards.location import ShardLocation
 from shards.manifest import Manifest, Source
 
 SPLITS = ("train", "validation", "test")
@@ -32,8 +32,8 @@ def shards(
         run_to(make_params(), folder, "shard")
     location = located(folder / "shards")
     for category in location.categories():
-        card.write(folder / "shards" / category, location.manifest(category))
-    (folder / "shards" / card.NAME).write_text(card.of_location(location))
+        card.write_card(folder / "shards" / category, location.manifest(category))
+    (folder / "shards" / card.CARD_FILE).write_text(card.of_location(location))
     return folder / "shards"
 
 
@@ -45,8 +45,8 @@ def _offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def located(folder: Path) -> Location:
-    return Location(folder, 1, 1)
+def located(folder: Path) -> ShardLocation:
+    return ShardLocation(folder, 1, 1)
 
 
 def counts(*manifests: Manifest) -> dict[str, int]:
@@ -63,7 +63,7 @@ def changed(manifest: Manifest, **parameters: Any) -> Manifest:
 
 
 def written(*manifests: Manifest) -> str:
-    return card.card(manifests, {(m.category, split): 1 for m in manifests for split in SPLITS}, beside=False)
+    return card.dataset_card(manifests, {(m.category, split): 1 for m in manifests for split in SPLITS}, beside=False)
 
 
 @pytest.mark.parametrize("place", [".", "Demo_Kitchen", "Demo_Toys"])
@@ -78,7 +78,7 @@ def test_datasets_loads_the_splits_of_a_folder_by_its_card_alone(shards: Path, p
 
 @pytest.mark.parametrize("place", [".", "Demo_Toys"])
 def test_the_code_in_a_card_runs(shards: Path, place: str, tmp_path: Path) -> None:
-    snippets = re.findall(r"```python\n(.*?)```", (shards / place / card.NAME).read_text(), re.DOTALL)
+    snippets = re.findall(r"```python\n(.*?)```", (shards / place / card.CARD_FILE).read_text(), re.DOTALL)
     assert len(snippets) == 3
     for number, snippet in enumerate(snippets):
         script = tmp_path / f"{number}.py"
@@ -87,7 +87,7 @@ def test_the_code_in_a_card_runs(shards: Path, place: str, tmp_path: Path) -> No
 
 
 def test_the_header_is_the_hubs_and_the_counts_are_the_manifests(shards: Path) -> None:
-    loaded = DatasetCard.load(shards / "Demo_Toys" / card.NAME)
+    loaded = DatasetCard.load(shards / "Demo_Toys" / card.CARD_FILE)
     data = loaded.data.to_dict()
     assert data["size_categories"] == ["n<1K"]
     assert [f["split"] for f in data["configs"][0]["data_files"]] == list(SPLITS)
@@ -116,8 +116,8 @@ def pictured(folder: Path) -> dict[str, int]:
 
 def test_every_field_every_parameter_and_the_demo_are_told(shards: Path) -> None:
     for place in (".", "Demo_Toys"):
-        text = (shards / place / card.NAME).read_text()
-        assert all(f"| `{name}` |" in text for name in FACTS)
+        text = (shards / place / card.CARD_FILE).read_text()
+        assert all(f"| `{name}` |" in text for name in METADATA_FIELDS)
         for section, values in located(shards).manifest("Demo_Toys").parameters.items():
             assert all(f"| `{section}.{key}` |" in text for key in values)
         assert text.count("DEMO DATA: ") == 2  # in the name shown on the hub, and above everything else
@@ -125,11 +125,11 @@ def test_every_field_every_parameter_and_the_demo_are_told(shards: Path) -> None
 
 
 def test_the_same_shards_give_the_same_card(shards: Path) -> None:
-    before = {path: path.read_bytes() for path in sorted(shards.rglob(card.NAME))}
-    assert card.of_location(located(shards)).encode() == before[shards / card.NAME]
+    before = {path: path.read_bytes() for path in sorted(shards.rglob(card.CARD_FILE))}
+    assert card.of_location(located(shards)).encode() == before[shards / card.CARD_FILE]
     for category in located(shards).categories():
-        card.write(shards / category, located(shards).manifest(category))
-        assert (shards / category / card.NAME).read_bytes() == before[shards / category / card.NAME]
+        card.write_card(shards / category, located(shards).manifest(category))
+        assert (shards / category / card.CARD_FILE).read_bytes() == before[shards / category / card.CARD_FILE]
 
 
 def test_what_the_source_is_and_which_licence_it_states_depends_on_its_kind(shards: Path) -> None:
@@ -181,7 +181,7 @@ def test_the_command_prints_the_card_of_a_location(shards: Path, capsys: pytest.
 
     params = str(Path(__file__).parents[2] / "params.yaml")
     app(["card", str(shards), "--params", params], standalone_mode=False)
-    assert capsys.readouterr().out == (shards / card.NAME).read_text()
+    assert capsys.readouterr().out == (shards / card.CARD_FILE).read_text()
     app(["card", str(shards), "Demo_Toys", "--params", params], standalone_mode=False)
     assert "Demo_Kitchen" not in capsys.readouterr().out
     with pytest.raises(UserError, match=r"holds no <category>/manifest.json"):

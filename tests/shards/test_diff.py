@@ -18,8 +18,8 @@ from prep.core import writers
 from prep.core.errors import UserError
 from shards import tokens
 from shards.diff import Comparison, compare
-from shards.diff_table import table
-from shards.location import Location
+from shards.diff_table import comparison_table
+from shards.location import ShardLocation
 from shards.tar import write_tar
 from tests.shards.made import HOW, jpeg, make_shards, sample, seal
 
@@ -28,13 +28,13 @@ SIZES = {"train": [4, 3], "validation": [2], "test": [3]}
 
 def differ(old: Path, new: Path, **how: Any) -> dict[str, Any]:
     """Return what is printed as JSON."""
-    found = compare(*(Location(path, 10**9, 2) for path in (old, new)), **how)
+    found = compare(*(ShardLocation(path, 10**9, 2) for path in (old, new)), **how)
     return cast("dict[str, Any]", msgspec.to_builtins(found))
 
 
 def shown(result: dict[str, Any]) -> str:
     console = Console(width=160, file=StringIO())
-    console.print(table(msgspec.convert(result, Comparison)))
+    console.print(comparison_table(msgspec.convert(result, Comparison)))
     return console.file.getvalue()
 
 
@@ -50,7 +50,7 @@ def rewrite(folder: Path, tar: str, change: Callable[[int, dict[str, Any]], None
     path = folder / (to or tar)
     write_tar(path, [(facts, jpeg(number)) for number, (facts, _) in zip(numbers, samples, strict=True)])
     split = path.name.partition("-")[0]
-    line.update(msgspec.to_builtins(seal(path, split, len(samples), HOW, tokens.load(HOW.name))))
+    line.update(msgspec.to_builtins(seal(path, split, len(samples), HOW, tokens.load_tokenizer(HOW.name))))
     writers.write_json(folder / "manifest.json", about)
 
 

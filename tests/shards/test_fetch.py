@@ -49,7 +49,7 @@ def host():
 
 def parameters(mirror, images=None, **fetching):
     """Return the demo's parameters with another mirror and other limits."""
-    base = params.load(ROOT / "params.yaml")
+    base = params.load_params(ROOT / "params.yaml")
     asked = {"mirror": mirror, "connections": 4, "tries": 2, "timeout": 30.0, "refusals": 1000} | fetching
     return dataclasses.replace(
         base,

@@ -18,8 +18,8 @@ from effimini.cli import app
 from prep.core import files, writers
 from prep.core.params import Params
 from shards.images.pixels import BLANK
-from shards.lint import Rule, lint
-from shards.location import Location
+from shards.lint import LintRule, lint
+from shards.location import ShardLocation
 from tests.shards import damage
 from tests.shards.host import Host
 from tests.shards.made import jpeg
@@ -259,17 +259,21 @@ def test_a_fault_of_one_file_does_not_stop_the_reading_of_others_and_the_order_i
     found = json.loads(done.stdout)
     assert (done.exit_code, run(shards, "--json").stdout) == (1, done.stdout)
     of_one = [
-        ("test-000.tar", Rule.FILES),
-        (INDEX, Rule.BYTES),
-        (INDEX, Rule.INDEX),
-        ("validation-000.tar", Rule.BYTES),
+        ("test-000.tar", LintRule.FILES),
+        (INDEX, LintRule.BYTES),
+        (INDEX, LintRule.INDEX),
+        ("validation-000.tar", LintRule.BYTES),
     ]
-    told = [(fault["where"], fault["rule"]) for fault in found["faults"] if fault["rule"] not in {Rule.TAR, Rule.COUNT}]
-    assert [each for each in told if each[1] != Rule.MEMBERS] == [
+    told = [
+        (fault["where"], fault["rule"])
+        for fault in found["faults"]
+        if fault["rule"] not in {LintRule.TAR, LintRule.COUNT}
+    ]
+    assert [each for each in told if each[1] != LintRule.MEMBERS] == [
         *((f"Demo_Kitchen/{name}", rule) for name, rule in of_one),
-        (f"{HERE}/unknown.tar", Rule.FILES),
+        (f"{HERE}/unknown.tar", LintRule.FILES),
         *((f"{HERE}/{name}", rule) for name, rule in of_one),
-        ("Empty/manifest.json", Rule.MANIFEST),
+        ("Empty/manifest.json", LintRule.MANIFEST),
     ]
     assert found["shards"] == len([*shards.glob("*/*.arrow")])
 
@@ -288,8 +292,8 @@ def test_whatever_bytes_change_it_is_told_and_nothing_is_raised(shards: Path, mo
         for _ in range(draw.choice([1, 1, 20])):
             bad[draw.randrange(len(bad))] ^= draw.randrange(1, 256)
         damage.write(path, bytes(bad))
-        (found,) = [each for each in lint(Location(shards, 0, 1), [HERE]) if each.shards]
-        assert (f"{HERE}/{path.name}", Rule.BYTES) in [(fault.where, fault.rule) for fault in found.faults]
+        (found,) = [each for each in lint(ShardLocation(shards, 0, 1), [HERE]) if each.shards]
+        assert (f"{HERE}/{path.name}", LintRule.BYTES) in [(fault.where, fault.rule) for fault in found.faults]
         damage.write(path, good)
 
 

@@ -15,7 +15,7 @@ from shards import manifest
 from shards.images.pixels import decode
 from shards.loader import Loader
 from shards.stream import ShardDataset
-from shards.tokens import Tokens
+from shards.tokens import TokenizationConfig
 from tests.shards.made import HOW, SIDE, make_shards
 
 SIZES = {1: [37], 7: [5, 1, 9, 2, 11, 3, 8], 64: [i % 3 + 1 for i in range(64)]}
@@ -174,7 +174,7 @@ def test_an_image_of_another_size_or_behind_the_end_of_its_tar_is_damage(tmp_pat
     assert len(list(running)) == 3
     assert 8 <= len(running.damaged) <= 12
     assert all("the tar ends before it" in what for what in running.damaged)
-    path = tmp_path / "Made" / manifest.NAME
+    path = tmp_path / "Made" / manifest.MANIFEST_FILE
     about = files.read_json(path)
     about["parameters"]["images"]["resolution"] = 2 * SIDE
     writers.write_json(path, about)
@@ -212,7 +212,7 @@ def test_another_tokenizer_is_made_anew_in_the_store_and_said_once(
     tmp_path: Path, workers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_shards(tmp_path / "short", {"train": [5, 6]})
-    how = Tokens(HOW.name, ("description",), 9)
+    how = TokenizationConfig(HOW.name, ("description",), 9)
     make_shards(tmp_path / "long", {"train": [5, 6]}, how=how)
     with caplog.at_level("INFO"):
         dataset = ShardDataset(tmp_path / "short", ["Made"], "train", how)

@@ -10,13 +10,13 @@ import torch
 from prep.core.errors import UserError
 from shards import manifest
 from shards.lint import lint
-from shards.location import Location
+from shards.location import ShardLocation
 from shards.stream import ShardDataset
 from tests.shards.made import SIDE, make_shards
 
 
 def rewrite(folder: Path, **changes: object) -> None:
-    path = folder / "Made" / manifest.NAME
+    path = folder / "Made" / manifest.MANIFEST_FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
@@ -27,7 +27,7 @@ def test_shards_of_format_2_are_read_as_before(tmp_path: Path) -> None:
     old = ShardDataset(folder, ["Made"], "train")
     assert (old.shards.image_size, old.keys, old.fingerprint) == (SIDE, now.keys, now.fingerprint)
     assert torch.equal(old.batch(np.arange(3), 3).images, now.batch(np.arange(3), 3).images)
-    assert [fault for found in lint(Location(folder, 10**9, 4)) for fault in found.faults] == []
+    assert [fault for found in lint(ShardLocation(folder, 10**9, 4)) for fault in found.faults] == []
 
 
 @pytest.mark.parametrize("form", [1, manifest.FORMAT + 1, None])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.prefetch import AHEAD, ahead
+from shards.prefetch import DEPTH, prefetch
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,7 +29,7 @@ def maker(name: int, made: list[tuple[int, int, str]]) -> Callable[[int], int]:
 def test_values_come_in_order_each_made_by_one_thread_in_turn(threads: int) -> None:
     made: list[tuple[int, int, str]] = []
     steps = range(3, 40)
-    assert list(ahead([maker(name, made) for name in range(threads)], steps)) == [step * step for step in steps]
+    assert list(prefetch([maker(name, made) for name in range(threads)], steps)) == [step * step for step in steps]
     assert sorted(step for _, step, _ in made) == list(steps)
     assert all((step - 3) % threads == name for name, step, _ in made)
     assert len({thread for *_, thread in made}) == len({(name, thread) for name, _, thread in made}) == threads
@@ -37,11 +37,11 @@ def test_values_come_in_order_each_made_by_one_thread_in_turn(threads: int) -> N
 
 def test_no_thread_is_farther_ahead_than_it_may_be() -> None:
     made: list[tuple[int, int, str]] = []
-    values = ahead([maker(0, made), maker(1, made)], range(100))
+    values = prefetch([maker(0, made), maker(1, made)], range(100))
     for taken in range(10):
         next(values)
         time.sleep(0.02)
-        assert len(made) == taken + 2 * AHEAD
+        assert len(made) == taken + 2 * DEPTH
 
 
 def test_an_error_comes_where_its_value_would() -> None:
@@ -50,7 +50,7 @@ def test_an_error_comes_where_its_value_would() -> None:
             raise ValueError("five")
         return step
 
-    values = ahead([make, make], range(9))
+    values = prefetch([make, make], range(9))
     assert [next(values) for _ in range(5)] == list(range(5))
     with pytest.raises(ValueError, match="five"):
         next(values)
@@ -58,7 +58,7 @@ def test_an_error_comes_where_its_value_would() -> None:
 
 def test_threads_end_when_nobody_asks_any_more() -> None:
     before = threading.active_count()
-    values = ahead([maker(0, []), maker(1, [])], range(100))
+    values = prefetch([maker(0, []), maker(1, [])], range(100))
     next(values)
     assert threading.active_count() == before + 2
     values.close()
@@ -68,8 +68,8 @@ def test_threads_end_when_nobody_asks_any_more() -> None:
 def test_a_thread_that_waits_for_ever_does_not_keep_the_process() -> None:
     script = """
 import threading
-from shards.prefetch import ahead
-values = ahead([lambda step: step and threading.Event().wait()], range(9))
+from shards.prefetch import prefetch
+values = prefetch([lambda step: step and threading.Event().wait()], range(9))
 print(next(values))
 """
     words = [sys.executable, "-c", script]

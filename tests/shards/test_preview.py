@@ -21,7 +21,7 @@ from prep.core.errors import UserError
 from prep.core.params import Params
 from prep.weights import read_weights, sample_weights
 from shards import preview, shard
-from shards.location import Location, mapped
+from shards.location import ShardLocation, mapped
 from shards.reader import Index
 from tests.conftest import Visit
 
@@ -42,7 +42,7 @@ def shards(
 
 
 def page(shards: Path, *args: Any, **options: Any) -> str:
-    return preview.page(Location(shards, 1, 1), *args, **options)
+    return preview.preview_page(ShardLocation(shards, 1, 1), *args, **options)
 
 
 def facts_of(folder: Path) -> dict[str, dict[str, Any]]:

@@ -18,7 +18,7 @@ from filelock import FileLock
 from prep.core import files
 from prep.core.errors import UserError
 from shards import location
-from shards.cache import Cache, Damaged, _sizes
+from shards.cache import Cache, Damaged, _cached_sizes
 from shards.loader import Loader
 from shards.stream import ShardDataset
 from tests.shards.host import Host
@@ -189,7 +189,7 @@ def fill(folder: Path, limit: int, numbers: list[int], log: Path) -> None:
             assert found == content(number)
             break
         with FileLock(folder / "room.lock"):  # or the sum would be of files that were never there together
-            assert sum(size for _, size, _ in _sizes(folder)) <= limit
+            assert sum(size for _, size, _ in _cached_sizes(folder)) <= limit
 
 
 def sha(number: int) -> str:
@@ -282,7 +282,7 @@ def test_batches_over_s3_are_those_of_the_folder(
     system.mkdir(bucket)
     system.put(str(made / "Made"), f"{bucket}/films/Made", recursive=True)
     assert read(f"s3://{bucket}/films", workers) == read(made)
-    assert location.Location(f"s3://{bucket}/films", 1, 1).categories() == ["Made"]
+    assert location.ShardLocation(f"s3://{bucket}/films", 1, 1).categories() == ["Made"]
     with pytest.raises(UserError, match=f"s3://{bucket}/none/Made/manifest.json does not exist"):
         ShardDataset(f"s3://{bucket}/none", ["Made"], "train")
 
@@ -292,7 +292,7 @@ def test_a_download_that_became_whole_while_the_folder_was_listed_counts_once(tm
     for number in (1, 2):
         (tmp_path / f"{sha(number)}.1000.partial").touch()
     (tmp_path / "abc.lock").touch()
-    assert [(size, path.name) for _, size, path in _sizes(tmp_path)] == [
+    assert [(size, path.name) for _, size, path in _cached_sizes(tmp_path)] == [
         (1000, f"{sha(2)}.1000.partial"),
         (1000, sha(1)),
     ]

@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.sampler import Epoch, Samples, rank_share
+from shards.sampler import EpochSampler, SampleNumbers, rank_slice
 
 SIZES = {1: [37], 7: [5, 1, 9, 2, 11, 3, 8], 64: [(7 * i) % 11 + 1 for i in range(64)]}
 
 
-def lengths(samples: Samples) -> Samples:
+def lengths(samples: SampleNumbers) -> SampleNumbers:
     return samples * 7919 % 97
 
 
@@ -23,22 +23,22 @@ def test_each_sample_once_and_even_batches_on_any_ranks(
     shards: int, world: int, batch_size: int, pool: int, seed: int | None
 ) -> None:
     sizes = SIZES[shards]
-    epoch = Epoch(sizes, batch_size=batch_size, seed=seed, pool=pool, lengths=lengths, window=3)
+    epoch = EpochSampler(sizes, batch_size=batch_size, seed=seed, pool=pool, lengths=lengths, window=3)
     steps = [epoch[step] for step in range(len(epoch))]
     assert sorted(np.concatenate(steps)) == list(range(sum(sizes)))
     sizes_of_steps = [len(step) for step in steps]
     assert max(sizes_of_steps) <= batch_size
     assert max(sizes_of_steps) - min(sizes_of_steps) <= 1
     for step in steps:
-        shares = [rank_share(step, rank, world) for rank in range(world)]
+        shares = [rank_slice(step, rank, world) for rank in range(world)]
         assert sorted(np.concatenate(shares)) == sorted(step)
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 @pytest.mark.parametrize("pool", [1, 3])
 def test_a_step_is_the_same_without_the_steps_before_it(pool: int) -> None:
-    def epoch() -> Epoch:
-        return Epoch(SIZES[64], batch_size=7, seed=5, epoch=2, pool=pool, lengths=lengths, window=4)
+    def epoch() -> EpochSampler:
+        return EpochSampler(SIZES[64], batch_size=7, seed=5, epoch=2, pool=pool, lengths=lengths, window=4)
 
     in_turn = [tuple(step) for step in (epoch()[s] for s in range(len(epoch())))]
     at_random = epoch()
@@ -48,7 +48,7 @@ def test_a_step_is_the_same_without_the_steps_before_it(pool: int) -> None:
 
 def test_another_epoch_or_seed_gives_another_order_and_the_same_gives_the_same() -> None:
     def order(seed: int, epoch: int) -> tuple[int, ...]:
-        drawn = Epoch(SIZES[7], batch_size=4, seed=seed, epoch=epoch)
+        drawn = EpochSampler(SIZES[7], batch_size=4, seed=seed, epoch=epoch)
         return tuple(int(sample) for step in range(len(drawn)) for sample in drawn[step])
 
     orders = {(s, e): order(s, e) for s in range(3) for e in range(3)}
@@ -57,13 +57,13 @@ def test_another_epoch_or_seed_gives_another_order_and_the_same_gives_the_same()
 
 
 def test_without_a_seed_the_order_is_that_of_the_shards() -> None:
-    epoch = Epoch(SIZES[7], batch_size=5, seed=None)
+    epoch = EpochSampler(SIZES[7], batch_size=5, seed=None)
     assert [int(s) for step in range(len(epoch)) for s in epoch[step]] == list(range(sum(SIZES[7])))
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 8))
 def test_reads_stay_within_a_window_of_shards(sizes: list[int], window: int) -> None:
-    epoch = Epoch(sizes, batch_size=1, seed=0, window=window)
+    epoch = EpochSampler(sizes, batch_size=1, seed=0, window=window)
     samples = np.array([epoch[step][0] for step in range(len(epoch))])
     shard = np.repeat(np.arange(len(sizes)), sizes)[samples]
     assert sorted(samples) == list(range(sum(sizes)))
@@ -77,14 +77,14 @@ def test_reads_stay_within_a_window_of_shards(sizes: list[int], window: int) -> 
 
 @pytest.mark.parametrize("pool", [1, 4])
 def test_what_is_said_to_be_read_around_a_step_is_read(pool: int) -> None:
-    epoch = Epoch(SIZES[64], batch_size=7, seed=1, pool=pool, lengths=lengths, window=4)
+    epoch = EpochSampler(SIZES[64], batch_size=7, seed=1, pool=pool, lengths=lengths, window=4)
     shard = np.repeat(np.arange(64), SIZES[64])
     for step in range(len(epoch)):
         assert set(shard[epoch[step]]) <= set(epoch.shards_of(step))
 
 
 def test_samples_of_a_window_are_mixed() -> None:
-    epoch = Epoch([500, 500], batch_size=500, seed=3)
+    epoch = EpochSampler([500, 500], batch_size=500, seed=3)
     assert 200 < (epoch[0] < 500).sum() < 300
 
 
@@ -92,11 +92,12 @@ def test_a_pool_makes_batches_of_like_length_in_no_order_of_length() -> None:
     random = np.random.default_rng(0)
     long = random.integers(10, 257, 6400)
     drawn, pooled = (
-        Epoch([640] * 10, batch_size=64, seed=0, pool=pool, lengths=lambda samples: long[samples]) for pool in (1, 50)
+        EpochSampler([640] * 10, batch_size=64, seed=0, pool=pool, lengths=lambda samples: long[samples])
+        for pool in (1, 50)
     )
     steps = range(len(drawn))
 
-    def padding(epoch: Epoch) -> float:
+    def padding(epoch: EpochSampler) -> float:
         return 1 - long.sum() / sum(long[epoch[s]].max() * len(epoch[s]) for s in steps)
 
     assert padding(pooled) < 0.05

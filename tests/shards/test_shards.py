@@ -15,7 +15,7 @@ from prep.core.errors import UserError
 from prep.core.files import read_json
 from prep.core.params import Params
 from prep.core.tables.sample import SAMPLE, TEXTS
-from prep.core.tables.shards import FACTS, Facts
+from prep.core.tables.shards import METADATA_FIELDS, SampleMetadata
 from shards import shard, stream
 from shards.images.pixels import decode
 
@@ -39,9 +39,9 @@ def names(folder: Path) -> list[str]:
 
 def test_the_facts_are_columns_of_the_sample_of_their_types_and_whether_there_is_an_image() -> None:
     types = {pa.string(): str, pa.float64(): float, pa.int64(): int}
-    assert set(TEXTS) < set(FACTS)
-    columns = {name: types[SAMPLE.field(name).type] for name in FACTS if name != "has_image"}
-    assert get_type_hints(Facts) == columns | {"has_image": bool}
+    assert set(TEXTS) < set(METADATA_FIELDS)
+    columns = {name: types[SAMPLE.field(name).type] for name in METADATA_FIELDS if name != "has_image"}
+    assert get_type_hints(SampleMetadata) == columns | {"has_image": bool}
 
 
 def test_webdataset_reads_the_tars_as_they_are(data: Path) -> None:
@@ -54,7 +54,7 @@ def test_webdataset_reads_the_tars_as_they_are(data: Path) -> None:
     assert len(seen) == expected
     for key, facts, jpeg in seen:
         assert facts["parent_asin"] == key
-        assert tuple(facts) == FACTS
+        assert tuple(facts) == METADATA_FIELDS
         assert None not in facts.values()
         assert decode(jpeg).shape == ((32, 32, 3) if facts["has_image"] else (1, 1, 3))
 

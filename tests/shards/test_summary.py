@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 from effimini.cli import app
 from prep.core import files
 from prep.core.errors import UserError
-from shards.location import Location
+from shards.location import ShardLocation
 from shards.manifest import FORMAT
-from shards.summary import Summary, summarise, table
-from shards.tokens import Tokens
+from shards.summary import Summary, summarise, summary_table
+from shards.tokens import TokenizationConfig
 from tests.shards import damage
 from tests.shards.made import HOW, SIDE, make_shards, sample
 
@@ -32,7 +32,7 @@ def made(tmp_path: Path) -> Path:
 
 def printed(folder: Path) -> str:
     console = Console(width=80, file=io.StringIO(), record=True)
-    console.print(table(summarise(Location(folder, 0, 1))))
+    console.print(summary_table(summarise(ShardLocation(folder, 0, 1))))
     return console.export_text()
 
 
@@ -41,7 +41,7 @@ def test_the_numbers_are_those_of_the_samples(made: Path) -> None:
     damage.set_facts(tar, 0, has_image=False)
     damage.index(tar)
     damage.reseal(made / "One")
-    found = summarise(Location(made, 0, 1))
+    found = summarise(ShardLocation(made, 0, 1))
     numbers = {("One", "test"): range(3), ("One", "train"): range(3, 12), ("Two", "train"): range(2)}
     assert [(row.category, row.split) for row in found.splits] == list(numbers)
     everything = [n for own in numbers.values() for n in own]
@@ -59,7 +59,7 @@ def test_the_numbers_are_those_of_the_samples(made: Path) -> None:
 
 
 def test_what_they_were_made_with_is_told_and_what_differs_apart(made: Path) -> None:
-    (alike,) = summarise(Location(made, 0, 1)).made
+    (alike,) = summarise(ShardLocation(made, 0, 1)).made
     tokenizer = files.read_json(made / "One/manifest.json")["tokens"]["tokenizer"]
     assert msgspec.to_builtins(alike) == {
         "categories": ["One", "Two"],
@@ -75,8 +75,8 @@ def test_what_they_were_made_with_is_told_and_what_differs_apart(made: Path) -> 
     text = printed(made)
     assert tokenizer[:12] in text
     assert "made alike" not in text
-    make_shards(made, {"train": [2]}, "Three", Tokens(HOW.name, ("title",), 8))
-    made_apart = [each.categories for each in summarise(Location(made, 0, 1)).made]
+    make_shards(made, {"train": [2]}, "Three", TokenizationConfig(HOW.name, ("title",), 8))
+    made_apart = [each.categories for each in summarise(ShardLocation(made, 0, 1)).made]
     assert made_apart == [["One", "Two"], ["Three"]]
     assert "title; at most 8 tokens" in printed(made)
 
@@ -93,7 +93,7 @@ def test_demo_data_is_called_so_and_other_data_is_not(made: Path) -> None:
 def test_the_command_prints_json_of_the_categories_asked_for(made: Path) -> None:
     params = ["--params", str(ROOT / "params.yaml")]
     done = CliRunner().invoke(app, ["info", str(made), "Two", "--json", *params])
-    assert msgspec.json.decode(done.stdout, type=Summary) == summarise(Location(made, 0, 1), ["Two"])
+    assert msgspec.json.decode(done.stdout, type=Summary) == summarise(ShardLocation(made, 0, 1), ["Two"])
     assert "One" in CliRunner().invoke(app, ["info", str(made), *params]).stdout
 
 
@@ -101,12 +101,12 @@ def test_an_index_that_is_absent_or_none_is_a_sentence(made: Path) -> None:
     index = made / "One/train-001.arrow"
     index.write_bytes(b"none")
     with pytest.raises(UserError, match=r"One/train-001.arrow cannot be read \(.*\); run `dvc checkout`"):
-        summarise(Location(made, 0, 1))
+        summarise(ShardLocation(made, 0, 1))
     index.unlink()
     with pytest.raises(UserError, match=r"One/train-001.arrow cannot be read"):
-        summarise(Location(made, 0, 1))
+        summarise(ShardLocation(made, 0, 1))
     with pytest.raises(UserError, match="holds no <category>/manifest.json"):
-        summarise(Location(made / "nowhere", 0, 1))
+        summarise(ShardLocation(made / "nowhere", 0, 1))
 
 
 def test_no_torch_is_imported() -> None:

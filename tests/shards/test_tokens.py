@@ -13,7 +13,7 @@ MINILM = ROOT / "effimini/minilm"
 
 
 def test_ids_start_and_end_with_the_special_tokens_and_are_truncated() -> None:
-    tokenizer = tokens.load(str(MINILM))
+    tokenizer = tokens.load_tokenizer(str(MINILM))
     first, last = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
     short, long = tokens.encode(tokenizer, ["Kettle", "kettle " * 50], 12)
     assert short == [first, tokenizer.token_to_id("kettle"), last]
@@ -22,37 +22,41 @@ def test_ids_start_and_end_with_the_special_tokens_and_are_truncated() -> None:
 
 
 def test_encoding_leaves_the_fingerprint_alone() -> None:
-    tokenizer = tokens.load(str(MINILM))
-    before = tokens.fingerprint(tokenizer)
+    tokenizer = tokens.load_tokenizer(str(MINILM))
+    before = tokens.tokenizer_fingerprint(tokenizer)
     tokens.encode(tokenizer, ["a"], 8)
-    assert tokens.fingerprint(tokenizer) == before == tokens.fingerprint(tokens.load(str(MINILM)))
+    assert (
+        tokens.tokenizer_fingerprint(tokenizer)
+        == before
+        == tokens.tokenizer_fingerprint(tokens.load_tokenizer(str(MINILM)))
+    )
 
 
 def test_a_folder_with_only_a_vocabulary_gives_the_same_ids(tmp_path: Path) -> None:
-    whole = tokens.load(str(MINILM))
+    whole = tokens.load_tokenizer(str(MINILM))
     pieces = sorted(whole.get_vocab(), key=whole.get_vocab().__getitem__)
     (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
     shutil.copy(MINILM / "tokenizer_config.json", tmp_path)
     texts = ["Main category: Kitchen\nTitle: Sturdy KETTLE, caf\u00e9", ""]
-    assert tokens.encode(tokens.load(str(tmp_path)), texts, 32) == tokens.encode(whole, texts, 32)
+    assert tokens.encode(tokens.load_tokenizer(str(tmp_path)), texts, 32) == tokens.encode(whole, texts, 32)
 
 
 def test_a_vocabulary_that_keeps_capitals_is_not_lower_cased(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nKettle\n")
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
-    assert tokens.encode(tokens.load(str(tmp_path)), ["Kettle kettle"], 8) == [[2, 5, 1, 3]]
+    assert tokens.encode(tokens.load_tokenizer(str(tmp_path)), ["Kettle kettle"], 8) == [[2, 5, 1, 3]]
 
 
 def test_what_is_no_tokenizer_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"neither tokenizer\.json nor vocab\.txt"):
-        tokens.load(str(tmp_path))
+        tokens.load_tokenizer(str(tmp_path))
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="is no tokenizer"):
-        tokens.load(str(tmp_path))
+        tokens.load_tokenizer(str(tmp_path))
     with pytest.raises(UserError, match="is no folder here and the hub does not give"):
-        tokens.load("no/such/folder")
+        tokens.load_tokenizer("no/such/folder")
 
 
 def test_no_torch_is_imported() -> None:
-    code = "import sys; from shards import tokens; tokens.load('effimini/minilm'); assert 'torch' not in sys.modules"
+    code = "import sys; from shards.tokens import load_tokenizer; load_tokenizer('effimini/minilm'); assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False).returncode == 0

@@ -52,7 +52,7 @@ def test_twins_are_listed_with_the_nearest_of_another_split(tmp_path: Path) -> N
             "B/test": [row("E3", saved(3))],
         },
     )
-    found, measured = near_duplicates.find(tmp_path, ["A", "B"])
+    found, measured = near_duplicates.find_near_duplicates(tmp_path, ["A", "B"])
     assert measured == 6
     named = found[["split", "category", "parent_asin", "twin_split", "twin_category", "twin_asin", "same_file"]]
     assert named.to_numpy().tolist() == [
@@ -60,20 +60,22 @@ def test_twins_are_listed_with_the_nearest_of_another_split(tmp_path: Path) -> N
         ["test", "A", "E2", "train", "A", "T2", False],
         ["test", "B", "E3", "train", "B", "T3", False],
     ]
-    assert found["bits"].max() <= near_duplicates.NEAR
+    assert found["bits"].max() <= near_duplicates.MAX_BITS
 
 
 @pytest.mark.parametrize(("share", "passes"), [(0.49, False), (0.5, True)])
 def test_the_budget_decides(tmp_path: Path, share: float, passes: bool) -> None:
     write(tmp_path, {"A/train-00": [row("T1", saved(1))], "A/test": [row("E1", saved(1)), row("E2", saved(2))]})
-    verdict = near_duplicates.verdict(*near_duplicates.find(tmp_path, ["A"]), Limits(quiet=0.0, most=share))
+    verdict = near_duplicates.verdict(
+        *near_duplicates.find_near_duplicates(tmp_path, ["A"]), Limits(quiet=0.0, most=share)
+    )
     assert verdict.passed is passes
     assert verdict.examples == ("A/E1 (test) like A/T1 (train)",)
 
 
 def test_no_images_have_no_twins(tmp_path: Path) -> None:
     write(tmp_path, {"A/train-00": [], "A/test": []})
-    found, measured = near_duplicates.find(tmp_path, ["A"])
+    found, measured = near_duplicates.find_near_duplicates(tmp_path, ["A"])
     assert (len(found), measured) == (0, 0)
     assert near_duplicates.verdict(found, measured, Limits(quiet=0.0, most=0.0)).passed
 
@@ -85,7 +87,7 @@ def test_the_nearest_is_that_of_comparing_all(data: st.DataObject, ours: list[in
     near, bits = near_duplicates._nearest(np.array(ours, np.uint64), np.array(theirs, np.uint64))
     for mine, place, distance in zip(ours, near.tolist(), bits.tolist(), strict=True):
         distances = [(mine ^ other).bit_count() for other in theirs]
-        if min(distances) <= near_duplicates.NEAR:
+        if min(distances) <= near_duplicates.MAX_BITS:
             assert (distance, place) == (min(distances), distances.index(min(distances)))
         else:
-            assert distance > near_duplicates.NEAR
+            assert distance > near_duplicates.MAX_BITS

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from validation import columns, links
-from validation.suites import INPUT, Suite
+from validation.suites import PREDICT_INPUT_SUITE, Suite
 from validation.verdicts import Verdict
 
 ITEMS = 200
@@ -21,7 +21,7 @@ GROUPS = pa.table(
 )
 SAMPLES = GROUPS.slice(0, 150).append_column("split", [["test" if n in {40, 77} else "train" for n in range(150)]])
 OTHER_GROUPS = GROUPS.set_column(1, "group", [["B" if n in {3, 140} else f"B{n - n % 3:09d}" for n in range(ITEMS)]])
-KEYED = Suite(pa.schema([("parent_asin", pa.string())]), ("parent_asin",), INPUT.key, ())
+KEYED = Suite(pa.schema([("parent_asin", pa.string())]), ("parent_asin",), PREDICT_INPUT_SUITE.key, ())
 REPEATED = pa.concat_tables([GROUPS, GROUPS.slice(11, 1), GROUPS.slice(5, 1), GROUPS.slice(5, 1)]).select(
     ["parent_asin"]
 )
@@ -31,7 +31,7 @@ CHECKS: dict[str, tuple[Callable[[], Verdict], int]] = {
     "groups_of": (lambda: links.groups_of(SAMPLES, OTHER_GROUPS), 2),
     "one_split": (lambda: links.one_split(SAMPLES, "group"), 2),
     "same_items": (lambda: links.same_items("a", "b", GROUPS["parent_asin"], SAMPLES["parent_asin"]), 50),
-    "unique": (lambda: columns.check("keys", KEYED, [REPEATED])[-1], 3),
+    "unique": (lambda: columns.check_columns("keys", KEYED, [REPEATED])[-1], 3),
 }
 
 
@@ -40,7 +40,7 @@ def test_parts_of_any_size_give_the_same_verdict(name: str, monkeypatch: pytest.
     check, wrong = CHECKS[name]
     whole = check()
     assert whole.unexpected == wrong
-    monkeypatch.setattr(columns, "PART", 7)
+    monkeypatch.setattr(columns, "ROWS_PER_PART", 7)
     in_parts = check()
     if name == "same_items":  # of 50 that are missing the first five are shown, whichever they are
         assert {*whole.examples, *in_parts.examples} <= {f"B{n:09d} (missing)" for n in range(150, ITEMS)}
@@ -49,7 +49,7 @@ def test_parts_of_any_size_give_the_same_verdict(name: str, monkeypatch: pytest.
 
 
 def test_equal_keys_are_in_the_same_part_of_each_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(columns, "PART", 30)
+    monkeypatch.setattr(columns, "ROWS_PER_PART", 30)
     parts = list(columns.by_key("parent_asin", GROUPS, SAMPLES))
     assert len(parts) == 7
     assert max(one.num_rows for one, _ in parts) < 60

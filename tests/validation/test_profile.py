@@ -19,7 +19,9 @@ from validation import columns, profile
 def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Two files of images, of 500 rows in all."""
     rng = np.random.default_rng(0)
-    monkeypatch.setitem(profile.COLUMNS, "small", {"stars": 0.01, "count": 1, "time": 86_400_000, "size of text": 1})
+    monkeypatch.setitem(
+        profile.PROFILED_COLUMNS, "small", {"stars": 0.01, "count": 1, "time": 86_400_000, "size of text": 1}
+    )
     frame = pd.DataFrame(
         {
             "stars": rng.integers(10, 51, 500) / 10,
@@ -65,7 +67,7 @@ def test_no_rows_and_no_values_have_a_profile(written: list[Path], tmp_path: Pat
     pq.write_table(empty, tmp_path / "empty.parquet")
     found = profile.profile("small", "A", [tmp_path / "empty.parquet"]).set_index("column")
     assert found.loc["stars", "absent"] == 1
-    assert profile.moves(nothing, nothing)["moved"].tolist() == [0.0] * 5
+    assert profile.compare_profiles(nothing, nothing)["moved"].tolist() == [0.0] * 5
 
 
 @given(st.floats(-5, 5), st.floats(0, 0.5))
@@ -74,7 +76,7 @@ def test_a_move_is_told_in_parts_of_the_accepted_range(shift: float, lost: float
     was = pd.DataFrame([dict(zip(profile.KEY, ("items", "A", "stars"), strict=True)) | numbers])
     was = was.assign(q75=3.5, q95=4, highest=5)[profile.NAMES]
     now = was.assign(q75=3.5 + shift, absent=0.1 + lost)
-    (found, share) = profile.moves(now, was).to_dict("records")
+    (found, share) = profile.compare_profiles(now, was).to_dict("records")
     assert found["moved"] == pytest.approx(max(abs(shift) / 2, lost))
     assert share["moved"] == 0
 
@@ -86,18 +88,18 @@ def test_the_share_of_a_category_drifts_and_another_fraction_does_not() -> None:
             [{"table": "items", "category": c, "column": "stars", "rows": n} | numbers for c, n in rows.items()]
         )
 
-    moved = profile.moves(of(A=200, B=200), of(A=100, B=100))
+    moved = profile.compare_profiles(of(A=200, B=200), of(A=100, B=100))
     assert moved["moved"].max() == 0
-    moved = profile.moves(of(A=300, B=100, New=50), of(A=100, B=100))
+    moved = profile.compare_profiles(of(A=300, B=100, New=50), of(A=100, B=100))
     assert moved["moved"].max() == pytest.approx(0.25)
     warned, stopped = profile.drift(moved, Limits(quiet=0.2, most=0.3))
     assert (warned.level, stopped.level) == ("warn", "pass")
     assert warned.examples[0] == "A rows (share of the table's 0.75, accepted 0.5)"
-    assert profile.fresh(of(A=1, New=2), of(A=1)) == ["items New"]
+    assert profile.new_columns(of(A=1, New=2), of(A=1)) == ["items New"]
 
 
 def test_what_is_no_profile_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "accepted.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match=r"accepted.csv is no profile \(no column table\); run `effimini accept`"):
-        profile.read(tmp_path / "accepted.csv")
-    assert profile.read(tmp_path / "none.csv").empty
+        profile.read_profile(tmp_path / "accepted.csv")
+    assert profile.read_profile(tmp_path / "none.csv").empty

@@ -12,10 +12,10 @@ import pytest
 
 from tests.validation import tree
 from validation import columns
-from validation.suites import INPUT, Rule, Suite, suite
+from validation.suites import PREDICT_INPUT_SUITE, Rule, Suite, suite
 from validation.suites import SUITES as DECLARED
 
-SUITES = {name: suite(name, tree.small_params(), tree.ONE) for name in DECLARED} | {"input": INPUT}
+SUITES = {name: suite(name, tree.small_params(), tree.ONE) for name in DECLARED} | {"input": PREDICT_INPUT_SUITE}
 # A file of each suite's table in the clean tree; the largest part where there are several.
 FILES = {
     "items": f"raw/{tree.ONE}/items-000.parquet",
@@ -38,7 +38,7 @@ def _set(row: dict[str, Any], column: str, value: float) -> None:
     if not column.startswith(columns.SIZE):
         row[column] = value
         return
-    for part in columns.parts(column):
+    for part in columns.source_columns(column):
         row[part] = (row[part][:1] if isinstance(row[part], list) else "x") * int(value)
 
 
@@ -71,7 +71,7 @@ def copied(path: Path, folder: Path) -> Path:
 
 
 def failed(table: str, path: Path) -> list[str]:
-    return [v.expectation for v in columns.check(table, SUITES[table], [path]) if not v.passed]
+    return [v.expectation for v in columns.check_columns(table, SUITES[table], [path]) if not v.passed]
 
 
 def broken(table: str, path: Path, rules: Sequence[Rule], corrupt: Callable[[dict[str, Any], Rule], None]) -> None:
@@ -79,7 +79,7 @@ def broken(table: str, path: Path, rules: Sequence[Rule], corrupt: Callable[[dic
 
     def change(rows: list[dict[str, Any]]) -> None:
         used = [
-            columns.parts(column)
+            columns.source_columns(column)
             for rule in SUITES[table].rules
             for column in rule.columns
             if "ToBeNull" not in rule.kind
@@ -90,7 +90,7 @@ def broken(table: str, path: Path, rules: Sequence[Rule], corrupt: Callable[[dic
             corrupt(row, rule)
 
     tree.edit(path, change)
-    found = {verdict.expectation: verdict for verdict in columns.check(table, SUITES[table], [path])}
+    found = {verdict.expectation: verdict for verdict in columns.check_columns(table, SUITES[table], [path])}
     rows = read(table, path).to_pylist()
     for row, rule in zip(rows, rules, strict=True):
         too = sum(of_null(other, rule) for other in rules)
@@ -107,7 +107,11 @@ def of_null(other: Rule, rule: Rule) -> bool:
     """Tell whether the null that breaks `other` is a text or list of size 0 to `rule`."""
     missing = {other.arguments.get("column")} if other.kind == "ExpectColumnValuesToNotBeNull" else set()
     (column,) = rule.columns[:1]
-    return column.startswith(columns.SIZE) and {*columns.parts(column)} == missing and rule.arguments["min_value"] == 1
+    return (
+        column.startswith(columns.SIZE)
+        and {*columns.source_columns(column)} == missing
+        and rule.arguments["min_value"] == 1
+    )
 
 
 @BY_TABLE
@@ -130,7 +134,7 @@ def test_a_value_above_a_range_fails_that_range_alone(table: str, clean: Path, t
 def test_a_missing_column_fails_the_schema_alone(table: str, clean: Path, tmp_path: Path) -> None:
     path = copied(clean / FILES[table], tmp_path)
     tree.write_loose(path, read(table, path).drop_columns(SUITES[table].schema.names[-1:]))
-    (verdict,) = columns.check(table, SUITES[table], [path])
+    (verdict,) = columns.check_columns(table, SUITES[table], [path])
     assert not verdict.passed
     assert f"columns missing ['{SUITES[table].schema.names[-1]}']" in verdict.examples[0]
 
@@ -139,7 +143,7 @@ def test_a_missing_column_fails_the_schema_alone(table: str, clean: Path, tmp_pa
 def test_columns_in_another_order_fail_the_schema(table: str, clean: Path, tmp_path: Path) -> None:
     path = copied(clean / FILES[table], tmp_path)
     tree.write_loose(path, read(table, path).select(SUITES[table].schema.names[::-1]))
-    (verdict,) = columns.check(table, SUITES[table], [path])
+    (verdict,) = columns.check_columns(table, SUITES[table], [path])
     assert "columns in order" in verdict.examples[0]
 
 
@@ -149,7 +153,7 @@ def test_a_column_of_another_type_fails_the_schema(table: str, clean: Path, tmp_
     rows = read(table, path)
     rows = rows.set_column(0, rows.column_names[0], pa.array(range(rows.num_rows), pa.int32()))
     tree.write_loose(path, rows)
-    (verdict,) = columns.check(table, SUITES[table], [path])
+    (verdict,) = columns.check_columns(table, SUITES[table], [path])
     assert verdict.examples == (f"{path.name}: {rows.column_names[0]} is int32, not string",)
 
 
@@ -158,7 +162,7 @@ def test_a_repeated_key_fails_across_files(table: str, clean: Path, tmp_path: Pa
     path, other = clean / FILES[table], tmp_path / f"other{Path(FILES[table]).suffix}"
     tree.write_loose(other, read(table, path).slice(0, 1))
     suite = SUITES[table]
-    wrong = [v for v in columns.check(table, suite, [path, other]) if not v.passed]
+    wrong = [v for v in columns.check_columns(table, suite, [path, other]) if not v.passed]
     assert [(v.expectation, v.unexpected) for v in wrong] == [(f"{' and '.join(suite.key)} unique", 1)]
     assert "(2 times)" in wrong[0].examples[0]
 
@@ -182,17 +186,19 @@ def test_batches_of_any_size_give_the_same_verdicts(
 ) -> None:
     path = copied(clean / FILES["reviews"], tmp_path)
     tree.edit(path, lambda rows: [row.update(rating=7.0, timestamp=None) for row in rows[3:40:6]])
-    whole = columns.check("reviews", SUITES["reviews"], [path])
-    monkeypatch.setattr(columns, "BATCH", 50)
+    whole = columns.check_columns("reviews", SUITES["reviews"], [path])
+    monkeypatch.setattr(columns, "ROWS_PER_BATCH", 50)
     monkeypatch.setattr(columns, "_CHUNK", 20)
-    assert columns.check("reviews", SUITES["reviews"], [path]) == whole
+    assert columns.check_columns("reviews", SUITES["reviews"], [path]) == whole
 
 
 def test_an_empty_table_and_one_without_files_pass(tmp_path: Path) -> None:
     for table, declared in SUITES.items():
         path = tmp_path / f"{table}{Path(FILES[table]).suffix}"
         tree.write_loose(path, declared.schema.empty_table())
-        assert all(verdict.passed for paths in ([path], []) for verdict in columns.check(table, declared, paths))
+        assert all(
+            verdict.passed for paths in ([path], []) for verdict in columns.check_columns(table, declared, paths)
+        )
 
 
 def test_the_checks_write_nothing_to_the_terminal(clean: Path) -> None:
@@ -200,7 +206,7 @@ def test_the_checks_write_nothing_to_the_terminal(clean: Path) -> None:
         "import logging, sys; logging.basicConfig(level=logging.INFO); "
         "from pathlib import Path; from validation import columns; from validation.suites import suite; "
         "from tests.validation.tree import small_params, ONE; "
-        "columns.check('reviews', suite('reviews', small_params(), ONE), [Path(sys.argv[1])])"
+        "columns.check_columns('reviews', suite('reviews', small_params(), ONE), [Path(sys.argv[1])])"
     )
     command = [sys.executable, "-c", code, str(clean / FILES["reviews"])]
     done = subprocess.run(command, cwd=tree.ROOT, capture_output=True, text=True, check=True)
@@ -212,8 +218,8 @@ def test_a_rule_that_cannot_be_evaluated_is_an_error(clean: Path) -> None:
     rule = Rule("x", "ExpectColumnValuesToMatchRegex", {"column": "rating", "regex": "("})
     broken = Suite(suite.schema, suite.label, suite.key, (rule,))
     with pytest.raises(RuntimeError, match="x"):
-        columns.check("reviews", broken, [clean / FILES["reviews"]])
+        columns.check_columns("reviews", broken, [clean / FILES["reviews"]])
 
 
 def read(table: str, path: Path) -> pa.Table:
-    return columns.read([path], SUITES[table].schema.names, SUITES[table].schema)
+    return columns.read_columns([path], SUITES[table].schema.names, SUITES[table].schema)

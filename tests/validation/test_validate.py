@@ -15,14 +15,14 @@ import pytest
 from prep.core import files, params, writers
 from prep.core.errors import UserError
 from prep.core.tables.shards import INDEX
-from shards.lint import Rule
+from shards.lint import LintRule
 from tests.shards import damage
 from tests.validation import tree
 from tests.validation.tree import ONE, OTHER
 from validation import columns
 from validation.checks import GATES
-from validation.profile import COLUMNS
-from validation.suites import INPUT, SUITES, suite
+from validation.profile import PROFILED_COLUMNS
+from validation.suites import PREDICT_INPUT_SUITE, SUITES, suite
 from validation.validate import accept, validate
 
 PARAMS = tree.small_params()
@@ -221,7 +221,7 @@ def _no_jpeg(folder: Path) -> None:
 
 def _flip_padding(data: Path) -> None:
     """Change a byte that is no member's: one before the header of the first JSON."""
-    index = columns.read([data / f"shards/{ONE}/train-00-000.arrow"], ["json_offset"], INDEX)
+    index = columns.read_columns([data / f"shards/{ONE}/train-00-000.arrow"], ["json_offset"], INDEX)
     damage.flip(data / f"shards/{ONE}/train-00-000.tar", index["json_offset"][0].as_py() - 513)
 
 
@@ -294,18 +294,18 @@ MUTATIONS: dict[tuple[str, str, str], Callable[[Path], None]] = {
     **_funnel("images", "images", "data/sample"),
     ("images", "images", "rows by reason as in the report"): _image_lost,
     ("images", "images", "no picture of validation or test in another split (validation.twins)"): _one_picture,
-    ("shards", "shards", Rule.MANIFEST): _shards(_whole, lambda m: m.update(category=OTHER)),
-    ("shards", "shards", Rule.FILES): _remove(f"shards/{ONE}/test-000.arrow"),
-    ("shards", "shards", Rule.BYTES): _flip_padding,
-    ("shards", "shards", Rule.TAR): _shards(lambda f: damage.flip(f / "train-00-000.tar", 0)),
-    ("shards", "shards", Rule.INDEX): _shards(lambda f: damage.set_index(f / "train-00-000.arrow", fields="title")),
-    ("shards", "shards", Rule.COUNT): _shards(_whole, lambda m: m["shards"][0].update(samples=1)),
-    ("shards", "shards", Rule.FACTS): _shards(lambda f: damage.set_facts(f / "train-00-000.tar", 0, store=None)),
-    ("shards", "shards", Rule.IMAGE): _shards(_no_jpeg),
-    ("shards", "shards", Rule.MEMBERS): _shards(
+    ("shards", "shards", LintRule.MANIFEST): _shards(_whole, lambda m: m.update(category=OTHER)),
+    ("shards", "shards", LintRule.FILES): _remove(f"shards/{ONE}/test-000.arrow"),
+    ("shards", "shards", LintRule.BYTES): _flip_padding,
+    ("shards", "shards", LintRule.TAR): _shards(lambda f: damage.flip(f / "train-00-000.tar", 0)),
+    ("shards", "shards", LintRule.INDEX): _shards(lambda f: damage.set_index(f / "train-00-000.arrow", fields="title")),
+    ("shards", "shards", LintRule.COUNT): _shards(_whole, lambda m: m["shards"][0].update(samples=1)),
+    ("shards", "shards", LintRule.FACTS): _shards(lambda f: damage.set_facts(f / "train-00-000.tar", 0, store=None)),
+    ("shards", "shards", LintRule.IMAGE): _shards(_no_jpeg),
+    ("shards", "shards", LintRule.MEMBERS): _shards(
         lambda f: damage.set_index(f / "train-00-000.arrow", lambda rows: rows[-1].update(jpg_offset=3073))
     ),
-    ("shards", "shards", Rule.ONCE): _shards(_a_split_twice),
+    ("shards", "shards", LintRule.ONCE): _shards(_a_split_twice),
     ("shards", "shards", "the items of the sample's part"): _drop_row(f"sample/{ONE}/train-00.parquet"),
     ("shards", "shards", "readable by datasets"): _shards(_other_name_in_json),
     **_funnel("shards", "samples", "data/sample"),
@@ -318,13 +318,16 @@ MUTATIONS: dict[tuple[str, str, str], Callable[[Path], None]] = {
     ("weights", "weights", "samples as in the training parts"): _weights(samples=1),
     ("weights", "weights", "mean weight of the training samples 1 before the clip"): _weights(mean=1.0),
     ("weights", "weights", "each weight a number not below 0"): _weights(mean=0.0),
-    **{("profiles", t, "each column within 0.1 of accepted.csv"): _drifted(t, 0.2) for t in COLUMNS},
-    **{("profiles", t, "each column within 1 of accepted.csv (validation.drift)"): _drifted(t, 1.5) for t in COLUMNS},
+    **{("profiles", t, "each column within 0.1 of accepted.csv"): _drifted(t, 0.2) for t in PROFILED_COLUMNS},
+    **{
+        ("profiles", t, "each column within 1 of accepted.csv (validation.drift)"): _drifted(t, 1.5)
+        for t in PROFILED_COLUMNS
+    },
 }  # fmt: skip
 
 
 def test_every_expectation_has_a_mutation(passed: Path) -> None:
-    suites = {c: {t: suite(t, PARAMS, c) for t in SUITES} | {"input": INPUT} for c in (ONE, OTHER, "")}
+    suites = {c: {t: suite(t, PARAMS, c) for t in SUITES} | {"input": PREDICT_INPUT_SUITE} for c in (ONE, OTHER, "")}
     declared = {(t, rule.name) for of_category in suites.values() for t, s in of_category.items() for rule in s.rules}
     declared |= {(t, f"{' and '.join(s.key)} unique") for t, s in suites[ONE].items() if s.key}
     declared |= {(t, columns.SCHEMA) for t in suites[ONE]}
@@ -372,10 +375,10 @@ ALSO: dict[tuple[str, str, str], set[str]] = {
     ("images", "images", OUT): {"rows in = rows out of data/sample"},
     ("images", "images", "rows in = rows out of data/sample"): {"rows by reason as in the report"},
     ("images", "images", "rows by reason as in the report"): {OUT},
-    ("shards", "shards", Rule.TAR): {Rule.MEMBERS, Rule.COUNT},
-    ("shards", "shards", Rule.FACTS): {Rule.MEMBERS},
-    ("shards", "shards", Rule.ONCE): {"key unique", "the items of the sample's part"},
-    ("shards", "shards", "readable by datasets"): {Rule.FACTS},
+    ("shards", "shards", LintRule.TAR): {LintRule.MEMBERS, LintRule.COUNT},
+    ("shards", "shards", LintRule.FACTS): {LintRule.MEMBERS},
+    ("shards", "shards", LintRule.ONCE): {"key unique", "the items of the sample's part"},
+    ("shards", "shards", "readable by datasets"): {LintRule.FACTS},
     ("shards", "samples", OUT): {"rows in = rows out of data/sample"},
     ("predictions", "predictions", OUT): {"rows in = rows out of data/sample, test and validation"},
     ("predictions", "predictions", "the same items as data/sample"): {OUT},
@@ -392,7 +395,7 @@ def test_data_that_is_wrong_does_not_pass_and_nothing_else_fails(
     data = tree.copy(passed.parent, tmp_path / "project") / "data"
     MUTATIONS[table, shown, expectation](data)
     before = {(e["where"][len(str(passed)) :], e["table"], e["expectation"], e["level"]) for e in told(passed, table)}
-    only_warns = "validation.drift" not in expectation and shown in COLUMNS and table == "profiles"
+    only_warns = "validation.drift" not in expectation and shown in PROFILED_COLUMNS and table == "profiles"
     try:
         validate(table, PARAMS, data)
         assert only_warns
@@ -448,7 +451,7 @@ def test_a_clone_that_pulled_the_shards_alone_can_check_them(
     validate("shards", PARAMS, data)
     assert f"{data}/sample is not here, so {data}/shards is not compared with it, and no gate is written" in caplog.text
     assert not (data / "gates").exists()
-    assert {e["expectation"] for e in told(data, "shards")} > {str(Rule.BYTES), "key unique", SUM}
+    assert {e["expectation"] for e in told(data, "shards")} > {str(LintRule.BYTES), "key unique", SUM}
     damage.flip(data / f"shards/{ONE}/train-00-000.tar", 2000)
     with pytest.raises(UserError, match="shards: expected"):
         validate("shards", PARAMS, data)

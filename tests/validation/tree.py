@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from prep.core import files, params, writers
 from prep.core.reports import Funnel
-from prep.core.tables.predictions import INPUT, PREDICTIONS
+from prep.core.tables.predictions import PREDICT_INPUT, PREDICTIONS
 
 ROOT = Path(__file__).parents[2]
 FILMS = Path(os.environ.get("EFFIMINI_CORPUS", ROOT / "../shared/corpus")).resolve() / "movies"
@@ -25,7 +25,7 @@ CATEGORIES = (ONE, OTHER)
 
 
 def small_params() -> params.Params:
-    read = params.load(ROOT / "params.yaml")
+    read = params.load_params(ROOT / "params.yaml")
     replace = dataclasses.replace
     return replace(
         read,
@@ -34,15 +34,15 @@ def small_params() -> params.Params:
             kind="mirror" if FILMS.is_dir() else "demo",
             location=str(FILMS),  # not read from: `of_source` has a copy with bad lines
             categories=CATEGORIES,
-            demo=params.Demo(items=60, seed=3),
+            demo=params.DemoParams(items=60, seed=3),
             reviews=True,
         ),
         download=replace(read.download, buckets=2, bad_share=0.05),
         sample=replace(read.sample, fraction=0.5, bands=4, validation=0.2, test=0.2, min_per_category=0),
         images=replace(read.images, resolution=32, bad_share=0.5),
-        shards=params.Shards(samples=10),
+        shards=params.ShardsParams(samples=10),
         validation=replace(read.validation, twins=params.Limits(quiet=0.0, most=0.5)),
-        dask=params.Dask(scheduler="synchronous", workers=1),
+        dask=params.DaskParams(scheduler="synchronous", workers=1),
     )
 
 
@@ -62,7 +62,7 @@ def of_source(folder: Path) -> params.Params:
 
 def predictions(data: Path) -> None:
     """Write predictions of 4 stars for every sample of validation and test."""
-    with files.folder(data / "predictions") as out:
+    with files.atomic_folder(data / "predictions") as out:
         total = 0
         for split in ("test", "validation"):
             parts = [pq.read_table(data / "sample" / c / f"{split}.parquet") for c in CATEGORIES]
@@ -83,7 +83,7 @@ def items_to_score(data: Path) -> None:
     asins = pq.read_table(data / "sample" / ONE / "test.parquet")["parent_asin"]
     lines = [f"line {number}" for number in range(2, len(asins) + 2)]
     nothing = pa.nulls(len(asins), pa.string())
-    pq.write_table(pa.table([lines, asins, nothing, nothing, nothing], INPUT), data / "input.parquet")
+    pq.write_table(pa.table([lines, asins, nothing, nothing, nothing], PREDICT_INPUT), data / "input.parquet")
 
 
 def edit(path: Path, change: Callable[[list[dict[str, object]]], object]) -> None:

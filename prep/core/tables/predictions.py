@@ -17,7 +17,7 @@ PREDICTIONS = pa.schema(
 )
 
 # What prediction checks of the CSV file of items before it reads them; the last three say what is wrong with a row.
-INPUT = pa.schema(
+PREDICT_INPUT = pa.schema(
     [
         required("line", pa.string()),  # "line 7"
         pa.field("parent_asin", pa.string()),

@@ -7,7 +7,7 @@ import pyarrow as pa
 from prep.core.tables.column import required
 
 
-class Facts(TypedDict):
+class SampleMetadata(TypedDict):
     """What stands of a sample in its JSON, in this order."""
 
     parent_asin: str
@@ -24,7 +24,7 @@ class Facts(TypedDict):
     has_image: bool
 
 
-FACTS = tuple(Facts.__annotations__)
+METADATA_FIELDS = tuple(SampleMetadata.__annotations__)
 
 
 class IndexRow(TypedDict):

@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from prep import blocks
-from prep.core.cluster import workers
-from prep.core.params import Dask, Params
+from prep.core.cluster import dask_pool
+from prep.core.params import DaskParams, Params
 from prep.download import download
 from prep.groups import groups
 from prep.join import join
@@ -160,5 +160,5 @@ def asked_of_dask(key: str) -> object:
 
 @pytest.mark.parametrize("scheduler", ["threads", "processes"])
 def test_the_profiler_that_hangs_workers_is_off(scheduler: str) -> None:
-    with workers(Dask(scheduler=scheduler, workers=1)) as crew:
+    with dask_pool(DaskParams(scheduler=scheduler, workers=1)) as crew:
         assert crew.run(asked_of_dask, [("distributed.worker.profile.enabled",)]) == [False]

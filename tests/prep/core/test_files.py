@@ -13,7 +13,7 @@ from prep.core.reports import Funnel
 def test_a_file_that_fails_half_way_never_appears(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(RuntimeError), files.aside(path) as partial:
+    with pytest.raises(RuntimeError), files.atomic_write(path) as partial:
         partial.write_text("half")
         raise RuntimeError
     assert path.read_text() == "old"
@@ -21,25 +21,25 @@ def test_a_file_that_fails_half_way_never_appears(tmp_path: Path) -> None:
 
 
 def test_a_folder_replaces_the_old_one_whole(tmp_path: Path) -> None:
-    with files.folder(tmp_path / "out") as out:
+    with files.atomic_folder(tmp_path / "out") as out:
         (out / "first").write_text("1")
-    with files.folder(tmp_path / "out") as out:
+    with files.atomic_folder(tmp_path / "out") as out:
         (out / "second").write_text("2")
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["second"]
 
 
 def test_a_kill_leaves_the_old_folder_and_the_next_run_is_whole(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with files.folder(out) as partial:
+    with files.atomic_folder(out) as partial:
         (partial / "a").write_text("old")
     code = (
         "import os, signal; from pathlib import Path; from prep.core import files\n"
-        f"with files.folder(Path({str(out)!r})) as p:\n"
+        f"with files.atomic_folder(Path({str(out)!r})) as p:\n"
         "    (p / 'half').write_text('x'); os.kill(os.getpid(), signal.SIGKILL)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
     assert [p.name for p in out.iterdir()] == ["a"]
-    with files.folder(out) as partial:
+    with files.atomic_folder(out) as partial:
         (partial / "b").write_text("new")
     assert [p.name for p in out.iterdir()] == ["b"]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
@@ -63,8 +63,8 @@ def test_what_was_made_once_is_linked_and_not_made_again(tmp_path: Path) -> None
         made.append(path)
         path.write_text("content")
 
-    assert files.made_once("x/one", make, tmp_path / "a")
-    assert not files.made_once("x/one", make, tmp_path / "b")
+    assert files.cached("x/one", make, tmp_path / "a")
+    assert not files.cached("x/one", make, tmp_path / "b")
     assert len(made) == 1
     assert (tmp_path / "b").read_text() == "content"
     assert (tmp_path / "a").samefile(tmp_path / "b")

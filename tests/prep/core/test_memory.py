@@ -5,8 +5,8 @@ import sys
 import pytest
 
 from prep.core import memory
-from prep.core.cluster import workers
-from prep.core.params import Dask
+from prep.core.cluster import dask_pool
+from prep.core.params import DaskParams
 
 SIZE = 300_000_000  # bytes
 SECOND_ROUND = """
@@ -32,6 +32,6 @@ def test_what_was_freed_is_not_taken_from_the_system_again() -> None:
 
 
 def test_workers_keep_what_they_free() -> None:
-    with workers(Dask(scheduler="processes", workers=1)) as crew:
+    with dask_pool(DaskParams(scheduler="processes", workers=1)) as crew:
         found = crew.run(os.getenv, [(name,) for name in memory.ENVIRONMENT])
     assert found == list(memory.ENVIRONMENT.values())

@@ -8,16 +8,16 @@ from ruamel.yaml import YAML
 
 from prep.core.errors import UserError
 from prep.core.fields import LABELS
-from prep.core.params import TextField, load, read
+from prep.core.params import TextField, load_params, read_yaml
 
 ROOT = Path(__file__).parents[3]
 TEXT = StringIO()
-YAML().dump(read(ROOT / "params/demo.yaml"), TEXT)  # not params.yaml, which may be a user's own
+YAML().dump(read_yaml(ROOT / "params/demo.yaml"), TEXT)  # not params.yaml, which may be a user's own
 DEMO = re.sub(" *#.*", "", TEXT.getvalue())
 
 
 def test_the_paper_preset_holds_the_papers_values() -> None:
-    paper = load(ROOT / "params/paper.yaml")
+    paper = load_params(ROOT / "params/paper.yaml")
     assert len(paper.source.categories) == 25
     assert (paper.sample.fraction, paper.sample.min_chars) == (0.2, 31)
     assert (paper.weights.count, paper.weights.clip, paper.train.huber_delta) == ("rating_number", 5.0, 1.0)
@@ -61,7 +61,7 @@ def test_a_mistake_is_one_sentence_with_file_key_value(tmp_path: Path, line: str
     path = tmp_path / "params.yaml"
     path.write_text(DEMO.replace(line, wrong, 1))
     with pytest.raises(UserError) as caught:
-        load(path)
+        load_params(path)
     message = str(caught.value)
     assert str(path) in message
     assert re.search(sentence, message), message
@@ -73,21 +73,21 @@ def test_a_revision_that_could_move_is_refused(tmp_path: Path, revision: str) ->
     path = tmp_path / "params.yaml"
     text = DEMO.replace("kind: demo", "kind: hub")
     path.write_text(text.replace("revision: ''", f"revision: {'a1' * 20}"))
-    assert load(path).source.revision == "a1" * 20
+    assert load_params(path).source.revision == "a1" * 20
     path.write_text(text.replace("revision: ''", f"revision: {revision}"))
     with pytest.raises(UserError, match=rf"a branch or tag moves, found '{revision}'"):
-        load(path)
+        load_params(path)
 
 
 def test_an_absent_file_says_how_to_get_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist; .*effimini preset paper"):
-        load(tmp_path / "params.yaml")
+        load_params(tmp_path / "params.yaml")
 
 
 def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(re.sub("learning_rate: .*", "learning_rate: 2e-5", DEMO))
-    assert load(path).train.learning_rate == 2e-5
+    assert load_params(path).train.learning_rate == 2e-5
 
 
 def test_the_text_fields_are_those_that_a_text_is_assembled_of() -> None:

@@ -8,7 +8,7 @@ from ruamel.yaml import YAML
 
 from prep.core import presets
 from prep.core.errors import UserError
-from prep.core.params import load, read
+from prep.core.params import load_params, read_yaml
 
 FOLDER = Path(__file__).parents[3] / "params"
 
@@ -24,15 +24,15 @@ def values(content: Mapping[str, Any], section: str = "") -> Iterator[tuple[str,
 
 @pytest.mark.parametrize("name", presets.names(FOLDER))
 def test_a_preset_loads_and_says_only_what_differs(name: str) -> None:
-    assert load(FOLDER / f"{name}.yaml").source.categories
+    assert load_params(FOLDER / f"{name}.yaml").source.categories
     preset = YAML().load(FOLDER / f"{name}.yaml")
-    extended = dict(values(read(FOLDER / f"{preset.pop('extends')}.yaml")))
+    extended = dict(values(read_yaml(FOLDER / f"{preset.pop('extends')}.yaml")))
     assert [key for key, value in values(preset) if extended[key] == value] == []
 
 
 def test_the_written_file_loads_and_keeps_the_comments(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
-    assert presets.write("paper", path, FOLDER) == load(FOLDER / "paper.yaml") == load(path)
+    assert presets.write_preset("paper", path, FOLDER) == load_params(FOLDER / "paper.yaml") == load_params(path)
     text = path.read_text()
     assert text.startswith("# Written by `effimini preset paper`")
     assert "  fraction: 0.2 # of the training items" in text
@@ -43,22 +43,22 @@ def test_a_preset_may_extend_another(tmp_path: Path) -> None:
     shutil.copy(FOLDER / "base.yaml", tmp_path)
     (tmp_path / "one.yaml").write_text("extends: base\ntrain: {seed: 1, epochs: 2}\n")
     (tmp_path / "two.yaml").write_text("extends: one\ntrain: {epochs: 3}\n")
-    train = load(tmp_path / "two.yaml").train
+    train = load_params(tmp_path / "two.yaml").train
     assert (train.seed, train.epochs) == (1, 3)
     (tmp_path / "two.yaml").write_text("extends: three\n")
     with pytest.raises(UserError, match=r"three.yaml does not exist"):
-        load(tmp_path / "two.yaml")
+        load_params(tmp_path / "two.yaml")
     with pytest.raises(UserError, match=r"three.yaml does not exist; the presets are one, two$"):
-        presets.write("three", tmp_path / "params.yaml", tmp_path)
+        presets.write_preset("three", tmp_path / "params.yaml", tmp_path)
 
 
 def test_own_values_are_overwritten_only_by_force(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
-    presets.write("demo", path, FOLDER)
-    presets.write("paper", path, FOLDER)
+    presets.write_preset("demo", path, FOLDER)
+    presets.write_preset("paper", path, FOLDER)
     path.write_text(own := path.read_text().replace("fraction: 0.2", "fraction: 0.4"))
     with pytest.raises(UserError, match="values that are of no preset; commit or copy it, then add --force"):
-        presets.write("demo", path, FOLDER)
+        presets.write_preset("demo", path, FOLDER)
     assert path.read_text() == own
-    presets.write("demo", path, FOLDER, overwrite=True)
-    assert load(path) == load(FOLDER / "demo.yaml")
+    presets.write_preset("demo", path, FOLDER, overwrite=True)
+    assert load_params(path) == load_params(FOLDER / "demo.yaml")

@@ -10,10 +10,10 @@ from itertools import count, pairwise
 import pytest
 
 from prep.core.errors import UserError
-from prep.core.params import Fetch
+from prep.core.params import FetchParams
 from prep.core.retry import RetryPolicy, retry_after
 from shards.images import client
-from shards.images.client import Answer, Client, Gate, is_public
+from shards.images.client import Answer, Client, ConcurrencyLimit, is_public
 from tests.shards.host import Host
 
 BODY = b"picture " * 500
@@ -34,7 +34,7 @@ def short_waits(monkeypatch):
 
 def settings(**changed):
     values = {"connections": 4, "tries": 3, "timeout": 30, "max_bytes": 100_000, "max_pixels": 10**6, "refusals": 50}
-    return Fetch(mirror="", **values | changed)
+    return FetchParams(mirror="", **values | changed)
 
 
 def ask(host, *paths, trusted=None, **changed):
@@ -155,7 +155,7 @@ def test_redirects_are_followed_on_the_mirror(host):
 def test_a_redirect_loop_ends(host):
     host.faults["/a"] = lambda request, _: request.answer(301, headers={"Location": "/a"})
     assert ask(host, "/a").outcome == "bad_url"
-    assert host.asked["/a"] == client.HOPS + 1
+    assert host.asked["/a"] == client.MAX_REDIRECTS + 1
 
 
 @pytest.mark.parametrize("target", ["ftp://host/a", "file:///etc/passwd", "http://host:port/", "http://"])
@@ -380,7 +380,7 @@ def test_a_host_that_counts_requests_a_second_is_asked_no_faster_for_long(host, 
 
 def test_the_gate_halves_once_for_a_round_and_opens_slowly(monkeypatch):
     async def run():
-        gate = Gate(8)
+        gate = ConcurrencyLimit(8)
         async with gate.slot() as one, gate.slot() as other:
             gate.went_badly(one)
             gate.went_badly(other)
