@@ -42,7 +42,7 @@ SALTS = ("effimini", "one", "two", "three", "four")
 RESAMPLES = 2000
 _MORE_TEXT = ["main_category", "title", "features", "store", "details", "description"]
 _FROZEN = {  # the head alone, on features that the encoders give once: minutes instead of a quarter of an hour
-    "train.frozen": True,
+    "train.freeze_encoders": True,
     "train.epochs": 12,
     "train.patience": 4,
     "train.head_learning_rate": 1e-3,
@@ -55,10 +55,10 @@ SCREENED: dict[str, dict[str, Any]] = {  # on one split, of which the validation
     "frozen, mean pooling": _FROZEN | {"model.pooling": "mean"},
     "frozen, store and details": _FROZEN | {"text.fields": _MORE_TEXT},
     "frozen, dropout 0.5": _FROZEN | {"model.dropout": 0.5},
-    "frozen, terms": _FROZEN | {"model.terms": 262_144},
-    "best without terms": {"model.terms": 0},
+    "frozen, terms": _FROZEN | {"model.hashed_ngrams": 262_144},
+    "best without terms": {"model.hashed_ngrams": 0},
     "best, text of the paper": {"text.fields": ["main_category", "title", "features", "description"]},
-    "best, encoders trained": {"train.frozen": False, "train.epochs": 4, "train.patience": 1},
+    "best, encoders trained": {"train.freeze_encoders": False, "train.epochs": 4, "train.patience": 1},
 }
 FINALISTS: dict[str, dict[str, Any]] = {  # on all splits, tested
     PAPER: {},

@@ -118,8 +118,10 @@ def ours(urls: Path, out: Path, *, processes: int) -> dict[str, float]:
     params = load_params(Path("params/paper.yaml"))
     params = replace(
         params,
-        images=replace(params.images, resolution=SIZE, fit="crop", quality=QUALITY, request=0, bad_share=1.0),
-        fetch=replace(params.fetch, mirror=base, connections=CONNECTIONS, tries=TRIES, refusals=10**6),
+        images=replace(params.images, resolution=SIZE, fit="crop", quality=QUALITY, request=0, max_bad_fraction=1.0),
+        fetch=replace(
+            params.fetch, mirror=base, connections=CONNECTIONS, max_attempts=TRIES, max_consecutive_refusals=10**6
+        ),
         dask=DaskParams(scheduler="processes" if processes > 1 else "synchronous", workers=CORES),
     )
     begin = now()

@@ -204,7 +204,9 @@ def _predict(
             IMAGE_ALONE: stars(splits.test, "image"),
             TEXT_ALONE: stars(splits.test, "text"),
         }
-        if params.train.frozen and here.world == 1:  # the encoders are as they came, their features mostly stored
+        if (
+            params.train.freeze_encoders and here.world == 1
+        ):  # the encoders are as they came, their features mostly stored
             train, validation, test = (features.of_split(model, split, here, params) for split in splits)
             of_features["frozen features + ridge"] = on_features(train, validation, test, weights)
         model.cpu()

@@ -77,7 +77,9 @@ def of_split(model: EffiMini, dataset: ShardDataset, here: Distributed, params: 
         UserError: there are several ranks.
     """
     if here.world > 1:
-        raise UserError(f"train.frozen is true on {here.world} ranks; the head alone trains in one process, use one")
+        raise UserError(
+            f"train.freeze_encoders is true on {here.world} ranks; the head alone trains in one process, use one"
+        )
     name = files.fingerprint(FORMAT, dataset.fingerprint, _encoder_fingerprint(model), model.autocast)
     path = files.store() / "features" / f"{name}.npy"
     if not path.exists():

@@ -107,7 +107,7 @@ def each_sample(
         world=ranks.world,
         workers=params.stream.workers,
         pool=LENGTH_BUCKET_BATCHES,
-        damaged_share=params.stream.damaged_share,
+        max_damaged_fraction=params.stream.max_damaged_fraction,
     )
     for batch in bar(loader, f"predict {dataset.split}", len(loader)) if ranks.rank == 0 else loader:
         yield batch.keys, function(*to_device(batch, ranks.device)).float().cpu().numpy()

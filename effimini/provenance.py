@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from prep.core.errors import UserError
-from prep.core.params import Params, TrainParams, values_of
+from prep.core.params import Params, TrainParams, rename_keys, values_of
 from prep.weights import SampleWeights, check_weights, constant, counts_of, read_weights
 from shards.manifest import OF_SPLITS, STATED, Manifest, Source
 from shards.stream import ShardDataset
@@ -58,7 +58,9 @@ def read_training(folder: Path) -> Training | None:
     """
     path = folder / TRAINING_FILE
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Training)
+        training = msgspec.json.decode(path.read_bytes(), type=Training)
+        rename_keys(training.parameters)
+        return training
     except FileNotFoundError:
         return None
     except msgspec.DecodeError as error:

@@ -92,7 +92,7 @@ class Trainer:
                 hashed_ngrams.fit_ngrams(self.model.terms, self.data, self.validation, self.weights),
             )
         began = time.perf_counter()
-        if recipe.frozen:
+        if recipe.freeze_encoders:
             self.network = features.Head(self.model)
             self.data, self.validation = seen = [
                 features.of_split(self.model, data, here, params) for data in (self.data, self.validation)
@@ -108,7 +108,7 @@ class Trainer:
         self.loader = self._loader()
         self.state = files.store() / "train" / made_of
         self.progress = checkpoint.load_checkpoint(self.state, self.model, self.optimizer)
-        if recipe.frozen:
+        if recipe.freeze_encoders:
             self.progress.seconds[time_profile.FEATURES] = (
                 self.progress.seconds.get(time_profile.FEATURES, 0.0) + of_features
             )
@@ -152,7 +152,7 @@ class Trainer:
     def _train(self) -> None:
         """Take the steps that are left of the epoch."""
         self.network.train()
-        progress, loader, every = self.progress, self.loader, self.params.train.save_steps
+        progress, loader, every = self.progress, self.loader, self.params.train.save_every_steps
         epoch, told = loader.epoch, None
         with self.stop.later():
             self.clock.start("data")
@@ -188,7 +188,7 @@ class Trainer:
         torch.manual_seed(seed_of(recipe.seed, epoch, step, here.rank))  # dropout, the same after a resume
         weights = torch.from_numpy(sample_weights(counts_of(batch, self.weights), self.weights))
         given = (*to_device(batch, here.device), batch.label.to(here.device), weights.to(here.device))
-        parts = list(zip(*(tensor.chunk(recipe.accumulate) for tensor in given), strict=True))
+        parts = list(zip(*(tensor.chunk(recipe.gradient_accumulation_steps) for tensor in given), strict=True))
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=here.device)
         try:
@@ -201,14 +201,14 @@ class Trainer:
                     (loss * here.world).backward()  # type: ignore[no-untyped-call]  # DDP takes the ranks' mean; we need the sum
                 total += loss.detach()
             self.clock.start("optimizer")
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.max_grad_norm)
             self.optimizer.step()
         except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
                 raise
             raise UserError(
-                f"the memory of the {here.device.type} does not suffice for a step of train.batch_size "
-                f"{recipe.batch_size} in {recipe.accumulate} parts; raise train.accumulate"
+                f"the {here.device.type} is out of memory in a step of train.batch_size {recipe.batch_size} with "
+                f"train.gradient_accumulation_steps {recipe.gradient_accumulation_steps}; raise the latter"
             ) from error
         self.progress.steps += 1
         asked = torch.full_like(total, float(self.stop.asked is not None))
@@ -282,9 +282,9 @@ class Trainer:
             seed=recipe.seed,
             rank=here.rank,
             world=here.world,
-            workers=0 if recipe.frozen else self.params.stream.workers,
-            pool=recipe.length_pool,
-            damaged_share=self.params.stream.damaged_share,
+            workers=0 if recipe.freeze_encoders else self.params.stream.workers,
+            pool=recipe.length_bucket_batches,
+            max_damaged_fraction=self.params.stream.max_damaged_fraction,
         )
 
 
@@ -393,7 +393,7 @@ def prepare(model: EffiMini, params: Params, here: Distributed) -> EffiMini:
 
         # timm's: torch's own would lose the activations
         model.image = convert_sync_batchnorm(model.image)  # type: ignore[no-untyped-call]
-    if recipe.frozen:
+    if recipe.freeze_encoders:
         model.image.requires_grad_(requires_grad=False)
         model.text.requires_grad_(requires_grad=False)
     if recipe.compile:
@@ -407,7 +407,7 @@ def _recipe(params: Params) -> list[Any]:
     contents = [
         files.sha256(file) for file in (folder / WEIGHTS_FILE, path, Path(params.model.text.weights)) if file.is_file()
     ]
-    recipe = dataclasses.replace(params.train, save_steps=0)
+    recipe = dataclasses.replace(params.train, save_every_steps=0)
     return [params.model, params.images.resolution, params.text, recipe, contents]
 
 

@@ -46,7 +46,7 @@ def download(category: str, params: Params, data: Path = Path("data")) -> None:
     """Write ``data/raw/<category>``.
 
     Raises:
-        UserError: a raw file is missing, cannot be read, holds no item, or is over ``download.bad_share``.
+        UserError: a raw file is missing, cannot be read, holds no item, or is over ``download.max_bad_fraction``.
     """
     params = narrow(params, READS)
     data = data.absolute()  # workers may have started elsewhere
@@ -161,9 +161,9 @@ def _account(
     check_budget(
         reasons,
         rows,
-        params.download.bad_share,
+        params.download.max_bad_fraction,
         f"lines of {name}",
-        f"look at the file, or raise download.bad_share ({params.download.bad_share})",
+        f"look at the file, or raise download.max_bad_fraction ({params.download.max_bad_fraction})",
     )
     if kind == "items" and rows == 0:
         raise UserError(f"{name} of {category} is empty; check source.location and source.categories")

@@ -3,8 +3,8 @@
 In: ``data/items/``. Out: ``data/groups/<category>/groups-NNN.parquet``, row by row the items of the bucket of the same
 number, and ``report.json``. Guaranteed (promise 3): two items with the same normalised title and store, or the same
 main image, share a group, directly or through others, in whatever categories they stand; a title or image shared by
-more than ``groups.max_link`` items, as placeholders are, links none. Memory is that of a bucket of all categories,
-and of the items that share a key with another.
+more than ``groups.max_items_per_key`` items, as placeholders are, links none. Memory is that of a bucket of all
+categories, and of the items that share a key with another.
 
 A group's id is the smallest parent_asin in it, so an item that joins changes only the groups that it links.
 """
@@ -64,7 +64,7 @@ def groups(params: Params, data: Path = Path("data")) -> None:
         keyed = [(number, [paths[number] for _, paths in held], count, work) for number in range(count)]
         items = sum(crew.run(_write_keys, keyed, "groups: keys"))
         pieces = [work / f"keys-{number:03d}.arrow" for number in range(count)]
-        links = [(pieces, number, params.groups.max_link) for number in range(count)]
+        links = [(pieces, number, params.groups.max_items_per_key) for number in range(count)]
         linked = crew.run(_link, links, "groups: links")
         grouped = _components(pa.concat_tables([one.edges for one in linked]))
         order = buckets.item_order(grouped.items["parent_asin"])
@@ -132,13 +132,13 @@ def _write_keys(number: int, bucket: list[Path], count: int, work: Path) -> int:
     return len(set(ids))
 
 
-def _link(pieces: list[Path], number: int, max_link: int) -> _Linked:
+def _link(pieces: list[Path], number: int, max_items_per_key: int) -> _Linked:
     """Return an edge from the first item of each key of this share to each of its other ones."""
     # an item of two categories has a key once
     keys = pa.Table.from_batches(buckets.read_bucket(pieces, number), _KEYS).group_by(_KEYS.names).aggregate([])
     of_key = keys.group_by(["kind", "key"]).aggregate([("parent_asin", "count"), ("parent_asin", "min")])
-    wide = of_key.filter(pc.greater(of_key["parent_asin_count"], max_link))
-    linking = of_key.filter(pc.is_in(of_key["parent_asin_count"], pa.array(range(2, max_link + 1))))
+    wide = of_key.filter(pc.greater(of_key["parent_asin_count"], max_items_per_key))
+    linking = of_key.filter(pc.is_in(of_key["parent_asin_count"], pa.array(range(2, max_items_per_key + 1))))
     both = keys.join(linking, ["kind", "key"], join_type="inner")
     others = both.filter(pc.not_equal(both["parent_asin"], both["parent_asin_min"]))
     edges = pa.table([others["parent_asin_min"], others["parent_asin"]], schema=_EDGES)

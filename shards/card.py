@@ -117,7 +117,7 @@ def dataset_card(manifests: Sequence[Manifest], with_image: WithImage, *, beside
             "images": first.parameters["images"],
             "join": first.parameters["join"],
             "labels": [LABELS[field] for field in first.tokens.fields],
-            "max_link": first.parameters["groups"]["max_link"],
+            "max_items_per_key": first.parameters["groups"]["max_items_per_key"],
             "parameters": parameters,
             "rules": first.parameters["sample"],
             "size": _size_category(sum(shard.samples for _, shard in rows)),

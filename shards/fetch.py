@@ -43,7 +43,7 @@ from shards.images.journal import Journal, Record
 
 READS = (
     *("source.kind", "source.location", "source.demo", "images.request", "images.resolution", "images.fit"),
-    *("images.quality", "images.bad_share", "fetch", "dask"),
+    *("images.quality", "images.max_bad_fraction", "fetch", "dask"),
 )
 TRANSIENT = frozenset({"timeout", "refused", "server_error", "unreachable"})  # asked again by the next run
 FAILURES = frozenset(OUTCOMES) - {OK, NO_URL}
@@ -66,7 +66,7 @@ def fetch(category: str, params: Params, data: Path = Path("data"), again: Colle
 
     Raises:
         UserError: the sample or the mirror is not there, the host refuses everything, or more than
-            ``images.bad_share`` of the images cannot be had.
+            ``images.max_bad_fraction`` of the images cannot be had.
     """
     params = narrow(params, READS)
     parts = sample_parts(data, category)
@@ -310,10 +310,10 @@ def _write_images(category: str, parts: list[Path], params: Params, journal: Jou
         check_budget(
             faults,
             rows - outcomes[NO_URL],
-            params.images.bad_share,
+            params.images.max_bad_fraction,
             f"images of {category}",
             "run `dvc repro` again to ask for those that may pass "
-            f"({', '.join(sorted(TRANSIENT))}), or raise images.bad_share",
+            f"({', '.join(sorted(TRANSIENT))}), or raise images.max_bad_fraction",
         )
         funnel = Funnel.of(rows, {outcome: n for outcome, n in outcomes.items() if outcome != OK})
         earlier = earlier_reports(data / "sample" / category)

@@ -46,7 +46,7 @@ class Loader:
         world: int = 1,
         workers: int = 0,
         pool: int = 1,
-        damaged_share: float = 0.0,
+        max_damaged_fraction: float = 0.0,
     ) -> None:
         """Describe the batches; nothing is read yet.
 
@@ -58,7 +58,7 @@ class Loader:
             world: how many processes share a global batch.
             workers: threads that read ahead; they change nothing but the speed. 0 reads when asked.
             pool: consecutive batches that are sorted by length together, so that they are padded little; 1 for none.
-            damaged_share: of a rank's samples of an epoch, whose image may be unreadable before reading stops.
+            max_damaged_fraction: of a rank's samples of an epoch, whose image may be unreadable before reading stops.
 
         Raises:
             UserError: a global batch has fewer samples than there are ranks.
@@ -67,7 +67,12 @@ class Loader:
         self.damaged: list[str] = []
         self._tokens = self._places = 0
         self._dataset, self._rank, self._world, self._workers = dataset, rank, world, workers
-        self._batch_size, self._seed, self._pool, self._damaged_share = batch_size, seed, pool, damaged_share
+        self._batch_size, self._seed, self._pool, self._max_damaged_fraction = (
+            batch_size,
+            seed,
+            pool,
+            max_damaged_fraction,
+        )
         self._length = len(self._batches(dataset))
         if len(dataset) // self._length < world:
             raise UserError(
@@ -155,11 +160,11 @@ class Loader:
         self._tokens += int(batch.mask.sum())
         self._places += batch.mask.numel()
         self.damaged += batch.damaged
-        if len(self.damaged) > self._damaged_share * len(self._dataset) / self._world:
+        if len(self.damaged) > self._max_damaged_fraction * len(self._dataset) / self._world:
             raise UserError(
-                f"{len(self.damaged)} images cannot be read, over the budget of {self._damaged_share:.1%} of "
+                f"{len(self.damaged)} images cannot be read, over the budget of {self._max_damaged_fraction:.1%} of "
                 f"{len(self._dataset)} {self._dataset.split} samples; the last one is {self.damaged[-1]}; run "
-                "`effimini lint` on the shards and `dvc checkout`, or raise stream.damaged_share"
+                "`effimini lint` on the shards and `dvc checkout`, or raise stream.max_damaged_fraction"
             )
 
 

@@ -10,9 +10,10 @@ import msgspec
 from msgspec import Meta, Struct
 
 from prep.core.errors import UserError
+from prep.core.params import rename_keys
 
-FORMAT = 3  # raise it when a reader of before would misread a manifest or an index
-_READABLE = (2, FORMAT)
+FORMAT = 4  # raise it when a reader of before would misread a manifest or an index
+_READABLE = (2, 3, FORMAT)
 MANIFEST_FILE = "manifest.json"
 # The parameters that a manifest states: those that the samples depend on.
 STATED = (
@@ -94,13 +95,12 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         form = msgspec.json.decode(content, type=dict[str, Any]).get("format")
         if form not in _READABLE:
             raise UserError(
-                f"{where} has format {form!r} and this version reads {' and '.join(map(str, _READABLE))}; run "
+                f"{where} has format {form!r} and this version reads {', '.join(map(str, _READABLE))}; run "
                 "`dvc repro shard`, or use the version of EffiMini that wrote it"
             )
         manifest = msgspec.json.decode(content, type=Manifest)
-        images = manifest.parameters.get("images", {})
-        if form == 2 and "size" in images:  # format 3 names it as params.yaml does
-            images["resolution"] = images.pop("size")
+        if form != FORMAT:
+            rename_keys(manifest.parameters)
         return manifest
     except msgspec.DecodeError as error:
         raise UserError(f"{where} is no manifest ({error}); run `dvc checkout`, or `dvc repro shard`") from None

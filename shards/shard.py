@@ -1,9 +1,9 @@
 """Shard: a sample and its images as tars that a team can share.
 
 In: ``data/sample/<category>/`` and ``data/images/<category>/``. Out: ``data/shards/<category>/`` with a tar and an
-index for each run of ``shards.samples`` samples of a part, ``manifest.json``, a dataset card and ``report.json``.
-Guaranteed (promise 2): a tar belongs to one category, split and band; its name and bytes do not depend on the fraction;
-one that was made before is taken from the local store.
+index for each run of ``shards.samples_per_shard`` samples of a part, ``manifest.json``, a dataset card and
+``report.json``. Guaranteed (promise 2): a tar belongs to one category, split and band; its name and bytes do not
+depend on the fraction; one that was made before is taken from the local store.
 """
 
 from collections.abc import Iterator
@@ -47,7 +47,8 @@ def shard(category: str, params: Params, data: Path = Path("data")) -> int:
     tokenizer = tokens.tokenizer_fingerprint(tokens.load_tokenizer(how.name))
     with files.atomic_folder(data / "shards" / category) as out, dask_pool(params.dask) as crew:
         calls = [
-            (part, data / "images" / category / part.name, out, params.shards.samples, how, tokenizer) for part in parts
+            (part, data / "images" / category / part.name, out, params.shards.samples_per_shard, how, tokenizer)
+            for part in parts
         ]
         written = [shard for shards in crew.run(_write_shards, calls, f"{category} shards") for shard in shards]
         shards = [shard for shard, _ in written]

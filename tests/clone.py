@@ -19,9 +19,9 @@ SHARDS = Path("data/shards/Demo_Toys")
 SMALL = {
     "source.categories": ["Demo_Toys"],
     "source.demo.items": 100,
-    "download.bad_share": 0.1,  # few rows: a few bad ones are a large share
-    "images.bad_share": 0.5,
-    "validation.twins.most": 1.0,
+    "download.max_bad_fraction": 0.1,  # few rows: a few bad ones are a large share
+    "images.max_bad_fraction": 0.5,
+    "validation.near_duplicate_fraction.fail_above": 1.0,
 }
 
 

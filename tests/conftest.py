@@ -37,9 +37,9 @@ def make_params() -> Callable[..., Params]:
             "source.categories": ["Demo_Kitchen", "Demo_Toys"],
             "source.demo.items": 80,
             "images.resolution": 32,
-            "download.bad_share": 0.1,  # few rows: a few bad ones are a large share
-            "images.bad_share": 0.5,
-            "validation.twins.most": 1.0,
+            "download.max_bad_fraction": 0.1,  # few rows: a few bad ones are a large share
+            "images.max_bad_fraction": 0.5,
+            "validation.near_duplicate_fraction.fail_above": 1.0,
             "model.text.name": str(ROOT / "effimini/minilm"),
         }
         for key, value in (small | changes).items():

@@ -17,7 +17,7 @@ TINY = {
     "images.resolution": 32,
     "model.image.name": "test_efficientnet",
     "model.hidden": [8],
-    "model.terms": 0,
+    "model.hashed_ngrams": 0,
     "train.epochs": 1,
     "evaluate.bootstrap": 100,
 }
@@ -90,7 +90,7 @@ def test_categories_come_and_go_and_a_clone_pulls_validates_trains_and_evaluates
 def test_images_asked_again_reach_the_shards_and_stay(tmp_path: Path) -> None:
     mirror = tmp_path / "mirror"
     demo.write_catalogue(mirror, ["Demo_Toys"], 100, 7)
-    changes = SMALL | {"source.kind": "mirror", "source.location": str(mirror), "images.bad_share": 1.0}
+    changes = SMALL | {"source.kind": "mirror", "source.location": str(mirror), "images.max_bad_fraction": 1.0}
     clone = commit_project(tmp_path / "one", changes)
     images = mirror / "images/I"
     images.rename(mirror / "images/away")

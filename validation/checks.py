@@ -146,7 +146,7 @@ def _check_sample(place: CategoryTables) -> list[Verdict]:
         *proportions.check_strata(
             place.folder("sample") / proportions.STRATA_FILE, paths, params.fraction, params.bands, passed
         ),
-        *profile.check_mode_fraction("sample", paths, place.params.validation.same),
+        *profile.check_mode_fraction("sample", paths, place.params.validation.mode_fraction),
     ]
 
 
@@ -179,7 +179,7 @@ def _check_all_images(params: Params, data: Path) -> list[Verdict]:
     found, measured = near_duplicates.find_near_duplicates(data, params.source.categories)
     with files.atomic_write(data / "twins.csv") as partial:  # written before it is judged, for whom it stops
         found.to_csv(partial, index=False, lineterminator="\n")
-    return [near_duplicates.verdict(found, measured, params.validation.twins)]
+    return [near_duplicates.verdict(found, measured, params.validation.near_duplicate_fraction)]
 
 
 def _check_shards(place: CategoryTables) -> list[Verdict]:
@@ -274,15 +274,15 @@ class Gate(NamedTuple):
 
 _OF_SAMPLE = (
     *("sample.require", "sample.fraction", "sample.bands", "sample.min_per_category"),
-    *("validation.same", "validation.long"),
+    *("validation.mode_fraction", "validation.long_text_fraction"),
 )
 
 GATES = {
     "raw": Gate("download", ("download",), (), _check_raw),
-    "items": Gate("join", ("download", "validation.absent"), ("raw",), _check_items),
+    "items": Gate("join", ("download", "validation.null_fraction"), ("raw",), _check_items),
     "groups": Gate("groups", ("download.buckets",), ("items",), _check_groups, _check_all_groups),
     "sample": Gate("sample", _OF_SAMPLE, ("items", "groups"), _check_sample, _check_all_samples),
-    "images": Gate("fetch", ("validation.twins",), ("sample",), _check_images, _check_all_images),
+    "images": Gate("fetch", ("validation.near_duplicate_fraction",), ("sample",), _check_images, _check_all_images),
     "shards": Gate("shard", ("text.max_tokens",), ("sample",), _check_shards),
     "weights": Gate("weights", ("weights",), ("sample",), None, _check_all_weights, "weights.json"),
     "profiles": Gate("validate_images", ("validation.drift",), (), None, _check_all_profiles, hashed=False),

@@ -158,9 +158,9 @@ def _check_rules(table: str, suite: Suite, paths: Sequence[Rows]) -> list[Verdic
             examples[rule.name] += [_describe_row(suite, rule, frame, i) for i in positions]
     return [
         Verdict(
-            *(table, rule.name, rows, counts[rule.name], int(rule.share * rows)),
+            *(table, rule.name, rows, counts[rule.name], int(rule.fail_above * rows)),
             tuple(examples[rule.name][:EXAMPLES_SHOWN]),
-            int(rule.quiet * rows),
+            int(rule.warn_above * rows),
         )
         for rule in suite.rules
     ]

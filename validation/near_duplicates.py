@@ -72,7 +72,7 @@ def verdict(twins: pd.DataFrame, measured: int, limits: Limits) -> Verdict:
     Args:
         twins: its rows.
         measured: how many images could have been among them.
-        limits: ``validation.twins``, of the share of them that may be.
+        limits: ``validation.near_duplicate_fraction``, of the share of them that may be.
     """
     examples = [
         f"{r.category}/{r.parent_asin} ({r.split}) like {r.twin_category}/{r.twin_asin} ({r.twin_split})"
@@ -80,12 +80,12 @@ def verdict(twins: pd.DataFrame, measured: int, limits: Limits) -> Verdict:
     ]
     return Verdict(
         "images",
-        "no picture of validation or test in another split (validation.twins)",
+        "no near duplicates across splits (validation.near_duplicate_fraction)",
         measured,
         len(twins),
-        int(limits.most * measured),
+        int(limits.fail_above * measured),
         tuple(examples),
-        int(limits.quiet * measured),
+        int(limits.warn_above * measured),
     )
 
 

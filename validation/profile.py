@@ -123,7 +123,7 @@ def check_mode_fraction(table: str, paths: Sequence[Path], limits: Limits) -> li
     Args:
         table: a key of `PROFILED_COLUMNS`.
         paths: its files of one category; two columns of them are read.
-        limits: ``validation.same``.
+        limits: ``validation.mode_fraction``.
     """
     verdicts = []
     for name, counted in _value_counts(
@@ -135,12 +135,12 @@ def check_mode_fraction(table: str, paths: Sequence[Path], limits: Limits) -> li
         verdicts.append(
             Verdict(
                 table,
-                f"{name} not the same for most items (validation.same)",
+                f"{name} not the same for most items (validation.mode_fraction)",
                 there,
                 alike,
-                int(limits.most * there),
+                int(limits.fail_above * there),
                 (f"{same} with the same value, the median being {median:g}",) if alike else (),
-                int(limits.quiet * there),
+                int(limits.warn_above * there),
             )
         )
     return verdicts
@@ -211,11 +211,11 @@ def drift(moved: pd.DataFrame, limits: Limits) -> list[Verdict]:
     """
     verdicts = []
     for table, part in moved.groupby("table", sort=False):
-        far = part[part["moved"] > limits.quiet].sort_values("moved", ascending=False, kind="stable")
+        far = part[part["moved"] > limits.warn_above].sort_values("moved", ascending=False, kind="stable")
         named = [f"{r.category} {r.column} ({r.what} {r.now:.4g}, accepted {r.accepted:.4g})" for r in far.itertuples()]
-        stops = int((part["moved"] > limits.most).sum())
-        words = f"each column within {limits.quiet:g} of accepted.csv"
+        stops = int((part["moved"] > limits.fail_above).sum())
+        words = f"each column within {limits.warn_above:g} of accepted.csv"
         verdicts.append(judge(str(table), words, len(part), named, allowed=len(part)))
-        words = f"each column within {limits.most:g} of accepted.csv (validation.drift)"
+        words = f"each column within {limits.fail_above:g} of accepted.csv (validation.drift)"
         verdicts.append(judge(str(table), words, len(part), named[:stops]))
     return verdicts

@@ -33,8 +33,8 @@ class Rule(NamedTuple):
     name: str
     kind: str
     arguments: dict[str, Any]
-    share: float = 0.0  # of the rows that may break it; more stop the run
-    quiet: float = 0.0  # of the rows that may break it without a warning
+    fail_above: float = 0.0  # of the rows that may break it; more stop the run
+    warn_above: float = 0.0  # of the rows that may break it without a warning
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -56,20 +56,24 @@ def not_null(column: str, limits: Limits | None = None) -> Rule:
     kind, arguments = "ExpectColumnValuesToNotBeNull", {"column": column}
     if limits is None:
         return Rule(f"{column} not null", kind, arguments)
-    return Rule(f"{column} present (validation.absent.{column})", kind, arguments, limits.most, limits.quiet)
+    return Rule(
+        f"{column} present (validation.null_fraction.{column})", kind, arguments, limits.fail_above, limits.warn_above
+    )
 
 
 def not_empty(name: str, *columns: str, limits: Limits | None = None) -> Rule:
     """One of the texts or lists `columns` is not empty; `limits` are the shares of rows where all may be."""
-    words = f"{name} present" + ("" if limits is None else f" (validation.absent.{name})")
-    share, quiet = (0.0, 0.0) if limits is None else (limits.most, limits.quiet)
-    return Rule(words, "ExpectColumnValuesToBeBetween", _sized(1, None, *columns), share, quiet)
+    words = f"{name} present" + ("" if limits is None else f" (validation.null_fraction.{name})")
+    fail_above, warn_above = (0.0, 0.0) if limits is None else (limits.fail_above, limits.warn_above)
+    return Rule(words, "ExpectColumnValuesToBeBetween", _sized(1, None, *columns), fail_above, warn_above)
 
 
 def at_most(size: int, column: str, limits: Limits) -> Rule:
     """A text has not more than `size` characters; `limits` are the shares of longer ones."""
-    words = f"{column} of at most {size} characters (validation.long)"
-    return Rule(words, "ExpectColumnValuesToBeBetween", _sized(None, size, column), limits.most, limits.quiet)
+    words = f"{column} of at most {size} characters (validation.long_text_fraction)"
+    return Rule(
+        words, "ExpectColumnValuesToBeBetween", _sized(None, size, column), limits.fail_above, limits.warn_above
+    )
 
 
 def sized(column: str, low: int, high: int) -> Rule:
@@ -81,11 +85,11 @@ def _sized(low: int | None, high: int | None, *columns: str) -> dict[str, Any]:
     return {"column": f"size of {' + '.join(columns)}", "min_value": low, "max_value": high}
 
 
-def between(column: str, low: float, high: float | None = None, share: float = 0.0) -> Rule:
+def between(column: str, low: float, high: float | None = None, fail_above: float = 0.0) -> Rule:
     """Every value there is lies in [low, high]."""
     words = f"{column} at least {low}" if high is None else f"{column} between {low} and {high}"
     arguments = {"column": column, "min_value": low, "max_value": high}
-    return Rule(words, "ExpectColumnValuesToBeBetween", arguments, share)
+    return Rule(words, "ExpectColumnValuesToBeBetween", arguments, fail_above)
 
 
 def one_of(column: str, values: tuple[str, ...]) -> Rule:
@@ -135,7 +139,7 @@ PREDICT_INPUT_SUITE = _suite(
 def suite(table: str, params: Params, category: str = "") -> Suite:
     """Return the suite of a table of `category`.
 
-    Raw rows stand as they came, so that a share of them, ``download.bad_share``, may be out of range;
+    Raw rows stand as they came, so that a share of them, ``download.max_bad_fraction``, may be out of range;
     join and sample drop those. What a source may lack is judged on the joined items, one row an item.
 
     Args:
@@ -150,28 +154,28 @@ _ASIN = ("parent_asin",)
 
 
 def _items_suite(params: Params, _: str) -> Suite:
-    bad = params.download.bad_share
+    bad = params.download.max_bad_fraction
     return _suite(
         ITEMS,
         _ASIN,
         ("line",),
         matches("parent_asin", ASIN),
         between("line", 1),
-        between("average_rating", 0, 5, share=bad),
-        between("rating_number", 0, share=bad),
+        between("average_rating", 0, 5, fail_above=bad),
+        between("rating_number", 0, fail_above=bad),
         matches("details", r"^\{"),
     )
 
 
 def _reviews_suite(params: Params, _: str) -> Suite:
-    bad = params.download.bad_share
+    bad = params.download.max_bad_fraction
     return _suite(
         REVIEWS,
         _ASIN,
         (),
         matches("parent_asin", ASIN),
-        between("rating", 0, 5, share=bad),  # the dataset has a row with 0.0
-        between("timestamp", *TIMES, share=bad),
+        between("rating", 0, 5, fail_above=bad),  # the dataset has a row with 0.0
+        between("timestamp", *TIMES, fail_above=bad),
     )
 
 
@@ -180,14 +184,14 @@ def _rejects_suite(_: Params, __: str) -> Suite:
 
 
 def _joined_suite(params: Params, _: str) -> Suite:
-    bad, absent = params.download.bad_share, params.validation.absent
+    bad, absent = params.download.max_bad_fraction, params.validation.null_fraction
     return _suite(
         JOINED,
         _ASIN,
         _ASIN,
         matches("parent_asin", ASIN),
-        between("average_rating", 0, 5, share=bad),
-        between("rating_number", 0, share=bad),
+        between("average_rating", 0, 5, fail_above=bad),
+        between("rating_number", 0, fail_above=bad),
         between("review_count", 0),
         between("review_mean", 1, 5),
         between("review_spread", 0, 2),
@@ -219,7 +223,7 @@ def _sample_suite(params: Params, category: str) -> Suite:
         between("review_count", 0),
         *(not_empty(name, name) for name in required),
         *(not_empty("image", "image_urls") for name in params.sample.require if name == "image"),
-        *(at_most(LONGEST, name, params.validation.long) for name in TEXTS),
+        *(at_most(LONGEST, name, params.validation.long_text_fraction) for name in TEXTS),
     )
 
 

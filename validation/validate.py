@@ -132,9 +132,9 @@ def _hint(table: str, stage: str, data: Path, *, of_all: bool = False) -> str:
         return f"{stale} is stale: run `dvc repro {stage}`"
     again = f"make it again with `dvc repro --force --single-item {stage}`"
     if table == "images" and of_all:
-        return f"data/twins.csv lists the pictures of two splits; set validation.twins to what you accept, or {again}"
+        return f"see data/twins.csv; set validation.near_duplicate_fraction to what you accept, or {again}"
     if table == "raw":
-        return f"look at these rows in the source's files, set download.bad_share to what you accept, or {again}"
+        return f"look at these rows in the source's files, set download.max_bad_fraction to what you accept, or {again}"
     if table == "profiles":
         return f"if the data should be like this now, run `effimini accept` and commit {ACCEPTED}"
     return (

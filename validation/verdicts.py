@@ -26,7 +26,7 @@ class Verdict(msgspec.Struct, frozen=True):
     unexpected: int  # of them, against the expectation
     allowed: int = 0  # unexpected rows that a parameter's budget lets pass
     examples: tuple[str, ...] = ()
-    quiet: int = 0  # unexpected rows that are no cause for a warning
+    warn_above: int = 0  # unexpected rows that are no cause for a warning
 
     @property
     def passed(self) -> bool:
@@ -38,7 +38,7 @@ class Verdict(msgspec.Struct, frozen=True):
         """What it means: fail stops the run, warn is said and written."""
         if not self.passed:
             return "fail"
-        return "warn" if self.unexpected > self.quiet else "pass"
+        return "warn" if self.unexpected > self.warn_above else "pass"
 
     def __str__(self) -> str:
         """Return it as a clause: the table, the expectation, the count, the share and example keys."""
@@ -51,11 +51,11 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 def judge(
-    table: str, expectation: str, rows: int, wrong: Iterable[object], allowed: int = 0, quiet: int = 0
+    table: str, expectation: str, rows: int, wrong: Iterable[object], allowed: int = 0, warn_above: int = 0
 ) -> Verdict:
     """Make a verdict from `wrong`: one printable thing for each row, file or group against it."""
     listed = [str(one) for one in wrong]
-    return Verdict(table, expectation, rows, len(listed), allowed, tuple(listed[:EXAMPLES_SHOWN]), quiet)
+    return Verdict(table, expectation, rows, len(listed), allowed, tuple(listed[:EXAMPLES_SHOWN]), warn_above)
 
 
 def require(where: str, verdicts: Iterable[Verdict], remedy: Callable[[], str]) -> None:

@@ -49,16 +49,35 @@ Required = Literal[
 DECIDES_NO_BYTE = (
     "dask",
     "fetch.connections",
-    "fetch.refusals",
+    "fetch.max_consecutive_refusals",
     "fetch.timeout",
-    "fetch.tries",
+    "fetch.max_attempts",
     "source.keep_raw",
     "stream",
-    "train.save_steps",
+    "train.save_every_steps",
 )
 
 # Parameters that have another name now.
-RENAMED = {"images.size": "images.resolution"}
+RENAMED = {
+    "images.size": "images.resolution",
+    "download.bad_share": "download.max_bad_fraction",
+    "images.bad_share": "images.max_bad_fraction",
+    "groups.max_link": "groups.max_items_per_key",
+    "fetch.tries": "fetch.max_attempts",
+    "fetch.refusals": "fetch.max_consecutive_refusals",
+    "shards.samples": "shards.samples_per_shard",
+    "stream.damaged_share": "stream.max_damaged_fraction",
+    "model.terms": "model.hashed_ngrams",
+    "train.length_pool": "train.length_bucket_batches",
+    "train.accumulate": "train.gradient_accumulation_steps",
+    "train.clip_norm": "train.max_grad_norm",
+    "train.frozen": "train.freeze_encoders",
+    "train.save_steps": "train.save_every_steps",
+    "validation.absent": "validation.null_fraction",
+    "validation.same": "validation.mode_fraction",
+    "validation.long": "validation.long_text_fraction",
+    "validation.twins": "validation.near_duplicate_fraction",
+}
 
 
 _UNKNOWN = "unexpected_keyword_argument"  # pydantic's type of error for a key that is no field
@@ -105,7 +124,7 @@ class DownloadParams:
     """Raw lines to typed tables."""
 
     buckets: Annotated[int, Field(ge=1, le=4096)]
-    bad_share: Fraction
+    max_bad_fraction: Fraction
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -119,7 +138,7 @@ class JoinParams:
 class GroupsParams:
     """Which items are the same product."""
 
-    max_link: Annotated[int, Field(ge=2)]
+    max_items_per_key: Annotated[int, Field(ge=2)]
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -156,7 +175,7 @@ class ImagesParams:
     resolution: Annotated[int, Field(ge=16, le=1024)]
     fit: Literal["squash", "letterbox", "crop"]
     quality: Annotated[int, Field(ge=1, le=100)]
-    bad_share: Fraction
+    max_bad_fraction: Fraction
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -165,11 +184,11 @@ class FetchParams:
 
     mirror: str
     connections: Annotated[int, Field(ge=1, le=1024)]
-    tries: PositiveInt
+    max_attempts: PositiveInt
     timeout: PositiveFloat
     max_bytes: PositiveInt
     max_pixels: PositiveInt
-    refusals: PositiveInt
+    max_consecutive_refusals: PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -184,7 +203,7 @@ class TextParams:
 class ShardsParams:
     """The tars."""
 
-    samples: PositiveInt
+    samples_per_shard: PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -194,7 +213,7 @@ class StreamParams:
     workers: NonNegativeInt
     cache_gb: PositiveFloat
     connections: Annotated[int, Field(ge=1, le=256)]
-    damaged_share: Fraction
+    max_damaged_fraction: Fraction
 
     @property
     def cache_bytes(self) -> int:
@@ -225,7 +244,7 @@ class ModelParams:
     image: EncoderParams
     text: EncoderParams
     pooling: Literal["first", "mean"]
-    terms: NonNegativeInt
+    hashed_ngrams: NonNegativeInt
     hidden: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     attention_dropout: Annotated[float, Field(ge=0, lt=1)]
@@ -243,29 +262,29 @@ class TrainParams:
     head_learning_rate: NonNegativeFloat
     weight_decay: NonNegativeFloat
     warmup: Fraction
-    clip_norm: PositiveFloat
+    max_grad_norm: PositiveFloat
     huber_delta: PositiveFloat
-    length_pool: PositiveInt
-    accumulate: PositiveInt
+    length_bucket_batches: PositiveInt
+    gradient_accumulation_steps: PositiveInt
     precision: Literal["fp32", "bf16"]
     compile: bool
-    frozen: bool
+    freeze_encoders: bool
     sync_batchnorm: bool
-    save_steps: NonNegativeInt
+    save_every_steps: NonNegativeInt
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Limits:
     """Up to `quiet` all is well, above it validation warns, above `most` it stops the run."""
 
-    quiet: NonNegativeFloat
-    most: NonNegativeFloat
+    warn_above: NonNegativeFloat
+    fail_above: NonNegativeFloat
 
     def __post_init__(self) -> None:
         """Refuse to stop where nothing was said before."""
-        if self.quiet > self.most:
+        if self.warn_above > self.fail_above:
             raise ValueError(
-                f"quiet {self.quiet:g} is above most {self.most:g}; warnings begin at quiet, so it is the lower one"
+                f"warn_above {self.warn_above:g} is above fail_above {self.fail_above:g}; a warning comes before a failure"
             )
 
 
@@ -288,10 +307,10 @@ class NullFractions:
 class ValidationParams:
     """What data may be like; nothing here changes a byte of the tables."""
 
-    absent: NullFractions
-    same: Limits
-    long: Limits
-    twins: Limits
+    null_fraction: NullFractions
+    mode_fraction: Limits
+    long_text_fraction: Limits
+    near_duplicate_fraction: Limits
     drift: Limits
 
 
@@ -359,6 +378,18 @@ def values_of(params: Params, names: Iterable[str]) -> dict[str, Any]:
         values = vars(section) if isinstance(section, SimpleNamespace) else section
         found[name] = msgspec.json.decode(msgspec.json.encode(values))
     return found
+
+
+def rename_keys(values: Mapping[str, Any]) -> None:
+    """Give the keys of parameters that were stated under old names their new ones, in place.
+
+    Args:
+        values: by section and key, as `values_of` returns them.
+    """
+    for old, new in RENAMED.items():
+        section, key = old.split(".")
+        if key in values.get(section, {}):
+            values[section][new.partition(".")[2]] = values[section].pop(key)
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:

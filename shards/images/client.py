@@ -1,10 +1,11 @@
 """A polite HTTP client for many files from few hosts.
 
-In: URLs. Out: for each its body, or the word for why there is none. Guaranteed: at most `fetch.connections` requests at
-a time to a host, fewer when it refuses or is slow; a host that names a time to wait is left alone until then; only what
-may pass is tried again, `fetch.tries` times at most, each try within `fetch.timeout` seconds; a body is read up to
-`fetch.max_bytes`; only public addresses are connected to, at every redirect, unless they are the configured mirror's;
-and a host that refuses everything is left alone for a while, and then ends the run with a sentence. Every `get` ends.
+In: URLs. Out: for each its body, or the word for why there is none. Guaranteed: at most `fetch.connections` requests
+at a time to a host, fewer when it refuses or is slow; a host that names a time to wait is left alone until then; only
+what may pass is tried again, `fetch.max_attempts` times at most, each try within `fetch.timeout` seconds; a body is
+read up to `fetch.max_bytes`; only public addresses are connected to, at every redirect, unless they are the configured
+mirror's; and a host that refuses everything is left alone for a while, and then ends the run with a sentence. Every
+`get` ends.
 """
 
 import asyncio
@@ -27,7 +28,7 @@ from prep.core.params import FetchParams
 from prep.core.retry import PermanentError, RequestFailedError, RetryPolicy, TransientError, is_transient, retry_after
 
 MAX_REDIRECTS = 5  # redirects followed
-POLICY = RetryPolicy(first_wait=0.5)  # with fetch.tries attempts; a host pauses for its max_wait at most
+POLICY = RetryPolicy(first_wait=0.5)  # with fetch.max_attempts attempts; a host pauses for its max_wait at most
 RESOLVED_FOR = 60  # seconds an address is used before it is looked up again
 CONNECT, SILENCE = 5.0, 10.0  # seconds to connect, and between two bytes, within those of the whole image
 BREAK = 60.0  # seconds that a host which refuses everything is left alone, once
@@ -129,14 +130,14 @@ class Origin(NamedTuple):
 class _Host:
     """One origin: its gate, and how often it refused in a row.
 
-    A host that refuses `fetch.refusals` times in a row is left alone for a while; where it goes on refusing, the run
-    ends. Source: M. Nygard, Release It!, 2007 (circuit breaker).
+    A host that refuses `fetch.max_consecutive_refusals` times in a row is left alone for a while; where it goes on
+    refusing, the run ends. Source: M. Nygard, Release It!, 2007 (circuit breaker).
     """
 
     def __init__(self, origin: Origin, settings: FetchParams) -> None:
         self.gate = ConcurrencyLimit(settings.connections)
         self._name = f"{origin.host}:{origin.port}"
-        self._limit = settings.refusals
+        self._limit = settings.max_consecutive_refusals
         self._refused = 0
         self._broken_at = 0.0  # when it was left alone, 0 for not
 
@@ -163,8 +164,9 @@ class _Host:
             elif self._refused >= self._limit + PROBES:
                 self.gate.pause(BREAK)  # nobody else asks while the run ends
                 raise UserError(
-                    f"{self._name} refused {self._refused} requests in a row (fetch.refusals), the last of them after "
-                    f"a break of {BREAK:g} s, with: {error}; what was had is kept, so wait an hour and run `dvc repro` "
+                    f"{self._name} refused {self._refused} requests in a row "
+                    f"(fetch.max_consecutive_refusals), the last of them after a break of {BREAK:g} s, with: {error}; "
+                    "what was fetched is kept, so wait an hour and run `dvc repro` "
                     "again, lower fetch.connections, or set fetch.mirror"
                 )
 
@@ -237,7 +239,7 @@ class Client:
         """
         tries = 0
         try:
-            policy = POLICY._replace(max_attempts=self._settings.tries)
+            policy = POLICY._replace(max_attempts=self._settings.max_attempts)
             async for attempt in policy.retrying_async():
                 with attempt:
                     tries += 1

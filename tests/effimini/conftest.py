@@ -103,7 +103,7 @@ def small(small_text: Path) -> Params:
         image=EncoderParams(name="test_efficientnet", weights="random"),
         text=EncoderParams(name=str(small_text), weights="random"),
         hidden=(16, 8),
-        terms=0,
+        hashed_ngrams=0,
     )
     params = dataclasses.replace(params, model=model)
     return replace(

@@ -145,7 +145,7 @@ def test_a_part_alone_is_the_model_without_the_other(run_params: Params, run: Pa
 
 def test_a_frozen_training_is_compared_with_ridge_on_its_features(small: Params, data: Path, tmp_path: Path) -> None:
     shutil.copytree(data, tmp_path / "data")
-    frozen = replace(small, train={"frozen": True, "epochs": 1})
+    frozen = replace(small, train={"freeze_encoders": True, "epochs": 1})
     train(frozen)
     found = evaluate(frozen).test["frozen features + ridge"]
     model = EffiMini.from_pretrained(Path("models/best"))

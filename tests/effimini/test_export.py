@@ -85,7 +85,7 @@ def test_a_graph_takes_any_batch_and_length(small: Params, model: Path, exported
 
 @torch.inference_mode()
 def test_terms_and_mean_pooling_are_in_the_graph(small: Params, tmp_path: Path) -> None:
-    network = build(replace(small, model={"terms": 1 << 12, "pooling": "mean"})).eval()
+    network = build(replace(small, model={"hashed_ngrams": 1 << 12, "pooling": "mean"})).eval()
     assert network.terms is not None
     network.terms.weight.copy_(torch.randn(1 << 12))
     network.terms.share.fill_(0.5)

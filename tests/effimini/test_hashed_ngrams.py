@@ -73,11 +73,11 @@ def test_the_module_scores_as_it_was_fitted_and_padding_counts_nothing(
         assert module(*padded).item() == pytest.approx(star, abs=1e-4)
 
 
-@pytest.mark.parametrize(("good", "share"), [("network", 0.0), ("terms", 1.0), ("both", 0.5)])
+@pytest.mark.parametrize(("good", "share"), [("network", 0.0), ("hashed_ngrams", 1.0), ("both", 0.5)])
 def test_the_share_is_the_one_that_correlates_best(good: str, share: float) -> None:
     rng = np.random.default_rng(0)
     one, other = rng.normal(size=(2, 500)).astype(np.float32)
-    labels = {"network": one, "terms": other, "both": one + other}[good]
+    labels = {"network": one, "hashed_ngrams": other, "both": one + other}[good]
     module = HashedNgrams(8)
     mixed = hashed_ngrams.mix(module, one, other, labels)
     assert module.share.item() == pytest.approx(share)
@@ -87,7 +87,7 @@ def test_the_share_is_the_one_that_correlates_best(good: str, share: float) -> N
 @torch.inference_mode()
 def test_the_network_trains_alone_and_scores_with_the_terms(small: Params, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = build(replace(small, model={"terms": 1 << 12}))
+    model = build(replace(small, model={"hashed_ngrams": 1 << 12}))
     assert model.terms is not None
     model.terms.weight.copy_(torch.randn(1 << 12))
     model.terms.share.fill_(0.25)
@@ -98,7 +98,7 @@ def test_the_network_trains_alone_and_scores_with_the_terms(small: Params, tmp_p
     model.save_pretrained(tmp_path / "saved")
     assert torch.equal(EffiMini.from_pretrained(tmp_path / "saved")(*given), model(*given))
     counts = parameters(model)
-    assert counts["terms"] == 1 << 12
+    assert counts["hashed_ngrams"] == 1 << 12
     assert counts["total"] == sum(p.numel() for p in model.parameters())
     model.image.eval(), model.text.eval(), model.head.eval()
     model.training = True
@@ -132,7 +132,7 @@ def test_a_trained_model_carries_its_terms(
 ) -> None:
     monkeypatch.setenv("EFFIMINI_STORE", str(tmp_path / "store"))
     params = replace(
-        small, model={"terms": 1 << 14, "pooling": "mean"}, train={"epochs": 2, "head_learning_rate": 0.01}
+        small, model={"hashed_ngrams": 1 << 14, "pooling": "mean"}, train={"epochs": 2, "head_learning_rate": 0.01}
     )
     history = train(params, data / "shards", data / "weights.json")
     module = HashedNgrams(1 << 14)

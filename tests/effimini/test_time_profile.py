@@ -67,7 +67,7 @@ def test_a_training_accounts_for_its_time(
 
 
 def test_a_training_of_the_head_alone_accounts_for_its_features(small: Params, data: Path, tmp_path: Path) -> None:
-    frozen = dataclasses.replace(small, train=dataclasses.replace(small.train, frozen=True))
+    frozen = dataclasses.replace(small, train=dataclasses.replace(small.train, freeze_encoders=True))
     train(frozen, data / "shards", data / "weights.json", tmp_path / "models", tmp_path / "results")
     found = files.read_json(tmp_path / "results/time.json")
     assert found["seconds"][time_profile.FEATURES] > 0

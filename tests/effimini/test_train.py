@@ -113,13 +113,13 @@ def test_a_training_stopped_after_any_step_goes_on_with_the_losses_of_an_undistu
         saved = interrupted(params, data, after)
         assert after <= saved <= after + 2  # the flag goes with the next step, and one more is on its way by then
         if after + 4 < 2 * steps:
-            interrupted(replace(params, train={"save_steps": 2}), data, saved + 1)  # and once more
+            interrupted(replace(params, train={"save_every_steps": 2}), data, saved + 1)  # and once more
         assert trained(params, data, out) == (whole, files_whole), after
     assert not any((files.store() / "train").iterdir()), "the state is dropped when the training is done"
 
 
 def test_a_state_is_saved_every_few_steps_and_the_others_go(small: Params, data: Path) -> None:
-    params = replace(small, train={"save_steps": 2})
+    params = replace(small, train={"save_every_steps": 2})
     trainer = Trainer(params, data / "shards", data / "weights.json", ONE)
     states: list[str] = []
 
@@ -206,14 +206,17 @@ def test_a_damaged_state_is_a_sentence(small: Params, data: Path) -> None:
 def test_memory_that_does_not_suffice_is_a_sentence(small: Params, data: Path) -> None:
     trainer = Trainer(small, data / "shards", data / "weights.json", ONE)
     trainer.network.register_forward_hook(lambda *_: torch.empty(10**15))
-    with pytest.raises(UserError, match="memory of the cpu .*train.batch_size 16 in 1 parts; raise train.accumulate"):
+    with pytest.raises(
+        UserError, match="memory of the cpu .*train.batch_size 16 in 1 parts; raise train.gradient_accumulation_steps"
+    ):
         list(trainer.run())
 
 
-@pytest.mark.parametrize("accumulate", [2, 3, 99])
+@pytest.mark.parametrize("gradient_accumulation_steps", [2, 3, 99])
 def test_parts_of_a_step_add_up_to_it(small: Params, data: Path, accumulate: int) -> None:
     ours, parts = (
-        gradients(replace(small, train={"accumulate": n, "batch_size": 15}), data, ONE) for n in (1, accumulate)
+        gradients(replace(small, train={"gradient_accumulation_steps": n, "batch_size": 15}), data, ONE)
+        for n in (1, accumulate)
     )
     assert ours.keys() == parts.keys()
     for name, gradient in ours.items():
@@ -239,7 +242,7 @@ def test_faster_arithmetic_changes_scores_by_rounding(
 
 def test_the_frozen_encoders_are_read_once(small: Params, data: Path, tmp_path: Path) -> None:
     shutil.copytree(data, tmp_path / "data")
-    frozen = replace(small, train={"frozen": True, "learning_rate": 0.01})
+    frozen = replace(small, train={"freeze_encoders": True, "learning_rate": 0.01})
     trainer = Trainer(frozen, tmp_path / "data/shards", tmp_path / "data/weights.json", ONE)
     live = open_split(data / "shards", small, "train", trained_on(small), small.images.resolution)
     expected = predict_split(trainer.model, live, ONE, small)
@@ -256,7 +259,7 @@ def test_the_frozen_encoders_are_read_once(small: Params, data: Path, tmp_path: 
     after = EffiMini.from_pretrained(tmp_path / "out/models/last").state_dict()
     changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
     assert changed == {name for name in before if name.startswith("head.")}
-    with pytest.raises(UserError, match=r"train.frozen is true on 2 ranks"):
+    with pytest.raises(UserError, match=r"train.freeze_encoders is true on 2 ranks"):
         Trainer(frozen, data / "shards", data / "weights.json", Distributed(0, 2, torch.device("cpu")))
 
 
@@ -311,12 +314,12 @@ def on_two_ranks(params: Params, data: Path, out: Path, after: int = 0) -> subpr
 
 def test_two_ranks_take_the_step_of_one(small: Params, data: Path, tmp_path: Path) -> None:
     # odd: the ranks' shares differ in size, and the parts of them
-    params = replace(small, train={"batch_size": 15, "epochs": 2, "accumulate": 2})
+    params = replace(small, train={"batch_size": 15, "epochs": 2, "gradient_accumulation_steps": 2})
     done = on_two_ranks(params, data, tmp_path)
     assert done.returncode == 0, done.stderr
 
     theirs = torch.load(tmp_path / "gradients.pt", weights_only=True)
-    ours = gradients(replace(params, train={"accumulate": 1}), data, ONE)
+    ours = gradients(replace(params, train={"gradient_accumulation_steps": 1}), data, ONE)
     assert theirs.keys() == ours.keys()
     for name, gradient in ours.items():
         torch.testing.assert_close(theirs[name], gradient, rtol=1e-4, atol=1e-6, msg=name)

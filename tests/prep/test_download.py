@@ -48,7 +48,7 @@ def line(**changes: object) -> bytes:
 def settings(make_params: Callable[..., Params]) -> Callable[..., Params]:
     def of(location: Path | str, **changes: object) -> Params:
         where = {"source.kind": "mirror", "source.location": str(location), "source.categories": ["Toys"]}
-        return make_params(**(where | {"download.bad_share": 0.9} | changes))
+        return make_params(**(where | {"download.max_bad_fraction": 0.9} | changes))
 
     return of
 
@@ -113,7 +113,7 @@ def test_items_and_reviews_of_a_product_stand_in_one_bucket(tmp_path: Path, make
 
 
 def test_too_many_bad_lines_stop_the_stage_and_leave_nothing(tmp_path: Path, settings: Callable[..., Params]) -> None:
-    params = settings(mirror(tmp_path / "m", line() + b"<html>\n" * 3), **{"download.bad_share": 0.5})
+    params = settings(mirror(tmp_path / "m", line() + b"<html>\n" * 3), **{"download.max_bad_fraction": 0.5})
     with pytest.raises(UserError, match=r"3 of 4 lines of meta_Toys.jsonl are unusable \(not_json 3\).*bad_share"):
         download.download("Toys", params, tmp_path)
     assert not (tmp_path / "raw/Toys").exists()

@@ -62,10 +62,10 @@ def test_links_chain_across_ids_titles_images_and_categories(
 def test_a_placeholder_shared_by_many_chains_nothing(tmp_path: Path, make_params: Callable[..., Params]) -> None:
     write(tmp_path, "Toys", [(f"I{i}", f"title {i}", "placeholder") for i in range(4)])
     params = {"source.categories": ["Toys"]}
-    groups(make_params(**params, **{"groups.max_link": 3}), tmp_path)
+    groups(make_params(**params, **{"groups.max_items_per_key": 3}), tmp_path)
     assert len(set(groups_of(tmp_path, "Toys").values())) == 4
     assert read_json(tmp_path / "groups/report.json")["shared_too_widely"] == {"image": 1, "title": 0}
-    groups(make_params(**params, **{"groups.max_link": 4}), tmp_path)
+    groups(make_params(**params, **{"groups.max_items_per_key": 4}), tmp_path)
     assert len(set(groups_of(tmp_path, "Toys").values())) == 1
 
 
@@ -100,6 +100,6 @@ def test_groups_are_the_connected_components(
         if len(members) <= 3:
             graph.add_edges_from(pairwise(sorted(members)))
     expected = {asin: min(component) for component in networkx.connected_components(graph) for asin in component}
-    groups(make_params(**{"source.categories": ["Toys", "Home"], "groups.max_link": 3}), tmp_path)
+    groups(make_params(**{"source.categories": ["Toys", "Home"], "groups.max_items_per_key": 3}), tmp_path)
     present = [category for category, rows in in_category.items() if rows]
     assert {asin: g for (_, asin), g in groups_of(tmp_path, *present).items()} == expected

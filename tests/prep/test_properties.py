@@ -75,7 +75,12 @@ def present(items: Items) -> list[str]:
 
 
 def settings_of(make_params: Callable[..., Params], items: Items, **changes: Any) -> Params:
-    base = {"source.categories": present(items), "groups.max_link": LINK, "sample.min_chars": 0, "download.buckets": 1}
+    base = {
+        "source.categories": present(items),
+        "groups.max_items_per_key": LINK,
+        "sample.min_chars": 0,
+        "download.buckets": 1,
+    }
     return make_params(**(base | {"sample.fraction": 1.0} | changes))
 
 

@@ -43,7 +43,7 @@ def drawn(data: Path, params: Params, digests: Callable[[Path], dict[str, str]])
     return pd.concat(parts), hashes
 
 
-BASE = {"source.categories": ["Toys"], "groups.max_link": 200, "sample.min_chars": 0}
+BASE = {"source.categories": ["Toys"], "groups.max_items_per_key": 200, "sample.min_chars": 0}
 
 
 @settings(

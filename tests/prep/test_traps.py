@@ -73,7 +73,7 @@ def toys(tmp_path: Path, make_params: Callable[..., Params]) -> Callable[..., Pa
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         where = {"source.kind": "mirror", "source.location": str(tmp_path / "mirror"), "source.categories": [TOYS]}
-        return make_params(**where, **{"download.bad_share": 0.9, "sample.fraction": 1.0}, **changes)
+        return make_params(**where, **{"download.max_bad_fraction": 0.9, "sample.fraction": 1.0}, **changes)
 
     return write
 

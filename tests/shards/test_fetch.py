@@ -50,10 +50,16 @@ def host():
 def parameters(mirror, images=None, **fetching):
     """Return the demo's parameters with another mirror and other limits."""
     base = params.load_params(ROOT / "params.yaml")
-    asked = {"mirror": mirror, "connections": 4, "tries": 2, "timeout": 30.0, "refusals": 1000} | fetching
+    asked = {
+        "mirror": mirror,
+        "connections": 4,
+        "max_attempts": 2,
+        "timeout": 30.0,
+        "max_consecutive_refusals": 1000,
+    } | fetching
     return dataclasses.replace(
         base,
-        images=dataclasses.replace(base.images, **{"resolution": 32, "bad_share": 1.0} | (images or {})),
+        images=dataclasses.replace(base.images, **{"resolution": 32, "max_bad_fraction": 1.0} | (images or {})),
         fetch=dataclasses.replace(base.fetch, **asked),
     )
 
@@ -179,7 +185,7 @@ def nasty(host):
 def test_whatever_goes_wrong_every_item_has_its_outcome(host):
     expected = nasty(host)
     write_sample({"test": [[], ["ftp://host/a.jpg"], *([REAL + name] for name in expected)]})
-    fetch("C", parameters(host.url, timeout=1.5, tries=1, max_bytes=50_000))
+    fetch("C", parameters(host.url, timeout=1.5, max_attempts=1, max_bytes=50_000))
     assert outcomes() == ["no_url", "bad_url", *expected.values()]
     assert all(bool(row["image"]) == (row["outcome"] == "ok") for row in had())
     report = json.loads(Path("data/images/C/report.json").read_text())
@@ -208,7 +214,7 @@ def test_a_host_that_dies_and_comes_back_gives_everything(host):
         again[0].__enter__()
 
     host.faults = {f"/images/I/{n}.jpg": die for n in range(30)}
-    fetch("C", parameters(host.url, connections=3, tries=8))
+    fetch("C", parameters(host.url, connections=3, max_attempts=8))
     assert outcomes() == ["ok"] * 30
     assert again[0].asked
     again[0].__exit__()
@@ -217,7 +223,7 @@ def test_a_host_that_dies_and_comes_back_gives_everything(host):
 def test_a_second_run_asks_only_for_what_may_have_passed(host):
     expected = nasty(host)
     write_sample({"test": [[REAL + name] for name in expected]})
-    settings = parameters(host.url, timeout=1.5, tries=1, max_bytes=50_000)
+    settings = parameters(host.url, timeout=1.5, max_attempts=1, max_bytes=50_000)
     fetch("C", settings)
     before = hashes()
     host.asked.clear()
@@ -370,11 +376,11 @@ def test_the_demo_catalogue_has_its_images():
 def test_too_many_missing_images_are_a_sentence_and_leave_the_old_tables(host):
     serve(host, 4)
     write_sample({"test": [[], [f"{REAL}0.jpg"], [f"{REAL}1.jpg"], [f"{REAL}2.jpg"], [f"{REAL}absent.jpg"]]})
-    fetch("C", parameters(host.url, images={"bad_share": 0.25}))
+    fetch("C", parameters(host.url, images={"max_bad_fraction": 0.25}))
     before = hashes()
     write_sample({"test": [[], [f"{REAL}gone.jpg"], [f"{REAL}1.jpg"], [f"{REAL}2.jpg"], [f"{REAL}absent.jpg"]]})
     with pytest.raises(UserError, match=r"2 of 4 images of C are unusable \(gone 2\), over the budget of 25.0%"):
-        fetch("C", parameters(host.url, images={"bad_share": 0.25}))
+        fetch("C", parameters(host.url, images={"max_bad_fraction": 0.25}))
     assert hashes() == before
 
 
@@ -385,11 +391,11 @@ def test_a_host_that_refuses_everything_is_a_sentence_and_keeps_what_was_had(hos
         host.faults[f"/images/I/{n}.jpg"] = lambda request, _: request.answer(403)
     write_sample({"test": [[f"{REAL}{n}.jpg"] for n in range(30)]})
     with pytest.raises(UserError, match="refused 11 requests in a row"):
-        fetch("C", parameters(host.url, refusals=8, connections=1))
+        fetch("C", parameters(host.url, max_consecutive_refusals=8, connections=1))
     assert not Path("data/images/C").exists()
     host.faults.clear()
     host.asked.clear()
-    fetch("C", parameters(host.url, refusals=8))
+    fetch("C", parameters(host.url, max_consecutive_refusals=8))
     assert outcomes() == ["ok"] * 30
     assert not any(host.asked[f"/images/I/{n}.jpg"] for n in range(5))
 
@@ -398,7 +404,7 @@ def test_only_the_outcomes_asked_for_are_retried(host):
     serve(host, 2)
     host.faults["/images/I/503.jpg"] = lambda request, _: request.answer(503)
     write_sample({"test": [[REAL + name] for name in ("0.jpg", "absent.jpg", "503.jpg")]})
-    settings = parameters(host.url, tries=1)
+    settings = parameters(host.url, max_attempts=1)
     fetch("C", settings)
     host.asked.clear()
     host.files["/images/I/absent.jpg"] = picture(9)
@@ -412,7 +418,7 @@ def test_the_command_retries_outcomes_by_name_and_refuses_others(host, monkeypat
     write_sample({"test": [[f"{REAL}0.jpg"], [f"{REAL}absent.jpg"]]})
     text = (ROOT / "params.yaml").read_text()
     text = re.sub(r"categories: .*", "categories: [C]", text).replace("mirror: ''", f"mirror: {host.url}")
-    Path("params.yaml").write_text(text.replace("bad_share: 0.1", "bad_share: 0.9"))
+    Path("params.yaml").write_text(text.replace("max_bad_fraction: 0.1", "max_bad_fraction: 0.9"))
     for retry, asked in (("", 1), ("timeout", 0), ("gone,timeout", 1)):
         host.asked.clear()
         monkeypatch.setattr(sys, "argv", ["effimini", "fetch", "C", *(["--retry", retry] if retry else [])])
@@ -437,7 +443,7 @@ def test_workers_fetch_the_parts_with_the_bytes_of_one_and_no_more_connections(h
     shared = [f"{REAL}7.jpg", f"{REAL}8.jpg"]
     parts = {f"train-{n:02d}": [[f"{REAL}{k}.jpg"] for k in range(n, 40, 5)] + [shared] for n in range(5)}
     write_sample(parts | {"test": [[REAL + name, f"{REAL}1.jpg"] for name in expected]})
-    settings = parameters(host.url, connections=3, timeout=1.5, tries=1, max_bytes=50_000)
+    settings = parameters(host.url, connections=3, timeout=1.5, max_attempts=1, max_bytes=50_000)
     monkeypatch.setenv("EFFIMINI_STORE", str(Path("alone").absolute()))
     fetch("C", settings)
     alone = hashes()
@@ -553,5 +559,5 @@ def test_real_pictures_come_through(host):
         pytest.skip(f"no pictures in {CORPUS}; set EFFIMINI_CORPUS")
     host.files = {f"/images/I/{path.name}": path.read_bytes() for path in paths}
     write_sample({"train-00": [[REAL + path.name] for path in paths]})
-    fetch("C", parameters(host.url, images={"bad_share": 0.0}))
+    fetch("C", parameters(host.url, images={"max_bad_fraction": 0.0}))
     assert outcomes() == ["ok"] * len(paths)

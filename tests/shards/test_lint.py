@@ -37,7 +37,7 @@ def clean(
     data = tmp_path_factory.mktemp("data")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EFFIMINI_STORE", str(data / "store"))
-        run_to(make_params(**{"shards.samples": 6, "sample.fraction": 0.5}), data, "shard")
+        run_to(make_params(**{"shards.samples_per_shard": 6, "sample.fraction": 0.5}), data, "shard")
     return data / "shards"
 
 

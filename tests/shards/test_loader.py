@@ -155,13 +155,13 @@ def test_a_damaged_image_stops_or_is_counted_within_a_budget(tmp_path: Path, wor
     ):
         list(loader(dataset, workers=workers))
     with pytest.raises(UserError, match="2 images cannot be read, over the budget of 5.0%"):
-        list(loader(dataset, workers=workers, damaged_share=0.05))
-    running = loader(dataset, workers=workers, damaged_share=0.1)
+        list(loader(dataset, workers=workers, max_damaged_fraction=0.05))
+    running = loader(dataset, workers=workers, max_damaged_fraction=0.1)
     without = [key for batch in running for key, has in zip(batch.keys, batch.has_image, strict=True) if not has]
     assert sorted(without) == ["Made/B000000003", "Made/B000000011"]
     assert len(running.damaged) == 2
     # every rank has its batches, whoever meets the damage
-    ranks = [list(loader(dataset, rank=r, world=2, damaged_share=0.2)) for r in range(2)]
+    ranks = [list(loader(dataset, rank=r, world=2, max_damaged_fraction=0.2)) for r in range(2)]
     assert len(ranks[0]) == len(ranks[1])
     assert sum(len(batch.keys) for rank in ranks for batch in rank) == 20
 
@@ -170,7 +170,7 @@ def test_an_image_of_another_size_or_behind_the_end_of_its_tar_is_damage(tmp_pat
     dataset = ShardDataset(make_shards(tmp_path, {"train": [20]}), ["Made"], "train")
     tar = tmp_path / "Made/train-000.tar"
     tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
-    running = loader(dataset, damaged_share=1)
+    running = loader(dataset, max_damaged_fraction=1)
     assert len(list(running)) == 3
     assert 8 <= len(running.damaged) <= 12
     assert all("the tar ends before it" in what for what in running.damaged)
@@ -178,7 +178,7 @@ def test_an_image_of_another_size_or_behind_the_end_of_its_tar_is_damage(tmp_pat
     about = files.read_json(path)
     about["parameters"]["images"]["resolution"] = 2 * SIDE
     writers.write_json(path, about)
-    larger = loader(ShardDataset(tmp_path, ["Made"], "train"), damaged_share=1)
+    larger = loader(ShardDataset(tmp_path, ["Made"], "train"), max_damaged_fraction=1)
     list(larger)
     assert any(f"it is {SIDE} x {SIDE} px, not {2 * SIDE} a side" in what for what in larger.damaged)
 

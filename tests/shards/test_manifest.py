@@ -20,11 +20,14 @@ def rewrite(folder: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_shards_of_format_2_are_read_as_before(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("form", "size"), [(2, "size"), (3, "resolution")])
+def test_shards_of_older_formats_are_read_as_before(tmp_path: Path, form: int, size: str) -> None:
     folder = make_shards(tmp_path, {"train": [3]})
     now = ShardDataset(folder, ["Made"], "train")
-    rewrite(folder, format=2, parameters={"sample": {"fraction": 1.0}, "images": {"size": SIDE}})
+    rewrite(folder, format=form, parameters={"groups": {"max_link": 5}, "images": {size: SIDE}})
     old = ShardDataset(folder, ["Made"], "train")
+    (about,) = old.shards.manifests
+    assert about.parameters == {"groups": {"max_items_per_key": 5}, "images": {"resolution": SIDE}}
     assert (old.shards.image_size, old.keys, old.fingerprint) == (SIDE, now.keys, now.fingerprint)
     assert torch.equal(old.batch(np.arange(3), 3).images, now.batch(np.arange(3), 3).images)
     assert [fault for found in lint(ShardLocation(folder, 10**9, 4)) for fault in found.faults] == []
@@ -34,5 +37,5 @@ def test_shards_of_format_2_are_read_as_before(tmp_path: Path) -> None:
 def test_shards_of_an_unknown_format_are_refused(tmp_path: Path, form: int | None) -> None:
     folder = make_shards(tmp_path, {"train": [3]})
     rewrite(folder, format=form)
-    with pytest.raises(UserError, match=f"has format {form!r} and this version reads 2 and 3"):
+    with pytest.raises(UserError, match=f"has format {form!r} and this version reads 2, 3, 4"):
         ShardDataset(folder, ["Made"], "train")

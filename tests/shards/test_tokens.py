@@ -58,5 +58,6 @@ def test_what_is_no_tokenizer_is_a_sentence(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_no_torch_is_imported() -> None:
-    code = "import sys; from shards.tokens import load_tokenizer; load_tokenizer('effimini/minilm'); assert 'torch' not in sys.modules"
+    load = "from shards.tokens import load_tokenizer; load_tokenizer('effimini/minilm')"
+    code = f"import sys; {load}; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False).returncode == 0

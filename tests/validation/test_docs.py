@@ -58,6 +58,6 @@ def test_drift_is_shown_farthest_first(data: Path, visit: Visit) -> None:
     rows = re.findall(r"<tr><td>(\w+)</td><td>(\w+)</td><td>([^<]+)</td><td>([^<]+)</td>", dom)
     assert rows[0] == ("sample", tree.ONE, "size of title", "absent")
     assert f"new are items {tree.OTHER}" in dom
-    loose = dataclasses.replace(PARAMS.validation, drift=Limits(quiet=0.1, most=0.3))
+    loose = dataclasses.replace(PARAMS.validation, drift=Limits(warn_above=0.1, fail_above=0.3))
     with pytest.raises(UserError, match=r"effimini accept"):
         validate("profiles", dataclasses.replace(PARAMS, validation=loose), data)

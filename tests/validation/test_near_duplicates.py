@@ -67,7 +67,7 @@ def test_twins_are_listed_with_the_nearest_of_another_split(tmp_path: Path) -> N
 def test_the_budget_decides(tmp_path: Path, share: float, passes: bool) -> None:
     write(tmp_path, {"A/train-00": [row("T1", saved(1))], "A/test": [row("E1", saved(1)), row("E2", saved(2))]})
     verdict = near_duplicates.verdict(
-        *near_duplicates.find_near_duplicates(tmp_path, ["A"]), Limits(quiet=0.0, most=share)
+        *near_duplicates.find_near_duplicates(tmp_path, ["A"]), Limits(warn_above=0.0, fail_above=share)
     )
     assert verdict.passed is passes
     assert verdict.examples == ("A/E1 (test) like A/T1 (train)",)
@@ -77,7 +77,7 @@ def test_no_images_have_no_twins(tmp_path: Path) -> None:
     write(tmp_path, {"A/train-00": [], "A/test": []})
     found, measured = near_duplicates.find_near_duplicates(tmp_path, ["A"])
     assert (len(found), measured) == (0, 0)
-    assert near_duplicates.verdict(found, measured, Limits(quiet=0.0, most=0.0)).passed
+    assert near_duplicates.verdict(found, measured, Limits(warn_above=0.0, fail_above=0.0)).passed
 
 
 @given(st.data(), HASHES, HASHES)

@@ -92,7 +92,7 @@ def test_the_share_of_a_category_drifts_and_another_fraction_does_not() -> None:
     assert moved["moved"].max() == 0
     moved = profile.compare_profiles(of(A=300, B=100, New=50), of(A=100, B=100))
     assert moved["moved"].max() == pytest.approx(0.25)
-    warned, stopped = profile.drift(moved, Limits(quiet=0.2, most=0.3))
+    warned, stopped = profile.drift(moved, Limits(warn_above=0.2, fail_above=0.3))
     assert (warned.level, stopped.level) == ("warn", "pass")
     assert warned.examples[0] == "A rows (share of the table's 0.75, accepted 0.5)"
     assert profile.new_columns(of(A=1, New=2), of(A=1)) == ["items New"]

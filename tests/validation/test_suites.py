@@ -97,7 +97,13 @@ def broken(table: str, path: Path, rules: Sequence[Rule], corrupt: Callable[[dic
         assert found[rule.name].unexpected == 1 + too, rule.name
         key = " ".join(str(row[name]) for name in SUITES[table].label if row[name] is not None)
         assert key in " ".join(found[rule.name].examples)
-        level = "fail" if rule.share * len(rows) < 1 + too else "warn" if rule.quiet * len(rows) < 1 + too else "pass"
+        level = (
+            "fail"
+            if rule.fail_above * len(rows) < 1 + too
+            else "warn"
+            if rule.warn_above * len(rows) < 1 + too
+            else "pass"
+        )
         assert found[rule.name].level == level
     others = {rule.name for rule in SUITES[table].rules} - {rule.name for rule in rules}
     assert [name for name in sorted(others) if found[name].unexpected] == []
@@ -170,7 +176,7 @@ def test_a_repeated_key_fails_across_files(table: str, clean: Path, tmp_path: Pa
 def test_a_share_of_raw_values_within_the_budget_passes(clean: Path, tmp_path: Path) -> None:
     path = copied(clean / FILES["reviews"], tmp_path)
     rule = next(rule for rule in SUITES["reviews"].rules if rule.name == "rating between 0 and 5")
-    allowed = int(rule.share * columns.rows_of(path))
+    allowed = int(rule.fail_above * columns.rows_of(path))
     assert allowed > 0
 
     def spoil(count: int) -> list[str]:

@@ -284,7 +284,7 @@ MUTATIONS: dict[tuple[str, str, str], Callable[[Path], None]] = {
     ("sample", "sample", "each group in one split only"): _group_in_two_splits,
     ("sample", "sample", "each parent_asin in one split only"): _item_in_two_splits,
     **{
-        ("sample", "sample", f"{name} not the same for most items (validation.same)"): _one_value(name, value)
+        ("sample", "sample", f"{name} not the same for most items (validation.mode_fraction)"): _one_value(name, value)
         for name, value in {"average_rating": 3.0, "rating_number": 7}.items()
     },
     ("images", "images", "the sample's items in the sample's order"): _swap_images,
@@ -293,7 +293,7 @@ MUTATIONS: dict[tuple[str, str, str], Callable[[Path], None]] = {
     ),
     **_funnel("images", "images", "data/sample"),
     ("images", "images", "rows by reason as in the report"): _image_lost,
-    ("images", "images", "no picture of validation or test in another split (validation.twins)"): _one_picture,
+    ("images", "images", "no near duplicates across splits (validation.near_duplicate_fraction)"): _one_picture,
     ("shards", "shards", LintRule.MANIFEST): _shards(_whole, lambda m: m.update(category=OTHER)),
     ("shards", "shards", LintRule.FILES): _remove(f"shards/{ONE}/test-000.arrow"),
     ("shards", "shards", LintRule.BYTES): _flip_padding,
@@ -369,8 +369,8 @@ ALSO: dict[tuple[str, str, str], set[str]] = {
         STRATA,
         "items of strata.csv = items that passed the filter",
     },
-    ("sample", "sample", "average_rating not the same for most items (validation.same)"): {STRATA},
-    ("sample", "sample", "rating_number not the same for most items (validation.same)"): {STRATA},
+    ("sample", "sample", "average_rating not the same for most items (validation.mode_fraction)"): {STRATA},
+    ("sample", "sample", "rating_number not the same for most items (validation.mode_fraction)"): {STRATA},
     ("images", "images", SUM): {"rows by reason as in the report"},
     ("images", "images", OUT): {"rows in = rows out of data/sample"},
     ("images", "images", "rows in = rows out of data/sample"): {"rows by reason as in the report"},
@@ -469,19 +469,21 @@ def test_a_table_alone_is_checked_in_itself(table: str, clean: Path, tmp_path: P
 def test_another_budget_makes_no_gate_anew(passed: Path, tmp_path: Path) -> None:
     data = tree.copy(passed.parent, tmp_path / "project") / "data"
     before = gates(data)
-    loose = params.Limits(quiet=0.9, most=1.0)
-    run = dataclasses.replace(PARAMS, validation=dataclasses.replace(PARAMS.validation, twins=loose, same=loose))
+    loose = params.Limits(warn_above=0.9, fail_above=1.0)
+    run = dataclasses.replace(
+        PARAMS, validation=dataclasses.replace(PARAMS.validation, near_duplicate_fraction=loose, mode_fraction=loose)
+    )
     validate("images", run, data)
     validate("sample", run, data)
     assert gates(data) == before
 
 
 def test_a_warning_is_said_and_written_and_stops_nothing(data: Path, caplog: pytest.LogCaptureFixture) -> None:
-    strict = params.Limits(quiet=0.0, most=1.0)
-    absent = dataclasses.replace(PARAMS.validation.absent, description=strict)
-    run = dataclasses.replace(PARAMS, validation=dataclasses.replace(PARAMS.validation, absent=absent))
+    strict = params.Limits(warn_above=0.0, fail_above=1.0)
+    absent = dataclasses.replace(PARAMS.validation.null_fraction, description=strict)
+    run = dataclasses.replace(PARAMS, validation=dataclasses.replace(PARAMS.validation, null_fraction=absent))
     validate("items", run, data)
-    words = "description present (validation.absent.description)"
+    words = "description present (validation.null_fraction.description)"
     assert f"warning: {data}/items/{ONE}, table joined: expected {words}, but" in caplog.text
     found = [e for e in told(data, "items") if e["expectation"] == words]
     assert {e["level"] for e in found} == {"warn"}

@@ -37,11 +37,11 @@ def small_params() -> params.Params:
             demo=params.DemoParams(items=60, seed=3),
             reviews=True,
         ),
-        download=replace(read.download, buckets=2, bad_share=0.05),
+        download=replace(read.download, buckets=2, max_bad_fraction=0.05),
         sample=replace(read.sample, fraction=0.5, bands=4, validation=0.2, test=0.2, min_per_category=0),
-        images=replace(read.images, resolution=32, bad_share=0.5),
-        shards=params.ShardsParams(samples=10),
-        validation=replace(read.validation, twins=params.Limits(quiet=0.0, most=0.5)),
+        images=replace(read.images, resolution=32, max_bad_fraction=0.5),
+        shards=params.ShardsParams(samples_per_shard=10),
+        validation=replace(read.validation, near_duplicate_fraction=params.Limits(warn_above=0.0, fail_above=0.5)),
         dask=params.DaskParams(scheduler="synchronous", workers=1),
     )
 

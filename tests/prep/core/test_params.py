@@ -23,7 +23,7 @@ def test_the_paper_preset_holds_the_papers_values() -> None:
     assert (paper.weights.count, paper.weights.clip, paper.train.huber_delta) == ("rating_number", 5.0, 1.0)
     recipe = paper.train
     assert (recipe.learning_rate, recipe.weight_decay, recipe.warmup, recipe.batch_size) == (2e-5, 0.01, 0.1, 32)
-    assert (recipe.epochs, recipe.patience, recipe.clip_norm, recipe.seed) == (10, 1, 1.0, 42)
+    assert (recipe.epochs, recipe.patience, recipe.max_grad_norm, recipe.seed) == (10, 1, 1.0, 42)
     assert (paper.images.resolution, paper.images.fit, paper.text.max_tokens) == (224, "squash", 256)
     assert paper.text.fields == ("main_category", "title", "features", "description")
     assert paper.model.image.name == "efficientnet_b0.ra_in1k"

@@ -33,7 +33,14 @@ def short_waits(monkeypatch):
 
 
 def settings(**changed):
-    values = {"connections": 4, "tries": 3, "timeout": 30, "max_bytes": 100_000, "max_pixels": 10**6, "refusals": 50}
+    values = {
+        "connections": 4,
+        "max_attempts": 3,
+        "timeout": 30,
+        "max_bytes": 100_000,
+        "max_pixels": 10**6,
+        "max_consecutive_refusals": 50,
+    }
     return FetchParams(mirror="", **values | changed)
 
 
@@ -107,7 +114,7 @@ def test_one_byte_at_a_time_ends_at_the_timeout(host):
             request.wfile.flush()
 
     host.faults["/a"] = drip
-    assert ask(host, "/a", timeout=0.3, tries=1).outcome == "timeout"
+    assert ask(host, "/a", timeout=0.3, max_attempts=1).outcome == "timeout"
 
 
 @pytest.mark.parametrize(
@@ -192,7 +199,7 @@ def test_a_redirect_to_a_private_address_is_not_followed(host, name):
         private.files["/secret"] = b"secret"
         target = f"http://{name}:{private.server_port}/secret"
         host.faults["/a"] = lambda request, _: request.answer(302, headers={"Location": target})
-        assert ask(host, "/a", tries=1).outcome in {"bad_url", "unreachable"}
+        assert ask(host, "/a", max_attempts=1).outcome in {"bad_url", "unreachable"}
         assert not private.asked
 
 
@@ -212,7 +219,7 @@ def test_of_a_name_only_its_public_addresses_are_connected_to(host, monkeypatch)
     monkeypatch.setattr(asyncio.SelectorEventLoop, "sock_connect", sock_connect)
 
     async def run():
-        async with Client(settings(tries=1), host.url) as asked:
+        async with Client(settings(max_attempts=1), host.url) as asked:
             return [await asked.get(f"http://{name}.test:{host.server_port}/a") for name in ("both", "private")]
 
     assert [answer.outcome for answer in asyncio.run(run())] == ["unreachable", "bad_url"]
@@ -257,7 +264,7 @@ def test_a_certificate_is_checked_for_the_name_though_the_address_is_asked(host,
     host.socket = context.wrap_socket(host.socket, server_side=True)
     host.url = f"https://{name}:{host.server_port}"
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert"))
-    assert ask(host, "/a", tries=1).outcome == outcome
+    assert ask(host, "/a", max_attempts=1).outcome == outcome
 
 
 @pytest.mark.parametrize("declared", [True, False])
@@ -295,7 +302,7 @@ def test_a_host_that_takes_fewer_at_a_time_is_asked_by_fewer(host):
 
     paths = [f"/{n}" for n in range(60)]
     host.faults = dict.fromkeys(paths, wrong)
-    answers = ask(host, *paths, connections=16, tries=8)
+    answers = ask(host, *paths, connections=16, max_attempts=8)
     assert {answer.outcome for answer in answers} == {"ok"}
     assert host.asked.total() < 2 * len(paths)
 
@@ -320,7 +327,7 @@ def test_a_host_that_refuses_everything_ends_the_run_with_a_sentence(host, statu
     with pytest.raises(
         UserError, match=rf"127\.0\.0\.1:\d+ refused 9 requests in a row.*HTTP {status}.*run `dvc repro`"
     ):
-        ask(host, *(f"/{n}" for n in range(30)), refusals=6, connections=1)
+        ask(host, *(f"/{n}" for n in range(30)), max_consecutive_refusals=6, connections=1)
     assert host.asked.total() == 6 + client.PROBES
 
 
@@ -335,7 +342,7 @@ def test_a_host_that_comes_back_during_the_break_is_asked_on(host, monkeypatch):
 
     paths = [f"/{n}" for n in range(40)]
     host.faults = dict.fromkeys(paths, wrong)
-    answers = ask(host, *paths, refusals=6, connections=4, tries=3)
+    answers = ask(host, *paths, max_consecutive_refusals=6, connections=4, max_attempts=3)
     assert {answer.outcome for answer in answers} == {"ok"}
     assert max(later - sooner for sooner, later in pairwise(times)) >= 0.9
     assert len(times) <= len(paths) + 6 + 4  # what was under way when it broke
@@ -346,7 +353,7 @@ def test_a_host_that_is_not_there_ends_the_run_with_a_sentence(host):
         taken.bind(("127.0.0.1", 0))
         host.url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(UserError, match="ConnectorError"):
-            ask(host, "/a", "/b", "/c", refusals=4)
+            ask(host, "/a", "/b", "/c", max_consecutive_refusals=4)
 
 
 def test_refusals_between_good_answers_do_not_end_the_run(host):
@@ -354,7 +361,7 @@ def test_refusals_between_good_answers_do_not_end_the_run(host):
     for n in range(20):
         host.files[f"/{n}"] = BODY
         host.faults[f"/{n}"] = lambda request, _: request.serve() if next(number) % 3 else request.answer(503)
-    answers = ask(host, *(f"/{n}" for n in range(20)), refusals=3, connections=1, tries=4)
+    answers = ask(host, *(f"/{n}" for n in range(20)), max_consecutive_refusals=3, connections=1, max_attempts=4)
     assert {answer.outcome for answer in answers} == {"ok"}
 
 
@@ -373,7 +380,7 @@ def test_a_host_that_counts_requests_a_second_is_asked_no_faster_for_long(host, 
 
     paths = [f"/{n}" for n in range(150)]
     host.faults = dict.fromkeys(paths, wrong)
-    answers = ask(host, *paths, connections=16, tries=12)
+    answers = ask(host, *paths, connections=16, max_attempts=12)
     assert {answer.outcome for answer in answers} == {"ok"}
     assert len(refused) < len(paths)
 
