@@ -105,9 +105,9 @@ def run(salt: str, recipe: str) -> None:
 def _ridge() -> pd.DataFrame:
     """Return the stars of TF-IDF + ridge of the test split of the project here."""
     params = load_params(Path("params.yaml"))
-    how = TokenizationConfig(params.model.text.name, params.text.fields, params.text.max_tokens)
+    tokenization = TokenizationConfig(params.model.text.name, params.text.fields, params.text.max_tokens)
     train, validation, test = (
-        open_split(Path("data/shards"), params, split, how, params.images.resolution)
+        open_split(Path("data/shards"), params, split, tokenization, params.images.resolution)
         for split in ("train", "validation", "test")
     )
     weights = read_weights(Path("data/weights.json"))

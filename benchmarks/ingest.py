@@ -179,13 +179,13 @@ def ours(kind: str, out: Path, *, scheduler: str) -> dict[str, float]:
         download=replace(params.download, buckets=4),
         dask=DaskParams(scheduler=scheduler, workers=CORES),
     )
-    crew, starting = stage.workers, 0.0
+    pool, starting = stage.workers, 0.0
 
     @contextmanager
     def timed(settings: DaskParams) -> Iterator[Any]:
         nonlocal starting
         begin = time.perf_counter()
-        with crew(settings) as given:
+        with pool(settings) as given:
             starting += time.perf_counter() - begin
             yield given
             begin = time.perf_counter()

@@ -35,12 +35,21 @@ EPOCHS, RATE = 6, 0.5  # of the linear model
 REPEATS = 8  # times the items are taken, so that there are more batches than in the largest pool of use
 
 
-def epochs(count: int, lengths: npt.NDArray[np.int64], pool: int, batch: int, seed: int, number: int) -> list[Any]:
+def epochs(
+    count: int, lengths: npt.NDArray[np.int64], length_bucket_batches: int, batch: int, seed: int, number: int
+) -> list[Any]:
     """Return the batches of `number` epochs in turn."""
     sizes = [min(SHARD, count - first) for first in range(0, count, SHARD)]
     drawn: list[Any] = []
     for epoch in range(number):
-        order = EpochSampler(sizes, batch_size=batch, seed=seed, epoch=epoch, pool=pool, lengths=lambda s: lengths[s])
+        order = EpochSampler(
+            sizes,
+            batch_size=batch,
+            seed=seed,
+            epoch=epoch,
+            length_bucket_batches=length_bucket_batches,
+            lengths=lambda s: lengths[s],
+        )
         drawn += [order[step] for step in range(len(order))]
     return drawn
 
@@ -89,8 +98,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     asked = parser.parse_args()
     items = rows()
-    labels = np.array([facts["average_rating"] for facts, _, _ in items])
-    counts = np.log1p([facts["rating_number"] for facts, _, _ in items])
+    labels = np.array([metadata["average_rating"] for metadata, _, _ in items])
+    counts = np.log1p([metadata["rating_number"] for metadata, _, _ in items])
     lengths = np.array([len(ids) for _, _, ids in items])
     words = HashingVectorizer(n_features=2**14).transform(text for _, text, _ in items)
     train = len(items) * 4 // 5
@@ -99,11 +108,11 @@ def main() -> None:
     for column in ("pool", "padding", "alike: label", "log count", "length", "meet again", "PLCC", "change"):
         table.add_column(column, justify="right")
     base: Floats | None = None
-    for pool in POOLS:
-        two = [epochs(len(many), lengths[many], pool, asked.batch, seed, 1) for seed in (0, 1)]
+    for length_bucket_batches in POOLS:
+        two = [epochs(len(many), lengths[many], length_bucket_batches, asked.batch, seed, 1) for seed in (0, 1)]
         found = np.array(
             [
-                learned(epochs(train, lengths, pool, 16, seed, EPOCHS), words, labels, train)
+                learned(epochs(train, lengths, length_bucket_batches, 16, seed, EPOCHS), words, labels, train)
                 for seed in range(asked.seeds)
             ]
         )
@@ -111,12 +120,12 @@ def main() -> None:
         change = found - base
         error = change.std(ddof=1) / np.sqrt(len(change))
         table.add_row(
-            str(pool),
+            str(length_bucket_batches),
             f"{padding(two[0], lengths[many]):.1%}",
             *(f"{alike(two[0], values[many]):.2f}" for values in (labels, counts, lengths.astype(float))),
             f"{meetings(*two, len(many)):.2f}",
             f"{found.mean():.4f}",
-            "" if pool == 1 else f"{change.mean():+.4f} ± {1.96 * error:.4f}",
+            "" if length_bucket_batches == 1 else f"{change.mean():+.4f} ± {1.96 * error:.4f}",
         )
     Console().print(table)
     print(f"{asked.seeds} seeds; python {sys.version.split()[0]}, numpy {np.__version__}, scipy {scipy.__version__}, "

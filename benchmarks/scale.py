@@ -141,12 +141,12 @@ STAGES: dict[str, Callable[[Params, Path], None]] = {
 def run_stage(stage: str, data: Path) -> dict[str, float]:
     """Run a stage; return its seconds, and how many were its workers' and went to starting and ending them."""
     spent = {"start": 0.0, "workers": 0.0}
-    crew, run = cluster.dask_pool, cluster.DaskPool.run
+    pool, run = cluster.dask_pool, cluster.DaskPool.run
 
     @contextmanager
     def timed_crew(settings: DaskParams) -> Iterator[cluster.DaskPool]:
         begin = time.perf_counter()
-        with crew(settings) as given:
+        with pool(settings) as given:
             spent["start"] += time.perf_counter() - begin
             yield given
             begin = time.perf_counter()

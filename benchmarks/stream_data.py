@@ -39,7 +39,7 @@ CATEGORY, SHARD = "Bench", 1000  # samples a shard of ours and of webdataset; th
 class Sample(NamedTuple):
     """One sample, in every form that a writer takes."""
 
-    facts: dict[str, Any]  # `prep.core.tables.shards.METADATA_FIELDS` by name
+    metadata: dict[str, Any]  # `prep.core.tables.shards.METADATA_FIELDS` by name
     text: str  # assembled
     ids: list[int]  # its tokens
     poster: Path  # a file with `jpeg`
@@ -48,7 +48,7 @@ class Sample(NamedTuple):
     @property
     def rest(self) -> dict[str, Any]:
         """The numbers that stand beside image and text."""
-        return {"label": self.facts["average_rating"], "count": self.facts["rating_number"]}
+        return {"label": self.metadata["average_rating"], "count": self.metadata["rating_number"]}
 
 
 @cache
@@ -77,9 +77,9 @@ def samples(count: int) -> list[Sample]:
     of_texts = rows()
     made = []
     for i in range(count):
-        facts, text, ids = of_texts[i % len(of_texts)]
+        metadata, text, ids = of_texts[i % len(of_texts)]
         own = {"parent_asin": f"B{i:09d}", "category": CATEGORY, "review_count": 1, "has_image": True}
-        made.append(Sample(facts | own, text, ids, *pictures[i % len(pictures)]))
+        made.append(Sample(metadata | own, text, ids, *pictures[i % len(pictures)]))
     return made
 
 
@@ -96,12 +96,12 @@ def rows() -> list[tuple[dict[str, Any], str, list[int]]]:
     for path in sorted((_corpus() / "amazon/raw/meta_categories").glob("*.jsonl")):
         items, _ = records.parse_lines("items", path.read_bytes(), 1)
         for item in items.to_pylist():
-            facts = {name: clean(item[name]) for name in ("main_category", "title", "store")}
-            facts["features"] = clean_list(item["features"], " | ")
-            facts["description"] = clean_list(item["description"], " ")
-            facts["details"] = clean_details(item["details"])
-            rows.append(facts | {name: item[name] or 1 for name in ("average_rating", "rating_number")})
-    texts = [assemble(facts, TEXTS) for facts in rows]
+            metadata = {name: clean(item[name]) for name in ("main_category", "title", "store")}
+            metadata["features"] = clean_list(item["features"], " | ")
+            metadata["description"] = clean_list(item["description"], " ")
+            metadata["details"] = clean_details(item["details"])
+            rows.append(metadata | {name: item[name] or 1 for name in ("average_rating", "rating_number")})
+    texts = [assemble(metadata, TEXTS) for metadata in rows]
     found = tokens.encode(tokens.load_tokenizer(str(minilm())), texts, MAX_TOKENS)
     lengths = np.array([len(ids) for ids in found])
     # the shortest length to keep: the mean of what is at least so long grows with it
@@ -114,8 +114,8 @@ def write_tarfile(given: Sequence[Sample], folder: Path) -> None:
     for number, first in enumerate(range(0, len(given), SHARD)):
         with tarfile.open(folder / f"{number:06d}.tar", "w") as tar:
             for sample in given[first : first + SHARD]:
-                for kind, content in (("jpg", sample.jpeg), ("json", json.dumps(sample.facts).encode())):
-                    member = tarfile.TarInfo(f"{sample.facts['parent_asin']}.{kind}")
+                for kind, content in (("jpg", sample.jpeg), ("json", json.dumps(sample.metadata).encode())):
+                    member = tarfile.TarInfo(f"{sample.metadata['parent_asin']}.{kind}")
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
 
@@ -123,7 +123,7 @@ def write_tarfile(given: Sequence[Sample], folder: Path) -> None:
 def write_tars(given: Sequence[Sample], folder: Path) -> None:
     """Write our tars, without their indexes."""
     for number, first in enumerate(range(0, len(given), SHARD)):
-        write_tar(folder / f"train-00-{number:03d}.tar", ((s.facts, s.jpeg) for s in given[first : first + SHARD]))
+        write_tar(folder / f"train-00-{number:03d}.tar", ((s.metadata, s.jpeg) for s in given[first : first + SHARD]))
 
 
 def write_shards(given: Sequence[Sample], folder: Path) -> None:
@@ -131,11 +131,11 @@ def write_shards(given: Sequence[Sample], folder: Path) -> None:
     out = folder / CATEGORY
     out.mkdir()
     write_tars(given, out)
-    how = TokenizationConfig(str(minilm()), TEXTS, MAX_TOKENS)
-    tokenizer = tokens.load_tokenizer(how.name)
+    tokenization = TokenizationConfig(str(minilm()), TEXTS, MAX_TOKENS)
+    tokenizer = tokens.load_tokenizer(tokenization.name)
     tars = sorted(out.glob("*.tar"))
     for tar in tars:
-        index_tar(tar, tar.with_suffix(".arrow"), how, tokenizer)
+        index_tar(tar, tar.with_suffix(".arrow"), tokenization, tokenizer)
     lines = [_line(tar, min(SHARD, len(given) - number * SHARD)) for number, tar in enumerate(tars)]
     write_manifest(out, lines, tokens.tokenizer_fingerprint(tokenizer))
 
@@ -173,8 +173,8 @@ def write_webdataset(given: Sequence[Sample], folder: Path, *, lean: bool = Fals
 
     with webdataset.ShardWriter(f"{folder}/%06d.tar", maxcount=SHARD, verbose=0) as out:
         for sample in given:
-            facts = sample.rest | ({"tokens": sample.ids} if lean else {"text": sample.text})
-            out.write({"__key__": sample.facts["parent_asin"], "jpg": sample.jpeg, "json": facts})
+            metadata = sample.rest | ({"tokens": sample.ids} if lean else {"text": sample.text})
+            out.write({"__key__": sample.metadata["parent_asin"], "jpg": sample.jpeg, "json": metadata})
 
 
 def write_mosaicml(given: Sequence[Sample], folder: Path, *, lean: bool = False) -> None:

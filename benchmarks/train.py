@@ -96,7 +96,7 @@ def parameters(batch: int, **recipe: Any) -> Params:
 def best() -> dict[str, Any]:
     """Return the fastest settings of this machine: bfloat16 where the hardware multiplies it."""
     precision = "bf16" if multiplies_bfloat16() else "fp32"
-    return {"attention_dropout": 0.0, "length_pool": 16, "precision": precision}
+    return {"attention_dropout": 0.0, "length_bucket_batches": 16, "precision": precision}
 
 
 def make_shards() -> Path:
@@ -138,7 +138,7 @@ def plain(size: int) -> Step:
     model = build(parameters(size)).to(DEVICE).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5)
     schedule = get_cosine_schedule_with_warmup(optimizer, 6, 60)
-    mean = statistics.mean(math.log1p(s.facts["rating_number"]) for s in data.samples(SAMPLES))
+    mean = statistics.mean(math.log1p(s.metadata["rating_number"]) for s in data.samples(SAMPLES))
 
     def collate(samples: list[dict[str, Any]]) -> tuple[torch.Tensor, ...]:
         texts = tokenizer(
@@ -180,8 +180,8 @@ def plain(size: int) -> Step:
 def ours(size: int, *, one_batch: bool = False, **recipe: Any) -> tuple[Step, Trainer]:
     """Return a step of ours, and the trainer."""
     place = make_shards()
-    with init_distributed() as here:
-        trainer = Trainer(parameters(size, **recipe), place / "shards", None, here)
+    with init_distributed() as dist:
+        trainer = Trainer(parameters(size, **recipe), place / "shards", None, dist)
     trainer.network.train()
 
     def batches() -> Iterator[Any]:

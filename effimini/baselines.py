@@ -98,4 +98,4 @@ def _ridge(
 
 
 def _split_texts(split: ShardDataset, fields: Sequence[str]) -> list[str]:
-    return [assemble(split.facts(i), fields) for i in range(len(split))]
+    return [assemble(split.metadata(i), fields) for i in range(len(split))]

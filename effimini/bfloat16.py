@@ -38,9 +38,11 @@ def _convolve(forward: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
         return forward(features.float()).to(features.dtype)
 
 
-def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **how: Any) -> Any:
+def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **tokenization: Any) -> Any:
     with torch.autocast("cpu", enabled=False):
-        found, weights = sdpa_attention_forward(module, query.float(), key.float(), value.float(), *rest, **how)
+        found, weights = sdpa_attention_forward(
+            module, query.float(), key.float(), value.float(), *rest, **tokenization
+        )
     return found.to(query.dtype), weights
 
 

@@ -216,7 +216,7 @@ def fetch(
     again = frozenset(filter(None, retry.split(","))) or stage.TRANSIENT
     if unknown := sorted(again - stage.FAILURES):
         raise UserError(f"--retry {unknown[0]}: no outcome of an image; they are {', '.join(sorted(stage.FAILURES))}")
-    _run(partial(stage.fetch, again=again), category, params, data / "images", as_json)
+    _run(partial(stage.fetch, retry=again), category, params, data / "images", as_json)
     if Path(".dvc").is_dir() and "DVC_STAGE" not in os.environ:  # which DVC sets for what it runs
         logging.info("run `dvc commit --force fetch@%s` to keep these images, then `dvc repro`", category)
 
@@ -346,17 +346,17 @@ def lint(
     """
     from shards import lint as stage
 
-    faults: list[stage.Violation] = []
+    violations: list[stage.Violation] = []
     tars = samples = 0
     for found in stage.lint(_open_location(shards, params), _chosen(shards, categories, params)):
-        faults += found.faults
+        violations += found.violations
         tars, samples = tars + found.shards, samples + found.samples
-        for fault in found.faults if not as_json else ():
+        for fault in found.violations if not as_json else ():
             typer.echo(f"{fault.where}: {fault.what}")
     if as_json:
-        typer.echo(json.dumps({"faults": [f._asdict() for f in faults], "shards": tars, "samples": samples}))
-    logging.info("%d faults in %d shards, %d samples read", len(faults), tars, samples)
-    if faults:
+        typer.echo(json.dumps({"violations": [f._asdict() for f in violations], "shards": tars, "samples": samples}))
+    logging.info("%d faults in %d shards, %d samples read", len(violations), tars, samples)
+    if violations:
         raise typer.Exit(1)
 
 

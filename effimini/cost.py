@@ -35,8 +35,8 @@ def costs(model: EffiMini) -> Costs:
 def parameters(model: EffiMini) -> dict[str, int]:
     """Return the parameters of each part and their total; the text encoder's unused pooler counts."""
     counts = {part: sum(p.numel() for p in getattr(model, part).parameters()) for part in PARTS}
-    if model.terms is not None:
-        counts["terms"] = model.terms.weight.numel()
+    if model.ngrams is not None:
+        counts["ngrams"] = model.ngrams.weight.numel()
     return counts | {"total": sum(counts.values())}
 
 

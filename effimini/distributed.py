@@ -19,32 +19,32 @@ class Distributed(NamedTuple):
     """This process among the others."""
 
     rank: int
-    world: int
+    world_size: int
     device: torch.device
 
-    def gather(self, thing: Any) -> list[Any]:
+    def all_gather(self, thing: Any) -> list[Any]:
         """Return `thing` (picklable) of every rank, in the order of the ranks, on each of them."""
-        if self.world == 1:
+        if self.world_size == 1:
             return [thing]
-        things: list[Any] = [None] * self.world
+        things: list[Any] = [None] * self.world_size
         distributed.all_gather_object(things, thing)
         return things
 
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return `tensor` added up over all ranks; it is changed in place."""
-        if self.world > 1:
+        if self.world_size > 1:
             distributed.all_reduce(tensor)
         return tensor
 
-    def share(self, tensors: Iterable[torch.Tensor]) -> None:
+    def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
         """Give the first rank's values of `tensors` to all ranks, in place."""
-        if self.world > 1:
+        if self.world_size > 1:
             for tensor in tensors:
                 distributed.broadcast(tensor, 0)
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Return when every rank has come here."""
-        if self.world > 1:
+        if self.world_size > 1:
             distributed.barrier()
 
 
@@ -54,18 +54,18 @@ def init_distributed() -> Iterator[Distributed]:
 
     A process without a GPU keeps from now on the memory that it frees.
     """
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     else:
         memory.keep_freed()  # a step needs what the one before it freed
-    if world == 1 or distributed.is_initialized():  # whoever joined them leaves them
-        yield Distributed(rank, world, device)
+    if world_size == 1 or distributed.is_initialized():  # whoever joined them leaves them
+        yield Distributed(rank, world_size, device)
         return
     distributed.init_process_group("nccl" if cuda else "gloo")
     try:
-        yield Distributed(rank, world, device)
+        yield Distributed(rank, world_size, device)
     finally:
         distributed.destroy_process_group()

@@ -81,9 +81,12 @@ def evaluate(
     """
     params = narrow(params, READS)
     model, training = EffiMini.from_pretrained(models / "best"), provenance.read_training(models / "best")
-    how = TokenizationConfig(str(models / "best"), model.config.fields, model.config.max_tokens)
+    tokenization = TokenizationConfig(str(models / "best"), model.config.fields, model.config.max_tokens)
     train, validation, test = splits = _Splits(
-        *(open_split(shards or data / "shards", params, name, how, model.config.size) for name in _Splits._fields)
+        *(
+            open_split(shards or data / "shards", params, name, tokenization, model.config.size)
+            for name in _Splits._fields
+        )
     )
     if shards is None:
         provenance.check_shards(test.shards.manifests, params, data / "shards")
@@ -192,11 +195,11 @@ def _predict(
 ) -> tuple[Stars, dict[str, Stars]]:
     """Return the model's stars of validation, and those of test by predictor, the model first; all clamped."""
     of_features = {}
-    with init_distributed() as here:
-        model.to(here.device)
+    with init_distributed() as dist:
+        model.to(dist.device)
 
         def stars(split: ShardDataset, seen: Modality = "both") -> Stars:
-            return clamp(predict_split(model, split, here, params, seen))
+            return clamp(predict_split(model, split, dist, params, seen))
 
         of_validation = stars(splits.validation)
         ours = {
@@ -205,9 +208,9 @@ def _predict(
             TEXT_ALONE: stars(splits.test, "text"),
         }
         if (
-            params.train.freeze_encoders and here.world == 1
+            params.train.freeze_encoders and dist.world_size == 1
         ):  # the encoders are as they came, their features mostly stored
-            train, validation, test = (features.of_split(model, split, here, params) for split in splits)
+            train, validation, test = (features.of_split(model, split, dist, params) for split in splits)
             of_features["frozen features + ridge"] = on_features(train, validation, test, weights)
         model.cpu()
     return of_validation, ours | baselines(*splits, weights, params.text.fields) | of_features

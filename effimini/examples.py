@@ -52,15 +52,15 @@ def examples(split: ShardDataset, stars: Stars, fields: Sequence[str]) -> dict[s
 
 
 def _example(split: ShardDataset, i: int, prediction: float, fields: Sequence[str]) -> Example:
-    facts = split.facts(i)
-    image = data_url(split.image(i)) if facts["has_image"] else ""
+    metadata = split.metadata(i)
+    image = data_url(split.image(i)) if metadata["has_image"] else ""
     return Example(
-        facts["parent_asin"],
+        metadata["parent_asin"],
         split.categories[i],
-        facts["title"],
+        metadata["title"],
         image,
-        assemble(facts, fields),
-        facts["average_rating"],
-        facts["rating_number"],
+        assemble(metadata, fields),
+        metadata["average_rating"],
+        metadata["rating_number"],
         prediction,
     )

@@ -70,21 +70,21 @@ class FeatureDataset(ShardDataset):
         )
 
 
-def of_split(model: EffiMini, dataset: ShardDataset, here: Distributed, params: Params) -> FeatureDataset:
+def of_split(model: EffiMini, dataset: ShardDataset, dist: Distributed, params: Params) -> FeatureDataset:
     """Return the samples of `dataset` as features of the model's encoders, from the store or computed.
 
     Raises:
         UserError: there are several ranks.
     """
-    if here.world > 1:
+    if dist.world_size > 1:
         raise UserError(
-            f"train.freeze_encoders is true on {here.world} ranks; the head alone trains in one process, use one"
+            f"train.freeze_encoders is true on {dist.world_size} ranks; the head alone trains in one process, use one"
         )
     name = files.fingerprint(FORMAT, dataset.fingerprint, _encoder_fingerprint(model), model.autocast)
     path = files.store() / "features" / f"{name}.npy"
     if not path.exists():
         with files.atomic_write(path) as partial:
-            _compute_features(partial, model, dataset, here, params)
+            _compute_features(partial, model, dataset, dist, params)
     return FeatureDataset(dataset, np.load(path, mmap_mode="r"))
 
 
@@ -100,11 +100,11 @@ def standardize(model: EffiMini, train: FeatureDataset) -> None:
     model.feature_scale.copy_(torch.from_numpy(scaler.scale_))
 
 
-def _compute_features(path: Path, model: EffiMini, dataset: ShardDataset, here: Distributed, params: Params) -> None:
+def _compute_features(path: Path, model: EffiMini, dataset: ShardDataset, dist: Distributed, params: Params) -> None:
     rows: np.memmap[Any, np.dtype[np.float32]] | None = None
     of_key = {key: row for row, key in enumerate(dataset.keys)}
     model.eval()
-    for keys, found in each_sample(model.features, dataset, here, params):
+    for keys, found in each_sample(model.features, dataset, dist, params):
         if rows is None:
             shape = (len(dataset), found.shape[1])
             rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)

@@ -38,18 +38,18 @@ class HashedNgrams(nn.Module):
         buckets: of the hashed terms; each has a weight.
 
     Attributes:
-        share: of the whole model's score, from 0 to 1; the network has the rest.
+        fraction: of the whole model's score, from 0 to 1; the network has the rest.
     """
 
     weight: Tensor
     bias: Tensor
-    share: Tensor
+    fraction: Tensor
 
     def __init__(self, buckets: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(buckets), requires_grad=False)  # fitted, not trained
         self.register_buffer("bias", torch.zeros(()))
-        self.register_buffer("share", torch.zeros(()))
+        self.register_buffer("fraction", torch.zeros(()))
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Return stars, float32 [B], of ids and mask int64 [B, T]."""
@@ -76,17 +76,17 @@ def _repetition_weights(places: Tensor, there: Tensor) -> Tensor:
     return there.float() / same.sum(dim=2).clamp(min=1)
 
 
-def fit_ngrams(terms: HashedNgrams, train: ShardDataset, validation: ShardDataset, weights: SampleWeights) -> Stars:
-    """Fit `terms` by ridge, and return its stars of the validation split, float32 [N], not clamped.
+def fit_ngrams(ngrams: HashedNgrams, train: ShardDataset, validation: ShardDataset, weights: SampleWeights) -> Stars:
+    """Fit `ngrams` by ridge, and return its stars of the validation split, float32 [N], not clamped.
 
     Args:
-        terms: its weight and bias are set.
+        ngrams: its weight and bias are set.
         train: what it is fitted on. A term of a single text counts nothing; the others count the more, the fewer texts
             have them (inverse document frequency).
         validation: what the strength of ridge is chosen on, by PLCC.
         weights: the content of data/weights.json.
     """
-    known, unseen = _matrix(terms, train), _matrix(terms, validation)
+    known, unseen = _matrix(ngrams, train), _matrix(ngrams, validation)
     weight = sample_weights(counts_of(train, weights), weights)
     texts = np.bincount(known.indices, minlength=known.shape[1])
     rare = np.where(texts > 1, np.log((1 + known.shape[0]) / (1 + texts)) + 1, 0)
@@ -96,37 +96,37 @@ def fit_ngrams(terms: HashedNgrams, train: ShardDataset, validation: ShardDatase
     )
     log.info("terms: alpha %g, validation PLCC %.4f", chosen.alpha, best)
     with torch.no_grad():
-        terms.weight.copy_(torch.from_numpy(chosen.coef_ * rare))
-        terms.bias.fill_(float(chosen.intercept_))
+        ngrams.weight.copy_(torch.from_numpy(chosen.coef_ * rare))
+        ngrams.bias.fill_(float(chosen.intercept_))
     return cast(Stars, chosen.predict(unseen).astype(np.float32))
 
 
-def mix(terms: HashedNgrams, network: Stars, of_terms: Stars, labels: Stars) -> Stars:
-    """Choose the share of `terms` in the score by PLCC, set it, and return the mixed stars.
+def mix(ngrams: HashedNgrams, network: Stars, ngram_stars: Stars, labels: Stars) -> Stars:
+    """Choose the share of `ngrams` in the score by PLCC, set it, and return the mixed stars.
 
     Args:
-        terms: its share is set.
+        ngrams: its share is set.
         network: stars of the network alone, float32 [N].
-        of_terms: stars of `terms`.
+        ngram_stars: stars of `ngrams`.
         labels: of the same samples.
     """
-    mixed = [share * of_terms + (1 - share) * network for share in FRACTIONS]
+    mixed = [fraction * ngram_stars + (1 - fraction) * network for fraction in FRACTIONS]
     best = int(np.argmax([plcc(stars, labels) for stars in mixed]))
-    terms.share.fill_(float(FRACTIONS[best]))
+    ngrams.fraction.fill_(float(FRACTIONS[best]))
     return cast(Stars, mixed[best])
 
 
-def _matrix(terms: HashedNgrams, split: ShardDataset) -> sparse.csr_array:
+def _matrix(ngrams: HashedNgrams, split: ShardDataset) -> sparse.csr_array:
     """Return the terms of each text of a split, [N, buckets]."""
     rows, texts = [], split.texts()
-    device = terms.weight.device
+    device = ngrams.weight.device
     while batch := [
         torch.from_numpy(ids.astype(np.int64)) for _, ids in zip(range(_TEXTS_PER_BATCH), texts, strict=False)
     ]:
         tokens = nn.utils.rnn.pad_sequence(batch, batch_first=True)
         mask = nn.utils.rnn.pad_sequence([torch.ones_like(ids) for ids in batch], batch_first=True)
-        places, size = (each.cpu().numpy() for each in terms.places(tokens.to(device), mask.to(device)))
+        places, size = (each.cpu().numpy() for each in ngrams.places(tokens.to(device), mask.to(device)))
         line, column = np.nonzero(size)
-        shape = (len(batch), len(terms.weight))
+        shape = (len(batch), len(ngrams.weight))
         rows.append(sparse.csr_array((size[line, column], (line, places[line, column])), shape=shape))
-    return sparse.csr_array(sparse.vstack(rows)) if rows else sparse.csr_array((0, len(terms.weight)))
+    return sparse.csr_array(sparse.vstack(rows)) if rows else sparse.csr_array((0, len(ngrams.weight)))

@@ -25,8 +25,10 @@ Modality: TypeAlias = Literal["both", "image", "text"]
 STARS = (1.0, 5.0)  # a prediction is clamped to these (reference section 1)
 
 
-def open_split(location: str | Path, params: Params, split: str, how: TokenizationConfig, size: int) -> ShardDataset:
-    """Open a split of shards for a model that reads images of `size` px a side and texts as `how` says.
+def open_split(
+    location: str | Path, params: Params, split: str, tokenization: TokenizationConfig, size: int
+) -> ShardDataset:
+    """Open a split of shards for a model that reads images of `size` px a side and texts as `tokenization` says.
 
     Raises:
         UserError: as `ShardDataset`, or the images have another size.
@@ -36,7 +38,7 @@ def open_split(location: str | Path, params: Params, split: str, how: Tokenizati
         location,
         params.source.categories,
         split,
-        how,
+        tokenization,
         cache_bytes=stream.cache_bytes,
         connections=stream.connections,
     )
@@ -54,7 +56,7 @@ def to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.T
 
 
 def predict_split(
-    model: nn.Module, dataset: ShardDataset, ranks: Distributed, params: Params, seen: Modality = "both"
+    model: nn.Module, dataset: ShardDataset, dist: Distributed, params: Params, seen: Modality = "both"
 ) -> npt.NDArray[np.float32]:
     """Return the model's stars, float32 [N], not clamped, in the order of ``dataset.keys``; the same on every rank.
 
@@ -63,7 +65,7 @@ def predict_split(
     Args:
         model: is given the inputs of `EffiMini.forward`.
         dataset: the samples.
-        ranks: this process among the others.
+        dist: this process among the others.
         params: as for `each_sample`.
         seen: what of a sample the model is shown. Of a text that it is not shown the first token is left, which every
             text has.
@@ -79,38 +81,38 @@ def predict_split(
 
     keys: list[str] = []
     stars: list[npt.NDArray[np.float32]] = []
-    for of_batch, found in each_sample(function, dataset, ranks, params):
+    for of_batch, found in each_sample(function, dataset, dist, params):
         keys += of_batch
         stars.append(found)
-    gathered = ranks.gather((keys, np.concatenate(stars)))
+    gathered = dist.all_gather((keys, np.concatenate(stars)))
     of_key = {key: value for keys, values in gathered for key, value in zip(keys, values, strict=True)}
     return np.array([of_key[key] for key in dataset.keys], np.float32)
 
 
 @torch.inference_mode()
 def each_sample(
-    function: Callable[..., torch.Tensor], dataset: ShardDataset, ranks: Distributed, params: Params
+    function: Callable[..., torch.Tensor], dataset: ShardDataset, dist: Distributed, params: Params
 ) -> Iterator[tuple[list[str], npt.NDArray[np.float32]]]:
     """Yield keys and what `function` gives for them, float32 [B, ...], of this rank's batches: each sample once.
 
     Args:
         function: is given the inputs of `EffiMini.forward`.
         dataset: the samples.
-        ranks: this process among the others.
+        dist: this process among the others.
         params: the sections train and stream are read.
     """
     loader = Loader(
         dataset,
         batch_size=params.train.batch_size,
         seed=None,
-        rank=ranks.rank,
-        world=ranks.world,
+        rank=dist.rank,
+        world_size=dist.world_size,
         workers=params.stream.workers,
-        pool=LENGTH_BUCKET_BATCHES,
+        length_bucket_batches=LENGTH_BUCKET_BATCHES,
         max_damaged_fraction=params.stream.max_damaged_fraction,
     )
-    for batch in bar(loader, f"predict {dataset.split}", len(loader)) if ranks.rank == 0 else loader:
-        yield batch.keys, function(*to_device(batch, ranks.device)).float().cpu().numpy()
+    for batch in bar(loader, f"predict {dataset.split}", len(loader)) if dist.rank == 0 else loader:
+        yield batch.keys, function(*to_device(batch, dist.device)).float().cpu().numpy()
 
 
 def clamp(stars: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

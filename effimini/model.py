@@ -50,7 +50,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     std: tuple[float, ...]
     text: dict[str, Any]  # transformers' configuration
     pooling: str = "first"
-    terms: int = 0
+    hashed_ngrams: int = 0
     hidden: tuple[int, ...]
     dropout: float
     size: int  # px, height and width
@@ -98,7 +98,7 @@ class EffiMini(nn.Module):
             layers += [nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Dropout(config.dropout)]
             width = hidden
         self.head = nn.Sequential(*layers, nn.Linear(width, 1))
-        self.terms = HashedNgrams(config.terms) if config.terms else None
+        self.ngrams = HashedNgrams(config.hashed_ngrams) if config.hashed_ngrams else None
         self.register_buffer("feature_mean", torch.zeros(features))
         self.register_buffer("feature_scale", torch.ones(features))
         self.register_buffer("mean", torch.tensor(config.mean).view(1, -1, 1, 1), persistent=False)
@@ -131,11 +131,11 @@ class EffiMini(nn.Module):
             has_image: bool [B]; image features of a sample without one are multiplied by 0.
         """
         stars = self.score(self.features(images, tokens, mask, has_image))
-        if self.terms is None or self.training:
+        if self.ngrams is None or self.training:
             return stars
-        of_terms: Tensor = self.terms(tokens, mask)
-        share = self.terms.share
-        return share * of_terms + (1 - share) * stars  # exactly one of them at a share of 0 or 1
+        ngram_stars: Tensor = self.ngrams(tokens, mask)
+        fraction = self.ngrams.fraction
+        return fraction * ngram_stars + (1 - fraction) * stars  # exactly one of them at a share of 0 or 1
 
     def features(self, images: Tensor, tokens: Tensor, mask: Tensor, has_image: Tensor) -> Tensor:
         """Return what the head reads, [B, F + D], of the arguments of `forward`: image features, then text features."""
@@ -225,7 +225,7 @@ def build(params: Params, *, random: bool = False) -> EffiMini:
         std=tuple(given["std"]),
         text=json.loads(json.dumps(stored)),
         pooling=params.model.pooling,
-        terms=params.model.hashed_ngrams,
+        hashed_ngrams=params.model.hashed_ngrams,
         hidden=params.model.hidden,
         dropout=params.model.dropout,
         size=params.images.resolution,
@@ -302,13 +302,13 @@ def _text_encoder(encoder: EncoderParams, attention_dropout: float) -> nn.Module
     return text
 
 
-def _set_attention_dropout(config: PretrainedConfig, share: float, name: str) -> None:
+def _set_attention_dropout(config: PretrainedConfig, fraction: float, name: str) -> None:
     for key in ("attention_probs_dropout_prob", "attention_dropout"):  # BERT and its like; younger encoders
         if hasattr(config, key):
-            setattr(config, key, share)
+            setattr(config, key, fraction)
             return
-    if share:
-        raise UserError(f"model.attention_dropout is {share:g} and {name} has no attention dropout; set it to 0")
+    if fraction:
+        raise UserError(f"model.attention_dropout is {fraction:g} and {name} has no attention dropout; set it to 0")
 
 
 def _random_text(config: PretrainedConfig) -> nn.Module:

@@ -25,7 +25,7 @@ class Stop:
     """
 
     def __init__(self) -> None:
-        self.asked: int | None = None
+        self.requested: int | None = None
         self._waits = False
 
     @contextmanager
@@ -42,7 +42,7 @@ class Stop:
                 signal.signal(number, handler)
 
     @contextmanager
-    def later(self) -> Iterator[None]:
+    def deferred(self) -> Iterator[None]:
         """Keep a signal instead of raising; who holds it back looks at `asked`."""
         before, self._waits = self._waits, True
         try:
@@ -50,15 +50,15 @@ class Stop:
         finally:
             self._waits = before
 
-    def now(self) -> None:
+    def raise_stopped(self) -> None:
         """End the training.
 
         Raises:
             Stopped: always.
         """
-        raise Stopped(128 + (self.asked or signal.SIGTERM))
+        raise Stopped(128 + (self.requested or signal.SIGTERM))
 
     def _come(self, number: int, _: FrameType | None) -> None:
-        self.asked = number
+        self.requested = number
         if not self._waits:
-            self.now()
+            self.raise_stopped()

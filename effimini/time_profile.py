@@ -27,17 +27,17 @@ class Spent(msgspec.Struct, frozen=True):
     bound: str  # what to look at to make it faster
 
 
-def time_profile(seconds: Mapping[str, float], samples: float, here: Distributed) -> Spent:
+def time_profile(seconds: Mapping[str, float], samples: float, dist: Distributed) -> Spent:
     """Return what a training spent, of one rank.
 
     Args:
         seconds: by name.
         samples: trained on, over all epochs and ranks.
-        here: this rank.
+        dist: this rank.
     """
     steps = sum(seconds.get(name, 0.0) for name in OF_STEPS) or 1.0
     shares = {name: seconds.get(name, 0.0) / steps for name in OF_STEPS}
-    on_gpu = here.device.type == "cuda"
+    on_gpu = dist.device.type == "cuda"
     peak = torch.cuda.max_memory_allocated() if on_gpu else _peak()
     device = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
     bound = f"the {device} in the {max(shares, key=lambda name: shares[name])} pass"

@@ -66,12 +66,13 @@ class StepResult(NamedTuple):
 class Trainer:
     """A training under way: what an epoch needs, made once."""
 
-    def __init__(self, params: Params, shards: str | Path, weights: Path | None, here: Distributed) -> None:
-        self.params, self.here = params, here
+    def __init__(self, params: Params, shards: str | Path, weights: Path | None, dist: Distributed) -> None:
+        self.params, self.dist = params, dist
         recipe = params.train
-        how = TokenizationConfig(params.model.text.name, params.text.fields, params.text.max_tokens)
+        tokenization = TokenizationConfig(params.model.text.name, params.text.fields, params.text.max_tokens)
         self.data, self.validation = (
-            open_split(shards, params, split, how, params.images.resolution) for split in ("train", "validation")
+            open_split(shards, params, split, tokenization, params.images.resolution)
+            for split in ("train", "validation")
         )
         if weights is not None:
             provenance.check_shards(self.data.shards.manifests, params, Path(shards))
@@ -81,21 +82,21 @@ class Trainer:
             FORMAT, _recipe(params), self.weights, self.data.fingerprint, self.validation.fingerprint
         )
         torch.manual_seed(recipe.seed)
-        self.model = prepare(build(params).to(here.device), params, here)
+        self.model = prepare(build(params).to(dist.device), params, dist)
         self.network: nn.Module = self.model
-        self.beside: tuple[hashed_ngrams.HashedNgrams, npt.NDArray[np.float32]] | None = (
+        self.ngrams: tuple[hashed_ngrams.HashedNgrams, npt.NDArray[np.float32]] | None = (
             None  # with its stars of validation
         )
-        if self.model.terms is not None:
-            self.beside = (
-                self.model.terms,
-                hashed_ngrams.fit_ngrams(self.model.terms, self.data, self.validation, self.weights),
+        if self.model.ngrams is not None:
+            self.ngrams = (
+                self.model.ngrams,
+                hashed_ngrams.fit_ngrams(self.model.ngrams, self.data, self.validation, self.weights),
             )
         began = time.perf_counter()
         if recipe.freeze_encoders:
             self.network = features.Head(self.model)
             self.data, self.validation = seen = [
-                features.of_split(self.model, data, here, params) for data in (self.data, self.validation)
+                features.of_split(self.model, data, dist, params) for data in (self.data, self.validation)
             ]
             features.standardize(self.model, seen[0])
         of_features = time.perf_counter() - began
@@ -115,9 +116,9 @@ class Trainer:
         if self.progress.loader is not None:
             self.loader.load_state_dict(self.progress.loader)
         self.steps = len(self.loader) * recipe.epochs  # of the whole schedule
-        if here.world > 1:
+        if dist.world_size > 1:
             self.network = DistributedDataParallel(self.network)
-        self.stop, self.clock = Stop(), Clock(here.device, self.progress.seconds)
+        self.stop, self.clock = Stop(), Clock(dist.device, self.progress.seconds)
 
     def finished(self) -> bool:
         """Tell whether all epochs are done, or too many have passed without a better validation PLCC."""
@@ -134,12 +135,12 @@ class Trainer:
         with self.stop.listening():
             try:
                 while not self.finished():
-                    if self.stop.asked:
-                        self.stop.now()
+                    if self.stop.requested:
+                        self.stop.raise_stopped()
                     if self.loader.epoch == len(self.progress.history):
                         self._train()
                     metrics = self._validate()
-                    with self.stop.later():  # whoever logs them is not interrupted: the loop is where it ends
+                    with self.stop.deferred():  # whoever logs them is not interrupted: the loop is where it ends
                         yield metrics
             except Stopped:
                 if self.progress.steps and self.progress.loader != self.loader.state_dict():
@@ -153,52 +154,52 @@ class Trainer:
         """Take the steps that are left of the epoch."""
         self.network.train()
         progress, loader, every = self.progress, self.loader, self.params.train.save_every_steps
-        epoch, told = loader.epoch, None
-        with self.stop.later():
+        epoch, result = loader.epoch, None
+        with self.stop.deferred():
             self.clock.start("data")
-            for batch in bar(loader, f"epoch {epoch + 1}", len(loader)) if self.here.rank == 0 else loader:
-                before = told
-                told = self.step(epoch, loader.step - 1, batch)  # the loader counts the batch as taken
+            for batch in bar(loader, f"epoch {epoch + 1}", len(loader)) if self.dist.rank == 0 else loader:
+                before = result
+                result = self.step(epoch, loader.step - 1, batch)  # the loader counts the batch as taken
                 self.clock.start("data")
                 self.clock.read()
                 # the device is given a step before the one before it is looked at, so that it never waits for us
-                stopping = before is not None and self._look(before)
+                stopping = before is not None and self._check_step(before)
                 due = every > 0 and progress.steps % every == 0
                 if stopping or due:
-                    self._look(told)
-                    told = None
+                    self._check_step(result)
+                    result = None
                 if stopping:
-                    self.stop.now()
+                    self.stop.raise_stopped()
                 if due:
                     self._save(best=False)
                     self.clock.start("data")
-            stopping = told is not None and self._look(told)
+            stopping = result is not None and self._check_step(result)
             # each rank saw other samples in its last step, so the running statistics differ until they are shared
-            self.here.share(self.model.buffers())
+            self.dist.broadcast(self.model.buffers())
             self.clock.stop()
-        if stopping or self.stop.asked:
-            self.stop.now()
+        if stopping or self.stop.requested:
+            self.stop.raise_stopped()
 
     def step(self, epoch: int, step: int, batch: Batch) -> StepResult:
         """Take one step."""
-        recipe, here = self.params.train, self.here
+        recipe, dist = self.params.train, self.dist
         share = schedule(epoch * len(self.loader) + step, self.steps, recipe.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = group["highest"] * share
-        torch.manual_seed(seed_of(recipe.seed, epoch, step, here.rank))  # dropout, the same after a resume
+        torch.manual_seed(seed_of(recipe.seed, epoch, step, dist.rank))  # dropout, the same after a resume
         weights = torch.from_numpy(sample_weights(counts_of(batch, self.weights), self.weights))
-        given = (*to_device(batch, here.device), batch.label.to(here.device), weights.to(here.device))
-        parts = list(zip(*(tensor.chunk(recipe.gradient_accumulation_steps) for tensor in given), strict=True))
+        given = (*to_device(batch, dist.device), batch.label.to(dist.device), weights.to(dist.device))
+        micro_batches = list(zip(*(tensor.chunk(recipe.gradient_accumulation_steps) for tensor in given), strict=True))
         self.optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=here.device)
+        total = torch.zeros((), device=dist.device)
         try:
-            for number, (*inputs, label, weight) in enumerate(parts, 1):
-                with self._exchanging(number == len(parts)):
+            for number, (*inputs, label, weight) in enumerate(micro_batches, 1):
+                with self._gradient_sync(number == len(micro_batches)):
                     self.clock.start("forward")
                     stars = self.network(*inputs)
                     loss = weighted_huber(stars, label, weight, recipe.huber_delta, batch.global_size)
                     self.clock.start("backward")
-                    (loss * here.world).backward()  # type: ignore[no-untyped-call]  # DDP takes the ranks' mean; we need the sum
+                    (loss * dist.world_size).backward()  # type: ignore[no-untyped-call]  # DDP takes the ranks' mean; we need the sum
                 total += loss.detach()
             self.clock.start("optimizer")
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.max_grad_norm)
@@ -207,39 +208,39 @@ class Trainer:
             if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
                 raise
             raise UserError(
-                f"the {here.device.type} is out of memory in a step of train.batch_size {recipe.batch_size} with "
+                f"the {dist.device.type} is out of memory in a step of train.batch_size {recipe.batch_size} with "
                 f"train.gradient_accumulation_steps {recipe.gradient_accumulation_steps}; raise the latter"
             ) from error
         self.progress.steps += 1
-        asked = torch.full_like(total, float(self.stop.asked is not None))
-        return StepResult(here.sum(torch.stack([total, asked])), norm, batch.global_size, (epoch, step))
+        asked = torch.full_like(total, float(self.stop.requested is not None))
+        return StepResult(dist.all_reduce(torch.stack([total, asked])), norm, batch.global_size, (epoch, step))
 
-    def _look(self, told: StepResult) -> bool:
+    def _check_step(self, result: StepResult) -> bool:
         """Count a step's loss, and tell whether a rank was asked to stop: every rank sees it at the same step."""
-        loss, asked = told.sums.tolist()
-        if not torch.isfinite(told.norm):
+        loss, asked = result.sums.tolist()
+        if not torch.isfinite(result.norm):
             kept = checkpoint.newest_checkpoint(self.state)
-            epoch, step = told.place
+            epoch, step = result.place
             raise UserError(
-                f"the gradient of step {step + 1} in epoch {epoch + 1} is {float(told.norm)} (loss {loss}); lower "
+                f"the gradient of step {step + 1} in epoch {epoch + 1} is {float(result.norm)} (loss {loss}); lower "
                 f"train.learning_rate, which is {self.params.train.learning_rate:g}"
                 + (f"; the state after step {int(kept.name)} is kept in {kept}" if kept else "")
             )
-        self.progress.loss += loss * told.size
+        self.progress.loss += loss * result.size
         return bool(asked > 0)
 
     def _validate(self) -> dict[str, float]:
         """Measure the model after an epoch, save the state, and return the epoch's metrics."""
         recipe, progress = self.params.train, self.progress
         self.clock.start("validation")
-        if self.beside:
-            self.beside[0].share.zero_()  # the network alone
-        predicted = predict_split(self.scores, self.validation, self.here, self.params)
+        if self.ngrams:
+            self.ngrams[0].fraction.zero_()  # the network alone
+        predicted = predict_split(self.scores, self.validation, self.dist, self.params)
         alone = {}
-        if self.beside:
-            module, of_terms = self.beside
+        if self.ngrams:
+            module, ngram_stars = self.ngrams
             alone["validation/plcc_of_network"] = plcc(predicted, self.validation.labels)
-            predicted = hashed_ngrams.mix(module, predicted, of_terms, self.validation.labels)
+            predicted = hashed_ngrams.mix(module, predicted, ngram_stars, self.validation.labels)
         stars, labels = torch.from_numpy(predicted), torch.from_numpy(self.validation.labels)
         unweighted = weighted_huber(stars, labels, torch.ones_like(labels), recipe.huber_delta, len(labels))
         self.clock.stop()
@@ -252,7 +253,7 @@ class Trainer:
             **alone,
         }
         better = progress.best is None or metrics["validation/plcc"] > progress.best
-        with self.stop.later():
+        with self.stop.deferred():
             if better:
                 progress.best, progress.best_epoch = metrics["validation/plcc"], len(progress.history)
             progress.stale = 0 if better else progress.stale + 1
@@ -264,26 +265,26 @@ class Trainer:
         self.clock.stop()
         self.clock.start("saving")
         self.progress.loader = self.loader.state_dict()
-        if self.here.rank == 0:
+        if self.dist.rank == 0:
             checkpoint.save_checkpoint(self.state, self.model, self.optimizer, self.progress, best=best)
         self.clock.stop()
 
-    def _exchanging(self, last: bool) -> AbstractContextManager[Any]:
+    def _gradient_sync(self, last: bool) -> AbstractContextManager[Any]:
         """Exchange gradients with the other ranks in the last part of a step alone."""
         if isinstance(self.network, DistributedDataParallel) and not last:
             return self.network.no_sync()
         return nullcontext()
 
     def _loader(self) -> Loader:
-        recipe, here = self.params.train, self.here
+        recipe, dist = self.params.train, self.dist
         return Loader(
             self.data,
             batch_size=recipe.batch_size,
             seed=recipe.seed,
-            rank=here.rank,
-            world=here.world,
+            rank=dist.rank,
+            world_size=dist.world_size,
             workers=0 if recipe.freeze_encoders else self.params.stream.workers,
-            pool=recipe.length_bucket_batches,
+            length_bucket_batches=recipe.length_bucket_batches,
             max_damaged_fraction=self.params.stream.max_damaged_fraction,
         )
 
@@ -316,15 +317,15 @@ def train(
     params = narrow(params, READS)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     torch.backends.cudnn.allow_tf32 = False  # fp32, as the paper trains
-    with init_distributed() as here:
-        trainer = Trainer(params, shards, weights, here)
+    with init_distributed() as dist:
+        trainer = Trainer(params, shards, weights, dist)
         progress = trainer.progress
         if params.source.kind == "demo":
             log.warning("demo data: the numbers of this training are about made products")
         if progress.steps:
             log.info("an interrupted training goes on after step %d of %d", progress.steps, trainer.steps)
         for metrics in trainer.run():
-            if here.rank == 0:
+            if dist.rank == 0:
                 log.info(
                     "epoch %d of %d: %s  padding %.1f %%  images damaged %d",
                     len(progress.history),
@@ -333,13 +334,13 @@ def train(
                     100 * trainer.loader.padding,
                     len(trainer.loader.damaged),
                 )
-        if here.rank == 0:
+        if dist.rank == 0:
             where = time_profile.time_profile(
-                progress.seconds, progress.steps * len(trainer.data) / len(trainer.loader), here
+                progress.seconds, progress.steps * len(trainer.data) / len(trainer.loader), dist
             )
             log.info(time_profile.describe(where))
             _publish(trainer, where, out, results)
-        here.wait()
+        dist.barrier()
     return progress.history
 
 
@@ -371,7 +372,7 @@ def seed_of(*numbers: int) -> int:
     return int.from_bytes(blake2b(repr(numbers).encode(), digest_size=8).digest(), "little") >> 1
 
 
-def prepare(model: EffiMini, params: Params, here: Distributed) -> EffiMini:
+def prepare(model: EffiMini, params: Params, dist: Distributed) -> EffiMini:
     """Put the model in the form that the recipe asks for, and return it; its weights and their names stay.
 
     Raises:
@@ -384,10 +385,10 @@ def prepare(model: EffiMini, params: Params, here: Distributed) -> EffiMini:
     if recipe.precision == "bf16":
         model.autocast = True
         model.image.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if here.device.type == "cpu":
+        if dist.device.type == "cpu":
             bfloat16.keep_in_float32(model)
-    if recipe.sync_batchnorm and here.world > 1:
-        if here.device.type != "cuda":
+    if recipe.sync_batchnorm and dist.world_size > 1:
+        if dist.device.type != "cuda":
             raise UserError("train.sync_batchnorm is true and there is no GPU; set it to false")
         from timm.layers.norm_act import convert_sync_batchnorm  # noqa: PLC0415 -- after effimini.torchvision_shim
 

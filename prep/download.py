@@ -50,7 +50,7 @@ def download(category: str, params: Params, data: Path = Path("data")) -> None:
     """
     params = narrow(params, READS)
     data = data.absolute()  # workers may have started elsewhere
-    with files.atomic_folder(data / "raw" / category) as out, dask_pool(params.dask) as crew:
+    with files.atomic_folder(data / "raw" / category) as out, dask_pool(params.dask) as pool:
         tables, rejects, pieces = {}, [], {}
         for kind in SCHEMAS:
             work = out / "work" / kind
@@ -60,20 +60,20 @@ def download(category: str, params: Params, data: Path = Path("data")) -> None:
             elif kind == "items" and params.source.metadata == "parquet":
                 name, typed = "the item metadata", list(_typed_batches(category, params, work))
             else:
-                name, typed = _type_lines(category, kind, params, work, crew)
+                name, typed = _type_lines(category, kind, params, work, pool)
             before = accumulate((piece.lines for piece in typed), initial=0)
             placed = list(zip(typed, before, strict=False))
             tables[kind], rejected = _account(category, kind, name, placed, params)
             rejects.append(rejected)
             pieces[kind] = [(piece.path, lines) for piece, lines in placed]
         calls = [(pieces, number, out) for number in range(params.download.buckets)]
-        crew.run(_gather_bucket, calls, f"{category}: buckets")
+        pool.map(_gather_bucket, calls, f"{category}: buckets")
         shutil.rmtree(out / "work")
         writers.write_table(out / "rejects.parquet", pa.concat_tables(rejects))
         writers.write_json(out / "report.json", {"stage": "download", "category": category, "tables": tables})
 
 
-def _type_lines(category: str, kind: Kind, params: Params, work: Path, crew: DaskPool) -> tuple[str, list[_Typed]]:
+def _type_lines(category: str, kind: Kind, params: Params, work: Path, pool: DaskPool) -> tuple[str, list[_Typed]]:
     """Type the lines of a raw file, block by block; return its name and the pieces."""
     raw = raw_file(params.source, kind, category)
     under_way: list[Path] = []  # blocks that arrived and are not yet typed
@@ -84,7 +84,7 @@ def _type_lines(category: str, kind: Kind, params: Params, work: Path, crew: Das
             yield block, kind, params.download.buckets, work / f"{number:06d}.arrow"
 
     typed = []
-    for piece in crew.each(_type_block, calls()):
+    for piece in pool.imap(_type_block, calls()):
         typed.append(piece)
         arrived = under_way.pop(0)
         if not raw.path:

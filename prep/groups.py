@@ -59,13 +59,13 @@ def groups(params: Params, data: Path = Path("data")) -> None:
     data = data.absolute()
     count = params.download.buckets
     held = [(c, all_buckets(data / "items" / c, "items", count, f"join@{c}")) for c in params.source.categories]
-    with files.atomic_folder(data / "groups") as out, dask_pool(params.dask) as crew:
+    with files.atomic_folder(data / "groups") as out, dask_pool(params.dask) as pool:
         work = out / "work"
         keyed = [(number, [paths[number] for _, paths in held], count, work) for number in range(count)]
-        items = sum(crew.run(_write_keys, keyed, "groups: keys"))
+        items = sum(pool.map(_write_keys, keyed, "groups: keys"))
         pieces = [work / f"keys-{number:03d}.arrow" for number in range(count)]
         links = [(pieces, number, params.groups.max_items_per_key) for number in range(count)]
-        linked = crew.run(_link, links, "groups: links")
+        linked = pool.map(_link, links, "groups: links")
         grouped = _components(pa.concat_tables([one.edges for one in linked]))
         order = buckets.item_order(grouped.items["parent_asin"])
         buckets.write_piece(work / "grouped.arrow", grouped.items, buckets.bucket_of(order, count), count)
@@ -74,7 +74,7 @@ def groups(params: Params, data: Path = Path("data")) -> None:
             for category, paths in held
             for number, (path, name) in enumerate(zip(paths, bucket_names("groups", count), strict=True))
         ]
-        rows = sum(crew.run(_write_groups, placed, "groups: rows"))
+        rows = sum(pool.map(_write_groups, placed, "groups: rows"))
         shutil.rmtree(work)
         report = {
             "stage": "groups",

@@ -87,11 +87,11 @@ def sample(category: str, params: Params, data: Path = Path("data")) -> None:
     count = params.download.buckets
     items = all_buckets(data / "items" / category, "items", count, f"join@{category}")
     groups = all_buckets(data / "groups" / category, "groups", count, "groups")
-    with files.atomic_folder(data / "sample" / category) as out, dask_pool(params.dask) as crew:
+    with files.atomic_folder(data / "sample" / category) as out, dask_pool(params.dask) as pool:
         work = out / "work"
         slim = [work / path.name for path in items]
         calls = list(zip(items, groups, slim, [params] * len(items), strict=True))
-        dropped = sum(crew.run(_rank, calls, f"{category} sample: filter"), Counter[str]())
+        dropped = sum(pool.map(_rank, calls, f"{category} sample: filter"), Counter[str]())
         usable = pa.concat_tables([pq.read_table(path) for path in slim])
         placed = _place(usable, params.sample)
         if not any(part.startswith(TRAIN) for part in placed.parts):
@@ -106,9 +106,9 @@ def sample(category: str, params: Params, data: Path = Path("data")) -> None:
             (*call, category, placed.band[share], placed.part[share], len(placed.parts))
             for call, share in zip(calls, shares, strict=True)
         ]
-        pieces = crew.run(_scatter, spread, f"{category} sample: texts")
+        pieces = pool.map(_scatter, spread, f"{category} sample: texts")
         gathered = [(pieces, number, out / f"{part}.parquet") for number, part in enumerate(placed.parts)]
-        rows = crew.run(_gather_part, gathered, f"{category} sample: parts")
+        rows = pool.map(_gather_part, gathered, f"{category} sample: parts")
         shutil.rmtree(work)
         table = _strata(usable, placed)
         table.to_csv(out / "strata.csv", index=False, lineterminator="\n")

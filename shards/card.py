@@ -112,7 +112,7 @@ def dataset_card(manifests: Sequence[Manifest], with_image: WithImage, *, beside
             ],
             "categories": [m.category for m in manifests],
             "data_files": {s: [f"{'' if beside else f'{c}/'}{s}-*.tar" for c in holding[s]] for s in splits},
-            "facts": {name: FIELDS[name] for name in METADATA_FIELDS},
+            "metadata": {name: FIELDS[name] for name in METADATA_FIELDS},
             "beside": beside,
             "images": first.parameters["images"],
             "join": first.parameters["join"],

@@ -73,7 +73,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     examples: list[str]
 
 
-class FactExample(msgspec.Struct, frozen=True):
+class MetadataExample(msgspec.Struct, frozen=True):
     """A fact of an item in both versions."""
 
     key: str
@@ -81,13 +81,13 @@ class FactExample(msgspec.Struct, frozen=True):
     new: float
 
 
-class FactChange(msgspec.Struct, frozen=True, kw_only=True):
+class MetadataChange(msgspec.Struct, frozen=True, kw_only=True):
     """Items of both versions with another label, count or image."""
 
     category: str
     fact: str
     count: int
-    examples: list[FactExample]
+    examples: list[MetadataExample]
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -122,7 +122,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     removed: list[str]
     splits: list[SplitChange]
     moved: list[Move]
-    facts: list[FactChange]
+    metadata: list[MetadataChange]
     drift: list[Drift]
     unexplained_moves: bool  # moved for no reason in the parameters, the source or the categories
 
@@ -168,13 +168,13 @@ def compare(old: ShardLocation, new: ShardLocation, categories: Sequence[str] | 
     drift = list(_drifts(old, new, shards))
     splits: list[SplitChange] = []
     moved: list[Move] = []
-    facts: list[FactChange] = []
+    metadata: list[MetadataChange] = []
     for name, each in shards.items():
         gone, fresh = _index_rows(old, name, each.gone), _index_rows(new, name, each.new)
         splits += _split_changes(name, each, gone, fresh)
         old_rows, new_rows = _in_both(gone, fresh)
         moved += _moved(name, old_rows, new_rows)
-        facts += _facts(name, old_rows, new_rows)
+        metadata += _metadata_changes(name, old_rows, new_rows)
     explained = added or removed or any(change.name.startswith(OF_SPLITS) for change in parameters)
     return Comparison(
         old=old.url,
@@ -185,7 +185,7 @@ def compare(old: ShardLocation, new: ShardLocation, categories: Sequence[str] | 
         removed=removed,
         splits=splits,
         moved=moved,
-        facts=facts,
+        metadata=metadata,
         drift=drift,
         unexplained_moves=bool(moved) and not explained,
     )
@@ -235,7 +235,7 @@ def _index_rows(location: ShardLocation, category: str, shards: Sequence[Shard])
     Raises:
         UserError: an index is absent, or is none.
     """
-    location.ahead(index_file(category, shard) for shard in shards)
+    location.prefetch(index_file(category, shard) for shard in shards)
     tables = [_READ.append(pa.field("split", pa.string())).empty_table()]
     for shard in shards:
         index = location.index(category, shard).select(_READ.names).replace_schema_metadata()
@@ -289,7 +289,7 @@ def _moved(category: str, old: pa.Table, new: pa.Table) -> list[Move]:
     ]
 
 
-def _facts(category: str, old: pa.Table, new: pa.Table) -> Iterator[FactChange]:
+def _metadata_changes(category: str, old: pa.Table, new: pa.Table) -> Iterator[MetadataChange]:
     """Count the items with another fact."""
     for fact in COMPARED_FIELDS:
         other = pc.not_equal(old[fact], new[fact])
@@ -297,13 +297,13 @@ def _facts(category: str, old: pa.Table, new: pa.Table) -> Iterator[FactChange]:
             was, now = (each.filter(other).slice(0, EXAMPLES_PER_CHANGE) for each in (old, new))
             columns = (was["key"].to_pylist(), was[fact].to_pylist(), now[fact].to_pylist())
             # a label is stored as float32, whose decimals would show
-            examples = [FactExample(key, round(a, 6), round(b, 6)) for key, a, b in zip(*columns, strict=True)]
-            yield FactChange(category=category, fact=fact, count=count, examples=examples)
+            examples = [MetadataExample(key, round(a, 6), round(b, 6)) for key, a, b in zip(*columns, strict=True)]
+            yield MetadataChange(category=category, fact=fact, count=count, examples=examples)
 
 
 def _drifts(old: ShardLocation, new: ShardLocation, shards: Mapping[str, _Shards]) -> Iterator[Drift]:
     """Yield, by split, the drift of the categories whose labels differ, and of all together if there are more."""
-    nearer = old if old.here and not new.here else new
+    nearer = old if old.local_path and not new.local_path else new
     for split in dict.fromkeys(s.split for each in shards.values() for s in (*each.gone, *each.new)):
         sides: dict[str, tuple[LabelValues, LabelValues]] = {}
         for category, each in shards.items():

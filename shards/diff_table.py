@@ -91,7 +91,7 @@ def _examples(result: Comparison) -> Iterator[str]:
     for move in result.moved:
         examples = _some(move.examples, move.count)
         yield f"{move.category}, {move.count:,} moved from {move.origin} to {move.to}: {examples}"
-    for fact in result.facts:
+    for fact in result.metadata:
         changes = [f"{each.key} {each.old} -> {each.new}" for each in fact.examples]
         yield f"{fact.category}, {fact.count:,} with another {fact.fact}: {_some(changes, fact.count)}"
 
@@ -111,8 +111,8 @@ def _drift_table(drifts: Sequence[Drift]) -> Table:
         names = escape(row.category), escape(row.split)
         statistic = "" if row.ks is None else f"{row.ks:.3f}"
         for side, spread, first, last in (("old", row.old, names, ""), ("new", row.new, ("", ""), statistic)):
-            values = ((getattr(spread, name), how) for name, how in _LABELS.items())
-            cells = ("" if value is None else format(value, how) for value, how in values)
+            values = ((getattr(spread, name), tokenization) for name, tokenization in _LABELS.items())
+            cells = ("" if value is None else format(value, tokenization) for value, tokenization in values)
             shown.add_row(*first, side, *cells, last, end_section=side == "new")
     return shown
 

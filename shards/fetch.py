@@ -55,14 +55,14 @@ ROWS_PER_GROUP = 1_000  # a row group: some 10 MB of images
 _log = logging.getLogger(__name__)
 
 
-def fetch(category: str, params: Params, data: Path = Path("data"), again: Collection[str] = TRANSIENT) -> None:
+def fetch(category: str, params: Params, data: Path = Path("data"), retry: Collection[str] = TRANSIENT) -> None:
     """Fetch what is missing of a category's images, then write its images table.
 
     Args:
         category: a name of ``source.categories``.
         params: those of `READS` are read.
         data: the folder of the stages' tables.
-        again: the outcomes (of `FAILURES`) that are asked again, beside what was never asked.
+        retry: the outcomes (of `FAILURES`) that are asked again, beside what was never asked.
 
     Raises:
         UserError: the sample or the mirror is not there, the host refuses everything, or more than
@@ -77,18 +77,18 @@ def fetch(category: str, params: Params, data: Path = Path("data"), again: Colle
     spools = store.with_suffix(".spools")
     with Journal(store, _fetch_conditions(params, base)) as journal:
         _merge_spools(journal, spools)  # of a run that was killed
-        missing = _missing(parts, params.images.request, journal, again)
+        missing = _missing(parts, params.images.request, journal, retry)
         tasks = min(len(missing), params.fetch.connections)  # a connection each, at least
         # workers are started where there is work for two
-        with dask_pool(params.dask if tasks > 1 else dataclasses.replace(params.dask, scheduler="synchronous")) as crew:
+        with dask_pool(params.dask if tasks > 1 else dataclasses.replace(params.dask, scheduler="synchronous")) as pool:
             errors: Counter[str] = Counter()
             try:
-                if crew.count == 1:
+                if pool.count == 1:
                     _fetch_items(
                         [item for part in missing for item in part], params, params.fetch, base, journal, errors
                     )
                 else:
-                    for found in _scatter(missing, tasks, params, base, spools, crew):
+                    for found in _scatter(missing, tasks, params, base, spools, pool):
                         errors.update(found)
                     _merge_spools(journal, spools)
             finally:
@@ -97,7 +97,7 @@ def fetch(category: str, params: Params, data: Path = Path("data"), again: Colle
         _write_images(category, parts, params, journal, data)
 
 
-def _missing(parts: list[Path], side: int, journal: Journal, again: Collection[str]) -> list[list[list[str]]]:
+def _missing(parts: list[Path], side: int, journal: Journal, retry: Collection[str]) -> list[list[list[str]]]:
     """Return, part by part, the URLs to ask: those of an item in order, until one is ok or may still be.
 
     An item that lacks nothing, or lacks what another one does, is left out, and so is a part without any other.
@@ -108,7 +108,7 @@ def _missing(parts: list[Path], side: int, journal: Journal, again: Collection[s
         lists = []
         for batch in _batches(part):
             for _, image_urls in batch:
-                asking = _unknown(urls.candidates(image_urls, side), journal, again)
+                asking = _unknown(urls.candidates(image_urls, side), journal, retry)
                 if asking and tuple(asking) not in asked:
                     asked.add(tuple(asking))
                     lists.append(asking)
@@ -116,12 +116,12 @@ def _missing(parts: list[Path], side: int, journal: Journal, again: Collection[s
     return [lists for lists in missing if lists]
 
 
-def _unknown(candidates: list[str], journal: Journal, again: Collection[str] = ()) -> list[str]:
+def _unknown(candidates: list[str], journal: Journal, retry: Collection[str] = ()) -> list[str]:
     """Return the candidates to ask, in order, up to one that is known to be ok or that may still be."""
     asking = []
     for url in candidates:
         known = journal.outcome(url)
-        if known is None or known in again:
+        if known is None or known in retry:
             asking.append(url)
         elif known in SETTLED:
             break
@@ -129,16 +129,16 @@ def _unknown(candidates: list[str], journal: Journal, again: Collection[str] = (
 
 
 def _scatter(
-    missing: list[list[list[str]]], tasks: int, params: Params, base: str, spools: Path, crew: DaskPool
+    missing: list[list[list[str]]], tasks: int, params: Params, base: str, spools: Path, pool: DaskPool
 ) -> Iterator[Counter[str]]:
     """Let the workers ask for the parts, in so many tasks, each with its share of the connections; yield the errors."""
-    share = dataclasses.replace(params.fetch, connections=params.fetch.connections // min(tasks, crew.count))
+    share = dataclasses.replace(params.fetch, connections=params.fetch.connections // min(tasks, pool.count))
     calls = []
     for number in range(tasks):
         work = spools / f"{number:04d}.json"
         writers.write_json(work, [item for part in missing[number::tasks] for item in part])
         calls.append((work, params, share, base))
-    yield from crew.each(_fetch_file, calls, "images, part by part")
+    yield from pool.imap(_fetch_file, calls, "images, part by part")
 
 
 def _fetch_file(work: Path, params: Params, share: FetchParams, base: str) -> Counter[str]:
@@ -154,8 +154,8 @@ def _fetch_items(
     items: list[list[str]], params: Params, limits: FetchParams, base: str, journal: Journal, errors: Counter[str]
 ) -> None:
     """Ask for items within limits, and count in `errors` what went wrong, in words for people."""
-    with _terminated_like_interrupted(), ThreadPoolExecutor(params.dask.workers, "decode") as pool:
-        asyncio.run(_Fetcher(params, limits, base, journal, pool, errors).run(items))
+    with _terminated_like_interrupted(), ThreadPoolExecutor(params.dask.workers, "decode") as decoders:
+        asyncio.run(_Fetcher(params, limits, base, journal, decoders, errors).run(items))
 
 
 def _merge_spools(journal: Journal, spools: Path) -> None:
@@ -188,15 +188,15 @@ class _Fetcher:
         limits: FetchParams,
         base: str,
         journal: Journal,
-        pool: ThreadPoolExecutor,
+        decoders: ThreadPoolExecutor,
         errors: Counter[str],
     ) -> None:
         self._params, self._limits = params, limits
         self._base = base
         self._remote = urls.is_remote(base)
-        self._terms = _fetch_conditions(params, base)
+        self._conditions = _fetch_conditions(params, base)
         self._journal = journal
-        self._pool = pool
+        self._decoders = decoders
         self._client = Client(limits, base if self._remote else "")
         self._flights: dict[str, asyncio.Task[None]] = {}
         self._asked: set[str] = set()
@@ -251,8 +251,8 @@ class _Fetcher:
         else:
             path = urls.in_directory(url, self._base)
             limit = self._limits.max_bytes
-            answer = await in_pool(self._pool, _read_file, path, limit) if path else Answer("bad_url")
-        record = await in_pool(self._pool, _record, url, self._terms, answer, self._params)
+            answer = await in_pool(self._decoders, _read_file, path, limit) if path else Answer("bad_url")
+        record = await in_pool(self._decoders, _record, url, self._conditions, answer, self._params)
         self._journal.append(record)
         self._outcomes[record.outcome] += 1
         if record.outcome != OK:
@@ -263,17 +263,17 @@ def _read_file(path: Path, most: int) -> Answer:
     """Read a file of a directory that stands for the host."""
     try:
         if path.stat().st_size > most:
-            return Answer("too_large", tries=1, error=f"more than {most} bytes")
-        return Answer(OK, tries=1, body=path.read_bytes())
+            return Answer("too_large", attempts=1, error=f"more than {most} bytes")
+        return Answer(OK, attempts=1, body=path.read_bytes())
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return Answer("gone", tries=1, error="no such file")
+        return Answer("gone", attempts=1, error="no such file")
     except OSError as error:
-        return Answer("unreachable", tries=1, error=error.strerror or type(error).__name__)
+        return Answer("unreachable", attempts=1, error=error.strerror or type(error).__name__)
 
 
-def _record(url: str, terms: str, answer: Answer, params: Params) -> Record:
+def _record(url: str, conditions: str, answer: Answer, params: Params) -> Record:
     """Make the record of an answer, decoding the body if there is one."""
-    record = Record(url, terms, answer.outcome, answer.status, answer.tries)
+    record = Record(url, conditions, answer.outcome, answer.status, answer.attempts)
     if answer.outcome != OK:
         return record
     record = replace(record, source_bytes=len(answer.body), source_sha256=hashlib.sha256(answer.body).hexdigest())

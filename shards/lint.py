@@ -46,7 +46,7 @@ class LintRule(StrEnum):
     TAR = "tars of whole samples, each a JPEG and its JSON"
     INDEX = "indexes made with the manifest's tokenizer, fields and length"
     COUNT = "samples as in the manifest"
-    FACTS = "JSON with every fact, of its type, of this item and category"
+    METADATA = "JSON with every fact, of its type, of this item and category"
     IMAGE = "JPEGs of the image size, 1x1 without an image"
     MEMBERS = "each member at its offset, with the key and facts of the index"
     ONCE = "each sample once"
@@ -63,7 +63,7 @@ class Violation(NamedTuple):
 class LintResult(NamedTuple):
     """What came of one look."""
 
-    faults: Sequence[Violation]
+    violations: Sequence[Violation]
     shards: int = 0
     samples: int = 0
 
@@ -79,7 +79,7 @@ class _Wanted(NamedTuple):
 class _Read(NamedTuple):
     """What came of one shard."""
 
-    faults: list[Violation]
+    violations: list[Violation]
     keys: pa.Array  # of the samples in its tar
 
 
@@ -91,8 +91,8 @@ def lint(location: ShardLocation, categories: Sequence[str] | None = None) -> It
     """
     if not categories:
         categories = location.categories()
-        if location.here is not None:
-            folders = sorted(p.name for p in location.here.iterdir() if p.is_dir() and not p.name.startswith("."))
+        if location.local_path is not None:
+            folders = sorted(p.name for p in location.local_path.iterdir() if p.is_dir() and not p.name.startswith("."))
             categories = folders  # with those that lost their manifest
     for category in categories:
         yield from _category(location, category)
@@ -109,16 +109,16 @@ def _category(location: ShardLocation, category: str) -> Iterator[LintResult]:
     except (KeyError, TypeError, ValueError):
         yield LintResult([Violation(name, "has no parameters.images.resolution", LintRule.MANIFEST)])
         return
-    yield LintResult([*_manifest_faults(name, about, category), *_unknown_files(location, about, category)])
+    yield LintResult([*_manifest_violations(name, about, category), *_unknown_files(location, about, category)])
     keys = []
     with ProcessPoolExecutor(min(len(about.shards), os.cpu_count() or 1)) as pool:
         for read in pool.map(partial(_shard, location, wanted), about.shards):
             keys.append(read.keys)
-            yield LintResult(read.faults, 1, len(read.keys))
+            yield LintResult(read.violations, 1, len(read.keys))
     yield LintResult(list(_repeated(category, about.shards, keys)))
 
 
-def _manifest_faults(where: str, about: Manifest, category: str) -> Iterator[Violation]:
+def _manifest_violations(where: str, about: Manifest, category: str) -> Iterator[Violation]:
     if about.category != category:
         yield Violation(where, f"is of category {about.category!r}", LintRule.MANIFEST)
     for name, count in Counter(shard.name for shard in about.shards).items():
@@ -131,10 +131,10 @@ def _manifest_faults(where: str, about: Manifest, category: str) -> Iterator[Vio
 
 def _unknown_files(location: ShardLocation, about: Manifest, category: str) -> Iterator[Violation]:
     """Yield the tars and indexes of a folder that its manifest does not name; behind a URL none is looked for."""
-    if location.here is None:
+    if location.local_path is None:
         return
     named = {name for shard in about.shards for name in (shard.name, shard.index)}
-    there = {path.name for path in (location.here / category).iterdir() if path.suffix in {".tar", ".arrow"}}
+    there = {path.name for path in (location.local_path / category).iterdir() if path.suffix in {".tar", ".arrow"}}
     for name in sorted(there - named):
         yield Violation(f"{category}/{name}", "is not named in the manifest", LintRule.FILES)
 
@@ -158,33 +158,33 @@ def _shard(location: ShardLocation, wanted: _Wanted, shard: Shard) -> _Read:
     """Read a tar and its index."""
     tar = File(f"{wanted.category}/{shard.name}", shard.bytes, shard.sha256)
     index = index_file(wanted.category, shard)
-    faults: list[Violation] = []
+    violations: list[Violation] = []
     rows = None
-    if (handle := _opened(location, tar, faults)) is not None:
+    if (handle := _opened(location, tar, violations)) is not None:
         with handle:
-            rows = _check_tar(handle, tar.name, wanted, faults)
+            rows = _check_tar(handle, tar.name, wanted, violations)
         if len(rows) != shard.samples:
-            faults.append(Violation(tar.name, f"holds {len(rows)} samples for {shard.samples}", LintRule.COUNT))
-    if (handle := _opened(location, index, faults)) is not None:
+            violations.append(Violation(tar.name, f"holds {len(rows)} samples for {shard.samples}", LintRule.COUNT))
+    if (handle := _opened(location, index, violations)) is not None:
         with handle:
-            faults += _index_faults(handle, index.name, wanted.tokens, rows)
-    return _Read(faults, pa.array([row["key"] for row in rows or ()], pa.string()))
+            violations += _index_violations(handle, index.name, wanted.tokens, rows)
+    return _Read(violations, pa.array([row["key"] for row in rows or ()], pa.string()))
 
 
-def _opened(location: ShardLocation, file: File, faults: list[Violation]) -> BufferedReader | None:
+def _opened(location: ShardLocation, file: File, violations: list[Violation]) -> BufferedReader | None:
     """Open a file, at its start, and compare its size and sha256; None if it cannot be had."""
     try:
         handle = location.open(file, _open)
     except FileNotFoundError:
-        faults.append(Violation(file.name, "is missing", LintRule.FILES))
+        violations.append(Violation(file.name, "is missing", LintRule.FILES))
         return None
     except (UserError, OSError) as error:
-        faults.append(Violation(file.name, str(error), LintRule.FILES))
+        violations.append(Violation(file.name, str(error), LintRule.FILES))
         return None
     if (size := os.fstat(handle.fileno()).st_size) != file.bytes:
-        faults.append(Violation(file.name, f"has {size} bytes for {file.bytes}", LintRule.BYTES))
+        violations.append(Violation(file.name, f"has {size} bytes for {file.bytes}", LintRule.BYTES))
     elif hashlib.file_digest(handle, "sha256").hexdigest() != file.sha256:
-        faults.append(Violation(file.name, "has another sha256 than the manifest says", LintRule.BYTES))
+        violations.append(Violation(file.name, "has another sha256 than the manifest says", LintRule.BYTES))
     handle.seek(0)
     return handle
 
@@ -193,14 +193,16 @@ def _open(path: Path) -> BufferedReader:
     return path.open("rb")
 
 
-def _check_tar(handle: BufferedReader, where: str, wanted: _Wanted, faults: list[Violation]) -> list[IndexRow]:
+def _check_tar(handle: BufferedReader, where: str, wanted: _Wanted, violations: list[Violation]) -> list[IndexRow]:
     """Read the samples of a tar; return of each what its row of the index must say, as far as it could be read."""
     rows: list[IndexRow] = []
-    for key, group in groupby(_members(handle, where, faults), lambda member: member.name.partition(".")[0]):
+    for key, group in groupby(_members(handle, where, violations), lambda member: member.name.partition(".")[0]):
         members = list(group)
         names = [member.name for member in members]
         if not re.fullmatch(ASIN, key) or names != [f"{key}.jpg", f"{key}.json"]:
-            faults.append(Violation(where, f"has members {names!r:.200} for <parent_asin>.jpg and .json", LintRule.TAR))
+            violations.append(
+                Violation(where, f"has members {names!r:.200} for <parent_asin>.jpg and .json", LintRule.TAR)
+            )
             continue
         image, text = members
         row: IndexRow = {
@@ -211,39 +213,39 @@ def _check_tar(handle: BufferedReader, where: str, wanted: _Wanted, faults: list
             "json_length": text.size,
         }
         try:
-            facts = _check_metadata(_content(handle, text), key, wanted.category)
-            row["average_rating"] = float(np.float32(facts["average_rating"]))
-            row["rating_number"], row["review_count"] = facts["rating_number"], facts["review_count"]
-            row["has_image"] = facts["has_image"]
+            metadata = _check_metadata(_content(handle, text), key, wanted.category)
+            row["average_rating"] = float(np.float32(metadata["average_rating"]))
+            row["rating_number"], row["review_count"] = metadata["rating_number"], metadata["review_count"]
+            row["has_image"] = metadata["has_image"]
         except ValueError as error:
-            faults.append(Violation(where, f"{key}.json {error}", LintRule.FACTS))
-        if fault := _image_fault(_content(handle, image), wanted.image_size if row.get("has_image", True) else 1):
-            faults.append(Violation(where, f"{key}.jpg {fault}", LintRule.IMAGE))
+            violations.append(Violation(where, f"{key}.json {error}", LintRule.METADATA))
+        if fault := _image_problem(_content(handle, image), wanted.image_size if row.get("has_image", True) else 1):
+            violations.append(Violation(where, f"{key}.jpg {fault}", LintRule.IMAGE))
         rows.append(row)
     return rows
 
 
-def _members(handle: BufferedReader, where: str, faults: list[Violation]) -> Iterator[tarfile.TarInfo]:
+def _members(handle: BufferedReader, where: str, violations: list[Violation]) -> Iterator[tarfile.TarInfo]:
     """Yield the members of a tar in order, as far as they are plain files that follow one another to a proper end."""
     try:
         with tarfile.open(fileobj=handle, mode="r:") as archive:
             for member in archive:
                 if member.type != tarfile.REGTYPE or member.size < 0:
-                    faults.append(
+                    violations.append(
                         Violation(where, f"has a member {member.name!r:.200} that is no plain file", LintRule.TAR)
                     )
                     return
                 yield member
             end = archive.offset  # tarfile takes a header that it cannot read for the end
     except (tarfile.TarError, ValueError, OverflowError) as error:
-        faults.append(Violation(where, f"is no whole tar ({first_sentence(error)})", LintRule.TAR))
+        violations.append(Violation(where, f"is no whole tar ({first_sentence(error)})", LintRule.TAR))
         return
     handle.seek(end)
     rest = handle.read()
     if rest[: tarfile.BLOCKSIZE].strip(b"\0"):
-        faults.append(Violation(where, f"has no tar header at byte {end}", LintRule.TAR))
+        violations.append(Violation(where, f"has no tar header at byte {end}", LintRule.TAR))
     elif len(rest) < 2 * tarfile.BLOCKSIZE or rest.strip(b"\0"):
-        faults.append(Violation(where, "does not end with blocks of zeros", LintRule.TAR))
+        violations.append(Violation(where, "does not end with blocks of zeros", LintRule.TAR))
 
 
 def _content(handle: BufferedReader, member: tarfile.TarInfo) -> bytes:
@@ -258,21 +260,21 @@ def _check_metadata(encoded: bytes, key: str, category: str) -> SampleMetadata:
         ValueError: they are not those of a sample `key` of `category`.
     """
     try:
-        facts = msgspec.json.decode(encoded)
+        metadata = msgspec.json.decode(encoded)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"cannot be read ({first_sentence(error)})") from None
-    if not isinstance(facts, dict) or tuple(facts) != METADATA_FIELDS:
-        raise ValueError(f"holds {list(facts) if isinstance(facts, dict) else facts!r:.200} for the facts")
+    if not isinstance(metadata, dict) or tuple(metadata) != METADATA_FIELDS:
+        raise ValueError(f"holds {list(metadata) if isinstance(metadata, dict) else metadata!r:.200} for the facts")
     for name, kind in _FIELD_TYPES.items():
-        if type(facts[name]) is not kind:
-            raise ValueError(f"has {name} {facts[name]!r:.60}, no {kind.__name__}")
+        if type(metadata[name]) is not kind:
+            raise ValueError(f"has {name} {metadata[name]!r:.60}, no {kind.__name__}")
     for name, own in (("parent_asin", key), ("category", category)):
-        if facts[name] != own:
-            raise ValueError(f"has {name} {facts[name]!r:.60}")
-    return cast(SampleMetadata, facts)
+        if metadata[name] != own:
+            raise ValueError(f"has {name} {metadata[name]!r:.60}")
+    return cast(SampleMetadata, metadata)
 
 
-def _image_fault(jpeg: bytes, size: int) -> str:
+def _image_problem(jpeg: bytes, size: int) -> str:
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(jpeg)  # pixels are counted before they are decoded
         if (height, width) != (size, size):
@@ -283,7 +285,7 @@ def _image_fault(jpeg: bytes, size: int) -> str:
     return ""
 
 
-def _index_faults(
+def _index_violations(
     handle: BufferedReader, where: str, tokens: Tokenization, rows: Sequence[IndexRow] | None
 ) -> Iterator[Violation]:
     """Yield what is wrong with an index, compared with what its tar holds (None if that could not be opened)."""

@@ -22,7 +22,7 @@ class LoaderState(TypedDict):
     shards: str  # their fingerprint
     batch_size: int
     seed: int | None
-    pool: int
+    length_bucket_batches: int
     epoch: int
     step: int
 
@@ -43,9 +43,9 @@ class Loader:
         batch_size: int,
         seed: int | None,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
         workers: int = 0,
-        pool: int = 1,
+        length_bucket_batches: int = 1,
         max_damaged_fraction: float = 0.0,
     ) -> None:
         """Describe the batches; nothing is read yet.
@@ -54,10 +54,11 @@ class Loader:
             dataset: the samples of a split.
             batch_size: samples of a global batch, over all ranks, at most.
             seed: of the run; None gives the shards' own order in every epoch.
-            rank: of this process, of `world`.
-            world: how many processes share a global batch.
+            rank: of this process, of `world_size`.
+            world_size: how many processes share a global batch.
             workers: threads that read ahead; they change nothing but the speed. 0 reads when asked.
-            pool: consecutive batches that are sorted by length together, so that they are padded little; 1 for none.
+            length_bucket_batches: consecutive batches that are sorted by length together, so that they are padded
+                little; 1 for none.
             max_damaged_fraction: of a rank's samples of an epoch, whose image may be unreadable before reading stops.
 
         Raises:
@@ -66,18 +67,18 @@ class Loader:
         self.epoch = self.step = 0
         self.damaged: list[str] = []
         self._tokens = self._places = 0
-        self._dataset, self._rank, self._world, self._workers = dataset, rank, world, workers
-        self._batch_size, self._seed, self._pool, self._max_damaged_fraction = (
+        self._dataset, self._rank, self._world_size, self._workers = dataset, rank, world_size, workers
+        self._batch_size, self._seed, self._length_bucket_batches, self._max_damaged_fraction = (
             batch_size,
             seed,
-            pool,
+            length_bucket_batches,
             max_damaged_fraction,
         )
         self._length = len(self._batches(dataset))
-        if len(dataset) // self._length < world:
+        if len(dataset) // self._length < world_size:
             raise UserError(
-                f"{len(dataset)} {dataset.split} samples in batches of {batch_size} leave {world} ranks without work; "
-                "raise train.batch_size or use fewer ranks"
+                f"{len(dataset)} {dataset.split} samples in batches of {batch_size} leave some of {world_size} ranks "
+                "without work; raise train.batch_size or use fewer ranks"
             )
 
     def __len__(self) -> int:
@@ -91,7 +92,7 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         self.damaged, self._tokens, self._places = [], 0, 0
         readers = [self._reader() for _ in range(max(1, self._workers))]
-        steps = self._announced()
+        steps = self._prefetched_steps()
         batches = prefetch(readers, steps) if self._workers else map(readers[0], steps)
         for batch in batches:
             self.step += 1
@@ -106,7 +107,7 @@ class Loader:
             "shards": self._dataset.fingerprint,
             "batch_size": self._batch_size,
             "seed": self._seed,
-            "pool": self._pool,
+            "length_bucket_batches": self._length_bucket_batches,
             "epoch": self.epoch + ended,
             "step": 0 if ended else self.step,
         }
@@ -131,15 +132,15 @@ class Loader:
             batch_size=self._batch_size,
             seed=self._seed,
             epoch=self.epoch,
-            pool=self._pool,
+            length_bucket_batches=self._length_bucket_batches,
             lengths=dataset.lengths,
         )
 
-    def _announced(self) -> Iterator[int]:
+    def _prefetched_steps(self) -> Iterator[int]:
         """Yield the steps of the rest of the epoch, beginning to download what each will read."""
         batches = self._batches(self._dataset)
         for step in range(self.step, len(self)):
-            self._dataset.shards.read_ahead(batches.shards_of(step))
+            self._dataset.shards.prefetch(batches.shards_of(step))
             yield step
 
     def _reader(self) -> Callable[[int], Batch]:
@@ -150,7 +151,7 @@ class Loader:
 
         def read(step: int) -> Batch:
             whole = batches[step]
-            batch = dataset.batch(sampler.rank_slice(whole, self._rank, self._world), len(whole))
+            batch = dataset.batch(sampler.rank_slice(whole, self._rank, self._world_size), len(whole))
             return batch if gpu is None else _pinned(batch, gpu)
 
         return read
@@ -160,7 +161,7 @@ class Loader:
         self._tokens += int(batch.mask.sum())
         self._places += batch.mask.numel()
         self.damaged += batch.damaged
-        if len(self.damaged) > self._max_damaged_fraction * len(self._dataset) / self._world:
+        if len(self.damaged) > self._max_damaged_fraction * len(self._dataset) / self._world_size:
             raise UserError(
                 f"{len(self.damaged)} images cannot be read, over the budget of {self._max_damaged_fraction:.1%} of "
                 f"{len(self._dataset)} {self._dataset.split} samples; the last one is {self.damaged[-1]}; run "

@@ -63,7 +63,7 @@ class ShardLocation:
         self.url, self.connections = str(url), connections
         self.cache_bytes = cache_bytes
         is_local = isinstance(_file_system(self.url, os.getpid(), Path.cwd())[0], LocalFileSystem)
-        self.here = Path(self.url.removeprefix("file://")) if is_local else None
+        self.local_path = Path(self.url.removeprefix("file://")) if is_local else None
 
     def manifest(self, category: str) -> Manifest:
         """Read the manifest of a category.
@@ -112,8 +112,8 @@ class ShardLocation:
             UserError: it cannot be had, or the cache is too small.
             FileNotFoundError: it is a local file and absent.
         """
-        if self.here is not None:
-            return opener(self.here / file.name)
+        if self.local_path is not None:
+            return opener(self.local_path / file.name)
         for _ in range(TRIES):
             cache = _cache(files.store() / "cache", self.cache_bytes, os.getpid())
             path = cache.get(file.sha256, file.bytes, lambda to: self._download(file, to))
@@ -139,9 +139,9 @@ class ShardLocation:
                 "`effimini lint` to know what else is wrong"
             ) from error
 
-    def ahead(self, wanted: Iterable[File]) -> None:
+    def prefetch(self, wanted: Iterable[File]) -> None:
         """Begin to download files into the cache, in this order; nothing for a local folder."""
-        if self.here is None:
+        if self.local_path is None:
             queue = _downloads(self.connections, os.getpid())
             for file in wanted:
                 queue.put((self, file))
@@ -163,7 +163,7 @@ class ShardLocation:
         """Call `read` until it succeeds, at most `TRIES` times with a growing pause; its last error as a sentence."""
         final = (FileNotFoundError, IsADirectoryError, PermissionError)
         tries = Retrying(
-            stop=stop_after_attempt(1 if self.here is not None else TRIES),
+            stop=stop_after_attempt(1 if self.local_path is not None else TRIES),
             wait=wait_random_exponential(PAUSE, max=20),
             # an interrupt is no Exception and ends the read
             retry=retry_if_exception(lambda error: isinstance(error, Exception) and not isinstance(error, final)),

@@ -31,7 +31,7 @@ class _Sample(NamedTuple):
     """What the page shows of a sample."""
 
     category: str
-    facts: SampleMetadata
+    metadata: SampleMetadata
     image: str  # a data: URL, empty without an image
     outcome: str  # of the fetch, empty where it is not known
     weight: float | None
@@ -68,7 +68,7 @@ def preview_page(
     shards = Shards(location, categories, split, None)
     weighing = _weighing(location, weights, of)
     chosen = _choose(shards.categories, shards.sizes, samples, f"{seed} {split}")
-    shards.read_ahead(np.unique([shard for shard, _ in chosen]))
+    shards.prefetch(np.unique([shard for shard, _ in chosen]))
     shown = list(_read_samples(shards, manifests, chosen, weighing))
     return render(
         "shards",
@@ -115,8 +115,8 @@ def _read_samples(
         outcomes = _outcomes(shards.location, shards.categories[shard], parts[shard], keys)
         for row, key in zip(rows, keys, strict=True):
             try:
-                facts = msgspec.json.decode(shards.member(shard, row, "json"), type=SampleMetadata)
-                jpeg = bytes(shards.member(shard, row, "jpg")) if facts["has_image"] else b""
+                metadata = msgspec.json.decode(shards.member(shard, row, "json"), type=SampleMetadata)
+                jpeg = bytes(shards.member(shard, row, "jpg")) if metadata["has_image"] else b""
             except (msgspec.DecodeError, TornError) as error:
                 raise UserError(
                     f"{shards.name(shard)}: {key} cannot be read ({first_sentence(error)}); run `effimini lint`, then "
@@ -124,20 +124,20 @@ def _read_samples(
                 ) from None
             yield _Sample(
                 shards.categories[shard],
-                facts,
+                metadata,
                 data_url(jpeg) if jpeg else "",
                 outcomes.get(key, ""),
-                _weight(facts, weighing),
-                assemble(facts, fields),
+                _weight(metadata, weighing),
+                assemble(metadata, fields),
                 int(index.token_starts[row + 1] - index.token_starts[row]),
             )
 
 
 def _outcomes(location: ShardLocation, category: str, part: str, keys: Sequence[str]) -> dict[str, str]:
     """Return the outcome of the fetch by key; nothing where the images' tables are not beside the shards."""
-    if location.here is None:
+    if location.local_path is None:
         return {}
-    table = location.here.parent / "images" / category / f"{part}.parquet"
+    table = location.local_path.parent / "images" / category / f"{part}.parquet"
     if not table.exists():
         return {}
     found = pq.read_table(table, columns=["parent_asin", "outcome"], filters=[("parent_asin", "in", set(keys))])
@@ -147,18 +147,18 @@ def _outcomes(location: ShardLocation, category: str, part: str, keys: Sequence[
 def _weighing(location: ShardLocation, path: Path | None, of: Sequence[str] | None) -> SampleWeights | None:
     """Return the content of weights.json, None where there is none and none was asked for."""
     if path is None:
-        if location.here is None or not (location.here.parent / "weights.json").exists():
+        if location.local_path is None or not (location.local_path.parent / "weights.json").exists():
             return None
-        path = location.here.parent / "weights.json"
+        path = location.local_path.parent / "weights.json"
     weights = read_weights(path)
     manifests = [location.manifest(category) for category in of or location.categories()]
     check_weights(weights, path, sum(s.samples for about in manifests for s in about.shards if s.split == TRAIN))
     return weights
 
 
-def _weight(facts: Mapping[str, Any], weighing: SampleWeights | None) -> float | None:
+def _weight(metadata: Mapping[str, Any], weighing: SampleWeights | None) -> float | None:
     """Return what the loss weighs a sample by."""
     if weighing is None:
         return None
-    count = 0 if weighing.count == "none" else facts[weighing.count]
+    count = 0 if weighing.count == "none" else metadata[weighing.count]
     return float(sample_weights(np.array([count]), weighing)[0])

@@ -72,7 +72,7 @@ class Shards:
         location: ShardLocation,
         categories: Sequence[str],
         split: str,
-        how: TokenizationConfig | None,
+        tokenization: TokenizationConfig | None,
     ) -> None:
         """Read the manifests of `categories`.
 
@@ -80,8 +80,8 @@ class Shards:
             location: of the folder that holds one of shards a category.
             categories: which of them, in this order.
             split: train, validation or test.
-            how: the text's tokenizer, fields and length; indexes made otherwise are made anew in the local store. None
-                takes the token ids as they stand.
+            tokenization: the text's tokenizer, fields and length; indexes made otherwise are made anew in the local
+                store. None takes the token ids as they stand.
 
         Raises:
             UserError: a manifest is absent, the split holds no sample, the categories do not fit together, the
@@ -96,18 +96,18 @@ class Shards:
         self._shards = [shard for _, shard in pairs]
         self._check_alike(manifests)
         self._check_cache()
-        self._how = how and self._foreign(how, manifests[0])
+        self._tokenization = tokenization and self._foreign(tokenization, manifests[0])
         self.sizes = [shard.samples for shard in self._shards]
         self.image_size = manifests[0].image_size
         parts = [(category, s.name, s.sha256, s.index_sha256) for category, s in pairs]
-        self.fingerprint = files.fingerprint(parts, self._how and self._how[1])
+        self.fingerprint = files.fingerprint(parts, self._tokenization and self._tokenization[1])
         self._indexes: OrderedDict[int, Index] = OrderedDict()
         self._tars: OrderedDict[int, memoryview] = OrderedDict()
-        self._ahead: tuple[int, ...] = ()
+        self._prefetched: tuple[int, ...] = ()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is open: it belongs to one thread."""
-        return {**self.__dict__, "_indexes": OrderedDict(), "_tars": OrderedDict(), "_ahead": ()}
+        return {**self.__dict__, "_indexes": OrderedDict(), "_tars": OrderedDict(), "_prefetched": ()}
 
     def index(self, shard: int) -> Index:
         """Return the index of a shard.
@@ -135,20 +135,20 @@ class Shards:
         """Return what a tar is called in a sentence."""
         return self.location.full(self._tar_file(shard).name)
 
-    def read_ahead(self, shards: npt.NDArray[np.int64]) -> None:
+    def prefetch(self, shards: npt.NDArray[np.int64]) -> None:
         """Begin to download shards that will be read, indexes first; nothing for a local folder.
 
         Args:
             shards: in the order of reading.
         """
         wanted = tuple(shards.tolist())
-        if self.location.here is None and self._ahead != wanted:
-            self._ahead = wanted
-            self.location.ahead([self._index_file(s) for s in wanted] + [self._tar_file(s) for s in wanted])
+        if self.location.local_path is None and self._prefetched != wanted:
+            self._prefetched = wanted
+            self.location.prefetch([self._index_file(s) for s in wanted] + [self._tar_file(s) for s in wanted])
 
     def _open_index(self, shard: int) -> Index:
-        if self._how is not None:
-            return Index(mapped(self._made_anew(shard, *self._how)))
+        if self._tokenization is not None:
+            return Index(mapped(self._made_anew(shard, *self._tokenization)))
         return Index(self.location.index(self.categories[shard], self._shards[shard]))
 
     def _open_tar(self, shard: int) -> memoryview:
@@ -160,26 +160,26 @@ class Shards:
         except FileNotFoundError:
             raise UserError(f"{self.name(shard)} does not exist; run `dvc checkout` or `dvc repro shard`") from None
 
-    def _made_anew(self, shard: int, how: TokenizationConfig, indexed_by: str) -> Path:
+    def _made_anew(self, shard: int, tokenization: TokenizationConfig, indexed_by: str) -> Path:
         """Return an index of the shard with the token ids of another tokenizer, from the local store."""
         path = files.store() / "tokens" / f"{self._shards[shard].sha256}.{indexed_by}.arrow"
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):  # readers meet at the same shards
             if not path.exists():
                 with files.atomic_write(path) as partial:
-                    tokenizer = tokens.load_tokenizer(how.name)
+                    tokenizer = tokens.load_tokenizer(tokenization.name)
                     try:
-                        self._of_tar(shard, lambda tar: index_tar(tar, partial, how, tokenizer))
+                        self._of_tar(shard, lambda tar: index_tar(tar, partial, tokenization, tokenizer))
                     except (tarfile.TarError, ValueError, KeyError) as error:
                         raise UserError(
                             f"{self.name(shard)} cannot be indexed ({first_sentence(error)}); run `effimini lint`"
                         ) from error
         return path
 
-    def _foreign(self, how: TokenizationConfig, manifest: Manifest) -> tuple[TokenizationConfig, str] | None:
+    def _foreign(self, tokenization: TokenizationConfig, manifest: Manifest) -> tuple[TokenizationConfig, str] | None:
         """Return how indexes must be made anew and the name of it; None where they fit as they are."""
-        tokenizer = tokens.tokenizer_fingerprint(tokens.load_tokenizer(how.name))
-        if (tokenizer, how.fields, how.max_tokens) == msgspec.structs.astuple(manifest.tokens):
+        tokenizer = tokens.tokenizer_fingerprint(tokens.load_tokenizer(tokenization.name))
+        if (tokenizer, tokenization.fields, tokenization.max_tokens) == msgspec.structs.astuple(manifest.tokens):
             return None
         log.info(
             "%s: the %s indexes were made with another tokenizer, text.fields or text.max_tokens; "
@@ -188,7 +188,7 @@ class Shards:
             self.split,
             files.store() / "tokens",
         )
-        return how, files.fingerprint(tokenizer, how.fields, how.max_tokens)[:16]
+        return tokenization, files.fingerprint(tokenizer, tokenization.fields, tokenization.max_tokens)[:16]
 
     def _check_alike(self, manifests: Sequence[Manifest]) -> None:
         """Refuse categories that cannot stand in one batch."""
@@ -204,15 +204,15 @@ class Shards:
         """Refuse a cache that cannot hold the shards read at once: reading would download them again and again."""
         sizes = sorted((shard.bytes + shard.index_bytes for shard in self._shards), reverse=True)
         limit = self.location.cache_bytes
-        if self.location.here is None and (needed := sum(sizes[:_OPEN])) > limit:
+        if self.location.local_path is None and (needed := sum(sizes[:_OPEN])) > limit:
             raise UserError(
                 f"{self.location.url}: the {min(_OPEN, len(sizes))} shards read at once take {needed / 1e9:.3g} GB and "
                 f"the cache {limit / 1e9:.3g} GB; raise stream.cache_gb"
             )
 
     def _tar_file(self, shard: int) -> File:
-        facts = self._shards[shard]
-        return File(f"{self.categories[shard]}/{facts.name}", facts.bytes, facts.sha256)
+        metadata = self._shards[shard]
+        return File(f"{self.categories[shard]}/{metadata.name}", metadata.bytes, metadata.sha256)
 
     def _index_file(self, shard: int) -> File:
         return index_file(self.categories[shard], self._shards[shard])

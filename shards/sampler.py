@@ -34,7 +34,7 @@ class EpochSampler:
         batch_size: int,
         seed: int | None,
         epoch: int = 0,
-        pool: int = 1,
+        length_bucket_batches: int = 1,
         lengths: Lengths | None = None,
         window: int = WINDOW,
     ) -> None:
@@ -45,11 +45,17 @@ class EpochSampler:
             batch_size: samples of a global batch, at most.
             seed: of the run; None keeps the shards' own order.
             epoch: from 0; another epoch, another order.
-            pool: batches that are sorted by length together; 1 leaves them as they are drawn.
+            length_bucket_batches: batches that are sorted by length together; 1 leaves them as they are drawn.
             lengths: gives the length of each sample asked for; needed for a pool.
             window: shards a window.
         """
-        self._seed, self._epoch, self._pool_size, self._lengths, self._width = seed, epoch, pool, lengths, window
+        self._seed, self._epoch, self._length_bucket_batches, self._lengths, self._width = (
+            seed,
+            epoch,
+            length_bucket_batches,
+            lengths,
+            window,
+        )
         self._shards = self._permuted(np.arange(len(sizes)), 0)
         self._first = np.concatenate([[0], np.cumsum(sizes)])
         in_order = np.concatenate([[0], np.cumsum(np.asarray(sizes)[self._shards])])
@@ -58,19 +64,21 @@ class EpochSampler:
         self._total = int(in_order[-1])
         self._steps = max(1, -(-self._total // batch_size))
         self._drawn_windows: dict[int, SampleNumbers] = {}
-        self._drawn_pools: dict[int, list[SampleNumbers]] = {}
+        self._drawn_buckets: dict[int, list[SampleNumbers]] = {}
 
     def __len__(self) -> int:
         return self._steps
 
     def __getitem__(self, step: int) -> SampleNumbers:
-        number, place = divmod(step, self._pool_size)
-        return _last_two(self._drawn_pools, number, self._draw_pool)[place]
+        number, place = divmod(step, self._length_bucket_batches)
+        return _last_two(self._drawn_buckets, number, self._draw_bucket)[place]
 
     def shards_of(self, step: int) -> npt.NDArray[np.int64]:
         """Return the shards that are read around `step`, in the order of the epoch: its windows and the one after."""
-        first = self._window_at(self._bound(step - step % self._pool_size))
-        last = self._window_at(self._bound(min(step - step % self._pool_size + self._pool_size, self._steps)) - 1)
+        first = self._window_at(self._bound(step - step % self._length_bucket_batches))
+        last = self._window_at(
+            self._bound(min(step - step % self._length_bucket_batches + self._length_bucket_batches, self._steps)) - 1
+        )
         return self._shards[first * self._width : (last + 2) * self._width]
 
     def _bound(self, step: int) -> int:
@@ -91,8 +99,10 @@ class EpochSampler:
         samples = np.concatenate([np.arange(self._first[s], self._first[s + 1]) for s in shards])
         return self._permuted(samples, 1, number)
 
-    def _draw_pool(self, number: int) -> list[SampleNumbers]:
-        steps = range(number * self._pool_size, min((number + 1) * self._pool_size, self._steps))
+    def _draw_bucket(self, number: int) -> list[SampleNumbers]:
+        steps = range(
+            number * self._length_bucket_batches, min((number + 1) * self._length_bucket_batches, self._steps)
+        )
         bounds = [self._bound(step) for step in (*steps, steps.stop)]
         windows = range(self._window_at(bounds[0]), self._window_at(bounds[-1] - 1) + 1)
         samples = np.concatenate([self._of_window(w, bounds[0], bounds[-1]) for w in windows])
@@ -107,9 +117,9 @@ class EpochSampler:
         return np.random.default_rng([self._seed, self._epoch, *what]).permutation(numbers)
 
 
-def rank_slice(batch: SampleNumbers, rank: int, world: int) -> SampleNumbers:
-    """Return the samples of a global batch that one of `world` ranks takes."""
-    return batch[rank::world]
+def rank_slice(batch: SampleNumbers, rank: int, world_size: int) -> SampleNumbers:
+    """Return the samples of a global batch that one of `world_size` ranks takes."""
+    return batch[rank::world_size]
 
 
 def _last_two(drawn: dict[int, Drawn], number: int, draw: Callable[[int], Drawn]) -> Drawn:

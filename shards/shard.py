@@ -43,21 +43,28 @@ def shard(category: str, params: Params, data: Path = Path("data")) -> int:
     params = narrow(params, READS)
     data = data.absolute()
     parts = sample_parts(data, category)
-    how = TokenizationConfig(params.model.text.name, params.text.fields, params.text.max_tokens)
-    tokenizer = tokens.tokenizer_fingerprint(tokens.load_tokenizer(how.name))
-    with files.atomic_folder(data / "shards" / category) as out, dask_pool(params.dask) as crew:
+    tokenization = TokenizationConfig(params.model.text.name, params.text.fields, params.text.max_tokens)
+    tokenizer = tokens.tokenizer_fingerprint(tokens.load_tokenizer(tokenization.name))
+    with files.atomic_folder(data / "shards" / category) as out, dask_pool(params.dask) as pool:
         calls = [
-            (part, data / "images" / category / part.name, out, params.shards.samples_per_shard, how, tokenizer)
+            (
+                part,
+                data / "images" / category / part.name,
+                out,
+                params.shards.samples_per_shard,
+                tokenization,
+                tokenizer,
+            )
             for part in parts
         ]
-        written = [shard for shards in crew.run(_write_shards, calls, f"{category} shards") for shard in shards]
+        written = [shard for shards in pool.map(_write_shards, calls, f"{category} shards") for shard in shards]
         shards = [shard for shard, _ in written]
         about = Manifest(
             format=manifest.FORMAT,
             category=category,
             source=Source(params.source.kind, params.source.revision),
             parameters=values_of(params, manifest.STATED),
-            tokens=Tokenization(tokenizer, how.fields, how.max_tokens),
+            tokens=Tokenization(tokenizer, tokenization.fields, tokenization.max_tokens),
             shards=tuple(shards),
         )
         writers.write_json(out / manifest.MANIFEST_FILE, about)
@@ -75,13 +82,13 @@ def shard(category: str, params: Params, data: Path = Path("data")) -> int:
 
 
 def _write_shards(
-    part: Path, images: Path, out: Path, size: int, how: TokenizationConfig, tokenizer: str
+    part: Path, images: Path, out: Path, size: int, tokenization: TokenizationConfig, tokenizer: str
 ) -> list[tuple[Shard, bool]]:
     """Write the tars and indexes of one part; return their lines of the manifest, and which tars had to be made."""
     if not images.exists():
         raise UserError(f"{images} does not exist; run `dvc repro fetch`")
     made_of = files.fingerprint(FORMAT, files.sha256(part), files.sha256(images), size)
-    indexed_by = files.fingerprint(how.fields, how.max_tokens, tokenizer)[:16]
+    indexed_by = files.fingerprint(tokenization.fields, tokenization.max_tokens, tokenizer)[:16]
     split, _, band = part.stem.partition("-")
     rows = pq.read_metadata(part).num_rows
     samples = _samples(part, images)
@@ -94,7 +101,7 @@ def _write_shards(
         stored = f"shards/{made_of}-{number:03d}"
         made = files.cached(f"{stored}.tar", partial(_write_tar, samples, first - read, count), tar)
         read = first + count if made else read
-        files.cached(f"{stored}.{indexed_by}.arrow", partial(_write_index, tar, how), index)
+        files.cached(f"{stored}.{indexed_by}.arrow", partial(_write_index, tar, tokenization), index)
         shard = Shard(
             name=tar.name,
             split=split,
@@ -114,8 +121,8 @@ def _write_tar(samples: SampleIterator, skip: int, count: int, path: Path) -> No
     write_tar(path, islice(samples, skip, skip + count))
 
 
-def _write_index(tar: Path, how: TokenizationConfig, path: Path) -> None:
-    index_tar(tar, path, how, tokens.load_tokenizer(how.name))
+def _write_index(tar: Path, tokenization: TokenizationConfig, path: Path) -> None:
+    index_tar(tar, path, tokenization, tokens.load_tokenizer(tokenization.name))
 
 
 def _samples(part: Path, images: Path) -> SampleIterator:
@@ -126,8 +133,8 @@ def _samples(part: Path, images: Path) -> SampleIterator:
         for row, picture in zip(_read_rows(sample), _read_rows(pictures, ["parent_asin", "image"]), strict=True):
             if row["parent_asin"] != picture["parent_asin"]:
                 raise UserError(f"{images} does not hold the items of {part}; run `dvc repro fetch`")
-            facts: SampleMetadata = row | {"has_image": bool(picture["image"])}
-            yield facts, picture["image"] or BLANK
+            metadata: SampleMetadata = row | {"has_image": bool(picture["image"])}
+            yield metadata, picture["image"] or BLANK
 
 
 def _read_rows(table: pq.ParquetFile, columns: list[str] | None = None) -> Iterator[Any]:

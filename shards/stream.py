@@ -48,7 +48,7 @@ class Sample(TypedDict):
     """What stands of a sample in its tar."""
 
     image: bytes  # JPEG
-    facts: SampleMetadata
+    metadata: SampleMetadata
 
 
 class ShardDataset(Dataset[Sample]):
@@ -65,7 +65,7 @@ class ShardDataset(Dataset[Sample]):
         location: str | Path,
         categories: Sequence[str],
         split: str,
-        how: TokenizationConfig | None = None,
+        tokenization: TokenizationConfig | None = None,
         *,
         cache_bytes: int = CACHE_BYTES,
         connections: int = CONNECTIONS,
@@ -76,7 +76,7 @@ class ShardDataset(Dataset[Sample]):
             location: a folder with one of shards a category, or a URL of one (see `shards.location`).
             categories: which of them, in this order.
             split: train, validation or test.
-            how: the text's tokenizer, fields and length; None takes the token ids as they stand.
+            tokenization: the text's tokenizer, fields and length; None takes the token ids as they stand.
             cache_bytes: that remote files may take on disk.
             connections: downloads at once, of a process.
 
@@ -84,7 +84,7 @@ class ShardDataset(Dataset[Sample]):
             UserError: as `Shards`.
         """
         self.split = split
-        self.shards = Shards(ShardLocation(location, cache_bytes, connections), categories, split, how)
+        self.shards = Shards(ShardLocation(location, cache_bytes, connections), categories, split, tokenization)
         self.fingerprint = self.shards.fingerprint
         self._first = np.concatenate([[0], np.cumsum(self.shards.sizes)])
 
@@ -98,7 +98,7 @@ class ShardDataset(Dataset[Sample]):
         return other
 
     def __getitem__(self, i: int) -> Sample:
-        return {"image": self.image(i), "facts": self.facts(i)}
+        return {"image": self.image(i), "metadata": self.metadata(i)}
 
     def image(self, i: int) -> bytes:
         """Return the JPEG bytes of sample `i`; 1x1 px where it has no image.
@@ -108,14 +108,14 @@ class ShardDataset(Dataset[Sample]):
         """
         return bytes(self._member(i, "jpg"))
 
-    def facts(self, i: int) -> SampleMetadata:
+    def metadata(self, i: int) -> SampleMetadata:
         """Return the facts of sample `i`.
 
         Raises:
             UserError: the tar is absent, or ends before them.
         """
-        facts: SampleMetadata = msgspec.json.decode(self._member(i, "json"))
-        return facts
+        metadata: SampleMetadata = msgspec.json.decode(self._member(i, "json"))
+        return metadata
 
     @cached_property
     def keys(self) -> list[str]:

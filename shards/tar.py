@@ -24,13 +24,13 @@ from shards.tokens import TokenizationConfig
 def write_tar(path: Path, samples: Iterable[tuple[SampleMetadata, bytes]]) -> None:
     """Write samples, as (facts, JPEG bytes), to a tar at `path`; whatever else stands among the facts is left out."""
     with path.open("wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0) as tar:
-        for facts, jpeg in samples:
-            given: Mapping[str, object] = facts
+        for metadata, jpeg in samples:
+            given: Mapping[str, object] = metadata
             ordered = {name: given[name] for name in METADATA_FIELDS}
-            tar.write({"__key__": facts["parent_asin"], "jpg": jpeg, "json": msgspec.json.encode(ordered)})
+            tar.write({"__key__": metadata["parent_asin"], "jpg": jpeg, "json": msgspec.json.encode(ordered)})
 
 
-def index_tar(tar: Path, path: Path, how: TokenizationConfig, tokenizer: Tokenizer) -> None:
+def index_tar(tar: Path, path: Path, tokenization: TokenizationConfig, tokenizer: Tokenizer) -> None:
     """Write the Arrow IPC index of `tar` to `path`: where each member is, the facts a loader needs, the token ids.
 
     The schema's metadata names the tokenizer by its fingerprint, the fields and their length, and the padding id.
@@ -42,27 +42,27 @@ def index_tar(tar: Path, path: Path, how: TokenizationConfig, tokenizer: Tokeniz
         for image, facts_member in zip(members[::2], members[1::2], strict=True):
             extracted = archive.extractfile(facts_member)
             assert extracted is not None
-            facts: SampleMetadata = json.load(extracted)
-            texts.append(assemble(facts, how.fields))
+            metadata: SampleMetadata = json.load(extracted)
+            texts.append(assemble(metadata, tokenization.fields))
             rows.append(
                 {
-                    "key": facts["parent_asin"],
+                    "key": metadata["parent_asin"],
                     "jpg_offset": image.offset_data,
                     "jpg_length": image.size,
                     "json_offset": facts_member.offset_data,
                     "json_length": facts_member.size,
-                    "average_rating": facts["average_rating"],
-                    "rating_number": facts["rating_number"],
-                    "review_count": facts["review_count"],
-                    "has_image": facts["has_image"],
+                    "average_rating": metadata["average_rating"],
+                    "rating_number": metadata["rating_number"],
+                    "review_count": metadata["review_count"],
+                    "has_image": metadata["has_image"],
                 }
             )
-    ids = tokens.encode(tokenizer, texts, how.max_tokens)
+    ids = tokens.encode(tokenizer, texts, tokenization.max_tokens)
     encoded = [{**row, "tokens": own} for row, own in zip(rows, ids, strict=True)]
     about = {
         "tokenizer": tokens.tokenizer_fingerprint(tokenizer),
-        "fields": " ".join(how.fields),
-        "max_tokens": str(how.max_tokens),
+        "fields": " ".join(tokenization.fields),
+        "max_tokens": str(tokenization.max_tokens),
         "pad_id": str(tokens.pad_id(tokenizer)),
     }
     schema = INDEX.with_metadata(about)

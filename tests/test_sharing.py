@@ -28,7 +28,7 @@ TINY = {
 PUSHED = [
     "data/raw",
     *("data/shards", "data/weights.json", "data/sample", "data/images", "data/items", "data/groups", "data/gates"),
-    *("data/profiles", "data/twins.csv", "results/validation"),
+    *("data/profiles", "data/near_duplicates.csv", "results/validation"),
 ]
 
 Files = dict[str, bytes]

@@ -71,16 +71,16 @@ def _check_files(table: str, expected: Iterable[str], paths: Iterable[Path]) -> 
     return judge(table, "the files of the stage", len(wanted), wrong)
 
 
-def _check_raw(place: CategoryTables) -> list[Verdict]:
-    folder, counts = place.folder("raw"), place.counts("raw")
+def _check_raw(tables: CategoryTables) -> list[Verdict]:
+    folder, counts = tables.folder("raw"), tables.counts("raw")
     verdicts = []
     for name in ("items", "reviews"):
         paths = bucket_files(folder, name)
-        verdicts.append(_check_files(name, bucket_names(name, place.params.download.buckets), paths))
-        verdicts += columns.check_columns(name, place.suite(name), paths)
+        verdicts.append(_check_files(name, bucket_names(name, tables.params.download.buckets), paths))
+        verdicts += columns.check_columns(name, tables.suite(name), paths)
         verdicts += funnel.check_row_counts(counts, name, _count_rows(paths), None)
     rejects = folder / "rejects.parquet"
-    verdicts += columns.check_columns("rejects", place.suite("rejects"), [rejects])
+    verdicts += columns.check_columns("rejects", tables.suite("rejects"), [rejects])
     if not verdicts[-1].passed:
         return verdicts
     reasons = Counter(columns.read_columns([rejects], ["reason"], REJECTS)["reason"].to_pylist())
@@ -88,26 +88,30 @@ def _check_raw(place: CategoryTables) -> list[Verdict]:
     return [*verdicts, funnel.reasons("rejects", dropped, reasons)]
 
 
-def _check_items(place: CategoryTables) -> list[Verdict]:
-    paths, counts = bucket_files(place.folder("items"), "items"), place.counts("items")
-    own = columns.check_columns("joined", place.suite("joined"), paths)
-    verdicts = [_check_files("joined", bucket_names("items", place.params.download.buckets), paths), *own]
+def _check_items(tables: CategoryTables) -> list[Verdict]:
+    paths, counts = bucket_files(tables.folder("items"), "items"), tables.counts("items")
+    own = columns.check_columns("joined", tables.suite("joined"), paths)
+    verdicts = [_check_files("joined", bucket_names("items", tables.params.download.buckets), paths), *own]
     if not own[0].passed:
         return verdicts
     reviewed = pc.sum(columns.read_columns(paths, ["review_count"], JOINED)["review_count"]).as_py() or 0
-    verdicts += funnel.check_row_counts(counts, "items", _count_rows(paths), place.rows_out("raw", "items"), "data/raw")
-    return verdicts + funnel.check_row_counts(counts, "reviews", reviewed, place.rows_out("raw", "reviews"), "data/raw")
+    verdicts += funnel.check_row_counts(
+        counts, "items", _count_rows(paths), tables.rows_out("raw", "items"), "data/raw"
+    )
+    return verdicts + funnel.check_row_counts(
+        counts, "reviews", reviewed, tables.rows_out("raw", "reviews"), "data/raw"
+    )
 
 
-def _check_groups(place: CategoryTables) -> list[Verdict]:
-    paths = bucket_files(place.folder("groups"), "groups")
-    own = columns.check_columns("groups", place.suite("groups"), paths)
-    verdicts = [_check_files("groups", bucket_names("groups", place.params.download.buckets), paths), *own]
+def _check_groups(tables: CategoryTables) -> list[Verdict]:
+    paths = bucket_files(tables.folder("groups"), "groups")
+    own = columns.check_columns("groups", tables.suite("groups"), paths)
+    verdicts = [_check_files("groups", bucket_names("groups", tables.params.download.buckets), paths), *own]
     if not own[0].passed:
         return verdicts
-    if not place.has("items"):
+    if not tables.has("items"):
         return verdicts
-    items = columns.read_columns(bucket_files(place.folder("items"), "items"), ["parent_asin"], JOINED)["parent_asin"]
+    items = columns.read_columns(bucket_files(tables.folder("items"), "items"), ["parent_asin"], JOINED)["parent_asin"]
     return [
         *verdicts,
         links.same_items("groups", "data/items", items, links.read_groups(paths)["parent_asin"]),
@@ -125,28 +129,28 @@ def _check_all_groups(params: Params, data: Path) -> list[Verdict]:
     ]
 
 
-def _check_sample(place: CategoryTables) -> list[Verdict]:
-    params, report = place.params.sample, files.read_json(place.folder("sample") / "report.json")
-    paths = part_files(place.folder("sample"))
-    own = columns.check_columns("sample", place.suite("sample"), paths)
+def _check_sample(tables: CategoryTables) -> list[Verdict]:
+    params, report = tables.params.sample, files.read_json(tables.folder("sample") / "report.json")
+    paths = part_files(tables.folder("sample"))
+    own = columns.check_columns("sample", tables.suite("sample"), paths)
     verdicts = [_check_files("sample", (f"{part}.parquet" for part in report["rows"]), paths), *own]
     if not own[0].passed:
         return verdicts
     samples = columns.read_columns(paths, ["parent_asin", "group"], SAMPLE)
-    counts = place.counts("sample")
+    counts = tables.counts("sample")
     passed = counts["items"].rows_out + sum(counts["items"].dropped.get(reason, 0) for reason in NOT_TAKEN)
-    if place.has("groups"):
-        groups = links.read_groups(bucket_files(place.folder("groups"), "groups"))
+    if tables.has("groups"):
+        groups = links.read_groups(bucket_files(tables.folder("groups"), "groups"))
         verdicts.append(links.groups_of(samples, groups))
     return [
         *verdicts,
         links.check_parts(paths),
         links.band_limit(paths, round(params.fraction * params.bands), params.min_per_category),
-        *funnel.check_row_counts(counts, "items", _count_rows(paths), place.rows_out("items", "items"), "data/items"),
+        *funnel.check_row_counts(counts, "items", _count_rows(paths), tables.rows_out("items", "items"), "data/items"),
         *proportions.check_strata(
-            place.folder("sample") / proportions.STRATA_FILE, paths, params.fraction, params.bands, passed
+            tables.folder("sample") / proportions.STRATA_FILE, paths, params.fraction, params.bands, passed
         ),
-        *profile.check_mode_fraction("sample", paths, place.params.validation.mode_fraction),
+        *profile.check_mode_fraction("sample", paths, tables.params.validation.mode_fraction),
     ]
 
 
@@ -156,17 +160,17 @@ def _check_all_samples(params: Params, data: Path) -> list[Verdict]:
     return [links.one_split(samples, "group"), links.one_split(samples, "parent_asin")]
 
 
-def _check_images(place: CategoryTables) -> list[Verdict]:
-    paths = part_files(place.folder("images"))
-    verdicts = columns.check_columns("images", place.suite("images"), paths)
+def _check_images(tables: CategoryTables) -> list[Verdict]:
+    paths = part_files(tables.folder("images"))
+    verdicts = columns.check_columns("images", tables.suite("images"), paths)
     if not verdicts[0].passed:
         return verdicts
-    counts, before = place.counts("images"), place.rows_out("sample", "items")
+    counts, before = tables.counts("images"), tables.rows_out("sample", "items")
     outcomes = Counter(columns.read_columns(paths, ["outcome"], IMAGES)["outcome"].to_pylist())
     had = outcomes.pop(OK, 0)
     dropped = counts["images"].dropped if "images" in counts else {}
-    if place.has("sample"):
-        verdicts.append(links.aligned(part_files(place.folder("sample")), paths))
+    if tables.has("sample"):
+        verdicts.append(links.aligned(part_files(tables.folder("sample")), paths))
     return [
         *verdicts,
         links.image_bytes(paths),
@@ -177,28 +181,28 @@ def _check_images(place: CategoryTables) -> list[Verdict]:
 
 def _check_all_images(params: Params, data: Path) -> list[Verdict]:
     found, measured = near_duplicates.find_near_duplicates(data, params.source.categories)
-    with files.atomic_write(data / "twins.csv") as partial:  # written before it is judged, for whom it stops
+    with files.atomic_write(data / "near_duplicates.csv") as partial:  # written before it is judged, for whom it stops
         found.to_csv(partial, index=False, lineterminator="\n")
     return [near_duplicates.verdict(found, measured, params.validation.near_duplicate_fraction)]
 
 
-def _check_shards(place: CategoryTables) -> list[Verdict]:
+def _check_shards(tables: CategoryTables) -> list[Verdict]:
     from validation import tars  # noqa: PLC0415 -- it imports webdataset and thus torch, which no other gate needs
 
-    folder = place.folder("shards")
+    folder = tables.folder("shards")
     shards = tars.shards_of(folder)
     verdicts = tars.check_content(folder)
     if not tars.are_readable(verdicts):
         return verdicts
     indexes = [folder / shard.index for shard in shards]
-    if place.has("sample"):
-        verdicts.append(tars.check_items(folder, shards, part_files(place.folder("sample"))))
+    if tables.has("sample"):
+        verdicts.append(tars.check_items(folder, shards, part_files(tables.folder("sample"))))
     return [
         *verdicts,
-        *columns.check_columns("index", place.suite("index"), indexes),
+        *columns.check_columns("index", tables.suite("index"), indexes),
         tars.check_reader(folder, shards),
         *funnel.check_row_counts(
-            place.counts("shards"), "samples", _count_rows(indexes), place.rows_out("sample", "items"), "data/sample"
+            tables.counts("shards"), "samples", _count_rows(indexes), tables.rows_out("sample", "items"), "data/sample"
         ),
     ]
 
@@ -265,11 +269,11 @@ class Gate(NamedTuple):
 
     stage: str  # makes the table
     reads: tuple[str, ...]  # the parameters that its checks read, beside `READS`
-    beside: tuple[str, ...]  # the tables it is compared with
-    of_category: Callable[[CategoryTables], list[Verdict]] | None
-    of_all: Callable[[Params, Path], list[Verdict]] = _no_checks
-    held: str = ""  # where the table is, when not in the folder of its name
-    hashed: bool = True  # whether another content of the table makes what is behind the gate anew
+    compared_with: tuple[str, ...]  # the tables it is compared with
+    check_category: Callable[[CategoryTables], list[Verdict]] | None
+    check_all: Callable[[Params, Path], list[Verdict]] = _no_checks
+    path: str = ""  # where the table is, when not in the folder of its name
+    hash_files: bool = True  # whether another content of the table makes what is behind the gate anew
 
 
 _OF_SAMPLE = (
@@ -285,6 +289,6 @@ GATES = {
     "images": Gate("fetch", ("validation.near_duplicate_fraction",), ("sample",), _check_images, _check_all_images),
     "shards": Gate("shard", ("text.max_tokens",), ("sample",), _check_shards),
     "weights": Gate("weights", ("weights",), ("sample",), None, _check_all_weights, "weights.json"),
-    "profiles": Gate("validate_images", ("validation.drift",), (), None, _check_all_profiles, hashed=False),
+    "profiles": Gate("validate_images", ("validation.drift",), (), None, _check_all_profiles, hash_files=False),
     "predictions": Gate("evaluate", (), ("sample",), None, _check_all_predictions),
 }

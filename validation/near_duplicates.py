@@ -40,7 +40,7 @@ def find_near_duplicates(data: Path, categories: Sequence[str]) -> tuple[pd.Data
 
     Returns:
         A row an image with its split, category and parent_asin; the same of its nearest twin (the first of several)
-        as twin_split, twin_category, twin_asin; bits, by which their hashes differ; and same_file, whether the files
+        as other_split, other_category, other_asin; bits, by which their hashes differ; and same_file, whether the files
         that came were equal to the byte.
     """
     parts = [path for category in categories for path in part_files(data / "images" / category)]
@@ -55,34 +55,34 @@ def find_near_duplicates(data: Path, categories: Sequence[str]) -> tuple[pd.Data
         found.append(np.stack([ours[has], theirs[near[has]], bits[has]]))
     one, other, bits = np.concatenate(found, axis=1)
     about = _image_rows(parts, places, np.unique(np.concatenate([one, other])))
-    mine, twin = about.loc[one].reset_index(drop=True), about.loc[other].reset_index(drop=True)
+    mine, duplicate = about.loc[one].reset_index(drop=True), about.loc[other].reset_index(drop=True)
     rows = mine[["split", "category", "parent_asin"]].assign(
-        twin_split=twin["split"],
-        twin_category=twin["category"],
-        twin_asin=twin["parent_asin"],
+        other_split=duplicate["split"],
+        other_category=duplicate["category"],
+        other_asin=duplicate["parent_asin"],
         bits=bits,
-        same_file=mine["source_sha256"] == twin["source_sha256"],
+        same_file=mine["source_sha256"] == duplicate["source_sha256"],
     )
     return rows, measured
 
 
-def verdict(twins: pd.DataFrame, measured: int, limits: Limits) -> Verdict:
+def verdict(duplicates: pd.DataFrame, measured: int, limits: Limits) -> Verdict:
     """Judge what `find_near_duplicates` found.
 
     Args:
-        twins: its rows.
+        duplicates: its rows.
         measured: how many images could have been among them.
         limits: ``validation.near_duplicate_fraction``, of the share of them that may be.
     """
     examples = [
-        f"{r.category}/{r.parent_asin} ({r.split}) like {r.twin_category}/{r.twin_asin} ({r.twin_split})"
-        for r in twins.head(EXAMPLES_SHOWN).itertuples()
+        f"{r.category}/{r.parent_asin} ({r.split}) like {r.other_category}/{r.other_asin} ({r.other_split})"
+        for r in duplicates.head(EXAMPLES_SHOWN).itertuples()
     ]
     return Verdict(
         "images",
         "no near duplicates across splits (validation.near_duplicate_fraction)",
         measured,
-        len(twins),
+        len(duplicates),
         int(limits.fail_above * measured),
         tuple(examples),
         int(limits.warn_above * measured),

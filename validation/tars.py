@@ -15,7 +15,7 @@ from shards.manifest import Shard
 from validation.columns import read_columns
 from validation.verdicts import Verdict, judge
 
-_OF_SAMPLES = (LintRule.FACTS, LintRule.IMAGE, LintRule.ONCE)  # the other rules are of files
+_OF_SAMPLES = (LintRule.METADATA, LintRule.IMAGE, LintRule.ONCE)  # the other rules are of files
 _TO_READ_ON = (LintRule.MANIFEST, LintRule.FILES, LintRule.BYTES, LintRule.TAR, LintRule.INDEX)
 
 
@@ -38,7 +38,7 @@ def check_content(folder: Path) -> list[Verdict]:
     faults: dict[LintRule, list[Violation]] = defaultdict(list)
     for found in lint(_local_location(folder), [folder.name]):
         samples, shards = samples + found.samples, shards + found.shards
-        for fault in found.faults:
+        for fault in found.violations:
             faults[fault.rule].append(fault)
     return [
         judge(

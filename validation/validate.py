@@ -6,8 +6,8 @@ In: ``data/<table>/`` of all categories, and what it was made from. Out:
   for the rest: what was checked, by its hashes, and that it passed;
 - ``results/validation/<table>.json`` and ``.html``, the Data Docs: every expectation with its counts, its severity and
   example keys, whether the table passed or not;
-- ``data/profiles/<table>.csv`` for items, sample and images, and for images ``data/twins.csv``, which lists the
-  pictures that stand in two splits.
+- ``data/profiles/<table>.csv`` for items, sample and images, and for images ``data/near_duplicates.csv``: the images
+  of one split that are near duplicates of another split's.
 
 Guaranteed: a table with an expectation that fails leaves no gate behind, so that no stage behind it runs; a gate says
 nothing of what the expectations allow, so that another budget makes nothing behind it anew; the same data gives the
@@ -62,12 +62,12 @@ def validate(table: str, params: Params, data: Path = Path("data")) -> None:
         raise UserError(f"{table} is no table; the tables are {', '.join(GATES)}")
     gate = GATES[table]
     params = narrow(params, (*READS, *gate.reads))
-    held = data / (gate.held or table)
+    held = data / (gate.path or table)
     if not held.exists():
         raise UserError(f"{held} does not exist; run `dvc repro`, or `dvc pull`, to have it")
     warn_of_strays(data, [table], params.source.categories)
     places = [CategoryTables(params, data, category) for category in params.source.categories]
-    absent = [name for name in gate.beside if not all(place.has(name) for place in places)]
+    absent = [name for name in gate.compared_with if not all(tables.has(name) for tables in places)]
     if absent:
         log.warning(
             "warning: %s is not here, so %s is not compared with it, and no gate is written",
@@ -78,14 +78,16 @@ def validate(table: str, params: Params, data: Path = Path("data")) -> None:
         shutil.rmtree(data / "gates" / table, ignore_errors=True)  # a gate of other data must not stand
     found: list[tuple[str, list[Verdict]]] = []  # where, and what was found
     try:
-        if gate.of_category:
-            for place in places:
-                if not place.has(table):
-                    raise UserError(f"{place.folder(table)} does not exist; run `dvc repro`, or `dvc pull`, to have it")
-                unit = gate.stage if table == "groups" else f"{gate.stage}@{place.category}"
-                found.append((str(place.folder(table)), gate.of_category(place)))
+        if gate.check_category:
+            for tables in places:
+                if not tables.has(table):
+                    raise UserError(
+                        f"{tables.folder(table)} does not exist; run `dvc repro`, or `dvc pull`, to have it"
+                    )
+                unit = gate.stage if table == "groups" else f"{gate.stage}@{tables.category}"
+                found.append((str(tables.folder(table)), gate.check_category(tables)))
                 require(*found[-1], partial(_hint, table, unit, data))
-        found.append((str(held), gate.of_all(params, data)))
+        found.append((str(held), gate.check_all(params, data)))
         require(*found[-1], partial(_hint, table, gate.stage, data, of_all=True))
         if table in profile.PROFILED_COLUMNS:
             _write_profile(table, params, data)
@@ -102,7 +104,7 @@ def present_tables(data: Path) -> list[str]:
     Raises:
         UserError: there is none.
     """
-    found = [table for table, gate in GATES.items() if (data / (gate.held or table)).exists()]
+    found = [table for table, gate in GATES.items() if (data / (gate.path or table)).exists()]
     if not found:
         raise UserError(f"{data} holds no table; run `dvc repro`, or `dvc pull`, to have one")
     return found
@@ -132,7 +134,7 @@ def _hint(table: str, stage: str, data: Path, *, of_all: bool = False) -> str:
         return f"{stale} is stale: run `dvc repro {stage}`"
     again = f"make it again with `dvc repro --force --single-item {stage}`"
     if table == "images" and of_all:
-        return f"see data/twins.csv; set validation.near_duplicate_fraction to what you accept, or {again}"
+        return f"see data/near_duplicates.csv; set validation.near_duplicate_fraction to what you accept, or {again}"
     if table == "raw":
         return f"look at these rows in the source's files, set download.max_bad_fraction to what you accept, or {again}"
     if table == "profiles":
@@ -144,12 +146,12 @@ def _hint(table: str, stage: str, data: Path, *, of_all: bool = False) -> str:
 
 def _write_gate(table: str, gate: Gate, params: Params, data: Path) -> None:
     with files.atomic_folder(data / "gates" / table) as out:
-        for category in params.source.categories if gate.of_category else ():
+        for category in params.source.categories if gate.check_category else ():
             about = {"table": table, "category": category, "files": _files(data / table / category, data)}
             writers.write_json(out / f"{category}.json", about | {"passed": True})
         about = {"table": table, "categories": params.source.categories}
-        if not gate.of_category and gate.hashed:
-            about["files"] = _files(data / (gate.held or table), data)
+        if not gate.check_category and gate.hash_files:
+            about["files"] = _files(data / (gate.path or table), data)
         writers.write_json(out / "all.json", about | {"passed": True})
 
 

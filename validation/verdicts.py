@@ -58,13 +58,13 @@ def judge(
     return Verdict(table, expectation, rows, len(listed), allowed, tuple(listed[:EXAMPLES_SHOWN]), warn_above)
 
 
-def require(where: str, verdicts: Iterable[Verdict], remedy: Callable[[], str]) -> None:
+def require(where: str, verdicts: Iterable[Verdict], hint: Callable[[], str]) -> None:
     """Say the warnings, and stop at verdicts that did not pass.
 
     Args:
         where: the folder or file that was checked.
         verdicts: of all its checks.
-        remedy: says what the user can do next; it is asked only where a verdict did not pass.
+        hint: says what the user can do next; it is asked only where a verdict did not pass.
 
     Raises:
         UserError: one did not pass; the first is told in full, the others are named.
@@ -79,4 +79,4 @@ def require(where: str, verdicts: Iterable[Verdict], remedy: Callable[[], str]) 
         return
     first, *others = failed
     also = f"; also failed: {', '.join(f'{v.table}: {v.expectation}' for v in others)}" if others else ""
-    raise UserError(f"{where}, {first}{also}; {remedy()}")
+    raise UserError(f"{where}, {first}{also}; {hint()}")

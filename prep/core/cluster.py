@@ -48,7 +48,7 @@ class DaskPool:
         """How many calls are made at a time."""
         return max(1, sum(self._client.nthreads().values())) if self._client else 1
 
-    def each(
+    def imap(
         self, function: Callable[..., Result], calls: Iterable[tuple[Any, ...]], what: str = ""
     ) -> Iterator[Result]:
         """Call `function` with each tuple of arguments and yield the results in order.
@@ -60,20 +60,20 @@ class DaskPool:
             calls: the arguments of each call.
             what: names the work in a progress bar.
         """
-        results = self._spread(function, calls) if self._client else (function(*call) for call in calls)
+        results = self._submit(function, calls) if self._client else (function(*call) for call in calls)
         total = len(calls) if isinstance(calls, list) else None
         yield from progress.bar(results, what, total) if what else results
 
-    def run(self, function: Callable[..., Result], calls: Iterable[tuple[Any, ...]], what: str = "") -> list[Result]:
+    def map(self, function: Callable[..., Result], calls: Iterable[tuple[Any, ...]], what: str = "") -> list[Result]:
         """Call `function` with each tuple of arguments and return the results in order."""
-        return list(self.each(function, calls, what))
+        return list(self.imap(function, calls, what))
 
-    def _spread(self, function: Callable[..., Result], calls: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
+    def _submit(self, function: Callable[..., Result], calls: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
         assert self._client is not None
-        ahead = _PENDING_PER_WORKER * self.count
+        max_pending = _PENDING_PER_WORKER * self.count
         waiting: deque[Any] = deque()
         for call in calls:
-            if len(waiting) == ahead:
+            if len(waiting) == max_pending:
                 yield waiting.popleft().result()
             waiting.append(self._client.submit(function, *call, pure=False))
         while waiting:

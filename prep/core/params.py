@@ -284,7 +284,7 @@ class Limits:
         """Refuse to stop where nothing was said before."""
         if self.warn_above > self.fail_above:
             raise ValueError(
-                f"warn_above {self.warn_above:g} is above fail_above {self.fail_above:g}; a warning comes before a failure"
+                f"warn_above {self.warn_above:g} is above fail_above {self.fail_above:g}; set it at or below"
             )
 
 

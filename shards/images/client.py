@@ -42,7 +42,7 @@ class Answer(msgspec.Struct, frozen=True):
 
     outcome: str  # ok gone refused bad_url too_large; after the last try: timeout unreachable server_error refused
     status: int = 0  # HTTP, 0 without an answer
-    tries: int = 0
+    attempts: int = 0
     body: bytes = b""
     error: str = ""  # for people
 
@@ -84,14 +84,14 @@ class ConcurrencyLimit:
             async with self._free:
                 self._free.notify_all()
 
-    def went_well(self) -> None:
+    def on_success(self) -> None:
         """Let in a little more."""
         if self.gap:
             self.gap = self.gap / 2 ** (1 / 3) if self.gap > SHORTEST_GAP else 0.0
         else:
             self.limit = min(self._most, self.limit + 1 / self.limit)
 
-    def went_badly(self, entered: float) -> None:
+    def on_failure(self, entered: float) -> None:
         """Let in half as many, once for all that were under way together."""
         if entered >= self._halved_at:
             if self.limit == 1:
@@ -99,7 +99,7 @@ class ConcurrencyLimit:
             self.limit = max(1.0, self.limit / 2)
             self._halved_at = time.monotonic()
 
-    def narrow(self) -> None:
+    def reduce_to_one(self) -> None:
         """Let in one at a time."""
         self.limit = 1.0
 
@@ -135,7 +135,7 @@ class _Host:
     """
 
     def __init__(self, origin: Origin, settings: FetchParams) -> None:
-        self.gate = ConcurrencyLimit(settings.connections)
+        self.concurrency = ConcurrencyLimit(settings.connections)
         self._name = f"{origin.host}:{origin.port}"
         self._limit = settings.max_consecutive_refusals
         self._refused = 0
@@ -148,21 +148,21 @@ class _Host:
             UserError: the host refuses everything, after the break too.
         """
         if status in {429, 503, 0}:
-            self.gate.went_badly(entered)
+            self.concurrency.on_failure(entered)
         elif status < 400:
-            self.gate.went_well()
+            self.concurrency.on_success()
         if retry_after is not None:
-            self.gate.pause(retry_after)
+            self.concurrency.pause(retry_after)
         if status not in {403, 429, 503, 0}:
             self._refused, self._broken_at = 0, 0.0
         elif entered >= self._broken_at:  # else it was asked before the break
             self._refused += 1
             if self._refused == self._limit:
                 self._broken_at = time.monotonic()
-                self.gate.narrow()
-                self.gate.pause(BREAK)
+                self.concurrency.reduce_to_one()
+                self.concurrency.pause(BREAK)
             elif self._refused >= self._limit + PROBES:
-                self.gate.pause(BREAK)  # nobody else asks while the run ends
+                self.concurrency.pause(BREAK)  # nobody else asks while the run ends
                 raise UserError(
                     f"{self._name} refused {self._refused} requests in a row "
                     f"(fetch.max_consecutive_refusals), the last of them after a break of {BREAK:g} s, with: {error}; "
@@ -237,18 +237,18 @@ class Client:
         Raises:
             UserError: the host refused too often in a row.
         """
-        tries = 0
+        attempts = 0
         try:
             policy = POLICY._replace(max_attempts=self._settings.max_attempts)
             async for attempt in policy.retrying_async():
                 with attempt:
-                    tries += 1
+                    attempts += 1
                     status, body = await self._follow(URL(url, encoded=True))
-            return Answer("ok", status, tries, body)
+            return Answer("ok", status, attempts, body)
         except RequestFailedError as error:
-            return Answer(error.outcome, error.status, tries, error=str(error))
+            return Answer(error.outcome, error.status, attempts, error=str(error))
         except ValueError as error:  # of a URL
-            return Answer("bad_url", 0, tries, error=str(error))
+            return Answer("bad_url", 0, attempts, error=str(error))
 
     async def _follow(self, url: URL) -> tuple[int, bytes]:
         """Ask, follow redirects, and return the status and the body of the file at their end."""
@@ -260,7 +260,7 @@ class Client:
             if origin != self._trusted and numeric and not is_public(origin.host):
                 raise _not_public(origin.host)
             host = self._hosts.setdefault(origin, _Host(origin, self._settings))
-            async with host.gate.slot() as entered:
+            async with host.concurrency.slot() as entered:
                 status, target, body = await self._ask(host, url, entered, left)
                 left -= time.monotonic() - entered
             if target is None:

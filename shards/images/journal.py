@@ -31,7 +31,7 @@ class Record(msgspec.Struct, frozen=True, array_like=True):
     """What is known of a URL."""
 
     url: str
-    terms: str  # fingerprint of who was asked and under which limits: a fault under other terms says nothing
+    conditions: str  # fingerprint of who was asked and under which limits: a fault under other terms says nothing
     outcome: str  # a word of the images table
     status: int = 0  # HTTP, 0 without an answer
     tries: int = 0
@@ -48,12 +48,12 @@ class Journal:
 
     Args:
         path: the file; it is made if it does not exist.
-        terms: a fault recorded under other terms than these is left out, as if it had not been asked.
+        conditions: a fault recorded under other terms than these is left out, as if it had not been asked.
     """
 
-    def __init__(self, path: Path, terms: str) -> None:
+    def __init__(self, path: Path, conditions: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._path, self._terms = path, terms
+        self._path, self._conditions = path, conditions
         self._index: dict[str, tuple[int, str]] = {}
         self._file: BinaryIO = path.open("a+b", buffering=0)
         try:
@@ -104,7 +104,7 @@ class Journal:
 
     def take(self, path: Path) -> None:
         """Append the records of another image store, and remove it."""
-        with Journal(path, self._terms) as other:
+        with Journal(path, self._conditions) as other:
             for url in other._index:
                 self.append(other.get(url))
         os.fsync(self._file.fileno())
@@ -130,7 +130,7 @@ class Journal:
                     offset = found
                     continue
                 record = msgspec.msgpack.decode(body, type=Record)
-                if record.outcome == "ok" or record.terms == self._terms:
+                if record.outcome == "ok" or record.conditions == self._conditions:
                     self._index[record.url] = (offset, record.outcome)
                 offset = end = offset + _HEAD.size + len(body)
             size = file.seek(0, os.SEEK_END)

@@ -129,8 +129,8 @@ def test_the_baselines_are_fitted_on_training_samples_with_their_weights(small: 
 
 def test_a_part_alone_is_the_model_without_the_other(run_params: Params, run: Path) -> None:
     model = EffiMini.from_pretrained(run / "models/best")
-    how = TokenizationConfig(str(run / "models/best"), model.config.fields, model.config.max_tokens)
-    test = open_split(run / "data/shards", run_params, "test", how, model.config.size)
+    tokenization = TokenizationConfig(str(run / "models/best"), model.config.fields, model.config.max_tokens)
+    test = open_split(run / "data/shards", run_params, "test", tokenization, model.config.size)
     both, image, text = (predict_split(model, test, ONE, run_params, seen) for seen in ("both", "image", "text"))
     found = measured(run)["test"]
     for name, stars in ((MODEL, both), (IMAGE_ALONE, image), (TEXT_ALONE, text)):
@@ -149,8 +149,8 @@ def test_a_frozen_training_is_compared_with_ridge_on_its_features(small: Params,
     train(frozen)
     found = evaluate(frozen).test["frozen features + ridge"]
     model = EffiMini.from_pretrained(Path("models/best"))
-    how = TokenizationConfig("models/best", model.config.fields, model.config.max_tokens)
-    splits = [open_split("data/shards", frozen, name, how, 32) for name in ("train", "validation", "test")]
+    tokenization = TokenizationConfig("models/best", model.config.fields, model.config.max_tokens)
+    splits = [open_split("data/shards", frozen, name, tokenization, 32) for name in ("train", "validation", "test")]
     known, unseen, asked = (features.of_split(model, split, ONE, frozen) for split in splits)
     middle, scale = known.features.mean(axis=0), known.features.std(axis=0)
     scale = np.where(scale > 1e-6, scale, 1)
@@ -207,7 +207,7 @@ def test_examples_are_the_farthest_off_on_both_sides_and_the_nearest(small: Para
     assert names["Predicted too high"] == asins[::-1][:6]
     assert names["Nearest"] == [asins[i] for i in (0, 1, 2, 4, 6, 7)]
     first = found["Nearest"][0]
-    assert first.text == assemble(test.facts(0), small.text.fields)
+    assert first.text == assemble(test.metadata(0), small.text.fields)
     assert first.image == (data_url(test.image(0)) if test.has_image[0] else "")
     assert first.category == test.categories[0]
 

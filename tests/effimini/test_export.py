@@ -86,9 +86,9 @@ def test_a_graph_takes_any_batch_and_length(small: Params, model: Path, exported
 @torch.inference_mode()
 def test_terms_and_mean_pooling_are_in_the_graph(small: Params, tmp_path: Path) -> None:
     network = build(replace(small, model={"hashed_ngrams": 1 << 12, "pooling": "mean"})).eval()
-    assert network.terms is not None
-    network.terms.weight.copy_(torch.randn(1 << 12))
-    network.terms.share.fill_(0.5)
+    assert network.ngrams is not None
+    network.ngrams.weight.copy_(torch.randn(1 << 12))
+    network.ngrams.fraction.fill_(0.5)
     network.save_pretrained(tmp_path / "best")
     export(tmp_path / "best", tmp_path / "onnx")  # which compares the two
     graph, given = Graph(tmp_path / "onnx" / GRAPH, small.images.resolution), inputs(rows=4)
@@ -188,28 +188,28 @@ def other_graph() -> bytes:
     return bytes(model.SerializeToString())
 
 
-def damage(folder: Path, how: str) -> None:
+def damage(folder: Path, tokenization: str) -> None:
     """Spoil an exported folder."""
     graph, config = folder / GRAPH, folder / "config.json"
-    if how == "text":
+    if tokenization == "text":
         graph.write_text("no graph")
-    elif how == "empty":
+    elif tokenization == "empty":
         graph.write_bytes(b"")
-    elif how == "cut":
+    elif tokenization == "cut":
         graph.write_bytes(graph.read_bytes()[:-1000])
-    elif how == "other":
+    elif tokenization == "other":
         graph.write_bytes(other_graph())
-    elif how == "unnamed":
+    elif tokenization == "unnamed":
         model = onnx.load(graph)
         del model.metadata_props[:]
         onnx.save(model, graph)
-    elif how == "size":
+    elif tokenization == "size":
         config.write_text(config.read_text().replace('"size": 32', '"size": 64'))
-    elif how == "config":
+    elif tokenization == "config":
         config.write_text("{}")
-    elif how == "no config":
+    elif tokenization == "no config":
         config.unlink()
-    elif how == "tokenizer":
+    elif tokenization == "tokenizer":
         (folder / "tokenizer.json").write_text("{}")
 
 
@@ -228,10 +228,10 @@ def damage(folder: Path, how: str) -> None:
     ],
 )
 def test_a_spoilt_folder_is_a_sentence_and_nothing_is_written(
-    exported: Path, tmp_path: Path, how: str, sentence: str
+    exported: Path, tmp_path: Path, tokenization: str, sentence: str
 ) -> None:
     folder = Path(shutil.copytree(exported, tmp_path / "onnx"))
-    damage(folder, how)
+    damage(folder, tokenization)
     with pytest.raises(UserError, match=sentence) as raised:
         predict(folder, write_csv(tmp_path / "items.csv", [row()]), tmp_path, tmp_path / "out.csv")
     assert "\n" not in str(raised.value)

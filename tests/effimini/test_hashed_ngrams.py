@@ -29,9 +29,10 @@ from .test_model import inputs
 
 @pytest.fixture
 def splits(small: Params, data: Path) -> dict[str, ShardDataset]:
-    how = TokenizationConfig(small.model.text.name, small.text.fields, small.text.max_tokens)
+    tokenization = TokenizationConfig(small.model.text.name, small.text.fields, small.text.max_tokens)
     return {
-        name: open_split(data / "shards", small, name, how, small.images.resolution) for name in ("train", "validation")
+        name: open_split(data / "shards", small, name, tokenization, small.images.resolution)
+        for name in ("train", "validation")
     }
 
 
@@ -80,7 +81,7 @@ def test_the_share_is_the_one_that_correlates_best(good: str, share: float) -> N
     labels = {"network": one, "hashed_ngrams": other, "both": one + other}[good]
     module = HashedNgrams(8)
     mixed = hashed_ngrams.mix(module, one, other, labels)
-    assert module.share.item() == pytest.approx(share)
+    assert module.fraction.item() == pytest.approx(share)
     assert plcc(mixed, labels) == pytest.approx(1)
 
 
@@ -88,13 +89,13 @@ def test_the_share_is_the_one_that_correlates_best(good: str, share: float) -> N
 def test_the_network_trains_alone_and_scores_with_the_terms(small: Params, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = build(replace(small, model={"hashed_ngrams": 1 << 12}))
-    assert model.terms is not None
-    model.terms.weight.copy_(torch.randn(1 << 12))
-    model.terms.share.fill_(0.25)
+    assert model.ngrams is not None
+    model.ngrams.weight.copy_(torch.randn(1 << 12))
+    model.ngrams.fraction.fill_(0.25)
     given = inputs()
     model.eval()
     network = model.score(model.features(*given))
-    torch.testing.assert_close(model(*given), 0.75 * network + 0.25 * model.terms(*given[1:3]))
+    torch.testing.assert_close(model(*given), 0.75 * network + 0.25 * model.ngrams(*given[1:3]))
     model.save_pretrained(tmp_path / "saved")
     assert torch.equal(EffiMini.from_pretrained(tmp_path / "saved")(*given), model(*given))
     counts = parameters(model)
@@ -138,7 +139,7 @@ def test_a_trained_model_carries_its_terms(
     module = HashedNgrams(1 << 14)
     alone = hashed_ngrams.fit_ngrams(module, splits["train"], splits["validation"], read_weights(data / "weights.json"))
     best = EffiMini.from_pretrained(Path("models/best"))
-    assert best.terms is not None
-    assert torch.equal(best.terms.weight, module.weight)
+    assert best.ngrams is not None
+    assert torch.equal(best.ngrams.weight, module.weight)
     assert module.weight.count_nonzero() > 50
     assert max(epoch["validation/plcc"] for epoch in history) >= plcc(alone, splits["validation"].labels)

@@ -35,12 +35,12 @@ def raw_rows(run_params: Params, run: Path) -> list[dict[str, str]]:
     test = ShardDataset(run / "data/shards", run_params.source.categories, "test")
     rows = []
     for i in range(len(test)):
-        facts = test.facts(i)
-        picture = f"{facts['parent_asin']}.png"
+        metadata = test.metadata(i)
+        picture = f"{metadata['parent_asin']}.png"
         rows.append(
-            facts
+            metadata
             | {
-                "title": f" <b>{facts['title']}</b>&nbsp;",
+                "title": f" <b>{metadata['title']}</b>&nbsp;",
                 "features": json.dumps(["one", "two"]),
                 "image_paths": f"{picture};missing.jpg" if test.has_image[i] else "",
             }

@@ -327,8 +327,8 @@ def test_two_ranks_take_the_step_of_one(small: Params, data: Path, tmp_path: Pat
     # the validation PLCC they agreed on is that of every sample counted once
     last = EffiMini.from_pretrained(tmp_path / "models/last")
     validation = ShardDataset(data / "shards", params.source.categories, "validation")
-    with init_distributed() as here:
-        stars = predict_split(last, validation, here, params)
+    with init_distributed() as dist:
+        stars = predict_split(last, validation, dist, params)
     found = files.read_json(tmp_path / "results/train/metrics.json")
     assert found["validation"]["plcc"] == pytest.approx(plcc(stars, validation.labels), abs=1e-5)
 

@@ -31,9 +31,9 @@ class Interrupted(Trainer):
         return told
 
 
-def gradients(params: Params, data: Path, here: Distributed) -> dict[str, torch.Tensor]:
+def gradients(params: Params, data: Path, dist: Distributed) -> dict[str, torch.Tensor]:
     """Return the clipped gradients of the first step, batch normalisation in evaluation mode and without dropout."""
-    trainer = Trainer(params, data / "shards", data / "weights.json", here)
+    trainer = Trainer(params, data / "shards", data / "weights.json", dist)
     trainer.network.eval()
     trainer.step(0, 0, next(iter(trainer.loader)))
     named = trainer.model.named_parameters()
@@ -45,10 +45,10 @@ if __name__ == "__main__":
     params, data = pickle.loads(given.read_bytes())
     torch.set_num_threads(1)
     stage.Trainer = Interrupted
-    with init_distributed() as here:
-        Interrupted.after = after if here.rank == 1 else 0
+    with init_distributed() as dist:
+        Interrupted.after = after if dist.rank == 1 else 0
         if not after:
-            found = gradients(params, data, here)
-            if here.rank == 0:
+            found = gradients(params, data, dist)
+            if dist.rank == 0:
                 torch.save(found, out / "gradients.pt")
         train(params, data / "shards", data / "weights.json", out / "models", out / "results/train")

@@ -106,7 +106,7 @@ class Hub:
     def __init__(self, files: dict[str, bytes]) -> None:
         self.files = files
         self.announced: dict[str, int] = {}  # sizes that are not the file's
-        self.faults: deque[Callable[[_Request, bytes, str], None] | None] = deque()
+        self.violations: deque[Callable[[_Request, bytes, str], None] | None] = deque()
         self.api_faults: deque[Callable[[_Request], None] | None] = deque()
         self.hub, self.cdn = _Server(self._hub), _Server(self._cdn)
         self.url = self.hub.url
@@ -185,7 +185,7 @@ class Hub:
         etag = f"cdn-{_sha(content)[:8]}"
         if path in self.announced and request.command == "HEAD":
             request.answer(200, Content_Length=str(self.announced[path]), ETag=etag)
-        elif request.command == "GET" and self.faults and (fault := self.faults.popleft()):
+        elif request.command == "GET" and self.violations and (fault := self.violations.popleft()):
             fault(request, content, etag)
         else:
             request.file(content, etag)
@@ -219,12 +219,12 @@ def closed_for(hub: "Hub", seconds: float, **headers: str) -> None:
 
     def fault(request: _Request, content: bytes, etag: str) -> None:
         if time.time() < end:
-            hub.faults.appendleft(fault)
+            hub.violations.appendleft(fault)
             request.answer(429, **headers)
         else:
             request.file(content, etag)
 
-    hub.faults.appendleft(fault)
+    hub.violations.appendleft(fault)
 
 
 def http_date(seconds: float) -> str:

@@ -138,7 +138,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def test_the_hubs_files_are_read_at_the_commit(hub: Hub, settings: Callable[..., SourceParams]) -> None:
-    hub.faults.append(hub_server.cut)
+    hub.violations.append(hub_server.cut)
     hub.api_faults.extend([hub_server.status(429, Retry_After="0"), None, hub_server.status(503)])
     assert [row["parent_asin"] for row in rows(settings())] == [f"B{n}" for n in range(100)]
     assert all(COMMIT in asked.path for asked in hub.hub.asked if REPO in asked.path)

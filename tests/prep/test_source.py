@@ -91,16 +91,16 @@ def test_the_bytes_are_the_files_through_every_passing_fault(
     hub: Hub, source: Callable[..., SourceParams], name: str, mirror: bool, keep: bool
 ) -> None:
     fault = FAULTS[name]
-    hub.faults.extend([None, fault, fault, None, fault])
+    hub.violations.extend([None, fault, fault, None, fault])
     assert had(source(hub.cdn.url if mirror else "", keep_raw=keep)) == BODY
-    assert not hub.faults or name == "whole"  # which brings the rest at once
+    assert not hub.violations or name == "whole"  # which brings the rest at once
 
 
 def test_a_fault_that_stays_is_a_sentence_after_the_tries(hub: Hub, source: Callable[..., SourceParams]) -> None:
-    hub.faults.extend([hub_server.status(503)] * 4)
+    hub.violations.extend([hub_server.status(503)] * 4)
     with pytest.raises(UserError, match=rf"{ITEMS} cannot be read after 3 tries \(HTTP 503\); check that .*HF_TOKEN"):
         had(source(keep_raw=False))
-    assert len(hub.faults) == 1
+    assert len(hub.violations) == 1
     with pytest.raises(UserError, match=r"meta_Toys.jsonl cannot be read after 3 tries.*check source.location"):
         had(source("http://127.0.0.1:9"))
 
@@ -116,10 +116,10 @@ def test_a_server_is_left_alone_for_as_long_as_it_asks(
 
 
 def test_an_answer_that_ends_early_costs_a_try(hub: Hub, source: Callable[..., SourceParams]) -> None:
-    hub.faults.extend([hub_server.faint, hub_server.status(503), hub_server.status(503)])
+    hub.violations.extend([hub_server.faint, hub_server.status(503), hub_server.status(503)])
     with pytest.raises(UserError, match="after 3 tries"):
         had(source(hub.cdn.url, keep_raw=False))
-    hub.faults.extend([hub_server.page] * 3)
+    hub.violations.extend([hub_server.page] * 3)
     with pytest.raises(UserError, match=r"after 3 tries \(28 bytes of text/html came\)"):
         had(source(hub.cdn.url, keep_raw=False))
 
@@ -127,7 +127,7 @@ def test_an_answer_that_ends_early_costs_a_try(hub: Hub, source: Callable[..., S
 def test_an_answer_that_breaks_off_is_asked_on_from_where_it_broke(
     hub: Hub, source: Callable[..., SourceParams]
 ) -> None:
-    hub.faults.append(hub_server.cut)
+    hub.violations.append(hub_server.cut)
     had(source(hub.cdn.url))
     first, second, *_ = (tuple(map(int, asked.split("-"))) for asked in hub.ranges())
     assert first == (0, (1 << 18) - 1)
@@ -138,7 +138,7 @@ def test_an_answer_that_breaks_off_is_asked_on_from_where_it_broke(
 def test_a_file_that_changes_while_it_is_read_is_refused(
     hub: Hub, source: Callable[..., SourceParams], fault: Callable[..., None]
 ) -> None:
-    hub.faults.extend([None, fault])
+    hub.violations.extend([None, fault])
     with pytest.raises(UserError, match=r"meta_Toys.jsonl changed while it was read: .*run again"):
         had(source(hub.cdn.url))
     assert not [path for path in left() if path.name == "meta_Toys.jsonl"]
@@ -148,7 +148,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
 def test_other_bytes_of_the_right_length_are_found_by_their_sha256(
     hub: Hub, source: Callable[..., SourceParams], keep: bool
 ) -> None:
-    hub.faults.extend([None, hub_server.corrupt])
+    hub.violations.extend([None, hub_server.corrupt])
     with pytest.raises(UserError, match=f"with sha256 .* should be {hashlib.sha256(BODY).hexdigest()}; run again"):
         had(source(keep_raw=keep))
     assert had(source(keep_raw=keep)) == BODY  # not with what was wrong
@@ -184,7 +184,7 @@ def run(settings: SourceParams, *code: str, **environment: str) -> subprocess.Po
 
 @pytest.mark.parametrize("mirror", [True, False])
 def test_what_a_killed_run_had_is_not_asked_again(hub: Hub, source: Callable[..., SourceParams], mirror: bool) -> None:
-    hub.faults.extend([None, None, lambda request, *_: request.connection.recv(1)])  # two ranges, then silence
+    hub.violations.extend([None, None, lambda request, *_: request.connection.recv(1)])  # two ranges, then silence
     settings = source(hub.cdn.url if mirror else "", keep_raw=True)
     process = run(settings, 'source.raw_file(settings, "items", "Toys")', HF_ENDPOINT=hub.url)
     while len(hub.ranges()) < 3:
@@ -203,9 +203,9 @@ def test_the_token_goes_to_the_hub_alone_and_into_no_log(
     hub: Hub, source: Callable[..., SourceParams], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    hub.faults.append(hub_server.status(503))
+    hub.violations.append(hub_server.status(503))
     had(source(keep_raw=False))
-    hub.faults.extend([hub_server.status(503)] * 3)
+    hub.violations.extend([hub_server.status(503)] * 3)
     with pytest.raises(UserError) as caught:
         had(source(keep_raw=False))
     assert {asked.token for asked in hub.hub.asked} == {"Bearer hf_secret"}
@@ -252,7 +252,7 @@ def test_a_disk_that_fills_up_meanwhile_is_a_sentence(
             (disk / "other").write_bytes(bytes(900_000))
             hub_server.cut(request, *_)  # type: ignore[arg-type]
 
-        hub.faults.append(fill)
+        hub.violations.append(fill)
         with pytest.raises(UserError, match="bytes more in .* are free; make room"):
             had(source())
         (disk / "other").unlink()

@@ -92,10 +92,10 @@ def set_index(path: Path, change: Callable[[list[dict[str, Any]]], object] = lam
 def index(tar: Path, max_tokens: int | None = None) -> None:
     """Index a tar anew, by its manifest but for `max_tokens`."""
     made = files.read_json(tar.parent / "manifest.json")["tokens"]
-    how = TokenizationConfig(MINILM, tuple(made["fields"]), max_tokens or made["max_tokens"])
+    tokenization = TokenizationConfig(MINILM, tuple(made["fields"]), max_tokens or made["max_tokens"])
     path = tar.with_suffix(".arrow")
     path.unlink(missing_ok=True)
-    index_tar(tar, path, how, tokens.load_tokenizer(MINILM))
+    index_tar(tar, path, tokenization, tokens.load_tokenizer(MINILM))
 
 
 def reseal(folder: Path, change: Callable[[dict[str, Any]], object] = lambda _: None) -> None:

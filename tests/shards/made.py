@@ -29,27 +29,27 @@ def make_shards(
     folder: Path,
     sizes: Mapping[str, Sequence[int]],
     category: str = "Made",
-    how: TokenizationConfig = HOW,
+    tokenization: TokenizationConfig = HOW,
     *,
     words: int = 6,
 ) -> Path:
     """Write ``folder/<category>`` with tars of the given sizes for each split; sample n has n in its key and count."""
     here = folder / category
     here.mkdir(parents=True)
-    tokenizer = tokens.load_tokenizer(how.name)
+    tokenizer = tokens.load_tokenizer(tokenization.name)
     shards, number = [], 0
     for split, counts in sizes.items():
         for place, count in enumerate(counts):
             tar = here / f"{split}-{place:03d}.tar"
             write_tar(tar, [sample(number + i, category, words) for i in range(count)])
             number += count
-            shards.append(seal(tar, split, count, how, tokenizer))
+            shards.append(seal(tar, split, count, tokenization, tokenizer))
     about = Manifest(
         format=manifest.FORMAT,
         category=category,
         source=Source("demo", ""),
         parameters={"sample": {"fraction": 1.0}, "images": {"resolution": SIDE}},
-        tokens=Tokenization(tokens.tokenizer_fingerprint(tokenizer), how.fields, how.max_tokens),
+        tokens=Tokenization(tokens.tokenizer_fingerprint(tokenizer), tokenization.fields, tokenization.max_tokens),
         shards=tuple(shards),
     )
     writers.write_json(here / manifest.MANIFEST_FILE, about)
@@ -57,7 +57,7 @@ def make_shards(
 
 
 def sample(number: int, category: str, words: int) -> tuple[dict[str, object], bytes]:
-    facts = {
+    metadata = {
         "parent_asin": f"B{number:09d}",
         "category": category,
         "main_category": "",
@@ -71,13 +71,13 @@ def sample(number: int, category: str, words: int) -> tuple[dict[str, object], b
         "review_count": 2 * number,
         "has_image": True,
     }
-    return facts, jpeg(number)
+    return metadata, jpeg(number)
 
 
-def seal(tar: Path, split: str, samples: int, how: TokenizationConfig, tokenizer: Tokenizer) -> Shard:
+def seal(tar: Path, split: str, samples: int, tokenization: TokenizationConfig, tokenizer: Tokenizer) -> Shard:
     """Index a tar and return its line of the manifest."""
     index = tar.with_suffix(".arrow")
-    index_tar(tar, index, how, tokenizer)
+    index_tar(tar, index, tokenization, tokenizer)
     return Shard(
         name=tar.name,
         split=split,

@@ -26,9 +26,9 @@ from tests.shards.made import HOW, jpeg, make_shards, sample, seal
 SIZES = {"train": [4, 3], "validation": [2], "test": [3]}
 
 
-def differ(old: Path, new: Path, **how: Any) -> dict[str, Any]:
+def differ(old: Path, new: Path, **tokenization: Any) -> dict[str, Any]:
     """Return what is printed as JSON."""
-    found = compare(*(ShardLocation(path, 10**9, 2) for path in (old, new)), **how)
+    found = compare(*(ShardLocation(path, 10**9, 2) for path in (old, new)), **tokenization)
     return cast("dict[str, Any]", msgspec.to_builtins(found))
 
 
@@ -45,10 +45,10 @@ def rewrite(folder: Path, tar: str, change: Callable[[int, dict[str, Any]], None
     index = pa.ipc.open_file(str(folder / tar).replace(".tar", ".arrow")).read_all()
     numbers = index["rating_number"].to_pylist()  # a made sample's number
     samples = [sample(number, folder.name, 6) for number in numbers]
-    for number, (facts, _) in zip(numbers, samples, strict=True):
-        change(number, facts)
+    for number, (metadata, _) in zip(numbers, samples, strict=True):
+        change(number, metadata)
     path = folder / (to or tar)
-    write_tar(path, [(facts, jpeg(number)) for number, (facts, _) in zip(numbers, samples, strict=True)])
+    write_tar(path, [(metadata, jpeg(number)) for number, (metadata, _) in zip(numbers, samples, strict=True)])
     split = path.name.partition("-")[0]
     line.update(msgspec.to_builtins(seal(path, split, len(samples), HOW, tokens.load_tokenizer(HOW.name))))
     writers.write_json(folder / "manifest.json", about)
@@ -73,7 +73,7 @@ def versions(
 
 def test_the_same_version_differs_in_nothing(versions: Callable[..., Path]) -> None:
     result = differ(versions(), versions())
-    assert not any(result[part] for part in ("parameters", "splits", "moved", "facts", "drift", "added", "removed"))
+    assert not any(result[part] for part in ("parameters", "splits", "moved", "metadata", "drift", "added", "removed"))
     assert shown(result).split("\n", 1)[1].strip() == "nothing changed"
 
 
@@ -84,7 +84,7 @@ def test_a_larger_fraction_adds_training_items_alone(versions: Callable[..., Pat
     assert result["parameters"] == [{"name": "sample.fraction", "old": 0.2, "new": 0.4, "categories": both}]
     assert [(row["category"], row["split"]) for row in result["splits"]] == [(name, "train") for name in both]
     assert not (result["moved"])
-    assert not (result["facts"])
+    assert not (result["metadata"])
     assert not (result["unexplained_moves"])
     for row in result["splits"]:
         before, after = (
@@ -141,7 +141,7 @@ def test_other_text_fields_change_indexes_and_no_tar(versions: Callable[..., Pat
         assert row["bytes_new"] > 0
     assert {row["split"] for row in result["splits"]} == {"train", "validation", "test"}
     assert not (result["moved"])
-    assert not (result["facts"])
+    assert not (result["metadata"])
     assert not (result["drift"])
 
 
@@ -185,13 +185,13 @@ def test_a_changed_label_and_a_lost_image_are_seen(tmp_path: Path) -> None:
     old = make_shards(tmp_path / "old", SIZES)
     new = Path(shutil.copytree(old, tmp_path / "new"))
 
-    def change(number: int, facts: dict[str, Any]) -> None:
+    def change(number: int, metadata: dict[str, Any]) -> None:
         if number == 5:
-            facts |= {"average_rating": 4.3, "has_image": False}
+            metadata |= {"average_rating": 4.3, "has_image": False}
 
     rewrite(new / "Made", "train-001.tar", change)
     result = differ(old, new)
-    assert result["facts"] == [
+    assert result["metadata"] == [
         {
             "category": "Made",
             "fact": "average_rating",
@@ -214,7 +214,7 @@ def test_a_changed_label_and_a_lost_image_are_seen(tmp_path: Path) -> None:
 def test_items_that_change_split_without_a_reason_are_called_out(tmp_path: Path) -> None:
     old = make_shards(tmp_path / "old", SIZES)
     new = Path(shutil.copytree(old, tmp_path / "new"))
-    rewrite(new / "Made", "train-001.tar", lambda number, facts: None, to="test-001.tar")
+    rewrite(new / "Made", "train-001.tar", lambda number, metadata: None, to="test-001.tar")
     result = differ(old, new)
     assert [(m["from"], m["to"], m["count"]) for m in result["moved"]] == [("train", "test", 3)]
     assert result["unexplained_moves"]
@@ -224,7 +224,7 @@ def test_items_that_change_split_without_a_reason_are_called_out(tmp_path: Path)
 def test_what_cannot_be_compared_is_a_sentence(tmp_path: Path) -> None:
     old = make_shards(tmp_path / "old", SIZES)
     new = Path(shutil.copytree(old, tmp_path / "new"))
-    rewrite(new / "Made", "train-001.tar", lambda number, facts: facts.update(title="other"))
+    rewrite(new / "Made", "train-001.tar", lambda number, metadata: metadata.update(title="other"))
     (new / "Made/train-001.arrow").write_bytes(b"no index")
     with pytest.raises(UserError, match=r"new/Made/train-001.arrow cannot be read"):
         differ(old, new)

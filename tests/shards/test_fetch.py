@@ -150,7 +150,7 @@ def nasty(host):
         "/images/I/dot.gif": b"GIF89a\x01\0\x01\0\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x02L\x01\0;",
         "/images/I/bomb.gif": b"GIF89a\x60\xea\x60\xea\0\0\0,\0\0\0\0\x60\xea\x60\xea\0\x02\x01\x01\0;",
     }
-    host.faults |= {
+    host.violations |= {
         "/images/I/429.jpg": lambda request, _: request.answer(429),
         "/images/I/503.jpg": lambda request, _: request.answer(503),
         "/images/I/403.jpg": lambda request, _: request.answer(403),
@@ -213,7 +213,7 @@ def test_a_host_that_dies_and_comes_back_gives_everything(host):
         again[0].files = host.files
         again[0].__enter__()
 
-    host.faults = {f"/images/I/{n}.jpg": die for n in range(30)}
+    host.violations = {f"/images/I/{n}.jpg": die for n in range(30)}
     fetch("C", parameters(host.url, connections=3, max_attempts=8))
     assert outcomes() == ["ok"] * 30
     assert again[0].asked
@@ -235,7 +235,7 @@ def test_a_second_run_asks_only_for_what_may_have_passed(host):
 
 def test_what_passed_is_had_by_the_next_run(host):
     serve(host, 3)
-    host.faults["/images/I/1.jpg"] = lambda request, number: request.answer(503) if number <= 2 else request.serve()
+    host.violations["/images/I/1.jpg"] = lambda request, number: request.answer(503) if number <= 2 else request.serve()
     write_sample({"test": [[f"{REAL}{n}.jpg"] for n in range(3)]})
     fetch("C", parameters(host.url))
     assert outcomes() == ["ok", "server_error", "ok"]
@@ -246,7 +246,7 @@ def test_what_passed_is_had_by_the_next_run(host):
 
 def test_the_same_url_is_asked_once(host):
     serve(host, 1)
-    host.faults["/images/I/0.jpg"] = lambda request, _: (time.sleep(0.1), request.serve())
+    host.violations["/images/I/0.jpg"] = lambda request, _: (time.sleep(0.1), request.serve())
     write_sample({"train-00": [[f"{REAL}0.jpg"]] * 20, "test": [[f"{REAL}0.jpg"]] * 5})
     fetch("C", parameters(host.url))
     assert outcomes() == ["ok"] * 25
@@ -255,7 +255,7 @@ def test_the_same_url_is_asked_once(host):
 
 def test_the_next_candidate_is_asked_when_the_first_is_gone_but_not_when_it_may_pass(host):
     serve(host, 2)
-    host.faults["/images/I/busy.jpg"] = lambda request, _: request.answer(503)
+    host.violations["/images/I/busy.jpg"] = lambda request, _: request.answer(503)
     host.files["/images/I/html.jpg"] = b"<html>"
     write_sample(
         {
@@ -307,7 +307,7 @@ def test_a_larger_sample_asks_only_for_what_is_new_and_keeps_the_old_parts(host)
 def test_neither_the_race_nor_the_number_of_connections_shows(host, monkeypatch):
     serve(host, 30)
     for n in range(0, 30, 3):
-        host.faults[f"/images/I/{n}.jpg"] = lambda request, _: (time.sleep(0.03), request.serve())
+        host.violations[f"/images/I/{n}.jpg"] = lambda request, _: (time.sleep(0.03), request.serve())
     write_sample({"test": [[f"{REAL}{n}.jpg"] for n in range(32)]})
     seen = []
     for connections in (1, 16):
@@ -388,12 +388,12 @@ def test_a_host_that_refuses_everything_is_a_sentence_and_keeps_what_was_had(hos
     monkeypatch.setattr(client, "BREAK", 0.2)
     serve(host, 30)
     for n in range(5, 30):
-        host.faults[f"/images/I/{n}.jpg"] = lambda request, _: request.answer(403)
+        host.violations[f"/images/I/{n}.jpg"] = lambda request, _: request.answer(403)
     write_sample({"test": [[f"{REAL}{n}.jpg"] for n in range(30)]})
     with pytest.raises(UserError, match="refused 11 requests in a row"):
         fetch("C", parameters(host.url, max_consecutive_refusals=8, connections=1))
     assert not Path("data/images/C").exists()
-    host.faults.clear()
+    host.violations.clear()
     host.asked.clear()
     fetch("C", parameters(host.url, max_consecutive_refusals=8))
     assert outcomes() == ["ok"] * 30
@@ -402,13 +402,13 @@ def test_a_host_that_refuses_everything_is_a_sentence_and_keeps_what_was_had(hos
 
 def test_only_the_outcomes_asked_for_are_retried(host):
     serve(host, 2)
-    host.faults["/images/I/503.jpg"] = lambda request, _: request.answer(503)
+    host.violations["/images/I/503.jpg"] = lambda request, _: request.answer(503)
     write_sample({"test": [[REAL + name] for name in ("0.jpg", "absent.jpg", "503.jpg")]})
     settings = parameters(host.url, max_attempts=1)
     fetch("C", settings)
     host.asked.clear()
     host.files["/images/I/absent.jpg"] = picture(9)
-    fetch("C", settings, again={"gone", "timeout"})
+    fetch("C", settings, retry={"gone", "timeout"})
     assert host.asked == {"/images/I/absent.jpg": 1}
     assert outcomes() == ["ok", "ok", "server_error"]
 
@@ -439,7 +439,7 @@ def test_workers_fetch_the_parts_with_the_bytes_of_one_and_no_more_connections(h
     expected = nasty(host)
     serve(host, 40)
     slow = lambda asked, _: (time.sleep(0.05), asked.serve())  # noqa: E731
-    host.faults |= {f"/images/I/{n}.jpg": slow for n in range(40)}
+    host.violations |= {f"/images/I/{n}.jpg": slow for n in range(40)}
     shared = [f"{REAL}7.jpg", f"{REAL}8.jpg"]
     parts = {f"train-{n:02d}": [[f"{REAL}{k}.jpg"] for k in range(n, 40, 5)] + [shared] for n in range(5)}
     write_sample(parts | {"test": [[REAL + name, f"{REAL}1.jpg"] for name in expected]})
@@ -450,12 +450,12 @@ def test_workers_fetch_the_parts_with_the_bytes_of_one_and_no_more_connections(h
     host.most_under_way = 0
     host.asked.clear()
     monkeypatch.setenv("EFFIMINI_STORE", str(Path("together").absolute()))
-    crew = dataclasses.replace(settings.dask, scheduler=address, workers=2)
-    fetch("C", dataclasses.replace(settings, dask=crew))
+    pool = dataclasses.replace(settings.dask, scheduler=address, workers=2)
+    fetch("C", dataclasses.replace(settings, dask=pool))
     assert hashes() == alone
     assert host.most_under_way <= 3
     host.asked.clear()
-    fetch("C", settings, again=())  # all of it is in the store
+    fetch("C", settings, retry=())  # all of it is in the store
     assert not host.asked
     assert [path.suffix for path in Path("together").rglob("*") if path.is_file()] == [".journal"]
 
@@ -486,16 +486,16 @@ def test_without_a_sample_the_sentence_says_what_to_run():
 def test_the_outcomes_and_the_most_frequent_errors_are_logged_once(host, scheduler, caplog, monkeypatch):
     serve(host, 6)
     for n in (2, 5):
-        host.faults[f"/images/I/{n}.jpg"] = lambda request, _: request.answer(403)
+        host.violations[f"/images/I/{n}.jpg"] = lambda request, _: request.answer(403)
     write_sample({"test": [[f"{REAL}{n}.jpg"] for n in range(3)], "train-00": [[f"{REAL}{n}.jpg"] for n in (3, 4, 5)]})
     settings = parameters(host.url)
-    crew = dataclasses.replace(settings.dask, scheduler=scheduler, workers=2)
+    pool = dataclasses.replace(settings.dask, scheduler=scheduler, workers=2)
     warnings = []  # pytest shares caplog's handler with Dask's loggers, so a LocalCluster silences it
     monkeypatch.setattr(
         logging.getLogger("shards.fetch"), "warning", lambda words, *values: warnings.append(words % values)
     )
     with caplog.at_level(logging.INFO):
-        fetch("C", dataclasses.replace(settings, dask=crew))
+        fetch("C", dataclasses.replace(settings, dask=pool))
     assert "C: ok 4 (66.7 %)" in caplog.messages
     assert warnings == ["2 x HTTP 403"]
 
@@ -533,7 +533,7 @@ def test_a_killed_fetch_goes_on_where_it_was(host, monkeypatch, with_signal, job
     host.asked.clear()
     settings = parameters(host.url, connections=2)
     for n in range(20, count):
-        host.faults[f"/images/I/{n}.jpg"] = lambda request, _: request.hang(20)
+        host.violations[f"/images/I/{n}.jpg"] = lambda request, _: request.hang(20)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", SCRIPT, msgspec.json.encode(settings).decode(), job]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
@@ -546,7 +546,7 @@ def test_a_killed_fetch_goes_on_where_it_was(host, monkeypatch, with_signal, job
     assert process.wait(30) != 0
     assert not Path("data/images/C").exists()
 
-    host.faults.clear()
+    host.violations.clear()
     host.asked.clear()
     fetch("C", settings)
     assert set(host.asked) == {f"/images/I/{n}.jpg" for n in range(20, count)}

@@ -266,7 +266,7 @@ def test_a_fault_of_one_file_does_not_stop_the_reading_of_others_and_the_order_i
     ]
     told = [
         (fault["where"], fault["rule"])
-        for fault in found["faults"]
+        for fault in found["violations"]
         if fault["rule"] not in {LintRule.TAR, LintRule.COUNT}
     ]
     assert [each for each in told if each[1] != LintRule.MEMBERS] == [
@@ -293,7 +293,7 @@ def test_whatever_bytes_change_it_is_told_and_nothing_is_raised(shards: Path, mo
             bad[draw.randrange(len(bad))] ^= draw.randrange(1, 256)
         damage.write(path, bytes(bad))
         (found,) = [each for each in lint(ShardLocation(shards, 0, 1), [HERE]) if each.shards]
-        assert (f"{HERE}/{path.name}", LintRule.BYTES) in [(fault.where, fault.rule) for fault in found.faults]
+        assert (f"{HERE}/{path.name}", LintRule.BYTES) in [(fault.where, fault.rule) for fault in found.violations]
         damage.write(path, good)
 
 

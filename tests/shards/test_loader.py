@@ -32,7 +32,7 @@ def dataset(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def loader(dataset: ShardDataset, **changes: Any) -> Loader:
-    return Loader(dataset, **({"batch_size": 8, "seed": 1, "pool": 3} | changes))
+    return Loader(dataset, **({"batch_size": 8, "seed": 1, "length_bucket_batches": 3} | changes))
 
 
 def keys(batches: Any) -> list[list[str]]:
@@ -41,9 +41,9 @@ def keys(batches: Any) -> list[list[str]]:
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize("workers", [0, 1, 2, 3])
-def test_each_sample_once_in_the_same_global_batches(dataset: ShardDataset, world: int, workers: int) -> None:
+def test_each_sample_once_in_the_same_global_batches(dataset: ShardDataset, world_size: int, workers: int) -> None:
     alone = keys(loader(dataset))
-    ranks = [list(loader(dataset, rank=rank, world=world, workers=workers)) for rank in range(world)]
+    ranks = [list(loader(dataset, rank=rank, world_size=world_size, workers=workers)) for rank in range(world_size)]
     assert all(len(batches) == len(alone) for batches in ranks)
     for step, whole in enumerate(alone):
         shares = [batches[step] for batches in ranks]
@@ -74,8 +74,8 @@ def test_it_is_resumed_again_and_again_on_other_ranks_and_workers(dataset: Shard
     state = loader(dataset).state_dict()
     seen: list[list[str]] = []
     for turn in range(len(alone)):
-        world, workers = turn % 4 + 1, turn % 3
-        ranks = [loader(dataset, rank=rank, world=world, workers=workers) for rank in range(world)]
+        world_size, workers = turn % 4 + 1, turn % 3
+        ranks = [loader(dataset, rank=rank, world_size=world_size, workers=workers) for rank in range(world_size)]
         step = []
         for rank in ranks:
             rank.load_state_dict(state)
@@ -96,7 +96,7 @@ def test_a_state_is_a_few_values_and_that_of_something_else_is_refused(dataset: 
     state = loader(dataset).state_dict()
     assert json.loads(json.dumps(state)) == state
     assert len(state) == 6
-    for name, change in {"batch_size": 4, "seed": 2, "pool": 1}.items():
+    for name, change in {"batch_size": 4, "seed": 2, "length_bucket_batches": 1}.items():
         with pytest.raises(UserError, match=f"the state to resume is of {name} "):
             loader(dataset, **{name: change}).load_state_dict(state)
     other = ShardDataset(make_shards(tmp_path, {"train": [9]}), ["Made"], "train")
@@ -118,20 +118,20 @@ def test_a_batch_holds_what_its_samples_are(dataset: ShardDataset) -> None:
         assert batch.mask.any(0).all()  # no column is padding alone
         tokens, places = tokens + int(batch.mask.sum()), places + batch.mask.numel()
         for row, key in enumerate(batch.keys):
-            facts = dataset.facts(at[key])
+            metadata = dataset.metadata(at[key])
             number = int(key.split("/B")[1])
             assert (batch.images[row].permute(1, 2, 0).numpy() == decode(dataset.image(at[key]))).all()
             assert int(batch.images[row, 0, 0, 0]) == pytest.approx(number % 256, abs=2)
-            assert int(batch.rating_number[row]) == facts["rating_number"] == number
+            assert int(batch.rating_number[row]) == metadata["rating_number"] == number
             assert int(batch.review_count[row]) == 2 * number
-            assert float(batch.label[row]) == pytest.approx(facts["average_rating"])
+            assert float(batch.label[row]) == pytest.approx(metadata["average_rating"])
             assert int(batch.mask[row].sum()) == dataset.lengths(np.array([at[key]]))[0]
     assert running.padding == pytest.approx(1 - tokens / places)
 
 
 def test_a_pool_pads_less_and_changes_no_sample(tmp_path: Path) -> None:
     dataset = ShardDataset(make_shards(tmp_path, {"train": [200]}, words=28), ["Made"], "train")
-    drawn, pooled = loader(dataset, pool=1), loader(dataset, pool=25)
+    drawn, pooled = loader(dataset, length_bucket_batches=1), loader(dataset, length_bucket_batches=25)
     assert sorted(chain.from_iterable(keys(drawn))) == sorted(chain.from_iterable(keys(pooled)))
     assert 0 < pooled.padding < drawn.padding / 2
 
@@ -161,7 +161,7 @@ def test_a_damaged_image_stops_or_is_counted_within_a_budget(tmp_path: Path, wor
     assert sorted(without) == ["Made/B000000003", "Made/B000000011"]
     assert len(running.damaged) == 2
     # every rank has its batches, whoever meets the damage
-    ranks = [list(loader(dataset, rank=r, world=2, max_damaged_fraction=0.2)) for r in range(2)]
+    ranks = [list(loader(dataset, rank=r, world_size=2, max_damaged_fraction=0.2)) for r in range(2)]
     assert len(ranks[0]) == len(ranks[1])
     assert sum(len(batch.keys) for rank in ranks for batch in rank) == 20
 
@@ -190,8 +190,8 @@ def test_what_is_absent_is_one_sentence_from_any_worker(tmp_path: Path, workers:
     dataset = ShardDataset(make_shards(tmp_path, {"train": [20]}), ["Made"], "train")
     with pytest.raises(UserError, match="holds no other sample of Made"):
         ShardDataset(tmp_path, ["Made"], "other")
-    with pytest.raises(UserError, match="leave 9 ranks without work; raise train.batch_size"):
-        loader(dataset, world=9)
+    with pytest.raises(UserError, match="leave some of 9 ranks without work; raise train.batch_size"):
+        loader(dataset, world_size=9)
     (tmp_path / "Made/train-000.tar").unlink()
     with pytest.raises(UserError, match=r"^[^\n]*train-000.tar does not exist; run `dvc checkout`[^\n]*$"):
         list(loader(dataset, workers=workers))
@@ -212,19 +212,19 @@ def test_another_tokenizer_is_made_anew_in_the_store_and_said_once(
     tmp_path: Path, workers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_shards(tmp_path / "short", {"train": [5, 6]})
-    how = TokenizationConfig(HOW.name, ("description",), 9)
-    make_shards(tmp_path / "long", {"train": [5, 6]}, how=how)
+    tokenization = TokenizationConfig(HOW.name, ("description",), 9)
+    make_shards(tmp_path / "long", {"train": [5, 6]}, tokenization=tokenization)
     with caplog.at_level("INFO"):
-        dataset = ShardDataset(tmp_path / "short", ["Made"], "train", how)
+        dataset = ShardDataset(tmp_path / "short", ["Made"], "train", tokenization)
         anew = list(loader(dataset, workers=workers))
         assert caplog.text.count("token ids are made anew") == 1
-        own = ShardDataset(tmp_path / "long", ["Made"], "train", how)
+        own = ShardDataset(tmp_path / "long", ["Made"], "train", tokenization)
         assert caplog.text.count("token ids are made anew") == 1
     for ours, theirs in zip(anew, loader(own), strict=True):
         assert (ours.keys, ours.tokens.tolist()) == (theirs.keys, theirs.tokens.tolist())
     assert len(list((files.store() / "tokens").glob("*.arrow"))) == 2
     (tmp_path / "short/Made/train-001.tar").write_bytes(b"no tar at all" * 100)
-    again = ShardDataset(tmp_path / "short", ["Made"], "train", how._replace(max_tokens=8))
+    again = ShardDataset(tmp_path / "short", ["Made"], "train", tokenization._replace(max_tokens=8))
     with pytest.raises(UserError, match=r"train-001.tar cannot be indexed .* run `effimini lint`"):
         list(loader(again, workers=workers))
     assert dataset.fingerprint != own.fingerprint

@@ -30,7 +30,7 @@ def test_shards_of_older_formats_are_read_as_before(tmp_path: Path, form: int, s
     assert about.parameters == {"groups": {"max_items_per_key": 5}, "images": {"resolution": SIDE}}
     assert (old.shards.image_size, old.keys, old.fingerprint) == (SIDE, now.keys, now.fingerprint)
     assert torch.equal(old.batch(np.arange(3), 3).images, now.batch(np.arange(3), 3).images)
-    assert [fault for found in lint(ShardLocation(folder, 10**9, 4)) for fault in found.faults] == []
+    assert [fault for found in lint(ShardLocation(folder, 10**9, 4)) for fault in found.violations] == []
 
 
 @pytest.mark.parametrize("form", [1, manifest.FORMAT + 1, None])

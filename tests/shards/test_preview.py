@@ -54,8 +54,8 @@ def facts_of(folder: Path) -> dict[str, dict[str, Any]]:
                 content = tar.extractfile(member)
                 assert content is not None
                 if member.name.endswith(".json"):
-                    facts = json.loads(content.read())
-                    found[facts["parent_asin"]] = facts
+                    metadata = json.loads(content.read())
+                    found[metadata["parent_asin"]] = metadata
     return found
 
 
@@ -63,13 +63,13 @@ def test_each_sample_is_shown_once_with_its_facts(shards: Path) -> None:
     every = facts_of(shards)
     shown = page(shards, samples=1000)
     assert sorted(MEMBERS.findall(shown)) == sorted(every)
-    assert shown.count("<img ") == sum(facts["has_image"] for facts in every.values())
-    assert shown.count(">no image<") == sum(not facts["has_image"] for facts in every.values()) > 0
+    assert shown.count("<img ") == sum(metadata["has_image"] for metadata in every.values())
+    assert shown.count(">no image<") == sum(not metadata["has_image"] for metadata in every.values()) > 0
     for article in re.findall(r"<article>.*?</article>", shown, re.DOTALL):
-        facts = every[MEMBERS.findall(article)[0]]
-        assert f"<dd>{facts['average_rating']} ★</dd>" in article
-        assert f"<dt>rating_number</dt><dd>{facts['rating_number']:,}</dd>" in article
-        assert f"Title: {html.escape(facts['title'], quote=True)}" in article.replace("&#34;", "&quot;")
+        metadata = every[MEMBERS.findall(article)[0]]
+        assert f"<dd>{metadata['average_rating']} ★</dd>" in article
+        assert f"<dt>rating_number</dt><dd>{metadata['rating_number']:,}</dd>" in article
+        assert f"Title: {html.escape(metadata['title'], quote=True)}" in article.replace("&#34;", "&quot;")
     assert "DEMO DATA" in shown
 
 
@@ -107,10 +107,10 @@ def test_the_weight_is_that_of_the_loss(shards: Path) -> None:
     weights = read_weights(shards.parent / "weights.json")
     for count in ("rating_number", "review_count", "none"):
         for number in (0, 1, 7, 10**9):
-            facts = {"rating_number": number, "review_count": number}
+            metadata = {"rating_number": number, "review_count": number}
             weighing = msgspec.structs.replace(weights, count=count)
             expected = sample_weights(np.array([number]), weighing)[0]
-            assert preview._weight(facts, weighing) == pytest.approx(expected)
+            assert preview._weight(metadata, weighing) == pytest.approx(expected)
 
 
 def test_weights_of_other_shards_are_refused(shards: Path, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def spoil(host: Host, path: str, fault: Fault, times: int) -> None:
     def answer(request: Any, number: int) -> None:
         fault(request, host.files[path]) if number <= times else request.serve()
 
-    host.faults[path] = answer
+    host.violations[path] = answer
 
 
 @pytest.fixture(autouse=True)
@@ -75,13 +75,19 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(location, "PAUSE", 0.01)
 
 
-def read(where: str | Path, workers: int = 0, **how: Any) -> list[tuple[Any, ...]]:
-    batches = Loader(ShardDataset(where, ["Made"], "train", **how), batch_size=4, seed=2, pool=2, workers=workers)
+def read(where: str | Path, workers: int = 0, **tokenization: Any) -> list[tuple[Any, ...]]:
+    batches = Loader(
+        ShardDataset(where, ["Made"], "train", **tokenization),
+        batch_size=4,
+        seed=2,
+        length_bucket_batches=2,
+        workers=workers,
+    )
     return [(batch.keys, batch.tokens.tolist(), batch.images.tolist()) for batch in batches]
 
 
 def test_an_interrupt_while_a_host_is_silent_ends_the_command(host: Host) -> None:
-    host.faults["/Made/manifest.json"] = lambda request, _: request.hang(60)
+    host.violations["/Made/manifest.json"] = lambda request, _: request.hang(60)
     # a shell's background job, which these tests may be, leaves interrupts ignored
     script = "import signal; signal.signal(2, signal.default_int_handler); from effimini.cli import main; main()"
     with subprocess.Popen([sys.executable, "-c", script, "lint", host.url, "Made"]) as running:

@@ -17,28 +17,38 @@ def lengths(samples: SampleNumbers) -> SampleNumbers:
 @pytest.mark.parametrize("shards", [1, 7, 64])
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize("batch_size", [4, 7, 32])
-@pytest.mark.parametrize("pool", [1, 3, 1000])
+@pytest.mark.parametrize("length_bucket_batches", [1, 3, 1000])
 @pytest.mark.parametrize("seed", [1, None])
 def test_each_sample_once_and_even_batches_on_any_ranks(
-    shards: int, world: int, batch_size: int, pool: int, seed: int | None
+    shards: int, world_size: int, batch_size: int, length_bucket_batches: int, seed: int | None
 ) -> None:
     sizes = SIZES[shards]
-    epoch = EpochSampler(sizes, batch_size=batch_size, seed=seed, pool=pool, lengths=lengths, window=3)
+    epoch = EpochSampler(
+        sizes, batch_size=batch_size, seed=seed, length_bucket_batches=length_bucket_batches, lengths=lengths, window=3
+    )
     steps = [epoch[step] for step in range(len(epoch))]
     assert sorted(np.concatenate(steps)) == list(range(sum(sizes)))
     sizes_of_steps = [len(step) for step in steps]
     assert max(sizes_of_steps) <= batch_size
     assert max(sizes_of_steps) - min(sizes_of_steps) <= 1
     for step in steps:
-        shares = [rank_slice(step, rank, world) for rank in range(world)]
+        shares = [rank_slice(step, rank, world_size) for rank in range(world_size)]
         assert sorted(np.concatenate(shares)) == sorted(step)
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-@pytest.mark.parametrize("pool", [1, 3])
-def test_a_step_is_the_same_without_the_steps_before_it(pool: int) -> None:
+@pytest.mark.parametrize("length_bucket_batches", [1, 3])
+def test_a_step_is_the_same_without_the_steps_before_it(length_bucket_batches: int) -> None:
     def epoch() -> EpochSampler:
-        return EpochSampler(SIZES[64], batch_size=7, seed=5, epoch=2, pool=pool, lengths=lengths, window=4)
+        return EpochSampler(
+            SIZES[64],
+            batch_size=7,
+            seed=5,
+            epoch=2,
+            length_bucket_batches=length_bucket_batches,
+            lengths=lengths,
+            window=4,
+        )
 
     in_turn = [tuple(step) for step in (epoch()[s] for s in range(len(epoch())))]
     at_random = epoch()
@@ -75,9 +85,11 @@ def test_reads_stay_within_a_window_of_shards(sizes: list[int], window: int) -> 
         assert len(epoch.shards_of(step)) <= 2 * window
 
 
-@pytest.mark.parametrize("pool", [1, 4])
-def test_what_is_said_to_be_read_around_a_step_is_read(pool: int) -> None:
-    epoch = EpochSampler(SIZES[64], batch_size=7, seed=1, pool=pool, lengths=lengths, window=4)
+@pytest.mark.parametrize("length_bucket_batches", [1, 4])
+def test_what_is_said_to_be_read_around_a_step_is_read(length_bucket_batches: int) -> None:
+    epoch = EpochSampler(
+        SIZES[64], batch_size=7, seed=1, length_bucket_batches=length_bucket_batches, lengths=lengths, window=4
+    )
     shard = np.repeat(np.arange(64), SIZES[64])
     for step in range(len(epoch)):
         assert set(shard[epoch[step]]) <= set(epoch.shards_of(step))
@@ -92,8 +104,14 @@ def test_a_pool_makes_batches_of_like_length_in_no_order_of_length() -> None:
     random = np.random.default_rng(0)
     long = random.integers(10, 257, 6400)
     drawn, pooled = (
-        EpochSampler([640] * 10, batch_size=64, seed=0, pool=pool, lengths=lambda samples: long[samples])
-        for pool in (1, 50)
+        EpochSampler(
+            [640] * 10,
+            batch_size=64,
+            seed=0,
+            length_bucket_batches=length_bucket_batches,
+            lengths=lambda samples: long[samples],
+        )
+        for length_bucket_batches in (1, 50)
     )
     steps = range(len(drawn))
 

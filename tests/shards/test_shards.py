@@ -52,11 +52,11 @@ def test_webdataset_reads_the_tars_as_they_are(data: Path) -> None:
     ]
     expected = sum(len(stream.ShardDataset(data / "shards", CATEGORIES, s)) for s in ("train", "validation", "test"))
     assert len(seen) == expected
-    for key, facts, jpeg in seen:
-        assert facts["parent_asin"] == key
-        assert tuple(facts) == METADATA_FIELDS
-        assert None not in facts.values()
-        assert decode(jpeg).shape == ((32, 32, 3) if facts["has_image"] else (1, 1, 3))
+    for key, metadata, jpeg in seen:
+        assert metadata["parent_asin"] == key
+        assert tuple(metadata) == METADATA_FIELDS
+        assert None not in metadata.values()
+        assert decode(jpeg).shape == ((32, 32, 3) if metadata["has_image"] else (1, 1, 3))
 
 
 def test_datasets_reads_the_tars_as_they_are(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,9 +66,9 @@ def test_datasets_reads_the_tars_as_they_are(data: Path, tmp_path: Path, monkeyp
     tars = sorted(str(path) for path in (data / "shards").rglob("*.tar"))
     loaded = datasets.load_dataset("webdataset", data_files=tars, split="train", cache_dir=str(tmp_path))
     assert set(loaded.column_names) >= {"jpg", "json", "__key__"}
-    facts = loaded.remove_columns("jpg")["json"]
-    assert {f["category"] for f in facts} == set(CATEGORIES)
-    assert {f["has_image"] for f in facts} == {True, False}
+    metadata = loaded.remove_columns("jpg")["json"]
+    assert {f["category"] for f in metadata} == set(CATEGORIES)
+    assert {f["has_image"] for f in metadata} == {True, False}
 
 
 def test_the_index_points_at_the_members(data: Path) -> None:
@@ -84,11 +84,11 @@ def test_the_index_points_at_the_members(data: Path) -> None:
     assert len(members) == 2 * len(dataset)
     for i, key in enumerate(dataset.keys):
         assert dataset.image(i) == members[f"{key}.jpg"]
-        facts = json.loads(members[f"{key}.json"])
-        assert dataset.facts(i) == facts
-        assert dataset.labels[i] == np.float32(facts["average_rating"])
+        metadata = json.loads(members[f"{key}.json"])
+        assert dataset.metadata(i) == metadata
+        assert dataset.labels[i] == np.float32(metadata["average_rating"])
         assert (dataset.rating_number[i], dataset.review_count[i], dataset.has_image[i]) == (
-            facts["rating_number"], facts["review_count"], facts["has_image"]
+            metadata["rating_number"], metadata["review_count"], metadata["has_image"]
         )  # fmt: skip
 
 

@@ -46,9 +46,9 @@ def test_the_numbers_are_those_of_the_samples(made: Path) -> None:
     assert [(row.category, row.split) for row in found.splits] == list(numbers)
     everything = [n for own in numbers.values() for n in own]
     for row, own in zip([*found.splits, found.total], [*numbers.values(), everything], strict=True):
-        facts = [sample(n, "", 6)[0] for n in own]
+        metadata = [sample(n, "", 6)[0] for n in own]
         assert row.samples == len(own)
-        assert row.mean_label == pytest.approx(np.mean([f["average_rating"] for f in facts]), abs=1e-6)
+        assert row.mean_label == pytest.approx(np.mean([f["average_rating"] for f in metadata]), abs=1e-6)
         assert row.median_rating_number == np.median(own)
     assert [row.shards for row in found.splits] == [1, 2, 1]
     assert [row.image_share for row in found.splits] == [1, 8 / 9, 1]

@@ -54,7 +54,7 @@ def test_twins_are_listed_with_the_nearest_of_another_split(tmp_path: Path) -> N
     )
     found, measured = near_duplicates.find_near_duplicates(tmp_path, ["A", "B"])
     assert measured == 6
-    named = found[["split", "category", "parent_asin", "twin_split", "twin_category", "twin_asin", "same_file"]]
+    named = found[["split", "category", "parent_asin", "other_split", "other_category", "other_asin", "same_file"]]
     assert named.to_numpy().tolist() == [
         ["validation", "B", "V1", "train", "A", "T1", True],
         ["test", "A", "E2", "train", "A", "T2", False],

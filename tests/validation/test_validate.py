@@ -52,7 +52,7 @@ def told(data: Path, table: str) -> list[dict[str, Any]]:
 
 
 def test_clean_data_passes_every_gate_with_the_same_bytes(passed: Path, data: Path) -> None:
-    per_category = [f"{table}/{c}.json" for table in GATES if GATES[table].of_category for c in (ONE, OTHER)]
+    per_category = [f"{table}/{c}.json" for table in GATES if GATES[table].check_category for c in (ONE, OTHER)]
     assert set(gates(passed)) == {*per_category, *(f"{table}/all.json" for table in GATES)}
     for table in GATES:
         validate(table, PARAMS, data)  # with no profile accepted
@@ -300,7 +300,7 @@ MUTATIONS: dict[tuple[str, str, str], Callable[[Path], None]] = {
     ("shards", "shards", LintRule.TAR): _shards(lambda f: damage.flip(f / "train-00-000.tar", 0)),
     ("shards", "shards", LintRule.INDEX): _shards(lambda f: damage.set_index(f / "train-00-000.arrow", fields="title")),
     ("shards", "shards", LintRule.COUNT): _shards(_whole, lambda m: m["shards"][0].update(samples=1)),
-    ("shards", "shards", LintRule.FACTS): _shards(lambda f: damage.set_facts(f / "train-00-000.tar", 0, store=None)),
+    ("shards", "shards", LintRule.METADATA): _shards(lambda f: damage.set_facts(f / "train-00-000.tar", 0, store=None)),
     ("shards", "shards", LintRule.IMAGE): _shards(_no_jpeg),
     ("shards", "shards", LintRule.MEMBERS): _shards(
         lambda f: damage.set_index(f / "train-00-000.arrow", lambda rows: rows[-1].update(jpg_offset=3073))
@@ -376,9 +376,9 @@ ALSO: dict[tuple[str, str, str], set[str]] = {
     ("images", "images", "rows in = rows out of data/sample"): {"rows by reason as in the report"},
     ("images", "images", "rows by reason as in the report"): {OUT},
     ("shards", "shards", LintRule.TAR): {LintRule.MEMBERS, LintRule.COUNT},
-    ("shards", "shards", LintRule.FACTS): {LintRule.MEMBERS},
+    ("shards", "shards", LintRule.METADATA): {LintRule.MEMBERS},
     ("shards", "shards", LintRule.ONCE): {"key unique", "the items of the sample's part"},
-    ("shards", "shards", "readable by datasets"): {LintRule.FACTS},
+    ("shards", "shards", "readable by datasets"): {LintRule.METADATA},
     ("shards", "samples", OUT): {"rows in = rows out of data/sample"},
     ("predictions", "predictions", OUT): {"rows in = rows out of data/sample, test and validation"},
     ("predictions", "predictions", "the same items as data/sample"): {OUT},
@@ -402,7 +402,7 @@ def test_data_that_is_wrong_does_not_pass_and_nothing_else_fails(
     except UserError as error:
         assert not only_warns
         assert f"table {shown}: expected {expectation}, but" in str(error) or f"{shown}: {expectation}" in str(error)
-        assert str(data / GATES[table].held or table) in str(error)
+        assert str(data / GATES[table].path or table) in str(error)
         assert "for example" in str(error)
     assert (data / "gates" / table).exists() is only_warns
     now = {(e["where"][len(str(data)) :], e["table"], e["expectation"], e["level"]) for e in told(data, table)}
@@ -457,13 +457,13 @@ def test_a_clone_that_pulled_the_shards_alone_can_check_them(
         validate("shards", PARAMS, data)
 
 
-@pytest.mark.parametrize("table", [name for name in GATES if GATES[name].of_category])
+@pytest.mark.parametrize("table", [name for name in GATES if GATES[name].check_category])
 def test_a_table_alone_is_checked_in_itself(table: str, clean: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     tree.copy(clean / table, data / table)
     validate(table, PARAMS, data)
     assert {e["level"] for e in told(data, table)} <= {"pass", "warn"}
-    assert (data / "gates" / table).exists() is (GATES[table].beside == ())
+    assert (data / "gates" / table).exists() is (GATES[table].compared_with == ())
 
 
 def test_another_budget_makes_no_gate_anew(passed: Path, tmp_path: Path) -> None:

@@ -160,5 +160,5 @@ def asked_of_dask(key: str) -> object:
 
 @pytest.mark.parametrize("scheduler", ["threads", "processes"])
 def test_the_profiler_that_hangs_workers_is_off(scheduler: str) -> None:
-    with dask_pool(DaskParams(scheduler=scheduler, workers=1)) as crew:
-        assert crew.run(asked_of_dask, [("distributed.worker.profile.enabled",)]) == [False]
+    with dask_pool(DaskParams(scheduler=scheduler, workers=1)) as pool:
+        assert pool.map(asked_of_dask, [("distributed.worker.profile.enabled",)]) == [False]

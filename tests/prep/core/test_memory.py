@@ -32,6 +32,6 @@ def test_what_was_freed_is_not_taken_from_the_system_again() -> None:
 
 
 def test_workers_keep_what_they_free() -> None:
-    with dask_pool(DaskParams(scheduler="processes", workers=1)) as crew:
-        found = crew.run(os.getenv, [(name,) for name in memory.ENVIRONMENT])
+    with dask_pool(DaskParams(scheduler="processes", workers=1)) as pool:
+        found = pool.map(os.getenv, [(name,) for name in memory.ENVIRONMENT])
     assert found == list(memory.ENVIRONMENT.values())

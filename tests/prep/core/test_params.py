@@ -52,7 +52,11 @@ def test_the_paper_preset_holds_the_papers_values() -> None:
         ("validation: 0.1", "validation: 0.95", r"leave nothing to train on"),
         ("scheduler: synchronous", "scheduler: fast", r"dask\.scheduler: .*found 'fast'"),
         ("sample:\n", "sample: [\n", r"is not YAML: .*line"),
-        ("clip_norm: 1.0", "clip_norms: 1.0", r"train\.clip_norms is not .* mean clip_norm\?; 1 more to correct"),
+        (
+            "max_grad_norm: 1.0",
+            "max_grad_norms: 1.0",
+            r"train\.max_grad_norms is not .* mean max_grad_norm\?; 1 more to correct",
+        ),
         (DEMO, "- a list", r"the whole file: must be an object"),
     ],
 )

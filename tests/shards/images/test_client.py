@@ -66,9 +66,9 @@ def test_a_file_is_had_at_the_first_try(host):
     ("status", "outcome"), [(404, "gone"), (410, "gone"), (403, "refused"), (401, "refused"), (400, "bad_url")]
 )
 def test_what_cannot_be_had_is_asked_once(host, status, outcome):
-    host.faults["/a"] = lambda request, _: request.answer(status)
+    host.violations["/a"] = lambda request, _: request.answer(status)
     answer = ask(host, "/a")
-    assert (answer.outcome, answer.status, answer.tries, host.asked["/a"]) == (outcome, status, 1, 1)
+    assert (answer.outcome, answer.status, answer.attempts, host.asked["/a"]) == (outcome, status, 1, 1)
 
 
 FAULTS = {
@@ -91,17 +91,17 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_may_pass_is_asked_again(host, fault):
     twice = 2 if fault == "reset" else 1  # aiohttp asks again at once where a connection breaks
-    host.faults["/a"] = first(FAULTS[fault][0], times=2 * twice)
+    host.violations["/a"] = first(FAULTS[fault][0], times=2 * twice)
     assert ask(host, "/a", timeout=1 if "hang" in fault else 30) == Answer("ok", 200, 3, BODY)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_does_not_pass_has_its_outcome_after_the_last_try(host, fault):
     wrong, outcome, status = FAULTS[fault]
-    host.faults["/a"] = first(wrong, times=99)
+    host.violations["/a"] = first(wrong, times=99)
     answer = ask(host, "/a", timeout=0.3 if "hang" in fault else 30)
     asked = 6 if fault == "reset" else 3
-    assert (answer.outcome, answer.status, answer.tries, host.asked["/a"]) == (outcome, status, 3, asked)
+    assert (answer.outcome, answer.status, answer.attempts, host.asked["/a"]) == (outcome, status, 3, asked)
     assert answer.error
 
 
@@ -113,7 +113,7 @@ def test_one_byte_at_a_time_ends_at_the_timeout(host):
             request.wfile.write(b"x")
             request.wfile.flush()
 
-    host.faults["/a"] = drip
+    host.violations["/a"] = drip
     assert ask(host, "/a", timeout=0.3, max_attempts=1).outcome == "timeout"
 
 
@@ -132,7 +132,7 @@ def test_a_host_that_names_a_time_is_left_alone_until_then(host, monkeypatch, as
             429, headers={"Retry-After": asked_to_wait if isinstance(asked_to_wait, str) else asked_to_wait()}
         )
 
-    host.faults["/a"] = wrong
+    host.violations["/a"] = wrong
     host.files["/b"] = b"b"
 
     async def run():
@@ -150,30 +150,30 @@ def test_a_host_that_names_a_time_is_left_alone_until_then(host, monkeypatch, as
 
 
 def test_an_endless_retry_after_does_not_hold_the_run(host):
-    host.faults["/a"] = lambda request, _: request.answer(503, headers={"Retry-After": "999999999"})
+    host.violations["/a"] = lambda request, _: request.answer(503, headers={"Retry-After": "999999999"})
     assert ask(host, "/a").outcome == "server_error"
 
 
 def test_redirects_are_followed_on_the_mirror(host):
-    host.faults["/b"] = lambda request, _: request.answer(302, headers={"Location": "/a"})
+    host.violations["/b"] = lambda request, _: request.answer(302, headers={"Location": "/a"})
     assert ask(host, "/b").body == BODY
 
 
 def test_a_redirect_loop_ends(host):
-    host.faults["/a"] = lambda request, _: request.answer(301, headers={"Location": "/a"})
+    host.violations["/a"] = lambda request, _: request.answer(301, headers={"Location": "/a"})
     assert ask(host, "/a").outcome == "bad_url"
     assert host.asked["/a"] == client.MAX_REDIRECTS + 1
 
 
 @pytest.mark.parametrize("target", ["ftp://host/a", "file:///etc/passwd", "http://host:port/", "http://"])
 def test_a_redirect_to_no_http_url_is_not_followed(host, target):
-    host.faults["/a"] = lambda request, _: request.answer(302, headers={"Location": target})
+    host.violations["/a"] = lambda request, _: request.answer(302, headers={"Location": target})
     assert ask(host, "/a").outcome == "bad_url"
 
 
 def test_a_private_address_is_not_asked(host):
     answer = ask(host, "/a", trusted="")
-    assert (answer.outcome, answer.tries) == ("bad_url", 1)
+    assert (answer.outcome, answer.attempts) == ("bad_url", 1)
     assert "not a public address" in answer.error
     assert not host.asked
 
@@ -198,7 +198,7 @@ def test_a_redirect_to_a_private_address_is_not_followed(host, name):
     with Host() as private:
         private.files["/secret"] = b"secret"
         target = f"http://{name}:{private.server_port}/secret"
-        host.faults["/a"] = lambda request, _: request.answer(302, headers={"Location": target})
+        host.violations["/a"] = lambda request, _: request.answer(302, headers={"Location": target})
         assert ask(host, "/a", max_attempts=1).outcome in {"bad_url", "unreachable"}
         assert not private.asked
 
@@ -229,7 +229,7 @@ def test_of_a_name_only_its_public_addresses_are_connected_to(host, monkeypatch)
 
 def test_the_host_is_named_in_the_request_though_its_address_is_asked(host):
     names = []
-    host.faults["/a"] = lambda request, _: (names.append(request.headers["Host"]), request.serve())
+    host.violations["/a"] = lambda request, _: (names.append(request.headers["Host"]), request.serve())
     named = f"http://localhost:{host.server_port}"
 
     async def run():
@@ -272,9 +272,9 @@ def test_a_body_is_read_up_to_its_limit(host, declared):
     host.files["/a"] = b"x" * 5_000_000
     host.files["/b"] = b"x" * 1000
     if not declared:
-        host.faults["/a"] = lambda request, _: endless(request)
+        host.violations["/a"] = lambda request, _: endless(request)
     large, exact = ask(host, "/a", "/b", max_bytes=1000)
-    assert (large.outcome, large.body, large.tries) == ("too_large", b"", 1)
+    assert (large.outcome, large.body, large.attempts) == ("too_large", b"", 1)
     assert exact.outcome == "ok"
 
 
@@ -288,7 +288,7 @@ def endless(request):
 
 def test_no_more_requests_are_under_way_than_allowed(host):
     for n in range(24):
-        host.faults[f"/{n}"] = lambda request, _: (time.sleep(0.02), request.answer(200, b"x"))
+        host.violations[f"/{n}"] = lambda request, _: (time.sleep(0.02), request.answer(200, b"x"))
     answers = ask(host, *(f"/{n}" for n in range(24)), connections=3)
     assert {answer.outcome for answer in answers} == {"ok"}
     assert host.most_under_way == 3
@@ -301,7 +301,7 @@ def test_a_host_that_takes_fewer_at_a_time_is_asked_by_fewer(host):
         request.answer(429) if crowded else request.answer(200, b"x")
 
     paths = [f"/{n}" for n in range(60)]
-    host.faults = dict.fromkeys(paths, wrong)
+    host.violations = dict.fromkeys(paths, wrong)
     answers = ask(host, *paths, connections=16, max_attempts=8)
     assert {answer.outcome for answer in answers} == {"ok"}
     assert host.asked.total() < 2 * len(paths)
@@ -309,7 +309,7 @@ def test_a_host_that_takes_fewer_at_a_time_is_asked_by_fewer(host):
 
 def test_connections_are_used_again(host):
     peers = set()
-    host.faults["/a"] = lambda request, _: (peers.add(request.client_address), request.serve())
+    host.violations["/a"] = lambda request, _: (peers.add(request.client_address), request.serve())
 
     async def run():
         async with Client(settings(), host.url) as asked:
@@ -323,7 +323,7 @@ def test_connections_are_used_again(host):
 @pytest.mark.parametrize("status", [403, 429, 503])
 def test_a_host_that_refuses_everything_ends_the_run_with_a_sentence(host, status):
     for n in range(30):
-        host.faults[f"/{n}"] = lambda request, _: request.answer(status)
+        host.violations[f"/{n}"] = lambda request, _: request.answer(status)
     with pytest.raises(
         UserError, match=rf"127\.0\.0\.1:\d+ refused 9 requests in a row.*HTTP {status}.*run `dvc repro`"
     ):
@@ -341,7 +341,7 @@ def test_a_host_that_comes_back_during_the_break_is_asked_on(host, monkeypatch):
         request.answer(503) if times[-1] < times[0] + 0.9 else request.answer(200, BODY)
 
     paths = [f"/{n}" for n in range(40)]
-    host.faults = dict.fromkeys(paths, wrong)
+    host.violations = dict.fromkeys(paths, wrong)
     answers = ask(host, *paths, max_consecutive_refusals=6, connections=4, max_attempts=3)
     assert {answer.outcome for answer in answers} == {"ok"}
     assert max(later - sooner for sooner, later in pairwise(times)) >= 0.9
@@ -360,7 +360,7 @@ def test_refusals_between_good_answers_do_not_end_the_run(host):
     number = count()
     for n in range(20):
         host.files[f"/{n}"] = BODY
-        host.faults[f"/{n}"] = lambda request, _: request.serve() if next(number) % 3 else request.answer(503)
+        host.violations[f"/{n}"] = lambda request, _: request.serve() if next(number) % 3 else request.answer(503)
     answers = ask(host, *(f"/{n}" for n in range(20)), max_consecutive_refusals=3, connections=1, max_attempts=4)
     assert {answer.outcome for answer in answers} == {"ok"}
 
@@ -379,7 +379,7 @@ def test_a_host_that_counts_requests_a_second_is_asked_no_faster_for_long(host, 
             request.answer(429)
 
     paths = [f"/{n}" for n in range(150)]
-    host.faults = dict.fromkeys(paths, wrong)
+    host.violations = dict.fromkeys(paths, wrong)
     answers = ask(host, *paths, connections=16, max_attempts=12)
     assert {answer.outcome for answer in answers} == {"ok"}
     assert len(refused) < len(paths)
@@ -389,24 +389,24 @@ def test_the_gate_halves_once_for_a_round_and_opens_slowly(monkeypatch):
     async def run():
         gate = ConcurrencyLimit(8)
         async with gate.slot() as one, gate.slot() as other:
-            gate.went_badly(one)
-            gate.went_badly(other)
+            gate.on_failure(one)
+            gate.on_failure(other)
         assert gate.limit == 4
         async with gate.slot() as later:
-            gate.went_badly(later)
+            gate.on_failure(later)
         assert gate.limit == 2
         monkeypatch.setattr(gate, "pause", lambda _: None)
         for _ in range(100):
             async with gate.slot() as again:
-                gate.went_badly(again)
+                gate.on_failure(again)
         assert (gate.limit, gate.gap) == (1, client.LONGEST_GAP)
         while gate.gap:
             assert gate.limit == 1
-            gate.went_well()
-        gate.went_well()
+            gate.on_success()
+        gate.on_success()
         assert gate.limit == 2
         for _ in range(100):
-            gate.went_well()
+            gate.on_success()
         assert gate.limit == 8
 
     asyncio.run(run())

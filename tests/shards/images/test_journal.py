@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from shards.images.journal import MAGIC, Journal, Record
 
 
-def records(count, terms="t"):
+def records(count, conditions="t"):
     return [
-        Record(f"https://h/{n}", terms, "ok" if n % 3 else "gone", 200, 1, image=bytes([n]) * n) for n in range(count)
+        Record(f"https://h/{n}", conditions, "ok" if n % 3 else "gone", 200, 1, image=bytes([n]) * n)
+        for n in range(count)
     ]
 
 
@@ -25,8 +26,8 @@ def filled(path, count=5):
     return ends
 
 
-def held(path, terms="t"):
-    with Journal(path, terms) as journal:
+def held(path, conditions="t"):
+    with Journal(path, conditions) as journal:
         return [r.url for r in records(20) if journal.outcome(r.url)]
 
 
