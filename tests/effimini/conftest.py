@@ -111,7 +111,7 @@ def small(small_text: Path) -> Params:
         source={"categories": CATEGORIES},
         images={"resolution": 32},
         text={"max_tokens": 24},
-        shards={"samples": 25},
+        shards={"samples_per_shard": 25},
         train={"epochs": 3, "patience": 3, "batch_size": 16, "learning_rate": 0.002},
         evaluate={"bootstrap": 100},
     )

@@ -188,33 +188,33 @@ def other_graph() -> bytes:
     return bytes(model.SerializeToString())
 
 
-def damage(folder: Path, tokenization: str) -> None:
+def spoil(folder: Path, damage: str) -> None:
     """Spoil an exported folder."""
     graph, config = folder / GRAPH, folder / "config.json"
-    if tokenization == "text":
+    if damage == "text":
         graph.write_text("no graph")
-    elif tokenization == "empty":
+    elif damage == "empty":
         graph.write_bytes(b"")
-    elif tokenization == "cut":
+    elif damage == "cut":
         graph.write_bytes(graph.read_bytes()[:-1000])
-    elif tokenization == "other":
+    elif damage == "other":
         graph.write_bytes(other_graph())
-    elif tokenization == "unnamed":
+    elif damage == "unnamed":
         model = onnx.load(graph)
         del model.metadata_props[:]
         onnx.save(model, graph)
-    elif tokenization == "size":
+    elif damage == "size":
         config.write_text(config.read_text().replace('"size": 32', '"size": 64'))
-    elif tokenization == "config":
+    elif damage == "config":
         config.write_text("{}")
-    elif tokenization == "no config":
+    elif damage == "no config":
         config.unlink()
-    elif tokenization == "tokenizer":
+    elif damage == "tokenizer":
         (folder / "tokenizer.json").write_text("{}")
 
 
 @pytest.mark.parametrize(
-    ("how", "sentence"),
+    ("damage", "sentence"),
     [
         ("text", r"model\.onnx cannot be read as ONNX"),
         ("empty", r"model\.onnx cannot be read as ONNX"),
@@ -228,10 +228,10 @@ def damage(folder: Path, tokenization: str) -> None:
     ],
 )
 def test_a_spoilt_folder_is_a_sentence_and_nothing_is_written(
-    exported: Path, tmp_path: Path, tokenization: str, sentence: str
+    exported: Path, tmp_path: Path, damage: str, sentence: str
 ) -> None:
     folder = Path(shutil.copytree(exported, tmp_path / "onnx"))
-    damage(folder, tokenization)
+    spoil(folder, damage)
     with pytest.raises(UserError, match=sentence) as raised:
         predict(folder, write_csv(tmp_path / "items.csv", [row()]), tmp_path, tmp_path / "out.csv")
     assert "\n" not in str(raised.value)

@@ -99,7 +99,7 @@ def test_the_network_trains_alone_and_scores_with_the_terms(small: Params, tmp_p
     model.save_pretrained(tmp_path / "saved")
     assert torch.equal(EffiMini.from_pretrained(tmp_path / "saved")(*given), model(*given))
     counts = parameters(model)
-    assert counts["hashed_ngrams"] == 1 << 12
+    assert counts["ngrams"] == 1 << 12
     assert counts["total"] == sum(p.numel() for p in model.parameters())
     model.image.eval(), model.text.eval(), model.head.eval()
     model.training = True

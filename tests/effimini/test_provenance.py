@@ -78,7 +78,7 @@ def test_weights_of_another_sample_are_refused(run_params: Params, project: Path
 def test_a_model_of_other_shards_or_another_recipe_is_not_evaluated(run_params: Params, project: Path) -> None:
     with pytest.raises(UserError, match=r"models/best was trained with train\.epochs 10 and the parameters say 3"):
         evaluate(replace(run_params, train={"epochs": 3}))
-    params = replace(run_params, shards={"samples": 10})
+    params = replace(run_params, shards={"samples_per_shard": 10})
     shutil.rmtree(project / "data/shards")
     shutil.move(other_shards(params, project, project / "other"), project / "data/shards")
     with pytest.raises(
@@ -101,7 +101,7 @@ def test_shards_from_elsewhere_are_trained_on_with_weights_of_their_own(run_para
 def test_the_report_states_the_parameters_of_the_model_and_not_of_params_yaml(
     run_params: Params, project: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    others = replace(run_params, sample={"fraction": 0.4, "salt": "other"}, shards={"samples": 10})
+    others = replace(run_params, sample={"fraction": 0.4, "salt": "other"}, shards={"samples_per_shard": 10})
     elsewhere = other_shards(others, project, project / "other")
     with caplog.at_level(logging.WARNING):
         evaluate(replace(run_params, sample={"fraction": 0.8}, stream={"workers": 3}), shards=elsewhere)

@@ -207,12 +207,12 @@ def test_memory_that_does_not_suffice_is_a_sentence(small: Params, data: Path) -
     trainer = Trainer(small, data / "shards", data / "weights.json", ONE)
     trainer.network.register_forward_hook(lambda *_: torch.empty(10**15))
     with pytest.raises(
-        UserError, match="memory of the cpu .*train.batch_size 16 in 1 parts; raise train.gradient_accumulation_steps"
+        UserError, match="cpu is out of memory .*train.batch_size 16 with train.gradient_accumulation_steps 1; raise"
     ):
         list(trainer.run())
 
 
-@pytest.mark.parametrize("gradient_accumulation_steps", [2, 3, 99])
+@pytest.mark.parametrize("accumulate", [2, 3, 99])
 def test_parts_of_a_step_add_up_to_it(small: Params, data: Path, accumulate: int) -> None:
     ours, parts = (
         gradients(replace(small, train={"gradient_accumulation_steps": n, "batch_size": 15}), data, ONE)

@@ -39,7 +39,7 @@ def keys(batches: Any) -> list[list[str]]:
     return [batch.keys for batch in batches]
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 @pytest.mark.parametrize("workers", [0, 1, 2, 3])
 def test_each_sample_once_in_the_same_global_batches(dataset: ShardDataset, world_size: int, workers: int) -> None:
     alone = keys(loader(dataset))

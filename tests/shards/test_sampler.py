@@ -15,7 +15,7 @@ def lengths(samples: SampleNumbers) -> SampleNumbers:
 
 
 @pytest.mark.parametrize("shards", [1, 7, 64])
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 @pytest.mark.parametrize("batch_size", [4, 7, 32])
 @pytest.mark.parametrize("length_bucket_batches", [1, 3, 1000])
 @pytest.mark.parametrize("seed", [1, None])
