@@ -347,7 +347,7 @@ def test_a_teams_own_stages_and_dependencies_are_left_alone(tmp_path: Path) -> N
     assert own in path.read_text()
     pipeline.check_dvc_yaml(load_params(ROOT / "params.yaml"), path)
     path.write_text(re.sub(r"    deps: \[\s*models,[^]]*\]", "    deps:\n      - models", path.read_text()))
-    with pytest.raises(UserError, match="the deps of stage evaluate are no list in brackets"):
+    with pytest.raises(UserError, match="the deps of stage evaluate are not a list in brackets"):
         pipeline.update_dvc_yaml(load_params(ROOT / "params.yaml"), path)
 
 

@@ -10,12 +10,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 TOYS = "Demo_Toys"
 NEEDS = {
-    f"join {TOYS}": ("raw/Demo_Toys holds 0 buckets of items", f"download@{TOYS}"),
-    "groups": ("items/Demo_Kitchen holds 0 buckets of items", "join@Demo_Kitchen"),
-    f"sample {TOYS}": ("items/Demo_Toys holds 0 buckets of items", f"join@{TOYS}"),
-    f"fetch {TOYS}": ("sample/Demo_Toys holds no part", f"sample@{TOYS}"),
-    f"shard {TOYS}": ("sample/Demo_Toys holds no part", f"sample@{TOYS}"),
-    "weights": ("sample/Demo_Kitchen holds no part", "sample@Demo_Kitchen"),
+    f"join {TOYS}": ("raw/Demo_Toys has 0 buckets of items", f"download@{TOYS}"),
+    "groups": ("items/Demo_Kitchen has 0 buckets of items", "join@Demo_Kitchen"),
+    f"sample {TOYS}": ("items/Demo_Toys has 0 buckets of items", f"join@{TOYS}"),
+    f"fetch {TOYS}": ("sample/Demo_Toys has no part files", f"sample@{TOYS}"),
+    f"shard {TOYS}": ("sample/Demo_Toys has no part files", f"sample@{TOYS}"),
+    "weights": ("sample/Demo_Kitchen has no part files", "sample@Demo_Kitchen"),
 }
 
 

@@ -1,1 +1,1 @@
-"""The foundation of all packages: parameters, files, errors, tables, and Dask's workers. It imports no stage."""
+"""Shared by all packages: parameters, files, errors, table schemas and the Dask pool. Imports no stage."""

@@ -1,9 +1,10 @@
-"""The work inside a category, spread by Dask: on this machine's processes or on a running cluster.
+"""Run the work of a stage on a Dask pool: in this process, on local workers, or on a running cluster.
 
-In: a function and the arguments of each call. Out: the results in the order of the calls, so that nothing
-downstream can see how many workers there were (promise 1). The workers of a cluster see the same files under the
-same paths. A call whose worker died is made again elsewhere, so whatever a function writes it writes aside
-(`prep.core.files`) or to a file of its own.
+Input: a function and the arguments of each call.
+Output: the results in the order of the calls.
+Guarantees: results do not depend on the number of workers. The workers of a cluster must see the same files under the
+same paths. If a worker dies, Dask repeats its call on another one, so a function must write atomically
+(`prep.core.files`) or to a file that no other call writes.
 """
 
 import logging
@@ -22,30 +23,30 @@ if TYPE_CHECKING:
     from distributed import Client
 
 Result = TypeVar("Result")
-_PENDING_PER_WORKER = 4  # calls a worker that are drawn before they are needed
+_PENDING_PER_WORKER = 4  # calls submitted ahead, per worker
 _SETTINGS = {
-    # Its profiler can stop a worker for ever on older Pythons, where the garbage collector runs at a wrong moment
-    # of sys._current_frames (python/cpython#106883).
+    # On older Pythons Dask's profiler can deadlock a worker, if the garbage collector runs inside sys._current_frames
+    # (python/cpython#106883).
     "distributed.worker.profile.enabled": False,
     "distributed.worker.multiprocessing-method": "forkserver",
 }
 _ENVIRONMENT = {
-    # Dask's own setting gives memory back at every chance, which takes half of a worker's time.
+    # Dask's default makes malloc return freed memory eagerly, which takes half of a worker's time.
     **memory.ENVIRONMENT,
-    # As Dask sets them: whoever forks has no threads.
+    # As Dask sets them: a process that forks must have no threads.
     **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
 }
 
 
 class DaskPool:
-    """Those who make the calls: this process, or what a Dask client leads to."""
+    """Runs calls in this process, or on the workers of a Dask client."""
 
     def __init__(self, client: "Client | None") -> None:
         self._client = client
 
     @property
     def count(self) -> int:
-        """How many calls are made at a time."""
+        """Number of calls that run at the same time."""
         return max(1, sum(self._client.nthreads().values())) if self._client else 1
 
     def imap(
@@ -53,19 +54,19 @@ class DaskPool:
     ) -> Iterator[Result]:
         """Call `function` with each tuple of arguments and yield the results in order.
 
-        `calls` are drawn as workers become free, a few ahead, so they may be made while others run.
+        `calls` is consumed lazily, a few calls ahead of the workers, so it may be a generator.
 
         Args:
             function: importable, with picklable arguments and result.
             calls: the arguments of each call.
-            what: names the work in a progress bar.
+            what: label of the progress bar; no bar if empty.
         """
         results = self._submit(function, calls) if self._client else (function(*call) for call in calls)
         total = len(calls) if isinstance(calls, list) else None
         yield from progress.bar(results, what, total) if what else results
 
     def map(self, function: Callable[..., Result], calls: Iterable[tuple[Any, ...]], what: str = "") -> list[Result]:
-        """Call `function` with each tuple of arguments and return the results in order."""
+        """Call `function` with each tuple of arguments and return the results in order; see `imap`."""
         return list(self.imap(function, calls, what))
 
     def _submit(self, function: Callable[..., Result], calls: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
@@ -81,7 +82,7 @@ class DaskPool:
 
 
 def _start_server() -> None:
-    """Start the process that workers are forked from, which imports once, beside this one, what they all need."""
+    """Start the fork server, which imports the workers' modules once and in parallel with this process."""
     os.environ.update(_ENVIRONMENT)
     forkserver.set_forkserver_preload(["distributed", *(name for name in sys.modules if name.startswith("prep."))])
     forkserver.ensure_running()
@@ -89,11 +90,11 @@ def _start_server() -> None:
 
 @contextmanager
 def dask_pool(settings: DaskParams) -> Iterator[DaskPool]:
-    """Give the workers of a stage; those started here end with it.
+    """Open the Dask pool of a stage; workers that it starts end with it.
 
     Args:
-        settings: ``scheduler`` is synchronous (this process), threads or processes (``dask_pool`` of them, here), or
-            the address of a running scheduler (tcp://host:port).
+        settings: ``scheduler`` is synchronous (this process), threads or processes (``workers`` of them on this
+            machine), or the address of a running scheduler (tcp://host:port).
     """
     if settings.scheduler == "synchronous":
         yield DaskPool(None)
@@ -101,10 +102,10 @@ def dask_pool(settings: DaskParams) -> Iterator[DaskPool]:
     processes = settings.scheduler == "processes"
     if processes:
         _start_server()
-    import dask  # noqa: PLC0415 -- a second that a stage in one process does not pay
+    import dask  # noqa: PLC0415 -- takes a second, which a stage in one process need not spend
     from distributed import Client, LocalCluster  # noqa: PLC0415
 
-    # It tells of every connection, and its workers of what a call raises, which who called tells.
+    # Dask logs every connection, and its workers log the exceptions of calls, which the caller reports anyway.
     logging.getLogger("distributed").setLevel(logging.WARNING)
     logging.getLogger("distributed.worker").setLevel(logging.CRITICAL)
     with ExitStack() as stack:
@@ -116,8 +117,8 @@ def dask_pool(settings: DaskParams) -> Iterator[DaskPool]:
                     n_workers=settings.workers if processes else 1,
                     threads_per_worker=1 if processes else settings.workers,
                     processes=processes,
-                    silence_logs=logging.CRITICAL,  # of workers in processes of their own, likewise
-                    memory_limit=0,  # stages bound their memory themselves; a worker stopped by a limit helps nobody
+                    silence_logs=logging.CRITICAL,  # the same for workers in other processes
+                    memory_limit=0,  # stages bound their own memory; a limit would only pause or kill workers
                     dashboard_address=None,
                     scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
                     worker_dashboard_address="127.0.0.1:0",

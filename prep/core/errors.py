@@ -1,36 +1,37 @@
-"""What goes wrong, in words: a user's mistake, and the budget for rows that are set aside.
+"""Errors that a user can fix, and the budget of rejected rows.
 
-In: a library's error, or counts of rows by reason. Out: one sentence. Guaranteed: more rows set aside than the budget
-allows stop the stage.
+Input: a library's error, or counts of rejected rows by reason.
+Output: an error message of one line.
+Guarantees: a stage stops if it rejects more rows than its budget allows.
 """
 
 from collections.abc import Mapping
 
 
 class UserError(Exception):
-    """A mistake its user can mend, as one sentence: what, where, the value found, what to do next.
+    """An error that the user can fix. Its message is one line: what, where, the value found, what to do next.
 
     The command line prints it without a traceback and exits with code 2.
     """
 
 
 def first_sentence(error: Exception) -> str:
-    """Return the first sentence of a library's error, on one line, to stand within ours."""
+    """Return the first sentence of a library's error as one line, to quote in our own message."""
     return " ".join(str(error).split()).split(". ")[0]
 
 
 def check_budget(bad: Mapping[str, int], total: int, share: float, what: str, hint: str) -> None:
-    """Stop when the bad rows are more than `share` of `total`.
+    """Raise if the fraction of rejected rows exceeds the budget.
 
     Args:
-        bad: rows set aside, by reason.
-        total: rows seen, good and bad.
-        share: the budget, 0 to 1.
-        what: the rows in words and where they are, "lines of meta_All_Beauty.jsonl" for example.
+        bad: number of rejected rows by reason.
+        total: number of rows, accepted and rejected.
+        share: the budget, a fraction of `total` from 0 to 1.
+        what: what the rows are, for the message, for example "lines of meta_All_Beauty.jsonl".
         hint: what the user can do next.
 
     Raises:
-        UserError: the budget is spent.
+        UserError: more than `share` of `total` is rejected.
     """
     count = sum(bad.values())
     if count > share * total:

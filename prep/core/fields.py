@@ -1,12 +1,14 @@
-"""The text fields of an item, and the text that a model reads of them: the same in training and in prediction.
+"""Assemble the text that the model reads from an item's fields; training and prediction share it.
 
-In: clean strings by field. Out: one text. Pure.
+Input: cleaned strings by field name.
+Output: one string.
+Guarantees: pure functions.
 """
 
 from collections.abc import Mapping, Sequence
 
-# The fields of an item that can enter its text, and how each is announced there (reference: the paper's
-# code announces the first four; `store` and `details` are ours).
+# The fields that the text can contain, with the label of each. The paper's code has the first four; `store` and
+# `details` are additions.
 LABELS = {
     "main_category": "Main category",
     "title": "Title",
@@ -18,12 +20,10 @@ LABELS = {
 
 
 def assemble(fields: Mapping[str, object], order: Sequence[str]) -> str:
-    """Return the text the model reads: one ``Label: value`` line a field that is not empty, in `order`.
+    """Return the text that the model reads: one ``Label: value`` line per non-empty field, in `order`.
 
     Args:
-        fields: clean strings by field name (the columns of the sample, the keys of a shard's JSON).
-        order: names of `LABELS`, as in the parameter ``text.fields``.
-
-    Source: reference, the paper's text (Main category, Title, Features, Description).
+        fields: cleaned strings by field name (columns of the sample, or keys of a shard's JSON).
+        order: field names, keys of `LABELS`: the parameter ``text.fields``.
     """
     return "\n".join(f"{LABELS[name]}: {value}" for name in order if (value := fields.get(name, "")))

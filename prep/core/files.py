@@ -1,8 +1,9 @@
-"""Files that appear whole or not at all.
+"""Atomic writes, hashes, and the local store.
 
-In: a path and content. Out: files, hashes, and a local store of what was made once. Guaranteed (promise 7):
-whatever is written here is written aside, flushed to disk and renamed, so a killed process leaves either the old
-state or the new one under a name, and leftovers only under ``*.partial``.
+Input: a path and content.
+Output: files and folders, hashes, and a local store of cached files.
+Guarantees: everything is written under a temporary name, flushed to disk and renamed. A killed process leaves the old
+content or the new content under a name, and leftovers only in ``*.partial``.
 """
 
 import hashlib
@@ -29,9 +30,11 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
-    """Give a path to write `path`'s content to; on leaving without an error it becomes `path`.
+    """Yield a temporary path to write to; it is renamed to `path` when the block ends without an error.
 
-    Without `durable` it is not flushed to disk, for what a killed run starts anew.
+    Args:
+        path: the final path; its folder is created if needed.
+        durable: whether to flush to disk before renaming. Not needed for files that a killed run writes again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -46,7 +49,7 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
 
 
 def commit(partial: Path, path: Path) -> None:
-    """Let the whole file `partial`, in the folder of `path`, become `path`: flushed to disk, then renamed."""
+    """Flush the finished file `partial`, in the same folder as `path`, to disk and rename it to `path`."""
     _sync(partial)
     partial.replace(path)
     _sync(path.parent)
@@ -54,38 +57,38 @@ def commit(partial: Path, path: Path) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Give an empty folder to fill; on leaving without an error it becomes `path`, replacing what was there.
+    """Yield an empty temporary folder; it replaces `path` when the block ends without an error.
 
-    Leftovers of a killed run are cleared first. The content of `path` is thus what this run made, nothing else.
+    Leftovers of a killed run are removed first, so `path` contains only what this run wrote.
     """
     partial, old = (path.with_name(f".{path.name}.{state}.partial") for state in ("new", "old"))
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
     yield partial
-    for leftover in partial.rglob(".*.partial"):  # of a worker that was killed and whose call was made again
+    for leftover in partial.rglob(".*.partial"):  # of a killed worker, whose call was repeated on another one
         leftover.unlink()
     for file in sorted(partial.rglob("*")):
         _sync(file)
     if path.exists():
-        path.replace(old)  # not removed in place: a kill in mid-removal would leave half of it under its name
+        path.replace(old)  # not removed in place: a kill during removal would leave half a folder at `path`
     partial.replace(path)
     _sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file of ours.
+    """Read a JSON file that a stage wrote.
 
     Raises:
-        UserError: the file is absent or is not JSON; the sentence names the stage to run.
+        UserError: the file does not exist or is not valid JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; run `dvc repro`, or `dvc pull`, to have it") from None
+        raise UserError(f"{path} does not exist; run `dvc repro` to create it, or `dvc pull` to download it") from None
     except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); remove it and run `dvc repro`") from error
+        raise UserError(f"{path} is not valid JSON ({error}); remove it and run `dvc repro`") from error
 
 
 def sha256(path: Path) -> str:
@@ -95,26 +98,26 @@ def sha256(path: Path) -> str:
 
 
 def fingerprint(*parts: Any) -> str:
-    """Return the hex sha256 of JSON-able `parts` in a canonical form: equal inputs, equal name."""
+    """Return the hex sha256 of `parts`, JSON-serializable values, in a canonical form."""
     text = json.dumps(msgspec.to_builtins(parts), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def store() -> Path:
-    """Return the folder of what was made once, outside DVC's outs: ``$EFFIMINI_STORE``, or ``.effimini``."""
+    """Return the folder of the local store, outside DVC's outputs: ``$EFFIMINI_STORE``, or ``.effimini``."""
     return Path(os.environ.get("EFFIMINI_STORE", ".effimini")).absolute()
 
 
 def cached(name: str, make: Callable[[Path], None], target: Path) -> bool:
-    """Put the file stored as `name` at `target` by hardlink (or copy), making it first if it is not stored.
+    """Hardlink (or copy) a cached file from the local store to `target`, after creating it if it is not cached.
 
     Args:
-        name: a path below the store that holds the fingerprint of everything the bytes depend on.
-        make: writes the file to the path it is given.
-        target: where the stage wants it.
+        name: path in the store; must contain the fingerprint of everything that the bytes depend on.
+        make: writes the file to the path that it is given.
+        target: where to put the file.
 
     Returns:
-        True if the file had to be made.
+        True if the file was not cached and had to be created.
     """
     stored = store() / name
     absent = not stored.exists()
@@ -124,6 +127,6 @@ def cached(name: str, make: Callable[[Path], None], target: Path) -> bool:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(stored, target)
-    except OSError:  # another file system, or one without links
+    except OSError:  # the store is on another file system, or this one has no hardlinks
         shutil.copyfile(stored, target)
     return absent

@@ -1,9 +1,10 @@
-"""The parameters of a run: ``params.yaml`` read into frozen, typed objects.
+"""Parse and validate the parameters of a run: ``params.yaml`` as frozen, typed objects.
 
-In: a YAML 1.2 file, as DVC reads it. Out: a `Params`. Guaranteed: every key is present and known, every value has
-its type and a possible size; anything else is an error that names the file, the key, the value found and what is
-expected. There are no defaults in the code: the file is the only place of a value, and ``params/base.yaml`` says what
-each key means.
+Input: a YAML 1.2 file, which DVC reads too.
+Output: a `Params`.
+Guarantees: every key is present and known, and every value has the right type and is in range; otherwise an error names
+the file, the key, the value found and what is expected. The code has no default values: values are only in the file,
+and ``params/base.yaml`` documents each key.
 """
 
 import difflib
@@ -45,7 +46,8 @@ Required = Literal[
 ]
 
 
-# What decides where and how fast the work is done, and no byte of its result. No stage of dvc.yaml depends on it.
+# Parameters that decide where and how fast the work is done but do not change the results. No stage in dvc.yaml depends
+# on them.
 DECIDES_NO_BYTE = (
     "dask",
     "fetch.connections",
@@ -57,7 +59,7 @@ DECIDES_NO_BYTE = (
     "train.save_every_steps",
 )
 
-# Parameters that have another name now.
+# Old names of parameters, and their current names.
 RENAMED = {
     "images.size": "images.resolution",
     "download.bad_share": "download.max_bad_fraction",
@@ -80,8 +82,8 @@ RENAMED = {
 }
 
 
-_UNKNOWN = "unexpected_keyword_argument"  # pydantic's type of error for a key that is no field
-# an unknown key is an error, and so is "1" or true where a number is expected
+_UNKNOWN = "unexpected_keyword_argument"  # pydantic's error type for an unknown key
+# Unknown keys are errors, and so are "1" and true where a number is expected.
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -107,21 +109,21 @@ class SourceParams:
     demo: DemoParams
 
     def __post_init__(self) -> None:
-        """Refuse a kind without what it needs."""
+        """Check that categories are unique and that the keys that the kind of source requires are set."""
         if len(set(self.categories)) < len(self.categories):
-            raise ValueError("categories names one twice; name each once")
+            raise ValueError("categories has duplicates; name each category once")
         if self.kind == "mirror" and not self.location:
             raise ValueError("kind mirror needs location: a directory or an http(s) base URL")
         if self.kind == "hub" and not re.fullmatch("[0-9a-f]{40}", self.revision):
             raise ValueError(
-                f"kind hub needs revision: a whole commit, since a branch or tag moves, found {self.revision!r}; "
-                "`effimini categories --hub` prints the newest commit"
+                "kind hub needs revision: a full commit hash, because a branch or tag can move, "
+                f"found {self.revision!r}; `effimini categories --hub` prints the latest commit"
             )
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class DownloadParams:
-    """Raw lines to typed tables."""
+    """How raw lines become typed tables."""
 
     buckets: Annotated[int, Field(ge=1, le=4096)]
     max_bad_fraction: Fraction
@@ -129,7 +131,7 @@ class DownloadParams:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class JoinParams:
-    """Reviews joined to metadata."""
+    """How reviews are joined to metadata."""
 
     reviews: Literal["all", "first_by_user"]
 
@@ -143,7 +145,7 @@ class GroupsParams:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class SampleParams:
-    """Which items are used, and in which split and band each stands."""
+    """Which items are used, and how they are divided into splits and bands."""
 
     require: tuple[Required, ...]
     min_chars: NonNegativeInt
@@ -156,19 +158,21 @@ class SampleParams:
     salt: str
 
     def __post_init__(self) -> None:
-        """Refuse a fraction that is no whole number of bands, and splits that leave nothing to train on."""
+        """Check that the fraction is a whole number of bands, and that the splits leave training items."""
         if abs(self.fraction * self.bands - round(self.fraction * self.bands)) > 1e-9:
             raise ValueError(
-                f"fraction {self.fraction} is no whole number of bands; take a multiple of 1/{self.bands}, "
+                f"fraction {self.fraction} is not a whole number of bands; use a multiple of 1/{self.bands}, "
                 f"which is {1 / self.bands:g}"
             )
         if self.validation + self.test >= 1:
-            raise ValueError(f"validation {self.validation} + test {self.test} leave nothing to train on")
+            raise ValueError(
+                f"validation {self.validation} + test {self.test} leave no training items; their sum must be below 1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ImagesParams:
-    """Which image of an item is fetched, and what is stored of it."""
+    """Which image of an item is fetched, and how it is stored."""
 
     prefer: Literal["hi_res", "large"]
     request: Annotated[int, Field(ge=0, le=5000)]
@@ -180,7 +184,7 @@ class ImagesParams:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class FetchParams:
-    """How images are fetched: nothing here changes what is stored of an image that was had."""
+    """How images are fetched; does not change the stored bytes of an image that was fetched."""
 
     mirror: str
     connections: Annotated[int, Field(ge=1, le=1024)]
@@ -193,7 +197,7 @@ class FetchParams:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TextParams:
-    """The text the model reads."""
+    """The text that the model reads."""
 
     fields: Annotated[tuple[TextField, ...], Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=8, le=512)]
@@ -201,14 +205,14 @@ class TextParams:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ShardsParams:
-    """The tars."""
+    """How samples are written to shards."""
 
     samples_per_shard: PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class StreamParams:
-    """How shards are read: nothing here changes a batch of whole images."""
+    """How shards are read; does not change the batches unless images are damaged."""
 
     workers: NonNegativeInt
     cache_gb: PositiveFloat
@@ -217,7 +221,7 @@ class StreamParams:
 
     @property
     def cache_bytes(self) -> int:
-        """What remote shards may take on disk, bytes."""
+        """The size of the disk cache of remote shards, bytes."""
         return int(self.cache_gb * 1e9)
 
 
@@ -239,7 +243,7 @@ class EncoderParams:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ModelParams:
-    """The network."""
+    """The model."""
 
     image: EncoderParams
     text: EncoderParams
@@ -252,7 +256,7 @@ class ModelParams:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TrainParams:
-    """The recipe."""
+    """The training recipe."""
 
     seed: int
     epochs: PositiveInt
@@ -275,22 +279,23 @@ class TrainParams:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Limits:
-    """Up to `quiet` all is well, above it validation warns, above `most` it stops the run."""
+    """Limits of a measured value: above `warn_above` validation warns, above `fail_above` it fails."""
 
     warn_above: NonNegativeFloat
     fail_above: NonNegativeFloat
 
     def __post_init__(self) -> None:
-        """Refuse to stop where nothing was said before."""
+        """Check that warn_above does not exceed fail_above."""
         if self.warn_above > self.fail_above:
             raise ValueError(
-                f"warn_above {self.warn_above:g} is above fail_above {self.fail_above:g}; set it at or below"
+                f"warn_above {self.warn_above:g} is greater than fail_above {self.fail_above:g}; "
+                "set it to at most fail_above"
             )
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class NullFractions:
-    """The share of a category's items without a field."""
+    """Limits of the fraction of a category's items without a field."""
 
     title: Limits
     main_category: Limits
@@ -305,7 +310,7 @@ class NullFractions:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ValidationParams:
-    """What data may be like; nothing here changes a byte of the tables."""
+    """Limits that validation checks the data against; they do not change the tables."""
 
     null_fraction: NullFractions
     mode_fraction: Limits
@@ -316,7 +321,7 @@ class ValidationParams:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class EvaluateParams:
-    """What is measured, and how surely."""
+    """How results are measured."""
 
     bootstrap: Annotated[int, Field(ge=100)]
     seed: int
@@ -324,7 +329,7 @@ class EvaluateParams:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class DaskParams:
-    """Where the work inside a category runs; nothing here changes a byte of the result."""
+    """Where the work of a stage runs; does not change the results."""
 
     scheduler: Annotated[str, Field(pattern=r"^(synchronous|threads|processes|tcp://.+)$")]
     workers: PositiveInt
@@ -332,7 +337,7 @@ class DaskParams:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Params:
-    """Everything a run depends on."""
+    """All parameters of a run."""
 
     source: SourceParams
     download: DownloadParams
@@ -353,11 +358,12 @@ class Params:
 
 
 def narrow(params: Params, names: Iterable[str]) -> Params:
-    """Return an object that has some of the parameters and no others, so that nothing else can be read.
+    """Return an object with only the named parameters, so that a stage cannot read undeclared ones.
 
     Args:
         params: the parameters of a run.
-        names: sections, or keys as ``section.key``: what dvc.yaml declares for a stage, and `DECIDES_NO_BYTE` ones.
+        names: sections, or keys as ``section.key``: those that dvc.yaml declares for a stage, and any of
+            `DECIDES_NO_BYTE`.
     """
     narrow = SimpleNamespace()
     for name in names:
@@ -372,7 +378,7 @@ def narrow(params: Params, names: Iterable[str]) -> Params:
 
 
 def values_of(params: Params, names: Iterable[str]) -> dict[str, Any]:
-    """Return some of the parameters by section, as JSON holds them; arguments as for `narrow`."""
+    """Return the named parameters by section, as JSON types; same arguments as `narrow`."""
     found = {}
     for name, section in vars(narrow(params, names)).items():
         values = vars(section) if isinstance(section, SimpleNamespace) else section
@@ -381,10 +387,10 @@ def values_of(params: Params, names: Iterable[str]) -> dict[str, Any]:
 
 
 def rename_keys(values: Mapping[str, Any]) -> None:
-    """Give the keys of parameters that were stated under old names their new ones, in place.
+    """Replace old parameter names by the current ones, in place.
 
     Args:
-        values: by section and key, as `values_of` returns them.
+        values: parameters by section and key, as `values_of` returns them.
     """
     for old, new in RENAMED.items():
         section, key = old.split(".")
@@ -393,33 +399,36 @@ def rename_keys(values: Mapping[str, Any]) -> None:
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:
-    """Read the parameters from `path`: a whole file, or a preset, which says what it `extends`.
+    """Read the parameters from `path`: a complete file, or a preset with an `extends` key.
 
     Raises:
-        UserError: the file is absent or not YAML, or has an unknown or missing key, a wrong type, an impossible value.
+        UserError: the file does not exist, is not YAML, has an unknown or missing key, or a value with a wrong type or
+            out of range.
     """
     return parse_params(read_yaml(path), path)
 
 
 def read_yaml(path: Path) -> CommentedMap:
-    """Return the content of a parameter file, with comments; that of a preset over what it extends.
+    """Return the content of a parameter file, with comments; a preset is merged into the file that it extends.
 
     Raises:
-        UserError: the file, or one that it extends, is absent or not YAML.
+        UserError: the file, or one that it extends, does not exist or is not YAML.
     """
     try:
         content = YAML().load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; run in the project's folder, or `effimini preset paper`") from None
+        raise UserError(
+            f"{path} does not exist; run the command in the project's folder, or create it with `effimini preset paper`"
+        ) from None
     except (YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if isinstance(content, CommentedMap) and (extended := content.pop("extends", None)):
         content = _merge(read_yaml(path.with_name(f"{extended}.yaml")), content)
     return cast(CommentedMap, content)
 
 
 def _merge(content: CommentedMap, preset: Mapping[str, Any]) -> CommentedMap:
-    """Replace values by a preset's, in place, so that the comments beside them stay."""
+    """Replace values by those of a preset, in place, so that their comments are kept."""
     for key, value in preset.items():
         if isinstance(value, Mapping) and isinstance(content.get(key), Mapping):
             _merge(content[key], value)
@@ -429,27 +438,28 @@ def _merge(content: CommentedMap, preset: Mapping[str, Any]) -> CommentedMap:
 
 
 def parse_params(raw: Any, where: Path) -> Params:
-    """Check the content of a parameter file, which `where` names in errors.
+    """Validate the content of a parameter file; error messages name the file as `where`.
 
     Raises:
-        UserError: it has an unknown or missing key, a wrong type, an impossible value.
+        UserError: an unknown or missing key, or a value with a wrong type or out of range.
     """
     renamed = [(old, new) for old, new in RENAMED.items() if _has(raw, old.split("."))]
     if renamed:
-        raise UserError(f"{where}: {', '.join(f'{old} is now {new}' for old, new in renamed)}; rename it there")
+        raise UserError(
+            f"{where} has old parameter names: {', '.join(f'{old} is now {new}' for old, new in renamed)}; "
+            "rename them in the file"
+        )
     try:
         return TypeAdapter(Params).validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
-        # a misspelt key first, which explains the missing one
-        first, *others = sorted(
-            error.errors(include_url=False), key=lambda each: each["type"] != "unexpected_keyword_argument"
-        )
+        # Report a misspelt key first, because it explains the missing one.
+        first, *others = sorted(error.errors(include_url=False), key=lambda detail: detail["type"] != _UNKNOWN)
         more = f"; {len(others)} more to correct" if others else ""
         raise UserError(f"{where}: {_explain(first)}{more}") from None
 
 
 def _has(raw: Any, keys: list[str]) -> bool:
-    """Return whether the content of a file has a key, of a section of a section."""
+    """Return whether the content of a file has a nested key."""
     for key in keys:
         if not isinstance(raw, Mapping) or key not in raw:
             return False
@@ -458,18 +468,18 @@ def _has(raw: Any, keys: list[str]) -> bool:
 
 
 def _explain(error: ErrorDetails) -> str:
-    """Say which key, what is wrong, the value found, and what to do."""
+    """Return an error message with the key, what is wrong, the value found, and what to do."""
     key = ".".join(map(str, error["loc"])) or "the whole file"
     found = error["input"]
     match error["type"]:
         case "unexpected_keyword_argument":
             *section, name = map(str, error["loc"])
             known = _keys(section)
-            near = difflib.get_close_matches(name, known, 1)
-            advice = f"did you mean {near[0]}?" if near else f"the keys there are {', '.join(known)}"
-            return f"{key} is not a parameter; {advice}"
+            similar = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {similar[0]}?" if similar else f"valid keys are {', '.join(known)}"
+            return f"{key} is not a parameter; {hint}"
         case "missing":
-            return f"{key} is missing; params/base.yaml shows a value"
+            return f"{key} is missing; copy it from params/base.yaml"
         case "value_error":
             return f"{key}: {error['ctx']['error']}"
         case "literal_error":
@@ -480,7 +490,7 @@ def _explain(error: ErrorDetails) -> str:
 
 
 def _keys(section: list[str]) -> list[str]:
-    """Return the keys of a section, or of a section of a section."""
+    """Return the keys of a section, given by its path."""
     kind: Any = Params
     for name in section:
         kind = get_type_hints(kind)[name]

@@ -1,4 +1,4 @@
-"""The parts of a sample: the names of splits, and the files of ``data/sample`` and ``data/images``, one a part."""
+"""The parts of a sample: split names, and the files of ``data/sample`` and ``data/images``, one per part."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from prep.core.errors import UserError
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
-NOT_TAKEN = ("beyond_fraction", "held_out")  # why a usable item is in no part: train, and the others
+NOT_TAKEN = ("beyond_fraction", "held_out")  # why a usable item is in no part: in train; in validation and test
 
 
 def part_files(folder: Path) -> list[Path]:
@@ -18,9 +18,9 @@ def sample_parts(data: Path, category: str) -> list[Path]:
     """Return the part files of ``data/sample/<category>``, in order.
 
     Raises:
-        UserError: there is none.
+        UserError: there are none.
     """
     parts = part_files(data / "sample" / category)
     if not parts:
-        raise UserError(f"{data}/sample/{category} holds no part; run `dvc repro sample@{category}`")
+        raise UserError(f"{data}/sample/{category} has no part files; run `dvc repro sample@{category}`")
     return parts

@@ -1,11 +1,13 @@
-"""What of dvc.yaml follows from params.yaml and DVC cannot work out from it: some dependencies.
+"""Write the dependencies in dvc.yaml that follow from params.yaml but that DVC cannot derive itself.
 
-DVC repeats a stage for each category (`matrix`), but it cannot list the folders of all categories among the
-dependencies of one stage, and it cannot tell a local encoder's folder from a name on the hub.
+DVC repeats a stage for each category (`matrix`), but it cannot list the folders of all categories as dependencies of
+one stage, and it cannot tell the folder of a local encoder from a model name on the hub.
 
-In: the parameters, dvc.yaml and dvc.lock. Out: dvc.yaml with these dependencies and dvc.lock without the stages of
-categories that were taken out, or a sentence that dvc.yaml is of other parameters. Guaranteed: nothing else in the
-files changes, comments neither; the same parameters give the same files, whatever they held before.
+Input: the parameters, dvc.yaml and dvc.lock.
+Output: dvc.yaml with these dependencies, and dvc.lock without the stages of removed categories; or an error that
+dvc.yaml does not match the parameters.
+Guarantees: nothing else in the files changes, comments included. The same parameters give the same files, whatever the
+files contained before.
 """
 
 import logging
@@ -24,31 +26,31 @@ from prep.core.params import Params
 log = logging.getLogger(__name__)
 
 FILE = Path("dvc.yaml")
-TABLE_FOLDERS = ("raw", "items", "groups", "sample", "images", "shards")  # that have a folder a category
+TABLE_FOLDERS = ("raw", "items", "groups", "sample", "images", "shards")  # in data/, with one folder per category
 _FOLDER = re.compile(rf"data/({'|'.join(TABLE_FOLDERS)})/([^/]+)")
 _WIDTH = 120
 _CATALOGUE = "prep/demo.py"
-_WITH_ENCODERS = ("shard", "train")  # stages whose dependencies that are no data and no code are encoders
+_WITH_ENCODERS = ("shard", "train")  # any dependency of these stages that is neither data nor code is an encoder
 _DATA_OR_CODE = re.compile(r"data/.*|.*\.(py|jinja|txt)|prep/core/tables")
 
 
 def update_dvc_yaml(params: Params, path: Path = FILE) -> bool:
     """Write the dependencies that follow from the parameters into dvc.yaml; return whether it changed.
 
-    Stages of categories that were taken out leave the dvc.lock beside it.
+    Stages of categories that are not in the parameters are removed from the dvc.lock in the same folder.
 
     Raises:
-        UserError: a stage's dependencies are not written in brackets.
+        UserError: the dependencies of a stage are not a list in brackets.
     """
     lock = path.with_name("dvc.lock")
     if lock.exists():
         _prune_lock(lock, params.source.categories)
     before = after = path.read_text(encoding="utf-8")
     for name, stage in _stages(before).items():
-        lines = _written(_dependencies(name, stage, params))
+        lines = _deps_yaml(_dependencies(name, stage, params))
         found = re.search(rf"(?m)^  {name}:\n(?:    .*\n|\n)*?(    deps: \[[^]]*\])$", after)
         if found is None:
-            raise UserError(f"{path}: the deps of stage {name} are no list in brackets; write them as [a, b, c]")
+            raise UserError(f"{path}: the deps of stage {name} are not a list in brackets; write them as [a, b, c]")
         after = after[: found.start(1)] + lines + after[found.end(1) :]
     if after == before:
         return False
@@ -58,10 +60,10 @@ def update_dvc_yaml(params: Params, path: Path = FILE) -> bool:
 
 
 def check_dvc_yaml(params: Params, path: Path = FILE) -> None:
-    """Refuse a dvc.yaml whose dependencies are those of other parameters; where there is none, nothing is checked.
+    """Check that the dependencies in dvc.yaml match the parameters; do nothing if there is no dvc.yaml.
 
     Raises:
-        UserError: they are; the sentence names a stage and what to run.
+        UserError: they do not match; the message names a stage and the command to run.
     """
     if not path.exists():
         return
@@ -71,41 +73,41 @@ def check_dvc_yaml(params: Params, path: Path = FILE) -> None:
             wrong = next((d for d in [*wanted, *found] if (d in wanted) != (d in found)), wanted[0])
             verb = "lacks" if wrong in wanted else "has"
             raise UserError(
-                f"{path} is of other parameters: stage {name} {verb} the dependency {wrong}; "
+                f"{path} does not match the parameters: stage {name} {verb} the dependency {wrong}; "
                 "run `effimini pipeline`, then `dvc repro`"
             )
 
 
 def warn_of_strays(data: Path, tables: Iterable[str], categories: Sequence[str]) -> None:
-    """Warn of folders of categories that are not in the parameters: a category that was removed leaves them."""
+    """Log a warning about folders of categories that are not in the parameters; no stage removes or reads them."""
     found = [path for table in tables for path in sorted((data / table).glob("[!.]*")) if path.is_dir()]
     strays = [str(path) for path in found if path.name not in categories]
     if strays:
         log.warning(
-            "warning: remove these folders, whose categories are not in source.categories: %s", " ".join(strays)
+            "warning: remove these folders, which are of categories not in source.categories: %s", " ".join(strays)
         )
 
 
 def _prune_lock(lock: Path, categories: Sequence[str]) -> None:
-    """Take the stages of other categories out of dvc.lock, which DVC itself leaves there for ever."""
+    """Remove the stages of other categories from dvc.lock; DVC itself never removes them."""
     yaml = YAML()
     content = yaml.load(lock.read_text(encoding="utf-8"))
-    gone = [name for name in content["stages"] if "@" in name and name.partition("@")[2] not in categories]
-    for name in gone:
+    removed = [name for name in content["stages"] if "@" in name and name.partition("@")[2] not in categories]
+    for name in removed:
         del content["stages"][name]
-    if gone:
+    if removed:
         with atomic_write(lock) as partial:
             yaml.dump(content, partial)
 
 
 def _stages(text: str) -> dict[str, Any]:
-    """Return the stages that run a command of this package; a team's own are left alone."""
+    """Return the stages that run a command of this package; stages that a team added are left unchanged."""
     stages = YAML(typ="safe", pure=True).load(text)["stages"]
     return {name: stage for name, stage in stages.items() if str(stage["cmd"]).startswith("effimini ")}
 
 
-def _written(dependencies: Sequence[str]) -> str:
-    """Return the lines of a list of dependencies."""
+def _deps_yaml(dependencies: Sequence[str]) -> str:
+    """Return a list of dependencies as the lines of dvc.yaml."""
     listed = ", ".join(f"'{name}'" if "$" in name else name for name in dependencies)
     if len(line := f"    deps: [{listed}]") <= _WIDTH:
         return line
@@ -117,7 +119,7 @@ def _written(dependencies: Sequence[str]) -> str:
 
 
 def _dependencies(name: str, stage: Any, params: Params) -> list[str]:
-    """Return the dependencies of a stage, with the folders of all categories where it has those of some."""
+    """Return a stage's dependencies; where it lists folders of some categories, those of all categories."""
     result: list[str] = []
     for found in stage["deps"]:
         folder = None if "matrix" in stage else _FOLDER.fullmatch(found)
@@ -126,17 +128,17 @@ def _dependencies(name: str, stage: Any, params: Params) -> list[str]:
         elif found != _CATALOGUE and (name not in _WITH_ENCODERS or _DATA_OR_CODE.fullmatch(found)):
             result.append(str(found))
     result = list(dict.fromkeys(result))
-    own = list(_extra_dependencies(name, params))
+    extra = list(_extra_dependencies(name, params))
     at = sum(dependency.startswith("data/") for dependency in result)
-    return [*result[:at], *own, *result[at:]]
+    return [*result[:at], *extra, *result[at:]]
 
 
 def _extra_dependencies(name: str, params: Params) -> Iterator[str]:
-    """Yield what a stage depends on for the parameters' values: the demo catalogue, local encoders and weights."""
+    """Yield the dependencies that parameter values add to a stage: the demo catalogue, local encoders and weights."""
     if name in {"download", "fetch"} and params.source.kind == "demo":
         yield _CATALOGUE
     if name in _WITH_ENCODERS and Path(params.model.text.name).exists():
         yield params.model.text.name
     if name == "train":
-        given = (params.model.image.weights, params.model.text.weights)
-        yield from (weights for weights in given if Path(weights).is_file())
+        candidates = (params.model.image.weights, params.model.text.weights)
+        yield from (weights for weights in candidates if Path(weights).is_file())

@@ -1,7 +1,9 @@
-"""Presets: the parameters of a kind of run, as what differs from ``params/base.yaml``.
+"""Presets: named sets of parameters, stored as their differences from ``params/base.yaml``.
 
-In: ``params/base.yaml``, which has every key, and ``params/<preset>.yaml``, which says what it extends and has what
-differs. Out: params.yaml with the values of both and the comments of base.yaml. Guaranteed: what is written loads.
+Input: ``params/base.yaml``, which has every key, and ``params/<preset>.yaml``, which names the file that it extends and
+contains the values that differ.
+Output: params.yaml with the values of both and the comments of base.yaml.
+Guarantees: the file that is written is valid.
 """
 
 from pathlib import Path
@@ -18,7 +20,7 @@ BASE = "base"
 
 
 def names(folder: Path = FOLDER) -> list[str]:
-    """Return the names of the presets of a folder, in alphabetical order."""
+    """Return the names of the presets in a folder, in alphabetical order."""
     return sorted(path.stem for path in folder.glob("*.yaml") if path.stem != BASE)
 
 
@@ -27,12 +29,12 @@ def write_preset(name: str, path: Path, folder: Path = FOLDER, overwrite: bool =
 
     Args:
         name: the preset.
-        path: of params.yaml.
-        folder: of the presets.
-        overwrite: whether values that are of no preset may be lost.
+        path: the params.yaml to write.
+        folder: the folder of the presets.
+        overwrite: whether to overwrite values at `path` that match no preset.
 
     Raises:
-        UserError: there is no such preset, or `path` has values of its own and `overwrite` is false.
+        UserError: there is no such preset, or `path` has values that match no preset and `overwrite` is false.
     """
     known = names(folder)
     if name not in known:
@@ -42,9 +44,9 @@ def write_preset(name: str, path: Path, folder: Path = FOLDER, overwrite: bool =
     if (
         path.exists()
         and not overwrite
-        and load_params(path) not in [load_params(folder / f"{each}.yaml") for each in known]
+        and load_params(path) not in [load_params(folder / f"{preset_name}.yaml") for preset_name in known]
     ):
-        raise UserError(f"{path} has values that are of no preset; commit or copy it, then add --force")
+        raise UserError(f"{path} has values that match no preset; commit or copy it, then add --force to overwrite it")
     content = read_yaml(preset)
     content.yaml_set_start_comment(
         f"Written by `effimini preset {name}`. Change values here; {folder}/{BASE}.yaml says what each key means.\n\n"
@@ -56,6 +58,6 @@ def write_preset(name: str, path: Path, folder: Path = FOLDER, overwrite: bool =
 def write_yaml(content: CommentedMap, path: Path) -> None:
     """Write the content of a parameter file."""
     yaml = YAML()
-    yaml.width = 4096  # no line is broken, so that a comment stays beside its value
+    yaml.width = 4096  # do not wrap lines, so that each comment stays on the line of its value
     with atomic_write(path) as partial:
         yaml.dump(content, partial)

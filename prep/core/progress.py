@@ -1,4 +1,4 @@
-"""Progress bars on stderr, shown to people and not to log files."""
+"""Progress bars on stderr, shown only in a terminal."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -20,19 +20,19 @@ T = TypeVar("T")
 
 
 def bar(things: Iterable[T], what: str, total: float | None = None) -> Iterable[T]:
-    """Yield `things` while a bar named `what` advances; `total` where their number is not known by len()."""
+    """Yield `things` and show a progress bar labelled `what`; pass `total` if `things` has no len()."""
     console = Console(stderr=True)
     return track(things, what, total=total, console=console, transient=True, disable=not sys.stderr.isatty())
 
 
 @contextmanager
 def byte_bar(what: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """Show a bar named `what` with its rate, and give the function that advances it by so many bytes.
+    """Show a bar with the transfer rate, and yield the function that advances it by a number of bytes.
 
     Args:
-        what: the name, a file's.
-        total: bytes of the whole.
-        done: bytes that were there before.
+        what: label, the name of the file.
+        total: size of the file, bytes.
+        done: bytes that an earlier run transferred.
     """
     with Progress(
         TextColumn("{task.description}", markup=False),

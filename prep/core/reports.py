@@ -1,6 +1,8 @@
-"""What a stage reports of its rows: in = out + dropped, by reason.
+"""Row accounting of a stage: rows in = rows out + rows dropped, by reason.
 
-In: counts. Out: the funnel in ``report.json``. Guaranteed: a funnel that does not add up stops the stage.
+Input: counts.
+Output: the row accounting in ``report.json``.
+Guarantees: a stage stops if its counts do not add up.
 """
 
 from collections.abc import Mapping
@@ -10,10 +12,10 @@ import msgspec
 
 
 class Funnel(msgspec.Struct, frozen=True):
-    """Rows in = rows out + rows dropped, by reason (promise 4).
+    """Row accounting of one table: rows in = rows out + rows dropped, by reason.
 
     Raises:
-        ValueError: the counts do not add up, which is a bug of the stage.
+        ValueError: the counts do not add up, which is a bug in the stage.
     """
 
     rows_in: int
@@ -21,19 +23,19 @@ class Funnel(msgspec.Struct, frozen=True):
     dropped: dict[str, int]
 
     def __post_init__(self) -> None:
-        """Refuse counts that do not add up."""
+        """Check that the counts add up."""
         if self.rows_in != self.rows_out + sum(self.dropped.values()):
             raise ValueError(f"rows are not accounted for: {self}")
 
     @classmethod
     def of(cls, rows_in: int, dropped: Mapping[str, int]) -> "Funnel":
-        """Make the funnel of `rows_in` rows; reasons are sorted and those with no row are left out."""
+        """Create the row accounting of `rows_in` rows; reasons are sorted, and those with no rows are omitted."""
         counted = {reason: int(count) for reason, count in sorted(dropped.items()) if count}
         return cls(rows_in, rows_in - sum(counted.values()), counted)
 
 
 class Reported(msgspec.Struct, frozen=True):
-    """What a stage reported of the rows of its tables."""
+    """The row accounting that a stage reported for its tables."""
 
     stage: str
     tables: dict[str, Funnel]
@@ -44,12 +46,12 @@ class _Report(Reported, frozen=True):
 
 
 def earlier_reports(folder: Path) -> list[Reported]:
-    """Return what the stages up to the one that wrote `folder` reported of rows, the first one first.
+    """Return the row accounting of the stage that wrote `folder` and of the stages upstream, the earliest first.
 
-    Each stage's ``report.json`` states it as "before", so that the last table tells of every row since the raw files.
+    Each ``report.json`` repeats the upstream counts as "before", so the last one covers every row since the raw data.
     """
     path = folder / "report.json"
-    if not path.exists():  # a table that nobody reported of
+    if not path.exists():  # the table has no report
         return []
     report = msgspec.json.decode(path.read_bytes(), type=_Report)
     return [*report.before, Reported(report.stage, report.tables)]

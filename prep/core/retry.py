@@ -1,7 +1,8 @@
 """Retries of HTTP requests: which errors are transient, how long to wait, and when to give up.
 
-In: the error of a request. Out: another attempt after a wait that grows at random, or as long as the server asks.
-Guaranteed: only a `TransientError` is tried again, and the attempts end.
+Input: the error of a request.
+Output: another attempt, after a random exponential backoff or after the wait that the server requests.
+Guarantees: only a `TransientError` is retried, and the number of attempts is limited.
 """
 
 import email.utils
@@ -12,19 +13,19 @@ from typing import NamedTuple, TypeVar
 
 import tenacity
 
-MAX_WAIT = 600.0  # seconds before a retry, whatever a server asks for
+MAX_WAIT = 600.0  # longest wait before a retry that a server can request, seconds
 
 R = TypeVar("R", bound=tenacity.BaseRetrying)
 
 
 class RequestFailedError(Exception):
-    """A request brought nothing.
+    """A request failed.
 
     Args:
-        what: for people.
-        outcome: the word for it, where one is kept.
-        status: HTTP, 0 without an answer.
-        wait: seconds that the server asks to wait, if it does.
+        what: the error message.
+        outcome: the outcome to record, "" if none is recorded.
+        status: HTTP status, 0 if there was no response.
+        wait: seconds that the server asks to wait; None if it does not say.
     """
 
     def __init__(self, what: str, outcome: str = "", status: int = 0, wait: float | None = None) -> None:
@@ -33,26 +34,26 @@ class RequestFailedError(Exception):
 
 
 class TransientError(RequestFailedError):
-    """Asking again may bring another answer."""
+    """A request failed and a retry may succeed."""
 
 
 class PermanentError(RequestFailedError):
-    """Asking again would bring the same answer."""
+    """A request failed and a retry would fail in the same way."""
 
 
 class RetryPolicy(NamedTuple):
-    """How often, and how soon, a request is made again."""
+    """How many times a request is attempted, and how long to wait in between."""
 
-    max_attempts: int = 10  # in a row that bring nothing
-    first_wait: float = 1.0  # seconds that the first wait takes at most; each later one may take twice as long
-    max_wait: float = 60.0  # seconds that a wait takes at most, unless the server asks for more
+    max_attempts: int = 10  # consecutive failures before giving up
+    first_wait: float = 1.0  # upper bound of the first wait, seconds; it doubles with every retry
+    max_wait: float = 60.0  # upper bound of every wait, seconds, unless the server requests a longer one
 
     def retrying(self) -> tenacity.Retrying:
-        """Return what calls a function again after a `TransientError`, and raises the last one."""
+        """Return a caller that retries a function after a `TransientError`, and raises the last error."""
         return self._retrying(tenacity.Retrying)
 
     def retrying_async(self) -> tenacity.AsyncRetrying:
-        """Return the same for a coroutine."""
+        """Return the same as `retrying` for a coroutine."""
         return self._retrying(tenacity.AsyncRetrying)
 
     def _retrying(self, kind: type[R]) -> R:
@@ -75,21 +76,21 @@ DEFAULT_POLICY = RetryPolicy()
 
 
 def is_transient(status: int) -> bool:
-    """Return whether an HTTP status may be another one later."""
+    """Return whether an HTTP status is a transient error."""
     return status in {408, 429} or status >= 500
 
 
 def requested_wait(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that an answer asks to wait, or None.
+    """Return the seconds that a response asks to wait, or None if it does not say.
 
-    The hub names them in RateLimit, `"api";r=0;t=55` for example, where others send Retry-After.
+    The hub sends them in the RateLimit header, for example `"api";r=0;t=55`; other servers send Retry-After.
     """
     limit = re.search(r"\br=0\b.*\bt=(\d+)", headers.get("RateLimit", ""))
     return float(limit[1]) if limit else retry_after(headers.get("Retry-After"))
 
 
 def retry_after(header: str | None) -> float | None:
-    """Return the seconds that a Retry-After header asks to wait, from either of its forms, or None.
+    """Return the seconds that a Retry-After header asks to wait, or None if it is absent or invalid.
 
     Source: RFC 9110, section 10.2.3 (a number of seconds, or an HTTP date).
     """

@@ -1,7 +1,8 @@
-"""Pages and Markdown out of the templates that lie beside the code.
+"""Render the HTML and Markdown templates that are stored next to the code.
 
-In: a template's name and values. Out: text. Guaranteed: a value that the template names and nobody gave is an
-error, and in a page whatever comes from outside stands as text.
+Input: the name of a template, and values.
+Output: text.
+Guarantees: a value that the template uses and that is missing is an error; HTML pages escape all values.
 """
 
 import base64
@@ -10,34 +11,34 @@ from typing import Any
 
 import jinja2
 
-DEMO_NOTICE = "DEMO DATA: made products; these numbers say nothing about real ones"
+DEMO_NOTICE = "DEMO DATA: synthetic products; these numbers say nothing about real ones"
 
 
 def render(
-    room: str, name: str, values: Mapping[str, Any], filters: Mapping[str, Callable[..., str]] | None = None
+    package: str, name: str, values: Mapping[str, Any], filters: Mapping[str, Callable[..., str]] | None = None
 ) -> str:
-    """Return the template `name` of the package `room`, filled in.
+    """Render the template `name` of a package.
 
     Args:
-        room: shards, effimini or validation. Pages extend page.html.jinja of prep.
-        name: ends in .html.jinja or .md.jinja. Markdown is not escaped: no text of a product may enter it, and
-            Markdown keeps its last newline.
-        values: by their names in the template.
-        filters: by theirs.
+        package: shards, effimini or validation. Pages extend page.html.jinja of prep.core.
+        name: file name that ends in .html.jinja or .md.jinja. Markdown is not escaped, so it must not contain text from
+            products; it keeps its final newline.
+        values: values by their names in the template.
+        filters: additional filters by their names in the template.
     """
     is_page = name.endswith(".html.jinja")
     environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(room, "."), jinja2.PackageLoader("prep.core", ".")]),
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(package, "."), jinja2.PackageLoader("prep.core", ".")]),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=not is_page,
-        autoescape=is_page,  # noqa: S701 -- Markdown is none
+        autoescape=is_page,  # noqa: S701 -- off for Markdown only
     )
     environment.filters |= filters or {}
     return environment.get_template(name).render(values)
 
 
 def data_url(jpeg: bytes) -> str:
-    """Return a JPEG as a URL that holds it, for a page that asks for nothing."""
+    """Return a JPEG as a data: URL, for a self-contained page."""
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"

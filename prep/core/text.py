@@ -1,6 +1,8 @@
-"""The strings of an item, cleaned: the same in training and in prediction.
+"""Clean the strings of an item; training and prediction share it.
 
-In: the raw fields of an item. Out: clean strings, of which `prep.core.fields` assembles the text the model reads. Pure.
+Input: the raw fields of an item.
+Output: clean strings, from which `prep.core.fields` assembles the text that the model reads.
+Guarantees: pure functions.
 """
 
 import html
@@ -13,8 +15,8 @@ from typing import Any
 _TAG = re.compile(r"<(?:[a-zA-Z/!][^<>]{0,1000})>")
 _SCRIPT = re.compile(r"<(script|style)\b.*?</\1\s*>", re.IGNORECASE | re.DOTALL)
 _URL = re.compile(r"(?:https?://|www\.)\S+", re.IGNORECASE)
-_DEEP = 200  # brackets: nesting beyond it is not followed
-_MARKS = re.compile(r"[<&]|  |://|www\.", re.IGNORECASE)  # what a printable ASCII text has if it is not clean
+_DEEP = 200  # brackets; details with more of them are not parsed
+_MARKS = re.compile(r"[<&]|  |://|www\.", re.IGNORECASE)  # a printable ASCII text without a match is clean
 _SPACE = re.compile(r"\s+")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\ufeff\ufffd\ud800-\udfff]")
 
@@ -24,9 +26,9 @@ def clean(text: str | None) -> str:
     if not text:
         return ""
     if text.isascii() and text.isprintable() and not _MARKS.search(text):
-        return text.strip(" ")  # most texts, at a tenth of the time
-    # Entities are resolved before tags, because descriptions hold escaped markup (&lt;br&gt;); twice,
-    # because some are escaped twice (&amp;amp;).
+        return text.strip(" ")  # fast path for most texts: a tenth of the time
+    # Unescape before removing tags, because descriptions contain escaped markup (&lt;br&gt;), and do it twice, because
+    # some are escaped twice (&amp;amp;).
     text = html.unescape(html.unescape(text))
     text = _TAG.sub(" ", _SCRIPT.sub(" ", text))
     text = _CONTROL.sub(" ", _URL.sub(" ", text))
@@ -39,10 +41,10 @@ def clean_list(parts: Iterable[str | None] | None, separator: str) -> str:
 
 
 def clean_details(details: str) -> str:
-    """Return an item's `details`, a JSON object, as ``key: value; key: value`` in its own order.
+    """Return an item's `details`, a JSON object, as ``key: value; key: value`` in the order of the object.
 
-    Nested values are flattened. Text that is no JSON object is cleaned as it is: at prediction time a team may write
-    the details by hand.
+    Nested values are flattened. Text that is not a JSON object is cleaned like any other text, because the details of
+    an item to predict may be written manually.
     """
     if details == "{}":
         return ""

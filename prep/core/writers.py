@@ -1,6 +1,8 @@
-"""How tables and reports are written: the same content gives the same bytes with the pinned libraries.
+"""Write tables and reports.
 
-In: a path and content. Out: a file that appears whole or not at all (`prep.core.files`).
+Input: a path and content.
+Output: a file, written atomically (`prep.core.files`).
+Guarantees: the same content gives the same bytes with the pinned libraries.
 """
 
 import json
@@ -25,18 +27,18 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write `table` as parquet: the same rows give the same bytes with the pinned pyarrow."""
+    """Write `table` as parquet; the same rows give the same bytes with the pinned pyarrow."""
     write_batches(path, table.schema, table.to_batches())
 
 
 def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
-    """Write rows as parquet, a row group in memory at a time, and return how many they are.
+    """Write rows as parquet with one row group in memory at a time, and return the number of rows.
 
-    The bytes depend on the rows alone, not on how they come in batches.
+    The bytes depend only on the rows, not on how they are divided into batches.
     """
     held: list[pa.RecordBatch] = []
     total = waiting = 0
-    # A dictionary of numbers, hashes above all, takes more time and room than they do.
+    # Dictionary-encode strings only: for numbers, hashes in particular, a dictionary costs time and space.
     texts = [field.name for field in schema if field.type == pa.string()]
     texts += [f"{field.name}.list.element" for field in schema if field.type == pa.list_(pa.string())]
     with (

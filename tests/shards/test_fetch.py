@@ -478,7 +478,7 @@ def test_what_workers_had_before_a_kill_is_not_asked_again(host):
 
 
 def test_without_a_sample_the_sentence_says_what_to_run():
-    with pytest.raises(UserError, match="data/sample/C holds no part"):
+    with pytest.raises(UserError, match="data/sample/C has no part files"):
         fetch("C", parameters("http://127.0.0.1:9"))
 
 

@@ -1,1 +1,1 @@
-"""The columns of every table of the data, a module a table: what one stage writes and the next one reads."""
+"""Schemas of all tables, one module per table: what one stage writes and the next one reads."""

@@ -1,8 +1,8 @@
-"""A column of a table that has a value in every row."""
+"""Helpers to define columns."""
 
 import pyarrow as pa
 
 
 def required(name: str, kind: pa.DataType) -> pa.Field:
-    """Return the field of a column without nulls."""
+    """Return a column that is not nullable."""
     return pa.field(name, kind, nullable=False)

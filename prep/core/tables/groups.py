@@ -1,4 +1,4 @@
-"""data/groups: which items are the same product; row by row the items of the bucket of the same number."""
+"""data/groups: which items are the same product; the rows are aligned with those of the same bucket of data/items."""
 
 import pyarrow as pa
 

@@ -1,4 +1,4 @@
-"""data/items: one row an item, with what its reviews say."""
+"""data/items: one row per item, with statistics of its reviews."""
 
 import pyarrow as pa
 

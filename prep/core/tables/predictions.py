@@ -1,4 +1,4 @@
-"""data/predictions, and the CSV file of items that prediction reads."""
+"""data/predictions, and the CSV file of items that `effimini predict` reads."""
 
 import pyarrow as pa
 
@@ -16,13 +16,13 @@ PREDICTIONS = pa.schema(
     ]
 )
 
-# What prediction checks of the CSV file of items before it reads them; the last three say what is wrong with a row.
+# The columns that are checked before a CSV file of items is predicted; the last three say what is wrong with a row.
 PREDICT_INPUT = pa.schema(
     [
         required("line", pa.string()),  # "line 7"
         pa.field("parent_asin", pa.string()),
-        pa.field("not_text", pa.string()),  # a cell that is a list, but not of texts
-        pa.field("outside", pa.string()),  # an image path that leaves the folder of images
-        pa.field("missing", pa.string()),  # an image that is not there
+        pa.field("not_text", pa.string()),  # a cell with a list whose elements are not all strings
+        pa.field("outside", pa.string()),  # an image path outside the folder of images
+        pa.field("missing", pa.string()),  # an image that does not exist
     ]
 )

@@ -1,6 +1,6 @@
-"""data/raw: the columns used of the dataset's item and review lines, as they came.
+"""data/raw: the columns that are used of the dataset's item and review lines, with unchanged values.
 
-Ratings are stars, times are milliseconds since 1970 as in the dataset.
+Ratings are stars; times are milliseconds since 1970, as in the dataset.
 """
 
 from typing import Literal
@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from prep.core.tables.column import required
 
-Kind = Literal["items", "reviews"]  # of a category's two raw files
+Kind = Literal["items", "reviews"]  # the two raw files of a category
 
 
 ITEMS = pa.schema(
@@ -24,8 +24,8 @@ ITEMS = pa.schema(
         required("description", pa.list_(pa.string())),
         pa.field("store", pa.string()),
         required("details", pa.string()),  # the object as JSON
-        pa.field("hi_res", pa.string()),  # the first URL of this kind among the item's images
-        pa.field("large", pa.string()),  # likewise
+        pa.field("hi_res", pa.string()),  # the first hi_res URL among the item's images
+        pa.field("large", pa.string()),  # the first large URL
     ]
 )
 
@@ -42,6 +42,6 @@ REVIEWS = pa.schema(
 
 REJECTS = pa.schema([required("file", pa.string()), required("line", pa.int64()), required("reason", pa.string())])
 
-# It becomes the name of a tar's members, so nothing that could be a path or an ending may stand in it.
+# A parent_asin becomes the name of tar members, so it must not contain a path separator or a dot.
 ASIN_LENGTH = 40
 ASIN = f"^[A-Za-z0-9]{{1,{ASIN_LENGTH}}}$"

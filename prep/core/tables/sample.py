@@ -1,6 +1,6 @@
-"""data/sample: what is trained and measured on, one file a part (a band of train, validation, test).
+"""data/sample: the items to train and evaluate on, one file per part (a band of train, validation, test).
 
-No text is null from here on: an absent one is empty.
+From this table on no text is null; a missing text is empty.
 """
 
 import pyarrow as pa

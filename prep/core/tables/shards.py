@@ -1,4 +1,4 @@
-"""data/shards: what stands of a sample in its JSON, and the index of a tar."""
+"""data/shards: the JSON metadata of a sample, and the index of a tar."""
 
 from typing import NotRequired, TypedDict
 
@@ -8,7 +8,7 @@ from prep.core.tables.column import required
 
 
 class SampleMetadata(TypedDict):
-    """What stands of a sample in its JSON, in this order."""
+    """The metadata of a sample: the keys of its JSON, in this order."""
 
     parent_asin: str
     category: str
@@ -28,14 +28,14 @@ METADATA_FIELDS = tuple(SampleMetadata.__annotations__)
 
 
 class IndexRow(TypedDict):
-    """A row of `INDEX` without the token ids: where the members of a sample are in its tar, and what its JSON says."""
+    """A row of `INDEX` without the token ids: where a sample's members are in the tar, and values from its JSON."""
 
     key: str
     jpg_offset: int
     jpg_length: int
     json_offset: int
     json_length: int
-    average_rating: NotRequired[float]  # with the ones below, unless the JSON cannot be read
+    average_rating: NotRequired[float]  # this and the following are missing if the JSON cannot be read
     rating_number: NotRequired[int]
     review_count: NotRequired[int]
     has_image: NotRequired[bool]

@@ -31,11 +31,11 @@ def test_the_paper_preset_holds_the_papers_values() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "wrong", "sentence"),
+    ("line", "wrong", "expected"),
     [
         ("fraction: 0.2", "fracton: 0.2", r"sample\.fracton is not a parameter; did you mean fraction\?"),
-        ("resolution: 64", "size: 64", r"images\.size is now images\.resolution; rename it there"),
-        ("fraction: 0.2", "fraction: 0.22", r"sample: fraction 0\.22 is no whole number of bands; .* 0\.05"),
+        ("resolution: 64", "size: 64", r"images\.size is now images\.resolution; rename them in"),
+        ("fraction: 0.2", "fraction: 0.22", r"sample: fraction 0\.22 is not a whole number of bands; .* 0\.05"),
         ("fraction: 0.2", "fraction: lots", r"sample\.fraction: must be a valid number, found 'lots'"),
         ("fraction: 0.2", "fraction: 1.5", r"sample\.fraction: must be less than or equal to 1, found 1\.5"),
         ("compile: false", "compile: 0", r"train\.compile: must be a valid boolean, found 0"),
@@ -48,10 +48,10 @@ def test_the_paper_preset_holds_the_papers_values() -> None:
         ("[main_category, title, f", "[main_categry, title, f", r"text\.fields\.0: 'main_categry' is not .*'title'"),
         ("hidden: [512, 256]", "hidden: [512, x]", r"model\.hidden\.1: must be a valid integer, found 'x'"),
         ("Demo_Toys", "../Toys", r"source\.categories\.1: .*found '\.\./Toys'"),
-        ("Demo_Toys", "Demo_Kitchen", r"source: categories names one twice"),
-        ("validation: 0.1", "validation: 0.95", r"leave nothing to train on"),
+        ("Demo_Toys", "Demo_Kitchen", r"source: categories has duplicates"),
+        ("validation: 0.1", "validation: 0.95", r"leave no training items"),
         ("scheduler: synchronous", "scheduler: fast", r"dask\.scheduler: .*found 'fast'"),
-        ("sample:\n", "sample: [\n", r"is not YAML: .*line"),
+        ("sample:\n", "sample: [\n", r"is not valid YAML: .*line"),
         (
             "max_grad_norm: 1.0",
             "max_grad_norms: 1.0",
@@ -60,7 +60,7 @@ def test_the_paper_preset_holds_the_papers_values() -> None:
         (DEMO, "- a list", r"the whole file: must be an object"),
     ],
 )
-def test_a_mistake_is_one_sentence_with_file_key_value(tmp_path: Path, line: str, wrong: str, sentence: str) -> None:
+def test_an_error_names_the_file_the_key_and_the_value(tmp_path: Path, line: str, wrong: str, expected: str) -> None:
     assert line in DEMO
     path = tmp_path / "params.yaml"
     path.write_text(DEMO.replace(line, wrong, 1))
@@ -68,7 +68,7 @@ def test_a_mistake_is_one_sentence_with_file_key_value(tmp_path: Path, line: str
         load_params(path)
     message = str(caught.value)
     assert str(path) in message
-    assert re.search(sentence, message), message
+    assert re.search(expected, message), message
     assert "\n" not in message
 
 
@@ -79,11 +79,11 @@ def test_a_revision_that_could_move_is_refused(tmp_path: Path, revision: str) ->
     path.write_text(text.replace("revision: ''", f"revision: {'a1' * 20}"))
     assert load_params(path).source.revision == "a1" * 20
     path.write_text(text.replace("revision: ''", f"revision: {revision}"))
-    with pytest.raises(UserError, match=rf"a branch or tag moves, found '{revision}'"):
+    with pytest.raises(UserError, match=rf"a branch or tag can move, found '{revision}'"):
         load_params(path)
 
 
-def test_an_absent_file_says_how_to_get_one(tmp_path: Path) -> None:
+def test_the_error_of_a_missing_file_says_how_to_create_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist; .*effimini preset paper"):
         load_params(tmp_path / "params.yaml")
 

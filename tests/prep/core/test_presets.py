@@ -57,7 +57,7 @@ def test_own_values_are_overwritten_only_by_force(tmp_path: Path) -> None:
     presets.write_preset("demo", path, FOLDER)
     presets.write_preset("paper", path, FOLDER)
     path.write_text(own := path.read_text().replace("fraction: 0.2", "fraction: 0.4"))
-    with pytest.raises(UserError, match="values that are of no preset; commit or copy it, then add --force"):
+    with pytest.raises(UserError, match="values that match no preset; commit or copy it, then add --force"):
         presets.write_preset("demo", path, FOLDER)
     assert path.read_text() == own
     presets.write_preset("demo", path, FOLDER, overwrite=True)
