@@ -1,1 +1,1 @@
-"""Raw files of Amazon Reviews 2023 to a nested, stratified, leak-free sample: tables only, no torch."""
+"""From the raw files of Amazon Reviews 2023 to a nested, stratified, leak-free sample; tables only, without torch."""

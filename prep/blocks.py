@@ -1,8 +1,9 @@
-"""A raw file cut into blocks of whole lines, which workers type each on its own.
+"""Split a raw file into blocks of whole lines, which workers parse independently.
 
-In: the bytes of a file, as they lie or as they arrive. Out: blocks. Guaranteed: the blocks are the file, in order; a
-file that lies here is read once, by whoever types a block; of one that arrives only the blocks that are not yet typed
-are kept.
+Input: a file on disk, or the bytes of a file that is being downloaded.
+Output: blocks.
+Guarantees: the concatenated blocks are the file. A file on disk is read once, by the workers that parse its blocks. Of
+a download, only the blocks that are not parsed yet are on disk.
 """
 
 import os
@@ -14,45 +15,45 @@ from prep.core import progress
 from prep.core.errors import UserError
 from prep.source import RawFile
 
-BLOCK = 1 << 25  # bytes, about
-PORTION = 1 << 20  # bytes typed at once: more of them leave the processor's cache
+BLOCK = 1 << 25  # approximate size of a block, bytes
+PORTION = 1 << 20  # bytes parsed at once; larger portions do not fit into the CPU cache
 
 
 class Block(NamedTuple):
-    """Whole lines of a raw file, but for the file's last line, which may lack its end."""
+    """Complete lines of a raw file; only the last line of the file may lack a line ending."""
 
     path: Path
-    offset: int  # where they begin in `path`, bytes
+    offset: int  # of the first line in `path`, bytes
     length: int  # bytes
 
     def portions(self) -> Iterator[bytes]:
-        """Yield the lines, about `PORTION` at a time.
+        """Yield the lines in portions of about `PORTION` bytes.
 
         Raises:
-            UserError: the file cannot be read, or has become shorter.
+            UserError: the file cannot be read, or has been truncated.
         """
         try:
             with self.path.open("rb") as file:
                 for begin, end in _spans(file, self.offset, self.offset + self.length, PORTION):
                     content = os.pread(file.fileno(), end - begin, begin)
                     if len(content) < end - begin:
-                        raise UserError(f"{self.path} changed while it was read; run again when it is whole")
+                        raise UserError(f"{self.path} was truncated while it was read; run again when it is complete")
                     yield content
         except OSError as error:
             raise UserError(f"{self.path} cannot be read ({error.strerror}); check the file and its disk") from error
 
 
 def _spans(file: BinaryIO, begin: int, end: int, size: int, limit: int = -1) -> Iterator[tuple[int, int]]:
-    """Yield where whole lines begin and end, `size` bytes of them and what ends a line (at most `limit` bytes more).
+    """Yield the begin and end of spans of whole lines, `size` bytes plus the rest of a line (at most `limit` bytes).
 
-    Nothing is read but the line at each cut.
+    Only the line at each boundary is read.
     """
     while begin < end:
         file.seek(begin + size - 1)
         file.readline(limit)
-        here = min(file.tell(), end)
-        yield begin, here
-        begin = here
+        boundary = min(file.tell(), end)
+        yield begin, boundary
+        begin = boundary
 
 
 def cut(raw: RawFile, scratch: Path) -> Iterator[Block]:
@@ -60,51 +61,51 @@ def cut(raw: RawFile, scratch: Path) -> Iterator[Block]:
 
     Args:
         raw: the file.
-        scratch: a folder for blocks of a file that does not lie here; whoever has typed one removes it.
+        scratch: a folder for the blocks of a file that is being downloaded; the caller removes each parsed block.
 
     Raises:
-        UserError: a line is longer than a block, so that the file holds no JSON lines; or the file cannot be read.
+        UserError: a line is longer than a block, so the file is not JSON lines; or the file cannot be read.
     """
     if raw.path:
-        return _cut_here(raw, raw.path)
+        return _cut_local(raw, raw.path)
     assert raw.arriving
-    return _cut_arriving(raw, raw.arriving(), scratch)
+    return _cut_download(raw, raw.arriving(), scratch)
 
 
-def _cut_here(raw: RawFile, path: Path) -> Iterator[Block]:
-    """Look for line ends near the multiples of `BLOCK`, and read nothing else."""
+def _cut_local(raw: RawFile, path: Path) -> Iterator[Block]:
+    """Find line endings near the multiples of `BLOCK`, without reading anything else."""
     with path.open("rb") as file, progress.byte_bar(path.name, raw.size) as advance:
         for begin, end in _spans(file, 0, raw.size, BLOCK, BLOCK + 1):
             if end - begin >= 2 * BLOCK:
-                raise _no_lines(raw, begin)
+                raise _line_too_long(raw, begin)
             yield Block(path, begin, end - begin)
             advance(end - begin)
 
 
-def _cut_arriving(raw: RawFile, chunks: Iterable[bytes], scratch: Path) -> Iterator[Block]:
-    begin, held = 0, bytearray()
+def _cut_download(raw: RawFile, chunks: Iterable[bytes], scratch: Path) -> Iterator[Block]:
+    begin, buffer = 0, bytearray()
 
     def block(length: int) -> Block:
         nonlocal begin
         path = scratch / f"{Path(raw.name).name}.{begin}"
-        path.write_bytes(memoryview(held)[:length])
+        path.write_bytes(memoryview(buffer)[:length])
         begin += length
-        del held[:length]
+        del buffer[:length]
         return Block(path, 0, length)
 
     for chunk in chunks:
-        held += chunk
-        if len(held) >= BLOCK:
-            end = held.rfind(b"\n") + 1
+        buffer += chunk
+        if len(buffer) >= BLOCK:
+            end = buffer.rfind(b"\n") + 1
             if not end:
-                raise _no_lines(raw, begin)
+                raise _line_too_long(raw, begin)
             yield block(end)
-    if held:
-        yield block(len(held))
+    if buffer:
+        yield block(len(buffer))
 
 
-def _no_lines(raw: RawFile, begin: int) -> UserError:
+def _line_too_long(raw: RawFile, begin: int) -> UserError:
     return UserError(
-        f"{raw.name} of the source: after byte {begin:,} a line is longer than {BLOCK:,} bytes, so this is no file of "
-        "JSON lines; look at the file, and check source.location and source.categories"
+        f"{raw.name} of the source: after byte {begin:,} a line is longer than {BLOCK:,} bytes, so the file is not "
+        "JSON lines; inspect the file, and check source.location and source.categories"
     )

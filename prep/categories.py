@@ -1,7 +1,8 @@
-"""What a source has: its categories, with sizes, and counts where they are known.
+"""List the categories of a source with their sizes, and their row counts where known.
 
-In: the source, and the reports of the downloads made here. Out: a list, and its table. No data file is read,
-except that with `count` the footers of the metadata's parquet are.
+Input: the source, and the reports of earlier download stages.
+Output: a list, and a table to print.
+Guarantees: no data file is read, except the parquet footers of the metadata if `count` is set.
 """
 
 import re
@@ -28,7 +29,7 @@ _JSONL = {table: re.compile(path.replace(".", r"\.").replace("{}", r"(\w+)")) fo
 
 
 class Category(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a category; None of what is not."""
+    """Sizes and row counts of a category; None where unknown."""
 
     category: str
     metadata_bytes: int | None
@@ -38,17 +39,17 @@ class Category(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Listing(msgspec.Struct, frozen=True, kw_only=True):
-    """What a source has."""
+    """The categories of a source."""
 
     kind: str
-    revision: str  # of the hub, else ""
-    newest: str  # commit of the hub, else ""
+    revision: str  # ``source.revision`` if the source is the hub, else ""
+    newest: str  # latest commit if the source is the hub, else ""
     chosen: list[str]  # ``source.categories``
     categories: list[Category]
 
 
 def of_hub(count: bool = False) -> Listing:
-    """List the hub's newest commit, whatever the parameters say; arguments and result as `of_source`."""
+    """Return the categories in the hub's latest commit, independent of the parameters; see `of_source`."""
     settings = SourceParams(
         kind="hub", categories=("All_Beauty",), location="", revision=hub.newest_commit(), metadata="jsonl",
         reviews=True, keep_raw=False, demo=DemoParams(items=20, seed=0),
@@ -57,12 +58,12 @@ def of_hub(count: bool = False) -> Listing:
 
 
 def of_source(settings: SourceParams, data: Path, count: bool = False) -> Listing:
-    """Return what a source has.
+    """Return the categories of a source.
 
     Args:
-        settings: the parameters' source.
-        data: the folder of the stages' tables; what a download there counted is known.
-        count: whether items are counted in the footers of the metadata's parquet.
+        settings: the ``source`` section of the parameters.
+        data: the folder of the stages' tables, whose download reports contain row counts.
+        count: whether to count items from the parquet footers of the metadata.
 
     Raises:
         UserError: the source cannot be listed or read.
@@ -70,29 +71,29 @@ def of_source(settings: SourceParams, data: Path, count: bool = False) -> Listin
     sizes = _file_sizes(settings)
     rows = []
     for category in sorted({*sizes, *settings.categories}):
-        known = _counted(data / "raw" / category / "report.json")
+        reported = _reported_rows(data / "raw" / category / "report.json")
         has_items = "items" in sizes.get(category, {})
         rows.append(
             Category(
                 category=category,
                 metadata_bytes=sizes.get(category, {}).get("items"),
                 review_bytes=sizes.get(category, {}).get("reviews"),
-                items=_known_rows(settings, category) if count and has_items else known.get("items"),
-                reviews=known.get("reviews"),
+                items=_count_items(settings, category) if count and has_items else reported.get("items"),
+                reviews=reported.get("reviews"),
             )
         )
-    of_the_hub = settings.kind == "hub"
+    is_hub = settings.kind == "hub"
     return Listing(
         kind=settings.kind,
-        revision=settings.revision if of_the_hub else "",
-        newest=hub.newest_commit() if of_the_hub else "",
+        revision=settings.revision if is_hub else "",
+        newest=hub.newest_commit() if is_hub else "",
         chosen=list(settings.categories),
         categories=rows,
     )
 
 
 def category_table(content: Listing) -> Table:
-    """Return what `of_source` gave as a table to print."""
+    """Return the result of `of_source` as a table to print."""
     shown = Table(title=f"source: {content.kind}")
     shown.add_column("category")
     for heading in ("metadata, MB", "reviews, MB", "items", "reviews"):
@@ -107,16 +108,16 @@ def category_table(content: Listing) -> Table:
         )
     if content.newest:
         same = content.revision == content.newest
-        shown.caption = f"newest commit {content.newest}" + (
-            ", the one read" if same else f"; source.revision is {content.revision}"
+        shown.caption = f"latest commit {content.newest}" + (
+            " (source.revision)" if same else f"; source.revision is {content.revision}"
         )
     return shown
 
 
 def _file_sizes(settings: SourceParams) -> dict[str, dict[Kind, int]]:
-    """Return the bytes of each category's files by table, for what can be listed."""
+    """Return the size in bytes of each category's files, by table, where they can be listed."""
     base = source.locate(settings, settings.categories[0])
-    if settings.kind != "hub" and base.is_remote:  # a server has no listing
+    if settings.kind != "hub" and base.is_remote:  # an HTTP server cannot list folders
         return {
             category: {
                 table: source.remote_file(settings, path.format(category)).size
@@ -155,20 +156,20 @@ def _local_folder(settings: SourceParams, folder: str) -> dict[str, int]:
     }
 
 
-def _counted(report: Path) -> dict[str, int]:
-    """Return the lines that a download counted, by table; nothing without one."""
+def _reported_rows(report: Path) -> dict[str, int]:
+    """Return the lines that the download stage counted, by table; empty if there is no report."""
     tables = files.read_json(report)["tables"] if report.exists() else {}
     return {name: funnel["rows_in"] for name, funnel in tables.items()}
 
 
-def _known_rows(settings: SourceParams, category: str) -> int:
-    """Count the items of a category in the footers of its parquet files."""
+def _count_items(settings: SourceParams, category: str) -> int:
+    """Return the number of items of a category, from the footers of its parquet files."""
     total = 0
     for path in parquet_files(settings, category):
         system, name = fsspec.core.url_to_fs(path)
         try:
-            with system.open(name, block_size=1 << 16) as file:  # a small one, since the footer alone is read
+            with system.open(name, block_size=1 << 16) as file:  # small blocks, because only the footer is read
                 total += pq.read_metadata(file).num_rows
         except (pa.ArrowException, OSError, httpx2.RequestError) as error:
-            raise UserError(f"{path} cannot be counted ({first_sentence(error)}); run without --count") from error
+            raise UserError(f"{path}: rows cannot be counted ({first_sentence(error)}); run without --count") from error
     return total

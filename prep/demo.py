@@ -1,13 +1,14 @@
-"""The embedded demo catalogue: made products in the dataset's exact raw layout, with images beside them.
+"""Generate the embedded demo catalogue: synthetic products in the raw layout of the dataset, with images.
 
-In: category names, a count of items and a seed. Out: a folder with ``raw/meta_categories``,
-``raw/review_categories`` and ``images/I``. Guaranteed: the same arguments give the same bytes. Nothing in it is a
-real product, and no result on it says anything about one.
+Input: category names, a number of items and a seed.
+Output: a folder with ``raw/meta_categories``, ``raw/review_categories`` and ``images/I``.
+Guarantees: the same arguments give the same bytes. No product is real, and results on the catalogue say nothing about
+real products.
 
-A product has a quality that its words show and a quality that its picture shows; its stars follow both, and their
-average is noisier the fewer ratings it has. Around that it has what real data has: long-tailed counts, missing
+Each product has a latent quality of its text and another one of its image. The stars depend on both, and the average is
+noisier the fewer ratings a product has. The catalogue also has the defects of real data: long-tailed counts, missing
 fields, null hi_res, "None" prices, arbitrary details, duplicate reviews, one product under two ids, a shared
-placeholder image, malformed lines, a rating of 0, dead and broken images.
+placeholder image, malformed lines, a rating of 0, and missing and corrupt images.
 """
 
 import io
@@ -20,8 +21,8 @@ from typing import NamedTuple, TypedDict
 
 from PIL import Image, ImageDraw
 
-FORMAT = 1  # raise it when the bytes of a catalogue change
-SIDE = 96  # px of an image
+FORMAT = 1  # increase it when the bytes of the catalogue change
+SIDE = 96  # height and width of an image, px
 
 _GOOD = [
     "sturdy",
@@ -133,7 +134,7 @@ _HOST = "https://m.media-amazon.com/images/I"
 
 
 class _Item(TypedDict):
-    """A line of the metadata."""
+    """A metadata line."""
 
     main_category: str | None
     title: str
@@ -152,7 +153,7 @@ class _Item(TypedDict):
 
 
 class _Review(TypedDict):
-    """A line of the reviews."""
+    """A review line."""
 
     rating: float
     title: str
@@ -167,16 +168,16 @@ class _Review(TypedDict):
 
 
 class _Product(NamedTuple):
-    """A product: its line of the metadata, and what it was made from."""
+    """A product: its metadata line, and the values that it was generated from."""
 
     item: _Item
-    stars: float  # that its reviews are near
-    picture: str  # the name of its image
-    look: float  # how good its picture is
+    stars: float  # mean of its reviews' ratings, before noise
+    picture: str  # name of its image
+    look: float  # latent quality of its image
 
 
 def write_catalogue(folder: Path, categories: Sequence[str], items: int, seed: int) -> None:
-    """Write the raw files and images of `categories`, about `items` products each, below `folder`."""
+    """Write the raw files and images of `categories` to `folder`, with `items` products each."""
     for name in ("raw/meta_categories", "raw/review_categories", "images/I"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     (folder / "images/I" / f"{_PLACEHOLDER}.jpg").write_bytes(_picture(Random(seed), -1.0))
@@ -190,7 +191,7 @@ def _write_category(folder: Path, category: str, items: int, random: Random) -> 
     reviews: list[_Review] = []
     for number in range(items):
         item, stars, picture, look = _product(random, f"{prefix}{number:06d}", category)
-        if metadata and random.random() < 0.03:  # the product before it, listed again under another id
+        if metadata and random.random() < 0.03:  # the previous product, listed again under another id
             item["title"], item["store"] = metadata[-1]["title"].upper(), metadata[-1]["store"]
         written = [_review(random, item["parent_asin"], stars) for _ in range(min(item["rating_number"], 30))]
         reviews += written + [review for review in written if random.random() < 0.01]
@@ -252,7 +253,7 @@ def _product(random: Random, asin: str, category: str) -> _Product:
 
 
 def _phrase(random: Random, quality: float, length: int) -> str:
-    """Return `length` words, more of them good the higher the quality."""
+    """Return a phrase of `length` words; the higher the quality, the more of them are positive."""
     share = 1 / (1 + math.exp(-2.5 * quality))
     return " ".join(
         random.choice(_PLAIN) if random.random() < 0.4 else random.choice(_GOOD if random.random() < share else _POOR)
@@ -277,7 +278,7 @@ def _review(random: Random, asin: str, stars: float) -> _Review:
 
 def _write_image(path: Path, random: Random, quality: float) -> None:
     fate = random.random()
-    if path.exists() or fate < 0.02:  # the placeholder stands already; 2 % of the links are dead
+    if path.exists() or fate < 0.02:  # the placeholder exists already; 2 % of the images are missing
         return
     content = _picture(random, quality)
     if fate < 0.03:
@@ -288,14 +289,14 @@ def _write_image(path: Path, random: Random, quality: float) -> None:
 
 
 def _picture(random: Random, quality: float) -> bytes:
-    """Draw a product on a backdrop: the better it looks, the lighter the backdrop and the fuller its colour."""
+    """Draw a product on a backdrop: the higher the quality, the lighter the backdrop and the stronger the color."""
     level = 1 / (1 + math.exp(-1.5 * quality))
     backdrop = tuple(int(60 + 190 * level + random.gauss(0, 6)) for _ in range(3))
     image = Image.new("RGB", (SIDE, SIDE), tuple(min(255, max(0, value)) for value in backdrop))
     draw = ImageDraw.Draw(image)
     hue = random.randrange(360)
     color = f"hsl({hue}, {int(15 + 80 * level)}%, 45%)"
-    for _ in range(1 + int(5 * (1 - level))):  # a poor picture is cluttered
+    for _ in range(1 + int(5 * (1 - level))):  # low quality is cluttered
         x, y, side = random.randrange(8, 50), random.randrange(8, 50), random.randrange(20, 40)
         shape = random.choice([draw.ellipse, draw.rectangle])
         shape((x, y, x + side, y + side), fill=color)

@@ -1,9 +1,11 @@
-"""Download: the raw rows of a category, typed, in buckets.
+"""Download stage: parse the raw files of a category into typed tables, partitioned into buckets.
 
-In: the item and review files of the source. Out: ``data/raw/<category>/`` with ``items-NNN.parquet`` and
-``reviews-NNN.parquet``, a bucket by hash of parent_asin each, ``rejects.parquet`` and ``report.json``. Guaranteed:
-items and reviews of one product stand in buckets of the same number, in the order of their lines; every line is a row
-or a reject with its reason; no review text and no user id is stored; memory is that of the blocks under way.
+Input: the item and review files of the source.
+Output: ``data/raw/<category>/`` with ``items-NNN.parquet`` and ``reviews-NNN.parquet``, one file per bucket (by hash of
+parent_asin), ``rejects.parquet`` and ``report.json``.
+Guarantees: items and reviews of one product are in buckets of the same number, in the order of their lines. Every line
+is either a row or a reject with a reason. No review text and no user id is stored. Memory is bounded by the blocks in
+progress.
 """
 
 import shutil
@@ -35,10 +37,10 @@ SCHEMAS: dict[Kind, pa.Schema] = {"items": ITEMS, "reviews": REVIEWS}
 
 
 class _Typed(NamedTuple):
-    """A piece: lines of the raw file, numbered from 1, their rows spread over the buckets."""
+    """The piece of a block: its rows partitioned into buckets; lines are numbered from 1 in each piece."""
 
     path: Path
-    lines: int
+    lines: int  # rows and rejects
     rejects: list[Reject]
 
 
@@ -46,10 +48,10 @@ def download(category: str, params: Params, data: Path = Path("data")) -> None:
     """Write ``data/raw/<category>``.
 
     Raises:
-        UserError: a raw file is missing, cannot be read, holds no item, or is over ``download.max_bad_fraction``.
+        UserError: a raw file is missing, cannot be read or is empty, or exceeds ``download.max_bad_fraction``.
     """
     params = narrow(params, READS)
-    data = data.absolute()  # workers may have started elsewhere
+    data = data.absolute()  # workers may have another working directory
     with files.atomic_folder(data / "raw" / category) as out, dask_pool(params.dask) as pool:
         tables, rejects, pieces = {}, [], {}
         for kind in SCHEMAS:
@@ -74,26 +76,26 @@ def download(category: str, params: Params, data: Path = Path("data")) -> None:
 
 
 def _type_lines(category: str, kind: Kind, params: Params, work: Path, pool: DaskPool) -> tuple[str, list[_Typed]]:
-    """Type the lines of a raw file, block by block; return its name and the pieces."""
+    """Parse a raw file block by block; return its name and the pieces."""
     raw = raw_file(params.source, kind, category)
-    under_way: list[Path] = []  # blocks that arrived and are not yet typed
+    pending: list[Path] = []  # blocks that are not parsed yet
 
     def calls() -> Iterator[tuple[Block, Kind, int, Path]]:
         for number, block in enumerate(cut(raw, work)):
-            under_way.append(block.path)
+            pending.append(block.path)
             yield block, kind, params.download.buckets, work / f"{number:06d}.arrow"
 
     typed = []
     for piece in pool.imap(_type_block, calls()):
         typed.append(piece)
-        arrived = under_way.pop(0)
+        parsed = pending.pop(0)
         if not raw.path:
-            arrived.unlink()
+            parsed.unlink()
     return Path(raw.name).name, typed
 
 
 def _type_block(block: Block, kind: Kind, count: int, piece: Path) -> _Typed:
-    """Write one block as a piece."""
+    """Parse one block and write it as a piece."""
     tables: list[pa.Table] = []
     rejects: list[Reject] = []
     lines = 0
@@ -107,8 +109,8 @@ def _type_block(block: Block, kind: Kind, count: int, piece: Path) -> _Typed:
 
 
 def _typed_batches(category: str, params: Params, work: Path) -> Iterator[_Typed]:
-    """Write batches of the metadata's parquet as pieces."""
-    from prep.metadata import item_batches  # noqa: PLC0415 -- seconds, and only a source of parquet needs it
+    """Write batches of the parquet metadata as pieces."""
+    from prep.metadata import item_batches  # noqa: PLC0415 -- takes seconds, and is only needed for parquet
 
     for number, batch in enumerate(item_batches(params.source, category)):
         lines = pa.array(range(1, batch.num_rows + 1), pa.int64())
@@ -136,7 +138,7 @@ def _write_piece(piece: Path, table: pa.Table, count: int) -> None:
 
 
 def _gather_bucket(pieces: dict[Kind, list[tuple[Path, int]]], number: int, out: Path) -> None:
-    """Write a bucket of each table; `pieces` are given with the number of lines before them."""
+    """Write one bucket of each table; each of `pieces` has the number of lines that precede it in the raw file."""
     for kind, schema in SCHEMAS.items():
         rows = buckets.read_bucket([path for path, _ in pieces[kind]], number)
         if "line" in schema.names:
@@ -151,10 +153,17 @@ def _gather_bucket(pieces: dict[Kind, list[tuple[Path, int]]], number: int, out:
 def _account(
     category: str, kind: Kind, name: str, placed: list[tuple[_Typed, int]], params: Params
 ) -> tuple[Funnel, pa.Table]:
-    """Return the funnel of one raw file and the table of its rejects; pieces come with the number of lines before.
+    """Return the row accounting of one raw file and the table of its rejects.
+
+    Args:
+        category: name of the category.
+        kind: which of the category's two files.
+        name: name of the file.
+        placed: the pieces, each with the number of lines that precede it in the file.
+        params: the parameters of the stage.
 
     Raises:
-        UserError: too many lines are rejected, or there is no item.
+        UserError: too many lines are rejected, or there are no items.
     """
     rejects = [(lines + reject.line, reject.reason) for piece, lines in placed for reject in piece.rejects]
     reasons, rows = Counter(reason for _, reason in rejects), sum(piece.lines for piece, _ in placed)
@@ -163,7 +172,7 @@ def _account(
         rows,
         params.download.max_bad_fraction,
         f"lines of {name}",
-        f"look at the file, or raise download.max_bad_fraction ({params.download.max_bad_fraction})",
+        f"inspect the file, or raise download.max_bad_fraction ({params.download.max_bad_fraction})",
     )
     if kind == "items" and rows == 0:
         raise UserError(f"{name} of {category} is empty; check source.location and source.categories")

@@ -1,12 +1,13 @@
-"""Groups: which items are the same product, over all categories.
+"""Groups stage: find items that are the same product, across all categories.
 
-In: ``data/items/``. Out: ``data/groups/<category>/groups-NNN.parquet``, row by row the items of the bucket of the same
-number, and ``report.json``. Guaranteed (promise 3): two items with the same normalised title and store, or the same
-main image, share a group, directly or through others, in whatever categories they stand; a title or image shared by
-more than ``groups.max_items_per_key`` items, as placeholders are, links none. Memory is that of a bucket of all
-categories, and of the items that share a key with another.
+Input: ``data/items/``.
+Output: ``data/groups/<category>/groups-NNN.parquet``, with rows aligned with those of the same bucket of items, and
+``report.json``.
+Guarantees: two items with the same normalized title and store, or with the same main image, are in one group, directly
+or transitively, also across categories. A title or image of more than ``groups.max_items_per_key`` items (for example a
+placeholder) links none of them. Memory is bounded by one bucket of all categories plus the items that share a key.
 
-A group's id is the smallest parent_asin in it, so an item that joins changes only the groups that it links.
+The id of a group is its smallest parent_asin, so a new item changes only the groups that it links.
 """
 
 import re
@@ -39,21 +40,21 @@ READS = ("source.categories", "download.buckets", "groups", "dask")
 _NOT_WORD = re.compile(r"[\W_]+")
 _KEYS = pa.schema([("kind", pa.string()), ("key", pa.uint64()), ("parent_asin", pa.string())])
 _EDGES = pa.schema([("one", pa.string()), ("other", pa.string())])
-_LARGEST = 10  # groups in the report
+_LARGEST = 10  # number of largest groups in the report
 
 
 class _Linked(NamedTuple):
-    """What one share of the keys adds."""
+    """The links from one bucket of keys."""
 
     edges: pa.Table
-    too_wide: Counter[str]  # keys shared by too many items, by kind
+    too_wide: Counter[str]  # number of keys that too many items share, by kind
 
 
 def groups(params: Params, data: Path = Path("data")) -> None:
     """Write ``data/groups``.
 
     Raises:
-        UserError: the items of a category stand in another number of buckets than ``download.buckets``.
+        UserError: the items of a category do not have ``download.buckets`` buckets.
     """
     params = narrow(params, READS)
     data = data.absolute()
@@ -89,19 +90,18 @@ def groups(params: Params, data: Path = Path("data")) -> None:
 
 
 def title_key(title: str | None, store: str | None) -> str:
-    """Return what two titles of a store have in common when they are the same: "" for a title without a word.
+    """Return the key that items with the same title and store share, "" for a title without words.
 
-    Case, punctuation and spacing do not count.
+    Case, punctuation and whitespace are ignored.
     """
     words = _words(title)
     return f"{words}\x1f{_words(store)}" if words else ""
 
 
 def image_key(hi_res: str | None, large: str | None) -> str:
-    """Return the id in the URL of an item's main image, "" where there is none.
+    """Return the id in the URL of an item's main image, "" if there is none.
 
-    The `large` URL is taken where there is one, since nearly every image has it, and hi_res of the same image has
-    another id.
+    The `large` URL is preferred because nearly every image has one; the hi_res URL of the same image has another id.
     """
     url = large or hi_res or ""
     return unquote(url.rsplit("/", 1)[-1]).split(".", 1)[0]
@@ -112,7 +112,7 @@ def _words(text: str | None) -> str:
 
 
 def _write_keys(number: int, bucket: list[Path], count: int, work: Path) -> int:
-    """Write the keys of a bucket of all categories, spread by key; return how many different items it has."""
+    """Write the keys of one bucket of all categories, partitioned by key; return the number of distinct items."""
     names = ["parent_asin", "title", "store", "hi_res", "large"]
     rows = pa.concat_tables([pq.read_table(path, columns=names) for path in bucket])
     ids, titles, stores, hi_res, large = (rows[name].to_pylist() for name in names)
@@ -127,14 +127,14 @@ def _write_keys(number: int, bucket: list[Path], count: int, work: Path) -> int:
         }
         tables.append(pa.table(columns, schema=_KEYS))
     table = pa.concat_tables(tables)
-    shares = buckets.bucket_of(table["key"].to_numpy(), count)
-    buckets.write_piece(work / f"keys-{number:03d}.arrow", table, shares, count)
+    numbers = buckets.bucket_of(table["key"].to_numpy(), count)
+    buckets.write_piece(work / f"keys-{number:03d}.arrow", table, numbers, count)
     return len(set(ids))
 
 
 def _link(pieces: list[Path], number: int, max_items_per_key: int) -> _Linked:
-    """Return an edge from the first item of each key of this share to each of its other ones."""
-    # an item of two categories has a key once
+    """Return, for each key of one bucket of keys, an edge from its first item to each of its other items."""
+    # drop duplicates: an item that is in two categories counts once per key
     keys = pa.Table.from_batches(buckets.read_bucket(pieces, number), _KEYS).group_by(_KEYS.names).aggregate([])
     of_key = keys.group_by(["kind", "key"]).aggregate([("parent_asin", "count"), ("parent_asin", "min")])
     wide = of_key.filter(pc.greater(of_key["parent_asin_count"], max_items_per_key))
@@ -146,18 +146,18 @@ def _link(pieces: list[Path], number: int, max_items_per_key: int) -> _Linked:
 
 
 class _Group(msgspec.Struct, frozen=True):
-    """A line of the report."""
+    """A group in the report."""
 
     group: str
     items: int
 
 
 class _Grouped(NamedTuple):
-    """The items that an edge touches, and the groups that they make."""
+    """The items that have an edge, and the groups of these items."""
 
-    items: pa.Table  # GROUPS
-    groups: pa.Array  # their ids, in order
-    sizes: npt.NDArray[np.int64]
+    items: pa.Table  # schema GROUPS
+    groups: pa.Array  # group ids, sorted
+    sizes: npt.NDArray[np.int64]  # of `groups`
 
 
 def _components(edges: pa.Table) -> _Grouped:
@@ -167,7 +167,7 @@ def _components(edges: pa.Table) -> _Grouped:
     one, other = (pc.index_in(edges[name], value_set=ids).to_numpy() for name in _EDGES.names)
     graph = coo_array((np.ones(len(one), bool), (one, other)), shape=(len(ids), len(ids)))
     component = connected_components(graph, directed=False)[1]
-    # ids are sorted, so the first of a component is its smallest
+    # ids are sorted, so the first one of a component is its smallest
     _, first, inverse, size = np.unique(component, return_index=True, return_inverse=True, return_counts=True)
     items = pa.table([ids, ids.take(pa.array(first[inverse])), size[inverse].astype(np.int32)], schema=GROUPS)
     by_id = np.argsort(first)
@@ -175,12 +175,12 @@ def _components(edges: pa.Table) -> _Grouped:
 
 
 def _write_groups(items: Path, grouped: Path, number: int, out: Path) -> int:
-    """Write the group of each item of a bucket: itself, where it shares no key; return how many rows there are."""
+    """Write the group of each item of a bucket and return the number of rows; an unlinked item is its own group."""
     ids = pq.read_table(items, columns=["parent_asin"])["parent_asin"]
-    known = pa.Table.from_batches(buckets.read_bucket([grouped], number), GROUPS)
-    place = pc.index_in(ids, value_set=known["parent_asin"].combine_chunks())
-    groups = pc.coalesce(known["group"].take(place), ids)
-    sizes = pc.fill_null(known["group_size"].take(place), 1)
+    linked = pa.Table.from_batches(buckets.read_bucket([grouped], number), GROUPS)
+    place = pc.index_in(ids, value_set=linked["parent_asin"].combine_chunks())
+    groups = pc.coalesce(linked["group"].take(place), ids)
+    sizes = pc.fill_null(linked["group_size"].take(place), 1)
     writers.write_table(out, pa.table([ids, groups, sizes], schema=GROUPS))
     return len(ids)
 

@@ -1,15 +1,18 @@
-"""The dataset's repository on the Hugging Face hub, at a commit.
+"""Access the dataset repository on the Hugging Face hub at a commit.
 
-In: a commit and names of files. Out: what each file must be (size, sha256), the names that are there, the newest
-commit. The endpoint is the library's own: ``HF_ENDPOINT``, https://huggingface.co without it; the token is found where
-the library finds it (``HF_TOKEN``, or `hf auth login`). Guaranteed: a commit that is given is in every URL; the token
-goes to the endpoint alone and into no message; what passes is asked again.
+Input: a commit and file names.
+Output: the size and sha256 of a file, folder listings, and the latest commit.
+Guarantees: every URL contains the given commit. The token is sent only to the endpoint and is never part of a message.
+Transient errors are retried.
+
+The endpoint and the token are those of huggingface_hub: ``HF_ENDPOINT`` (default https://huggingface.co), and
+``HF_TOKEN`` or `hf auth login`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
-import httpx2  # what huggingface_hub speaks HTTP with, and lets out
+import httpx2  # the HTTP client of huggingface_hub, whose exceptions it does not wrap
 from huggingface_hub import HfApi, constants, hf_hub_url
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -20,7 +23,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile, RepoFolder
-from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, by its documentation
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented as public
 
 from prep.core.errors import UserError
 from prep.core.retry import DEFAULT_POLICY, RetryPolicy, TransientError, is_transient, requested_wait
@@ -33,15 +36,15 @@ T = TypeVar("T")
 
 
 def remote(revision: str, name: str, policy: RetryPolicy = DEFAULT_POLICY) -> Remote:
-    """Return what a file of the repository is.
+    """Return the URL, size and hash of a file in the repository.
 
     Args:
         revision: a commit.
-        name: the file's path in the repository.
-        policy: how often and how soon it is asked again.
+        name: path of the file in the repository.
+        policy: retries of the request.
 
     Raises:
-        UserError: there is no such repository, commit or file, it may not be read, or the hub does not answer.
+        UserError: there is no such repository, commit or file, access is denied, or the hub does not respond.
     """
     found = asking(
         lambda: HfApi().get_paths_info(REPO, [name], revision=revision, repo_type="dataset"), revision, policy
@@ -57,7 +60,7 @@ def remote(revision: str, name: str, policy: RetryPolicy = DEFAULT_POLICY) -> Re
         version=file.lfs.sha256 if file.lfs else file.blob_id,
         sha256=file.lfs.sha256 if file.lfs else "",
         headers=_headers,
-        hint=_may_read(),
+        hint=_access_hint(),
     )
 
 
@@ -66,7 +69,7 @@ def _headers() -> Mapping[str, str]:
 
 
 def newest_commit(policy: RetryPolicy = DEFAULT_POLICY) -> str:
-    """Return the commit that the repository's main branch is at.
+    """Return the latest commit of the repository's main branch.
 
     Raises:
         UserError: the repository cannot be read.
@@ -76,14 +79,14 @@ def newest_commit(policy: RetryPolicy = DEFAULT_POLICY) -> str:
 
 
 def listing(revision: str, folder: str = "") -> dict[str, int]:
-    """Return the paths in a folder of the repository and their sizes in bytes, 0 for a folder, in order.
+    """Return the paths in a folder of the repository, sorted, with their sizes in bytes (0 for a folder).
 
     Args:
         revision: a commit.
-        folder: its path; "" is the root.
+        folder: path of the folder; "" is the root.
 
     Raises:
-        UserError: there is no such folder, or as `remote`.
+        UserError: there is no such folder, or as in `remote`.
     """
 
     def ask() -> list[RepoFile | RepoFolder]:
@@ -92,7 +95,7 @@ def listing(revision: str, folder: str = "") -> dict[str, int]:
         )
         return list(tree)
 
-    found = asking(ask, revision, RetryPolicy(max_attempts=1))  # the library itself asks for a page of a listing again
+    found = asking(ask, revision, RetryPolicy(max_attempts=1))  # huggingface_hub itself retries pages of a listing
     return {entry.path: entry.size if isinstance(entry, RepoFile) else 0 for entry in sorted(found, key=_path)}
 
 
@@ -101,20 +104,20 @@ def _path(entry: RepoFile | RepoFolder) -> str:
 
 
 def address(revision: str, name: str) -> str:
-    """Return the hf:// URL of a file, which `datasets` and fsspec read."""
+    """Return the hf:// URL of a file, for `datasets` and fsspec."""
     return f"hf://datasets/{REPO}@{revision}/{name}"
 
 
 def asking(ask: Callable[[], T], revision: str, policy: RetryPolicy = DEFAULT_POLICY) -> T:
-    """Return what the hub answers, asking again while a fault may pass.
+    """Call huggingface_hub, with retries of transient errors, and return the result.
 
     Args:
-        ask: asks by the library.
-        revision: what is asked for, for the sentence.
-        policy: how often and how soon it is asked again.
+        ask: makes the request with the library.
+        revision: the requested commit, for error messages.
+        policy: retries of the request.
 
     Raises:
-        UserError: the fault did not pass, or cannot.
+        UserError: the error is permanent, or all attempts failed.
     """
 
     def once() -> T:
@@ -133,31 +136,33 @@ def asking(ask: Callable[[], T], revision: str, policy: RetryPolicy = DEFAULT_PO
         return policy.retrying()(once)
     except TransientError as fault:
         raise UserError(
-            f"{hub} does not answer, however often it is asked ({fault}); check the network and HF_ENDPOINT, or set "
-            "source.kind: mirror"
+            f"{hub} does not respond after {policy.max_attempts} attempts ({fault}); check the network and "
+            "HF_ENDPOINT, or set source.kind: mirror"
         ) from fault
     except OfflineModeIsEnabled as error:
-        raise UserError(f"{hub} is not asked because HF_HUB_OFFLINE is set; unset it, or read a mirror") from error
+        raise UserError(
+            f"{hub} cannot be used because HF_HUB_OFFLINE is set; unset it, or set source.kind: mirror"
+        ) from error
     except HfHubHTTPError as error:
         raise UserError(_refusal(error, hub, revision)) from error
 
 
-def _may_read() -> str:
+def _access_hint() -> str:
     page = f"{constants.ENDPOINT}/datasets/{REPO}"
-    return f"check that {page} may be read: accept its terms there if it has any, and {_LOG_IN}"
+    return f"check that you have access to {page}: accept its terms of use there if it has any, and {_LOG_IN}"
 
 
 def _refusal(error: HfHubHTTPError, hub: str, revision: str) -> str:
-    """Return the sentence for an answer that refuses."""
+    """Return the error message for a permanent HTTP error."""
     if isinstance(error, GatedRepoError):
-        return f"{hub} keeps {REPO} behind terms; {_may_read()}"
+        return f"{REPO} is a gated repository on {hub}; {_access_hint()}"
     if isinstance(error, RepositoryNotFoundError):
-        return f"{hub} shows no {REPO}; {_may_read()}"
+        return f"{hub} has no repository {REPO}, or it is private; {_access_hint()}"
     if isinstance(error, RevisionNotFoundError):
         return f"{REPO} has no commit {revision}; set source.revision to one that `effimini categories --hub` prints"
     if isinstance(error, EntryNotFoundError):
         return f"{REPO} has no {error.response.url.path} at {revision}; compare with `effimini categories --hub`"
     status = error.response.status_code
-    said = error.response.headers.get("X-Error-Message", "no reason given")[:200]
-    refused = f"the token is refused: {_LOG_IN}" if status in {401, 403} else _may_read()
-    return f"{hub} answered {status} ({said}); {refused}"
+    reason = error.response.headers.get("X-Error-Message", "no reason given")[:200]
+    hint = f"the token is not accepted: {_LOG_IN}" if status in {401, 403} else _access_hint()
+    return f"{hub} responded with HTTP {status} ({reason}); {hint}"

@@ -1,13 +1,14 @@
-"""Join: one row an item, with what its reviews say.
+"""Join stage: one row per item, with statistics of its reviews.
 
-In: ``data/raw/<category>/``. Out: ``data/items/<category>/`` with ``items-NNN.parquet``, a bucket each, and
-``report.json``. Guaranteed: buckets are joined one by one (items and reviews of a product share a bucket number),
-so nothing is shuffled and memory is that of the largest bucket; rows stand in the order of items
-(`prep.core.buckets`) and each parent_asin once.
+Input: ``data/raw/<category>/``.
+Output: ``data/items/<category>/`` with ``items-NNN.parquet``, one file per bucket, and ``report.json``.
+Guarantees: each bucket is joined separately (items and reviews of a product have the same bucket number), so there is
+no shuffle and memory is bounded by the largest bucket. Rows are in item order (`prep.core.buckets`), and each
+parent_asin occurs once.
 
-The rules: of several rows of one parent_asin the one with the most ratings is kept, of those the first in the file.
-Of reviews equal to the letter one counts. Ratings outside 1 to 5 do not count. With ``join.reviews: first_by_user``
-the earliest of several reviews of one item by one user counts.
+Rules: among rows with the same parent_asin, the one with the most ratings is kept, and of these the first one in the
+file. Identical review lines count once. Ratings outside 1 to 5 do not count. With ``join.reviews: first_by_user`` only
+the earliest review of an item by a user counts.
 """
 
 import math
@@ -35,22 +36,22 @@ Gaps = dict[str, float]
 
 
 class _Counted(NamedTuple):
-    """What one bucket adds to the report."""
+    """The counts of one bucket for the report."""
 
     items: int
     reviews: int
     dropped_items: Counter[str]
     dropped_reviews: Counter[str]
     unreviewed: int
-    counts: Gaps  # rating_number less review_count, over items with a rating_number
-    means: Gaps  # average_rating less review_mean, over items with both
+    counts: Gaps  # rating_number - review_count, over items with a rating_number
+    means: Gaps  # average_rating - review_mean, over items with both
 
 
 def join(category: str, params: Params, data: Path = Path("data")) -> None:
     """Write ``data/items/<category>``.
 
     Raises:
-        UserError: ``data/raw/<category>`` has not ``download.buckets`` buckets.
+        UserError: ``data/raw/<category>`` does not have ``download.buckets`` buckets.
     """
     params = narrow(params, READS)
     data = data.absolute()
@@ -75,11 +76,11 @@ def join(category: str, params: Params, data: Path = Path("data")) -> None:
 
 def _join_bucket(items_file: Path, reviews_file: Path, out: Path, rule: str) -> _Counted:
     items = pq.read_table(items_file)
-    kept = _one_row_an_item(items)
+    kept = _drop_duplicate_items(items)
     reviews = _read_reviews(reviews_file, kept["parent_asin"])
     counting, dropped = _counting(reviews, rule)
-    said = _aggregate(counting, kept.num_rows)
-    columns = {name: kept[name] for name in kept.column_names if name in JOINED.names} | said
+    statistics = _aggregate(counting, kept.num_rows)
+    columns = {name: kept[name] for name in kept.column_names if name in JOINED.names} | statistics
     table = pa.table({name: columns[name] for name in JOINED.names}).cast(JOINED)
     writers.write_table(out, table)
     numbers = {
@@ -96,13 +97,13 @@ def _join_bucket(items_file: Path, reviews_file: Path, out: Path, rule: str) -> 
     )
 
 
-def _one_row_an_item(items: pa.Table) -> pa.Table:
-    """Return the row that stands for each item, in the order of items."""
+def _drop_duplicate_items(items: pa.Table) -> pa.Table:
+    """Return one row per parent_asin, in item order."""
     keys = items.select(["parent_asin", "rating_number", "line"]).append_column(
         "order", pa.array(buckets.item_order(items["parent_asin"]))
     )
     by = [("order", "ascending"), ("parent_asin", "ascending"), ("rating_number", "descending"), ("line", "ascending")]
-    ranked = pc.sort_indices(keys, by)  # a rating_number of null stands last
+    ranked = pc.sort_indices(keys, by)  # a null rating_number is last
     ids = keys["parent_asin"].take(ranked).combine_chunks()
     first = np.ones(len(ids), bool)
     first[1:] = pc.not_equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)
@@ -110,7 +111,7 @@ def _one_row_an_item(items: pa.Table) -> pa.Table:
 
 
 def _read_reviews(file: Path, ids: pa.ChunkedArray) -> pd.DataFrame:
-    """Return the reviews of a bucket as numbers; ``item`` is the row of its item, -1 for none."""
+    """Return the numeric columns of a bucket's reviews; ``item`` is the row of the item in `ids`, -1 if it has none."""
     columns = {}
     for field in pq.read_schema(file):
         column = pq.read_table(file, columns=[field.name])[field.name]
@@ -122,7 +123,7 @@ def _read_reviews(file: Path, ids: pa.ChunkedArray) -> pd.DataFrame:
 
 
 def _counting(reviews: pd.DataFrame, rule: str) -> tuple[pd.DataFrame, Counter[str]]:
-    """Return the reviews that count, and how many do not, by reason; the first reason that holds is counted."""
+    """Return the reviews that count, and the number of the others by the first reason that applies."""
     dropped: Counter[str] = Counter()
 
     def keep(reason: str, mask: "pd.Series[bool]") -> pd.DataFrame:
@@ -139,8 +140,8 @@ def _counting(reviews: pd.DataFrame, rule: str) -> tuple[pd.DataFrame, Counter[s
 
 
 def _aggregate(reviews: pd.DataFrame, items: int) -> dict[str, pa.Array]:
-    """Return count, mean, spread, verified share, first and last time of the reviews of each item, null for none."""
-    said = (
+    """Return the review statistics of each item, columns of `JOINED`: null (count 0) for an item without reviews."""
+    statistics = (
         reviews.assign(square=reviews["rating"] ** 2)
         .groupby("item")
         .agg(
@@ -152,27 +153,28 @@ def _aggregate(reviews: pd.DataFrame, items: int) -> dict[str, pa.Array]:
             last_review=("timestamp", "max"),
         )
     )
-    said["review_spread"] = (said["review_spread"] - said["review_mean"] ** 2).clip(lower=0) ** 0.5
+    variance = statistics["review_spread"] - statistics["review_mean"] ** 2
+    statistics["review_spread"] = variance.clip(lower=0) ** 0.5
     row = np.full(items, -1)
-    row[said.index.to_numpy()] = np.arange(len(said))
+    row[statistics.index.to_numpy()] = np.arange(len(statistics))
     places = pa.array(row, mask=row < 0)
-    columns = {name: pa.array(said[name].to_numpy()).take(places) for name in said.columns}
+    columns = {name: pa.array(statistics[name].to_numpy()).take(places) for name in statistics.columns}
     return columns | {"review_count": pc.fill_null(columns["review_count"], 0)}
 
 
-def _gaps(one: npt.NDArray[Any], other: npt.NDArray[Any], same: float) -> Gaps:
-    """Sum up the differences where both have a value; those of at most `same` count as equal."""
+def _gaps(one: npt.NDArray[Any], other: npt.NDArray[Any], tolerance: float) -> Gaps:
+    """Sum the differences where both have a value; differences of at most `tolerance` count as equal."""
     gap = (one.astype(float) - other.astype(float))[~(np.isnan(one.astype(float)) | np.isnan(other.astype(float)))]
     return {
         "items": len(gap),
         "sum": math.fsum(gap),
         "sum_absolute": math.fsum(np.abs(gap)),
-        "equal": int((np.abs(gap) <= same + 1e-9).sum()),
+        "equal": int((np.abs(gap) <= tolerance + 1e-9).sum()),
     }
 
 
 def _summary(gaps: list[Gaps]) -> dict[str, float]:
-    """Return how many items were compared, the mean difference, the mean of its size, and the share without one."""
+    """Return the number of compared items, the mean difference, the mean absolute difference and the fraction equal."""
     total = {name: math.fsum(gap[name] for gap in gaps) for name in ("items", "sum", "sum_absolute", "equal")}
     items = max(total["items"], 1)
     return {

@@ -1,8 +1,10 @@
-"""Item metadata as the hub's parquet: ``raw_meta_<Category>/full-*.parquet``.
+"""Read item metadata from the hub's parquet files: ``raw_meta_<Category>/full-*.parquet``.
 
-In: the source. Out: record batches of the columns used, as the JSONL of the same items gives them: absent lists are
-empty, an image is its URL. Guaranteed: types are those of `datasets` features written down here, never inferred; only
-the columns used are read; memory is bounded by a batch and a row group, not by the file.
+Input: the source.
+Output: record batches of the columns used, with the same values as the JSONL of the same items: a null list is empty,
+an image is its URL.
+Guarantees: types come from the `datasets` features in this module and are never inferred. Only the columns used are
+read. Memory is bounded by a batch and a row group, not by the file.
 """
 
 import glob
@@ -22,11 +24,11 @@ from prep.core.errors import UserError, first_sentence
 from prep.core.params import SourceParams
 from prep.source import locate
 
-ROWS_PER_READ = 10_000  # rows, at most
+ROWS_PER_READ = 10_000  # upper bound
 FOLDER, NAMES = "raw_meta_{}", "full-*.parquet"
 
 _STRING, _STRINGS = Value("string"), List(Value("string"))
-# Reference, section 3. The file holds more columns; those named here are read.
+# The files have more columns; only these are read.
 _FEATURES = Features(
     {
         "parent_asin": _STRING,
@@ -52,21 +54,21 @@ ITEM_BATCH_SCHEMA = pa.schema(
         ("description", pa.list_(pa.string())),
         ("store", pa.string()),
         ("details", pa.string()),  # the object as JSON
-        ("hi_res", pa.string()),  # the first such URL of the item's images
-        ("large", pa.string()),
+        ("hi_res", pa.string()),  # the first hi_res URL among the item's images
+        ("large", pa.string()),  # the first large URL
     ]
 )
 
 
 def item_batches(source: SourceParams, category: str) -> Iterator[pa.RecordBatch]:
-    """Yield the items of a category in the files' order, as `ITEM_BATCH_SCHEMA`.
+    """Yield the items of a category in file order, with `ITEM_BATCH_SCHEMA`.
 
     Args:
-        source: of the parameters.
-        category: a name of ``source.categories``.
+        source: the ``source`` section of the parameters.
+        category: one of ``source.categories``.
 
     Raises:
-        UserError: the source has no such files, or they are not parquet with these columns.
+        UserError: the source has no such files, or they are not parquet files with these columns.
     """
     urls = parquet_files(source, category)
     where = urls[0].rpartition("/")[0]
@@ -85,20 +87,20 @@ def item_batches(source: SourceParams, category: str) -> Iterator[pa.RecordBatch
         for table in rows.with_format("arrow").iter(ROWS_PER_READ):
             yield _item_batch(table)
     except (HfHubHTTPError, httpx2.RequestError) as error:
-        raise UserError(f"{where} cannot be read ({first_sentence(error)}); wait a while and run again") from error
+        raise UserError(f"{where} cannot be read ({first_sentence(error)}); run again later") from error
     except (pa.ArrowException, ValueError, TypeError) as error:
         raise UserError(
-            f"{where} is not the hub's metadata as parquet ({first_sentence(error)}); have its {NAMES} anew, or set "
-            "source.metadata: jsonl"
+            f"{where} does not contain the hub's parquet metadata ({first_sentence(error)}); download its {NAMES} "
+            "again, or set source.metadata: jsonl"
         ) from error
 
 
 def parquet_files(source: SourceParams, category: str) -> list[str]:
-    """Return the metadata's parquet files of a category in order, as paths or hf:// URLs.
+    """Return the parquet files with a category's metadata, in order, as paths or hf:// URLs.
 
     Args:
-        source: of the parameters.
-        category: a name of ``source.categories``.
+        source: the ``source`` section of the parameters.
+        category: one of ``source.categories``.
 
     Raises:
         UserError: there are none, or the source cannot be listed.
@@ -110,22 +112,22 @@ def parquet_files(source: SourceParams, category: str) -> list[str]:
         found = [hub.address(source.revision, name) for name in names if Path(name).match(NAMES)]
     elif location.is_remote:
         raise UserError(
-            f"parquet files cannot be listed at {location.base}; read JSONL (source.metadata: jsonl, no --count), or "
-            "take a directory or the hub"
+            f"parquet files cannot be listed at {location.base}; use JSONL (source.metadata: jsonl, no --count), or "
+            "set source.location to a directory, or use the hub"
         )
     else:
         found = sorted(map(str, (Path(location.base) / folder).glob(NAMES)))
     if not found:
         place = hub.REPO if source.kind == "hub" else location.base
         raise UserError(
-            f"{place} has no {folder}/{NAMES}; check source.categories, or read JSONL (source.metadata: jsonl, no "
+            f"{place} has no {folder}/{NAMES}; check source.categories, or use JSONL (source.metadata: jsonl, no "
             "--count)"
         )
     return found
 
 
 def _item_batch(table: pa.Table) -> pa.RecordBatch:
-    """Give rows of `_FEATURES` the columns of `ITEM_BATCH_SCHEMA`."""
+    """Convert rows from `_FEATURES` to `ITEM_BATCH_SCHEMA`."""
     columns: dict[str, pa.Array] = {name: table[name].combine_chunks() for name in table.column_names}
     images = columns.pop("images")
     columns |= {name: _without_null(columns[name]) for name in ("features", "description")}
@@ -134,7 +136,7 @@ def _item_batch(table: pa.Table) -> pa.RecordBatch:
 
 
 def _without_null(lists: pa.ListArray) -> pa.ListArray:
-    """Leave null elements out; a null list is an empty one."""
+    """Remove null elements, and replace null lists by empty ones."""
     valid = pc.is_valid(pc.list_flatten(lists))
     owners = pc.list_parent_indices(lists).filter(valid)
     counts = np.bincount(owners.to_numpy(), minlength=len(lists))
@@ -143,10 +145,10 @@ def _without_null(lists: pa.ListArray) -> pa.ListArray:
 
 
 def _first(lists: pa.ListArray) -> pa.Array:
-    """Return the first element of each list that is not null or empty, null where there is none."""
+    """Return the first element of each list that is neither null nor empty, null if there is none."""
     values = pc.list_flatten(lists)
-    whole = pc.fill_null(pc.not_equal(values, ""), False)
-    owners, first = np.unique(pc.list_parent_indices(lists).filter(whole).to_numpy(), return_index=True)
+    present = pc.fill_null(pc.not_equal(values, ""), False)
+    owners, first = np.unique(pc.list_parent_indices(lists).filter(present).to_numpy(), return_index=True)
     places = np.full(len(lists), -1)
     places[owners] = first
-    return values.filter(whole).take(pa.array(places, mask=places < 0))
+    return values.filter(present).take(pa.array(places, mask=places < 0))

@@ -1,9 +1,10 @@
-"""A file over HTTP, whole: ranges asked one after another, from a mirror or the hub alike.
+"""Download a file over HTTP with range requests, from a mirror or the hub.
 
-In: a `Remote`, which says what the file must be. Out: its bytes in order, or the file in a folder. Guaranteed: what
-comes out has the announced size, is of one version of the file (its ETag), and has the sha256 that the source tells,
-where it tells one; a broken answer is asked again from the byte it broke at; a kept file stands under its name when it
-is whole, and what a killed run had of it is not asked again; memory is one block.
+Input: a `Remote` with the expected size, version and sha256 of the file.
+Output: the bytes of the file in order, or the file on disk.
+Guarantees: the bytes have the announced size, are from one version of the file (its ETag), and have the source's sha256
+if it publishes one. An interrupted response is resumed at the byte where it stopped. A file has its final name only
+when it is complete, and bytes that a killed run downloaded are not requested again. Memory is bounded by one block.
 """
 
 import errno
@@ -23,8 +24,8 @@ from prep.core import files, progress
 from prep.core.errors import UserError
 from prep.core.retry import DEFAULT_POLICY, RetryPolicy, TransientError, is_transient, requested_wait
 
-RANGE = 32 << 20  # bytes asked at a time
-TIMEOUT = 30.0  # seconds of silence that break a request
+RANGE = 32 << 20  # bytes per request
+TIMEOUT = 30.0  # seconds without data before a request fails
 
 T = TypeVar("T")
 
@@ -32,31 +33,31 @@ _log = logging.getLogger(__name__)
 
 
 class Remote(NamedTuple):
-    """A file over HTTP, and what is known of it before it is read."""
+    """A file on an HTTP server, and what is known about it before the download."""
 
     url: str
     size: int  # bytes
-    version: str  # its ETag (the hub: X-Linked-Etag) or Last-Modified; "" if the server tells none
-    sha256: str  # hex; "" if the source tells none
-    headers: Callable[[], Mapping[str, str]]  # a function, so that no token is shown where a Remote is
-    hint: str  # what to do when it cannot be had
+    version: str  # ETag (on the hub X-Linked-Etag) or Last-Modified; "" if the server sends none
+    sha256: str  # hex; "" if the source does not publish it
+    headers: Callable[[], Mapping[str, str]]  # a function, so that the repr of a Remote shows no token
+    hint: str  # what the user can do if the download fails
 
 
 def no_headers() -> Mapping[str, str]:
-    """Return no headers, which is what a mirror is sent."""
+    """Return no headers: a mirror needs none."""
     return {}
 
 
 def probe(url: str, hint: str, policy: RetryPolicy = DEFAULT_POLICY) -> Remote:
-    """Ask a server for the size and version of a file.
+    """Request the size and version of a file from its server.
 
     Args:
-        url: the file's.
-        hint: what the user can do when it cannot be had.
-        policy: how often and how soon it is asked again.
+        url: URL of the file.
+        hint: what the user can do if the request fails.
+        policy: retries of the request.
 
     Raises:
-        UserError: the file is not there, the server does not answer or tells no size.
+        UserError: the file does not exist, or the server does not respond or does not send the size.
     """
 
     def ask() -> httpx.Response:
@@ -71,24 +72,24 @@ def probe(url: str, hint: str, policy: RetryPolicy = DEFAULT_POLICY) -> Remote:
     answer = _retried(ask, url, hint, policy)
     size = answer.headers.get("Content-Length", "")
     if not size.isdecimal():
-        raise UserError(f"{url} comes without its size (Content-Length); serve it by a server that tells it")
+        raise UserError(f"{url} is sent without its size (Content-Length); use a server that sends this header")
     return Remote(url, int(size), _version(answer), "", no_headers, hint)
 
 
 def read_ranges(
     remote: Remote, begin: int = 0, digest: "hashlib._Hash | None" = None, policy: RetryPolicy = DEFAULT_POLICY
 ) -> Iterator[bytes]:
-    """Yield the bytes of a file from `begin` on, as they arrive.
+    """Yield the bytes of a file from offset `begin` to its end, as they arrive.
 
     Args:
         remote: the file.
-        begin: bytes that are there already.
-        digest: a sha256 that has seen them; it sees the others too.
-        policy: how often and how soon it is asked again.
+        begin: number of bytes that are downloaded already.
+        digest: sha256 object that was updated with these bytes; it is updated with the others too.
+        policy: retries of each request.
 
     Raises:
-        UserError: the bytes cannot be had, or the file changed while it was read.
-        CorruptError: the whole has another sha256 than the source tells.
+        UserError: the bytes cannot be fetched, or the file changed during the download.
+        CorruptError: the sha256 of the file differs from the source's.
     """
     digest = digest or hashlib.sha256()
     position, started = begin, time.monotonic()
@@ -99,7 +100,7 @@ def read_ranges(
         nonlocal blocks
         try:
             return next(blocks)
-        except StopIteration:  # the range is read, or broke off
+        except StopIteration:  # the range is complete, or was interrupted
             blocks = _answer(client, remote, position)
             return next(blocks)
 
@@ -112,47 +113,48 @@ def read_ranges(
             yield got
     if remote.sha256 and digest.hexdigest() != remote.sha256:
         raise CorruptError(
-            f"{remote.url} came with sha256 {digest.hexdigest()}, which should be {remote.sha256}; run again to read "
-            "it anew, and if that is in vain the server or a proxy before it is broken"
+            f"{remote.url} has sha256 {digest.hexdigest()}, expected {remote.sha256}; run again to download it again; "
+            "if the error persists, the server or a proxy in front of it is faulty"
         )
     seconds = time.monotonic() - started
-    had = position - begin
-    _log.info("%s: %d bytes in %.1f s, %.1f MB/s", name, had, seconds, had / 1e6 / max(seconds, 1e-6))
+    fetched = position - begin
+    _log.info("%s: %d bytes in %.1f s, %.1f MB/s", name, fetched, seconds, fetched / 1e6 / max(seconds, 1e-6))
 
 
 class CorruptError(UserError):
-    """What came is not what the source announced."""
+    """The downloaded bytes are not those that the source announced."""
 
 
 def download_file(remote: Remote, path: Path, policy: RetryPolicy = DEFAULT_POLICY) -> None:
-    """Bring a file to `path`, going on where an earlier run was stopped or killed.
+    """Download a file to `path`, and resume where an earlier run was stopped or killed.
 
     Args:
         remote: the file.
-        path: where it stands when it is whole; the name must hold what the bytes depend on.
-        policy: how often and how soon it is asked again.
+        path: the final path; it must contain everything that the bytes depend on, the version for example.
+        policy: retries of each request.
 
     Raises:
-        UserError: there is no room for it, or as `read_ranges`.
+        UserError: there is not enough disk space, or as in `read_ranges`.
     """
-    # One name for all runs, so that the next one finds it. The hub's own hf_hub_download is not used for that: in
-    # huggingface_hub 2.4 its partial file has a random name (`_download_to_tmp_and_move`), so each run starts anew.
+    # The partial file has the same name in every run, so that the next run can resume. hf_hub_download does not do
+    # this: in huggingface_hub 2.4 its partial file has a random name (`_download_to_tmp_and_move`), so each run starts
+    # from the beginning.
     partial = path.with_name(f".{path.name}.partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(partial.with_suffix(".lock")):  # another run may want the same file
+    with FileLock(partial.with_suffix(".lock")):  # another run may download the same file
         if path.exists():
             return
-        had = partial.stat().st_size if partial.exists() else 0
-        _check_disk_space(remote, had, path.parent)
+        done = partial.stat().st_size if partial.exists() else 0
+        _check_disk_space(remote, done, path.parent)
         try:
             with partial.open("a+b") as file:
                 file.seek(0)
                 digest = hashlib.file_digest(file, "sha256")
-                for got in read_ranges(remote, had, digest, policy):
+                for got in read_ranges(remote, done, digest, policy):
                     file.write(got)
-                    file.flush()  # what came stays through a kill
+                    file.flush()  # so that these bytes survive a kill
         except CorruptError:
-            partial.unlink()  # or the next run would go on with it
+            partial.unlink()  # otherwise the next run would resume it
             raise
         except OSError as error:
             if error.errno != errno.ENOSPC:
@@ -162,18 +164,18 @@ def download_file(remote: Remote, path: Path, policy: RetryPolicy = DEFAULT_POLI
         files.commit(partial, path)
 
 
-def _check_disk_space(remote: Remote, had: int, folder: Path) -> None:
-    """Refuse a file that the disk has no room for; `had` bytes of it are there."""
-    needed, free = remote.size - had, shutil.disk_usage(folder).free
+def _check_disk_space(remote: Remote, done: int, folder: Path) -> None:
+    """Raise if `folder` has too little disk space for the rest of a file, of which `done` bytes are downloaded."""
+    needed, free = remote.size - done, shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"{remote.url} needs {needed:,} bytes more in {folder}, where {free:,} are free; make room there, set "
-            "EFFIMINI_STORE to a folder of a larger disk, or set source.keep_raw: false to keep no raw file"
+            f"{remote.url} needs {needed:,} bytes more in {folder}, where {free:,} are free; free up disk space, set "
+            "EFFIMINI_STORE to a folder on a larger disk, or set source.keep_raw: false to keep no raw files"
         )
 
 
 def _client() -> httpx.Client:
-    """Return a client; at a redirect to another host it leaves the Authorization header out."""
+    """Return a client; httpx removes the Authorization header on a redirect to another host."""
     return httpx.Client(timeout=TIMEOUT, follow_redirects=True, headers={"Accept-Encoding": "identity"})
 
 
@@ -181,22 +183,22 @@ def _retried(ask: Callable[[], T], url: str, hint: str, policy: RetryPolicy) -> 
     try:
         return policy.retrying()(ask)
     except TransientError as fault:
-        raise UserError(f"{url} cannot be read after {policy.max_attempts} tries ({fault}); {hint}") from fault
+        raise UserError(f"{url} cannot be fetched after {policy.max_attempts} attempts ({fault}); {hint}") from fault
 
 
 def _answer(client: httpx.Client, remote: Remote, begin: int) -> Iterator[bytes]:
-    """Yield what one request brings from `begin` on: a range, or all where the server knows no ranges.
+    """Yield the bytes of one response, from `begin` on: a range, or all if the server does not support ranges.
 
     Raises:
-        TransientError: the answer breaks off or is not the one asked for.
-        UserError: there is no answer to be had, or it is of another version.
+        TransientError: the response is incomplete, or is not the requested range.
+        UserError: the request fails permanently, or the response is another version of the file.
     """
     end = min(begin + RANGE, remote.size)
     headers = {**remote.headers(), "Range": f"bytes={begin}-{end - 1}"}
     try:
         with client.stream("GET", remote.url, headers=headers) as answer:
             if answer.status_code == 416:
-                raise _changed_on_server(remote, "is shorter")
+                raise _changed_on_server(remote, "is shorter now")
             _check_answer(answer, remote.url, remote.hint)
             at, end = _span(answer, remote, begin, end)
             for block in answer.iter_raw():
@@ -208,34 +210,40 @@ def _answer(client: httpx.Client, remote: Remote, begin: int) -> Iterator[bytes]
     except httpx.RequestError as error:
         raise TransientError(f"{type(error).__name__}: {error}") from error
     if begin < end:
-        raise TransientError(f"the answer ended {end - begin} bytes early")
+        raise TransientError(f"the response ended {end - begin} bytes early")
 
 
 def _check_answer(answer: httpx.Response, url: str, hint: str) -> None:
-    """Refuse an answer that brings no file.
+    """Check that a response contains the file.
 
     Raises:
-        TransientError: a later one may.
-        UserError: none will.
+        TransientError: it does not, and a retry may succeed.
+        UserError: it does not, and a retry would fail too.
     """
     status = answer.status_code
     if is_transient(status):
         raise TransientError(f"HTTP {status}", wait=requested_wait(answer.headers))
     if status not in {200, 206}:
-        said = answer.headers.get("X-Error-Message", "")  # the hub's
-        raise UserError(f"{url} answered {status}{said and f' ({said[:200]})'}; {hint}")
+        reason = answer.headers.get("X-Error-Message", "")  # sent by the hub
+        raise UserError(f"{url} responded with HTTP {status}{reason and f' ({reason[:200]})'}; {hint}")
     if answer.headers.get("Content-Encoding", "identity") != "identity":
-        raise UserError(f"{url} comes compressed ({answer.headers['Content-Encoding']}); serve the file as it is")
+        raise UserError(
+            f"{url} is sent compressed ({answer.headers['Content-Encoding']}); use a server that sends the plain file"
+        )
 
 
 def _span(answer: httpx.Response, remote: Remote, begin: int, end: int) -> tuple[int, int]:
-    """Return the first byte that an answer brings and the end of what it brings of the file.
+    """Return the begin and end of the bytes of the file that a response contains.
 
     Args:
-        answer: to a request for a range.
+        answer: response to a range request.
         remote: the file.
-        begin: the first byte asked for.
-        end: the end of the range asked for.
+        begin: begin of the requested range.
+        end: end of the requested range, exclusive.
+
+    Raises:
+        TransientError: the response is not the requested range.
+        UserError: the response is another version of the file.
     """
     version = _version(answer)
     if version and remote.version and version != remote.version:
@@ -245,27 +253,28 @@ def _span(answer: httpx.Response, remote: Remote, begin: int, end: int) -> tuple
         found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", answer.headers.get("Content-Range", ""))
         if not found or int(found[1]) != begin or int(found[2]) >= end:
             raise TransientError(
-                f"asked for bytes {begin}-{end - 1}, got {answer.headers.get('Content-Range', 'no range')}"
+                f"requested bytes {begin}-{end - 1}, received {answer.headers.get('Content-Range', 'no range')}"
             )
         if found[3] not in {"*", str(remote.size)}:
             raise _changed_on_server(remote, f"had {remote.size} bytes and has {found[3]} now")
         at, end = begin, int(found[2]) + 1
     else:
         at, end = 0, remote.size
-    # An error page with status 200 has another length, or none.
+    # An error page with status 200 has another Content-Length, or none.
     if length != str(end - at) and (length is not None or answer.status_code == 200):
         raise TransientError(
-            f"{length or 'an unknown number of'} bytes of {answer.headers.get('Content-Type', '?')} came"
+            f"received {length or 'an unknown number of'} bytes of {answer.headers.get('Content-Type', '?')}, "
+            f"expected {end - at}"
         )
     return at, end
 
 
 def _changed_on_server(remote: Remote, how: str) -> UserError:
-    return UserError(f"{remote.url} changed while it was read: it {how}; run again to read the new one")
+    return UserError(f"{remote.url} changed while it was read: it {how}; run again to read the new version")
 
 
 def _version(answer: httpx.Response) -> str:
-    """Return what names the version of a file: the hub's tag, which stands in its redirect, or the server's."""
+    """Return the version of a file: the hub's tag, which is in its redirect, or the server's ETag or Last-Modified."""
     linked = (one.headers.get("X-Linked-Etag") for one in (*answer.history, answer))
     tag = next(filter(None, linked), "") or answer.headers.get("ETag") or answer.headers.get("Last-Modified", "")
     return str(tag).removeprefix("W/").strip('"')

@@ -1,10 +1,12 @@
-"""Lines of the dataset's JSONL, typed: the columns used and nothing else.
+"""Parse lines of the dataset's JSONL into typed columns.
 
-In: the bytes of whole lines. Out: a table of `prep.core.tables.raw`, and why the other lines gave no row.
-Guaranteed: every line is a row or a reject; fields that are not used (price, videos, a review's title and text) are
-skipped, whatever their type, and never kept.
+Input: the bytes of whole lines.
+Output: a table with a schema of `prep.core.tables.raw`, and the rejected lines with reasons.
+Guarantees: every line is a row or a reject. Unused fields (price, videos, title and text of a review) are skipped, of
+any type, and never stored.
 
-Lines are read as if all were good; where one of them is bad, each is looked at by itself, at a third of the speed.
+All lines are first parsed as if they were valid. If one is not, each line is checked separately, at a third of the
+speed.
 """
 
 import gc
@@ -26,10 +28,10 @@ from prep.core.tables.raw import ASIN, ASIN_LENGTH, ITEMS, REVIEWS, Kind
 
 
 class Reject(NamedTuple):
-    """A line that gives no row."""
+    """A rejected line."""
 
-    line: int  # its number in the file, from 1
-    reason: str  # one word
+    line: int  # line number, from 1
+    reason: str  # one word, see `parse_lines`
 
 
 class _Image(msgspec.Struct, gc=False):
@@ -65,18 +67,18 @@ _decoders: dict[Kind, msgspec.json.Decoder[Any]] = {
 
 
 def parse_lines(kind: Kind, content: bytes, first: int) -> tuple[pa.Table, list[Reject]]:
-    """Type the lines of `content`.
+    """Parse the lines of `content`.
 
     Args:
         kind: items or reviews.
-        content: whole lines; only the file's last one may lack its line end.
-        first: the number of the first of them in the file.
+        content: whole lines; only the last one of the file may lack a line ending.
+        first: line number of the first line.
 
     Returns:
-        A table of `ITEMS` or `REVIEWS` in the order of the lines, and the lines that are not in it. A line is
-        rejected when it is not UTF-8 (bad_utf8) or JSON (not_json, truncated), lacks a required key (missing_key: for
-        items parent_asin, for reviews parent_asin, user_id, rating and timestamp), has another type than the dataset
-        in a field used (wrong_type), or a parent_asin that can name no file (bad_parent_asin).
+        A table with schema `ITEMS` or `REVIEWS` in line order, and the rejected lines. A line is rejected if it is
+        not UTF-8 (bad_utf8) or not JSON (not_json, truncated), if a required key is missing (missing_key:
+        parent_asin for items; parent_asin, user_id, rating and timestamp for reviews), if a field that is used has a
+        wrong type (wrong_type), or if parent_asin cannot be a file name (bad_parent_asin).
     """
     with _no_collection():
         lines = _lines(content)
@@ -86,7 +88,7 @@ def parse_lines(kind: Kind, content: bytes, first: int) -> tuple[pa.Table, list[
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Keep the garbage collector from going through tens of thousands of new records, which takes half of the time."""
+    """Disable the garbage collector, which would spend half of the time on tens of thousands of new records."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -97,28 +99,28 @@ def _no_collection() -> Iterator[None]:
 
 
 def _lines(content: bytes) -> list[bytes]:
-    """Return the lines with their ends, which are all of one kind; only the last one may lack it."""
+    r"""Return the lines with their endings, all normalized to \n; only the last line may lack it."""
     if b"\r" in content:
         content = content.replace(b"\r\n", b"\n")
     return io.BytesIO(content).readlines()  # takes half the time of bytes.split
 
 
 def _read_all(kind: Kind, content: bytes, lines: list[bytes], first: int) -> pa.Table | None:
-    """Return the rows of all lines, or None if one is bad."""
+    """Return the rows of all lines, or None if a line is invalid."""
     try:
-        content.decode()  # unused fields are checked too, and msgspec does not look into them
+        content.decode()  # check unused fields too, which msgspec skips
         records = list(map(_decoders[kind].decode, lines))
     except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
         return None
     table = _to_table(kind, records, range(first, first + len(records)), lines)
     asins = table["parent_asin"]
-    # as `ASIN` has it, at a fifth of the time
+    # equivalent to matching `ASIN`, in a fifth of the time
     named = pc.and_(pc.ascii_is_alnum(asins), pc.less_equal(pc.binary_length(asins), ASIN_LENGTH))
     return table if pc.all(named, min_count=0).as_py() else None
 
 
 def _read_each(kind: Kind, lines: list[bytes], first: int) -> tuple[pa.Table, list[Reject]]:
-    """Return the rows of the lines that have one, and the others."""
+    """Parse each line separately; return the rows and the rejects."""
     kept: list[tuple[int, bytes, Any]] = []
     rejects: list[Reject] = []
     for number, line in enumerate(lines, first):
@@ -132,7 +134,7 @@ def _read_each(kind: Kind, lines: list[bytes], first: int) -> tuple[pa.Table, li
 
 
 def _decode(kind: Kind, line: bytes) -> Any:
-    """Return the record of a line, or why there is none."""
+    """Return the record of a line, or the reason to reject it."""
     try:
         line.decode()
         record = _decoders[kind].decode(line)
@@ -170,15 +172,15 @@ def _items_table(records: Sequence[_Item], numbers: Sequence[int]) -> pa.Table:
 
 
 def _joined_texts(lists: list[list[str | None] | None]) -> pa.ListArray:
-    """Return lists of texts, empty instead of null and without the nulls in them."""
+    """Return lists of strings without nulls; a null list becomes empty."""
     array = pa.array([texts or [] for texts in lists], pa.list_(pa.string()))
-    if array.values.null_count:  # seldom, so it is not looked for text by text
+    if array.values.null_count:  # rare, so nulls are removed only if there are any
         array = pa.array([[text for text in texts or [] if text is not None] for texts in lists], array.type)
     return array
 
 
 def _url(images: list[_Image] | None, kind: str) -> str | None:
-    """Return the first URL of a kind among an item's images."""
+    """Return the first URL of a kind among an item's images, None if there is none."""
     for image in images or ():
         if url := getattr(image, kind):
             return url  # type: ignore[no-any-return]
@@ -186,21 +188,21 @@ def _url(images: list[_Image] | None, kind: str) -> str | None:
 
 
 def _details(details: bytes) -> bytes | str:
-    """Return the JSON text of an item's details, ``{}`` where they are no object."""
+    """Return the JSON text of an item's details, ``{}`` if they are not an object."""
     if details.startswith(b"{"):
         return details
-    if details.startswith(b'"'):  # an object as a string, as the hub's parquet has it
+    if details.startswith(b'"'):  # an object encoded as a string, as in the hub's parquet
         text: str = msgspec.json.decode(details)
         return text if text.startswith("{") else "{}"
     return "{}"
 
 
 def _reviews_table(records: Sequence[_Review], lines: Sequence[bytes]) -> pa.Table:
-    """Make the rows of reviews; the user id is kept as a keyed hash, the line as the XXH3 of it and one line end."""
-    whole = [*lines[:-1], *(line.removesuffix(b"\n") + b"\n" for line in lines[-1:])]
+    """Return the rows of reviews; the user id is stored as a keyed hash, the line as the XXH3 of it with a newline."""
+    terminated = [*lines[:-1], *(line.removesuffix(b"\n") + b"\n" for line in lines[-1:])]
     columns = {
         "parent_asin": [record.parent_asin for record in records],
-        "line_hash": np.fromiter(map(xxh3_64_intdigest, whole), np.uint64, len(whole)),
+        "line_hash": np.fromiter(map(xxh3_64_intdigest, terminated), np.uint64, len(terminated)),
         "user_hash": hashes("effimini/user", [record.user_id for record in records]),
         "rating": [record.rating for record in records],
         "timestamp": [record.timestamp for record in records],

@@ -1,9 +1,11 @@
-"""Sample: which items are trained and measured on, and in which split and band each stands.
+"""Sample stage: select the items to train and evaluate on, and assign splits and bands.
 
-In: ``data/items/<category>/`` and ``data/groups/<category>/``. Out: ``data/sample/<category>/`` with a file a part,
-``train-00.parquet`` ... for the bands of train, ``validation.parquet``, ``test.parquet``, with ``strata.csv`` and
-``report.json``. Guaranteed (promise 2): a part's bytes do not depend on the fraction; a larger fraction adds parts, a
-smaller one removes them. Items are ranked on a few numbers each; texts are read again for those that are taken.
+Input: ``data/items/<category>/`` and ``data/groups/<category>/``.
+Output: ``data/sample/<category>/`` with one file per part (``train-00.parquet``, ... for the bands of the training
+split, ``validation.parquet``, ``test.parquet``), ``strata.csv`` and ``report.json``.
+Guarantees: the bytes of a part do not depend on the fraction; a larger fraction adds parts, a smaller one removes some.
+
+Two passes: items are ranked by a few numbers, then the texts of the selected items are read again.
 """
 
 import shutil
@@ -31,10 +33,10 @@ from prep.core.tables.sample import SAMPLE, TEXTS
 from prep.core.text import clean, clean_details, clean_list
 
 READS = ("download.buckets", "sample", "images.prefer", "dask")
-_ROWS_PER_READ = 2000  # cleaned at once
+_ROWS_PER_READ = 2000  # rows whose texts are in memory at once
 _SPLITS = (TEST, TRAIN, VALIDATION)
 _NUMBERS = ("parent_asin", "average_rating", "rating_number", "review_count")
-_COUNTED = ("title", "features", "description")  # the texts of which sample.min_chars are asked
+_COUNTED = ("title", "features", "description")  # texts whose total length must reach sample.min_chars
 _CLEAN: dict[str, Callable[[Any], str]] = {
     "main_category": clean,
     "title": clean,
@@ -43,12 +45,12 @@ _CLEAN: dict[str, Callable[[Any], str]] = {
     "store": clean,
     "details": clean_details,
 }
-# What an item is ranked by.
+# The columns that items are ranked by.
 _SLIM = pa.schema(
     [
         ("parent_asin", pa.string()),
-        ("row", pa.int32()),  # of its bucket
-        ("split", pa.int8()),  # of _SPLITS
+        ("row", pa.int32()),  # index in its bucket
+        ("split", pa.int8()),  # index in _SPLITS
         ("stratum", pa.int16()),
         ("order", pa.uint64()),
     ]
@@ -56,31 +58,31 @@ _SLIM = pa.schema(
 
 
 class _Row(NamedTuple):
-    """An item as it would stand in the sample."""
+    """An item with the values of its row in the sample."""
 
-    number: int  # in its bucket
+    number: int  # index in its bucket
     parent_asin: str
     average_rating: float | None
     rating_number: int | None
     review_count: int
-    texts: dict[str, str]  # clean, by name
+    texts: dict[str, str]  # cleaned, by field name
     image_urls: list[str]  # best first
 
 
 class _Placed(NamedTuple):
-    """Where the usable items of a category stand."""
+    """The bands and parts of a category's usable items."""
 
-    band: npt.NDArray[np.int16]  # -1 outside train
-    part: npt.NDArray[np.int16]  # the number of its part, -1 for one that is not taken
+    band: npt.NDArray[np.int16]  # -1 for an item outside the training split
+    part: npt.NDArray[np.int16]  # index in `parts`, -1 for an item that is not selected
     parts: list[str]
-    dropped: Counter[str]
+    dropped: Counter[str]  # by reason, one of NOT_TAKEN
 
 
 def sample(category: str, params: Params, data: Path = Path("data")) -> None:
     """Write ``data/sample/<category>``.
 
     Raises:
-        UserError: no item of the category is left to train on, or the items or their groups are not there.
+        UserError: the category has no training items left, or the items or their groups do not exist.
     """
     params = narrow(params, READS)
     data = data.absolute()
@@ -97,18 +99,18 @@ def sample(category: str, params: Params, data: Path = Path("data")) -> None:
         if not any(part.startswith(TRAIN) for part in placed.parts):
             reasons = ", ".join(f"{reason} {count}" for reason, count in sorted((dropped + placed.dropped).items()))
             raise UserError(
-                f"{category}: no item is left to train on ({reasons}); raise sample.fraction or "
-                "sample.min_per_category, loosen sample.require, or take the category out of source.categories"
+                f"{category}: no training items are left ({reasons}); raise sample.fraction or "
+                "sample.min_per_category, relax sample.require, or remove the category from source.categories"
             )
         last = np.cumsum([pq.read_metadata(path).num_rows for path in slim])
-        shares = [slice(begin, end) for begin, end in zip([0, *last[:-1]], last, strict=True)]
-        spread = [
-            (*call, category, placed.band[share], placed.part[share], len(placed.parts))
-            for call, share in zip(calls, shares, strict=True)
+        slices = [slice(begin, end) for begin, end in zip([0, *last[:-1]], last, strict=True)]
+        scattered = [
+            (*call, category, placed.band[rows], placed.part[rows], len(placed.parts))
+            for call, rows in zip(calls, slices, strict=True)
         ]
-        pieces = pool.map(_scatter, spread, f"{category} sample: texts")
+        pieces = pool.map(_scatter, scattered, f"{category} sample: texts")
         gathered = [(pieces, number, out / f"{part}.parquet") for number, part in enumerate(placed.parts)]
-        rows = pool.map(_gather_part, gathered, f"{category} sample: parts")
+        counts = pool.map(_gather_part, gathered, f"{category} sample: parts")
         shutil.rmtree(work)
         table = _strata(usable, placed)
         table.to_csv(out / "strata.csv", index=False, lineterminator="\n")
@@ -117,41 +119,45 @@ def sample(category: str, params: Params, data: Path = Path("data")) -> None:
             "category": category,
             "before": earlier_reports(data / "items" / category),
             "tables": {"items": Funnel.of(usable.num_rows + dropped.total(), dropped + placed.dropped)},
-            "rows": dict(zip(placed.parts, rows, strict=True)),
+            "rows": dict(zip(placed.parts, counts, strict=True)),
             "largest_deviation": deviation(table),
         }
         writers.write_json(out / "report.json", report)
 
 
 def candidate_urls(hi_res: str | None, large: str | None, prefer: str) -> list[str]:
-    """Return the image URLs to ask for, best first: the one of the preferred kind, then the other.
+    """Return the image URLs to try, best first: the preferred kind, then the other one.
 
-    Source: reference, section 1 (first hi_res, else first large).
+    Args:
+        hi_res: the first hi_res URL, None or "" if there is none.
+        large: the first large URL, likewise.
+        prefer: ``images.prefer``, hi_res or large.
     """
     urls = (hi_res, large) if prefer == "hi_res" else (large, hi_res)
     return list(dict.fromkeys(filter(None, urls)))
 
 
 def deviation(table: pd.DataFrame) -> dict[str, float]:
-    """Return how far the training sample is from its population.
+    """Return how much the training sample deviates from its population.
 
     Args:
-        table: ``strata.csv``.
+        table: content of ``strata.csv``.
 
     Returns:
-        The largest difference of a share of rows, by rating value and by count bucket, rounded to six places.
+        The largest absolute difference between the fractions of rows in the sample and in the population, over rating
+        values and over count buckets, rounded to six decimals.
     """
     train = table[table["split"] == TRAIN]
     found = {}
     for column, name in (("average_rating", "average_rating"), ("rating_number_from", "rating_number")):
         sums = train.groupby(column)[["population", "taken"]].sum()
-        shares = sums / sums.sum()
-        found[name] = round(float((shares["taken"] - shares["population"]).abs().max()), 6)
+        fractions = sums / sums.sum()
+        found[name] = round(float((fractions["taken"] - fractions["population"]).abs().max()), 6)
     return found
 
 
 def _rank(items: Path, groups: Path, out: Path, params: Params) -> Counter[str]:
-    """Write what the usable items of a bucket are ranked by, and count those that are not usable."""
+    """Write the ranking columns of a bucket's usable items; return the number of the others by reason."""
     group_of = pq.read_table(groups, columns=["group"])["group"]
     rules = params.sample
     dropped: Counter[str] = Counter()
@@ -184,7 +190,7 @@ def _rank(items: Path, groups: Path, out: Path, params: Params) -> Counter[str]:
 def _sample_rows(
     items: Path, params: Params, texts: tuple[str, ...], chosen: npt.NDArray[np.int32] | None = None
 ) -> Iterator[list[_Row]]:
-    """Yield the rows of a bucket with the texts named, some at a time; only the `chosen` ones if given."""
+    """Yield the rows of a bucket with the named texts, in batches; only the rows in `chosen` if given."""
     columns = [*_NUMBERS, "hi_res", "large", *texts]
     numbers: npt.NDArray[np.int64]
     last = 0
@@ -199,7 +205,7 @@ def _sample_rows(
 
 
 def _sample_row(number: int, item: Mapping[str, Any], params: Params, texts: tuple[str, ...]) -> _Row:
-    """Make the row of an item, given its columns by name."""
+    """Return the row of an item, given its columns by name."""
     return _Row(
         number=number,
         parent_asin=item["parent_asin"],
@@ -212,8 +218,8 @@ def _sample_row(number: int, item: Mapping[str, Any], params: Params, texts: tup
 
 
 def _unusable(row: _Row, rules: SampleParams) -> str:
-    """Return why a row is dropped, or "" for a row that is kept."""
-    if row.average_rating is None:  # without the label there is nothing to learn from
+    """Return the reason to drop a row, or "" for a row that is kept."""
+    if row.average_rating is None:  # an item without the label cannot be used
         return "no_average_rating"
     present = {name: bool(text) for name, text in row.texts.items()} | {
         "average_rating": True,
@@ -231,7 +237,7 @@ def _unusable(row: _Row, rules: SampleParams) -> str:
 
 
 def _place(usable: pa.Table, rules: SampleParams) -> _Placed:
-    """Give each usable item its band, and its part or the reason why it has none."""
+    """Assign each usable item its band and its part, and count the items without a part by reason."""
     split, stratum, order = (usable[name].to_numpy() for name in ("split", "stratum", "order"))
     band = np.full(usable.num_rows, -1, np.int16)
     part = np.full(usable.num_rows, -1, np.int16)
@@ -245,7 +251,7 @@ def _place(usable: pa.Table, rules: SampleParams) -> _Placed:
             taken = band[rows] < strata.limit(band[rows], rules.fraction, rules.bands, rules.min_per_category)
             present = np.unique(band[rows][taken])
             part[rows] = np.where(taken, len(parts) + np.searchsorted(present, band[rows]), -1)
-            parts += [f"{name}-{each:02d}" for each in present]
+            parts += [f"{name}-{present_band:02d}" for present_band in present]
             dropped[NOT_TAKEN[0]] = int((~taken).sum())
         else:
             taken = u < rules.eval_fraction
@@ -265,7 +271,7 @@ def _scatter(
     part: npt.NDArray[np.int16],
     parts: int,
 ) -> Path:
-    """Write the taken rows of one bucket as a piece, spread over the parts; return it."""
+    """Write the selected rows of one bucket as a piece, partitioned by part; return its path."""
     taken = part >= 0
     ranked = pq.read_table(slim, columns=["row", "split"])
     chosen, split = (ranked[name].to_numpy()[taken] for name in ("row", "split"))
@@ -273,12 +279,12 @@ def _scatter(
     places = zip(np.array(_SPLITS)[split].tolist(), group, band[taken].tolist(), strict=True)
     tables = [SAMPLE.empty_table()]
     for rows in _sample_rows(items, params, TEXTS, chosen):
-        taking = []
+        records = []
         for row in rows:
-            of_split, of_group, of_band = next(places)
-            placed = {"category": category, "split": of_split, "group": of_group, "band": of_band}
-            taking.append(row._asdict() | row.texts | placed | {"rating_number": row.rating_number or 0})
-        tables.append(pa.Table.from_pylist(taking, SAMPLE))
+            row_split, row_group, row_band = next(places)
+            placed = {"category": category, "split": row_split, "group": row_group, "band": row_band}
+            records.append(row._asdict() | row.texts | placed | {"rating_number": row.rating_number or 0})
+        tables.append(pa.Table.from_pylist(records, SAMPLE))
     piece = slim.with_suffix(".arrow")
     buckets.write_piece(piece, pa.concat_tables(tables), part[taken], parts)
     return piece
@@ -289,7 +295,7 @@ def _gather_part(pieces: list[Path], number: int, out: Path) -> int:
 
 
 def _strata(usable: pa.Table, placed: _Placed) -> pd.DataFrame:
-    """Return how many items each stratum of each split has, and how many of them are taken."""
+    """Return the number of usable and of selected items in each stratum of each split."""
     frame = pd.DataFrame(
         {"split": usable["split"].to_numpy(), "stratum": usable["stratum"].to_numpy(), "taken": placed.part >= 0}
     )

@@ -1,8 +1,9 @@
-"""Where raw files and images come from: the demo catalogue, a mirror of the hub's layout, or the hub.
+"""Locate raw files and images: the demo catalogue, a mirror of the hub's layout, or the hub.
 
-In: the parameters' source section. Out: raw JSONL files, and the base that images are read from. Guaranteed: a file's
-bytes are all that the source announced, or there is a sentence; with ``source.keep_raw: false`` nothing of a file that
-comes over HTTP is kept here.
+Input: the ``source`` section of the parameters.
+Output: raw JSONL files, and the base that images are read from.
+Guarantees: the bytes of a file are complete, or there is an error message. With ``source.keep_raw: false`` nothing of a
+file that is downloaded over HTTP is kept.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,36 +18,36 @@ from prep.core.params import SourceParams
 from prep.core.retry import DEFAULT_POLICY, RetryPolicy
 from prep.core.tables.raw import Kind
 
-PATHS: dict[Kind, str] = {  # of the dataset's repository, and of a mirror
+PATHS: dict[Kind, str] = {  # paths in the dataset's repository, and on a mirror
     "items": "raw/meta_categories/meta_{}.jsonl",
     "reviews": "raw/review_categories/{}.jsonl",
 }
 
 
 class SourceLocation(NamedTuple):
-    """A place laid out like the hub repository, with images beside it under ``images/I/``."""
+    """A location with the layout of the hub repository, and images in ``images/I/``."""
 
     base: str  # a directory, or an http(s) base URL
 
     @property
     def is_remote(self) -> bool:
-        """Whether it is reached over HTTP."""
+        """Whether the location is on an HTTP server."""
         return self.base.startswith(("http://", "https://"))
 
 
 class RawFile(NamedTuple):
     """A raw file of the source."""
 
-    name: str  # its path in the layout, raw/meta_categories/meta_All_Beauty.jsonl for example
+    name: str  # path in the layout, for example raw/meta_categories/meta_All_Beauty.jsonl
     size: int  # bytes
-    path: Path | None  # where it stands on this machine, if it does
-    arriving: Callable[[], Iterator[bytes]] | None  # else gives its bytes in order, with a bar; or a UserError
+    path: Path | None  # where the file is on this machine, None if it is only on the server
+    arriving: Callable[[], Iterator[bytes]] | None  # if `path` is None: downloads it with a progress bar
 
 
 def locate(source: SourceParams, category: str) -> SourceLocation:
-    """Return where the files of a category are, making the demo catalogue of it first if that is the source.
+    """Return the location of a category's files; generate its demo catalogue first if that is the source.
 
-    The hub holds no images: its base is "", which leaves an image's URL as it is, for public addresses only.
+    The hub has no images. Its base is "", which leaves image URLs unchanged; only public addresses are then fetched.
     """
     if source.kind == "hub":
         return SourceLocation("")
@@ -56,16 +57,16 @@ def locate(source: SourceParams, category: str) -> SourceLocation:
 
 
 def raw_file(source: SourceParams, kind: Kind, category: str, policy: RetryPolicy = DEFAULT_POLICY) -> RawFile:
-    """Find a raw file; over HTTP and with ``source.keep_raw``, bring it into the local store first.
+    """Return a raw file; with ``source.keep_raw``, a file on an HTTP server is first downloaded to the local store.
 
     Args:
-        source: of the parameters.
+        source: the ``source`` section of the parameters.
         kind: which of the category's two files.
-        category: a name of ``source.categories``.
-        policy: how often and how soon the server is asked again.
+        category: one of ``source.categories``.
+        policy: retries of each request.
 
     Raises:
-        UserError: the file is not there, cannot be had, or has no room here.
+        UserError: the file does not exist or cannot be fetched, or there is not enough disk space.
     """
     name = PATHS[kind].format(category)
     location = locate(source, category)
@@ -85,22 +86,22 @@ def raw_file(source: SourceParams, kind: Kind, category: str, policy: RetryPolic
 
 
 def remote_file(source: SourceParams, name: str, policy: RetryPolicy = DEFAULT_POLICY) -> ranges.Remote:
-    """Return what a file of the hub or of an http(s) mirror is.
+    """Return the URL, size and version of a file on the hub or on an http(s) mirror.
 
     Args:
-        source: of the parameters.
-        name: the file's path in the layout.
-        policy: how often and how soon the server is asked again.
+        source: the ``source`` section of the parameters.
+        name: path of the file in the layout.
+        policy: retries of the request.
 
     Raises:
-        UserError: it is not there, or cannot be had.
+        UserError: the file does not exist, or cannot be fetched.
     """
     if source.kind == "hub":
-        from prep import hub  # noqa: PLC0415 -- half a second that every worker of another source would pay
+        from prep import hub  # noqa: PLC0415 -- takes half a second, in every worker of any other source too
 
         return hub.remote(source.revision, name, policy)
     url = f"{source.location.rstrip('/')}/{name}"
-    return ranges.probe(url, "check source.location and source.categories, and that its server runs", policy)
+    return ranges.probe(url, "check source.location and source.categories, and that the server is running", policy)
 
 
 def _local(name: str, path: Path) -> RawFile:
@@ -108,7 +109,7 @@ def _local(name: str, path: Path) -> RawFile:
 
 
 def _demo_catalogue(source: SourceParams, category: str) -> Path:
-    """Make the demo catalogue of a category in the local store, once for its parameters."""
+    """Return the demo catalogue of a category in the local store; generate it if these parameters are new."""
     catalogue = files.store() / "demo" / files.fingerprint(demo.FORMAT, source.demo, [category])[:16]
     if not catalogue.exists():
         with files.atomic_folder(catalogue) as folder:

@@ -1,8 +1,9 @@
-"""Where an item stands: its split and its band, as pure functions of its group and its stratum.
+"""Assign splits and bands: pure functions of an item's group and stratum.
 
-In: groups, rating values and counts of a category's items. Out: split names, positions and bands. Guaranteed
-(promise 2): an item's split depends on its group alone; bands nest, are stratified to within one item a stratum,
-and depend on nothing but the set of items: not on the row order, the partitioning or the fraction.
+Input: groups, rating values and rating counts of a category's items.
+Output: split names, positions and bands.
+Guarantees: the split of an item depends only on its group. Bands are nested and stratified to within one item per
+stratum. They depend only on the set of items, not on the row order, the partitioning or the fraction.
 """
 
 from collections.abc import Sequence
@@ -15,18 +16,25 @@ import pyarrow.compute as pc
 from prep.core.hashes import hashes, units
 from prep.core.parts import TEST, TRAIN, VALIDATION
 
-# The lowest rating_number of each count bucket: strata, and the report's table by count.
+# The lowest rating_number of each count bucket, for strata and for the report's table by count.
 COUNT_BUCKETS = (0, 2, 5, 10, 20, 50, 100, 1000)
 
 
 def split_of(groups: Sequence[str], salt: str, validation: float, test: float) -> npt.NDArray[np.str_]:
-    """Return the split of each group: test, validation or train with the given shares, by its hash alone."""
+    """Return the split of each group: test, validation or train, by hash of the group.
+
+    Args:
+        groups: group ids.
+        salt: ``sample.salt``.
+        validation: fraction of the groups in the validation split.
+        test: fraction of the groups in the test split.
+    """
     position = units(f"{salt}/split", groups)
     return np.where(position < test, TEST, np.where(position < test + validation, VALIDATION, TRAIN))
 
 
 def order_of(groups: Sequence[str], salt: str) -> npt.NDArray[np.uint64]:
-    """Return what orders the items of a stratum: the hash of each item's group."""
+    """Return the sort key of items in a stratum: the hash of each item's group."""
     return hashes(f"{salt}/order", groups)
 
 
@@ -36,7 +44,7 @@ def count_bucket(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 
 def stratum_of(ratings: npt.NDArray[np.float64], counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int16]:
-    """Return the stratum of each item: ten times its rating value (one decimal), and its count bucket, as one number.
+    """Return the stratum of each item: its rating rounded to one decimal and its count bucket, encoded as one number.
 
     Args:
         ratings: average_rating, stars.
@@ -50,20 +58,18 @@ def positions(
 ) -> npt.NDArray[np.float64]:
     """Rank the items of one split of one category within their strata.
 
-    The n items of a stratum, ordered by hash of the group, ties by id, get u = (p + o) / n for p = 0 .. n-1, with a
-    start o in [0, 1) hashed from the stratum. Taking u < f thus takes f * n items of every stratum, rounded up or
-    down without bias, and a larger f takes a superset.
+    The n items of a stratum, sorted by hash of the group and then by id, get u = (p + o) / n for p = 0 .. n-1, with an
+    offset o in [0, 1) hashed from the stratum. Selecting u < f therefore selects f * n items of every stratum, rounded
+    up or down without bias, and a larger f selects a superset.
 
     Args:
-        strata: of each item, by `stratum_of`.
-        order: of each item, by `order_of`.
+        strata: stratum of each item, from `stratum_of`.
+        order: sort key of each item, from `order_of`.
         ids: parent_asin of each item, unique.
-        salt: another salt, other starts.
+        salt: salt of the offsets.
 
     Returns:
         u of each item, in [0, 1).
-
-    Source: design, section 4 (band).
     """
     table = pa.table({"stratum": strata, "order": order, "id": ids})
     ranked = pc.sort_indices(table, [(name, "ascending") for name in table.column_names]).to_numpy()
@@ -72,19 +78,19 @@ def positions(
     place = np.arange(len(ranked)) - np.repeat(first, size)
     result = np.empty(len(ranked))
     result[ranked] = (place + np.repeat(start, size)) / np.repeat(size, size)
-    return np.minimum(result, np.nextafter(1, 0))  # a start just below 1 may round the last one up
+    return np.minimum(result, np.nextafter(1, 0))  # with an offset just below 1 the last item may round to 1
 
 
 def limit(bands: npt.NDArray[np.integer], fraction: float, count: int, minimum: int) -> int:
-    """Return the number of bands that a fraction takes, at least enough to hold `minimum` items.
+    """Return the number of bands that a fraction selects, or that are needed for `minimum` items if that is more.
+
+    The paper uses max(20 %, 10,000) items of a category.
 
     Args:
-        bands: the band of each training item of a category.
-        fraction: of the training items; a whole number of bands.
-        count: how many bands there are.
+        bands: band of each training item of a category.
+        fraction: fraction of the training items; a whole number of bands.
+        count: total number of bands.
         minimum: ``sample.min_per_category``.
-
-    Source: design, section 4 (the paper takes max(20 %, 10,000) items of a category).
     """
     reached = np.cumsum(np.bincount(bands, minlength=count)) >= min(minimum, len(bands))
     return max(round(fraction * count), int(np.argmax(reached)) + 1 if minimum else 0)

@@ -1,7 +1,9 @@
-"""Weights: the constant that turns a rating count into the weight of a sample, and that weight.
+"""Weights stage: the constant that turns a rating count into the weight of a sample, and the weights.
 
-In: the training parts of ``data/sample/``. Out: ``data/weights.json``. Guaranteed: the mean is over the training
-split of this fraction, before the clip, and does not depend on the order of the rows.
+Input: the training parts of ``data/sample/``.
+Output: ``data/weights.json``.
+Guarantees: the mean is over the training split at the current fraction, before clipping, and does not depend on the row
+order.
 """
 
 import math
@@ -22,19 +24,19 @@ READS = ("source.categories", "weights")
 
 
 class SampleWeights(msgspec.Struct, frozen=True):
-    """What the training samples weigh: the content of data/weights.json."""
+    """The constants of sample weights: the content of data/weights.json."""
 
-    count: str  # the column that weighs; none: every sample weighs 1
-    mean: float  # of log1p(count) over the training split
-    clip: float  # the largest weight
-    samples: int  # of the training split
+    count: str  # column with the count; none: every sample has weight 1
+    mean: float  # mean of log1p(count) over the training split
+    clip: float  # largest weight
+    samples: int  # number of training samples
 
 
 def weights(params: Params, data: Path = Path("data")) -> None:
-    """Write ``data/weights.json``, as `constant` returns it for the training samples of all categories.
+    """Write ``data/weights.json``: the result of `constant` for the training samples of all categories.
 
     Raises:
-        UserError: a category has no sample, or as `constant`.
+        UserError: a category has no sample, or as in `constant`.
     """
     params = narrow(params, READS)
     parts = [part for c in params.source.categories for part in sample_parts(data, c) if part.stem.startswith(TRAIN)]
@@ -47,51 +49,49 @@ def read_weights(path: Path) -> SampleWeights:
     """Read ``data/weights.json``.
 
     Raises:
-        UserError: the file is absent, or holds no weights.
+        UserError: the file does not exist, or is not valid.
     """
     try:
         return msgspec.convert(files.read_json(path), SampleWeights)
     except msgspec.ValidationError as error:
-        raise UserError(f"{path} holds no weights ({error}); run `dvc repro --force --single-item weights`") from None
+        raise UserError(f"{path} is not valid ({error}); run `dvc repro --force --single-item weights`") from None
 
 
 def check_weights(weights: SampleWeights, path: Path, samples: int, chosen: WeightsParams | None = None) -> None:
-    """Refuse weights that belong to other shards, or to other parameters.
+    """Check that the weights were made for these shards and parameters.
 
     Args:
-        weights: as they stand in `path`.
-        path: for the sentence.
-        samples: of the training split of the shards.
-        chosen: the section of the parameters; None where it is not known.
+        weights: the content of `path`.
+        path: path of the file, for the error message.
+        samples: number of training samples in the shards.
+        chosen: the ``weights`` section of the parameters; None if unknown.
 
     Raises:
-        UserError: they do.
+        UserError: they were made for other shards or parameters.
     """
     wanted = {"samples": samples} | ({"count": chosen.count, "clip": chosen.clip} if chosen else {})
     for name, value in wanted.items():
         if (found := getattr(weights, name)) != value:
             raise UserError(
-                f"{path} says {name} {found} and it should be {value}, so it belongs to another run; run "
-                "`dvc checkout`, or `dvc repro weights`"
+                f"{path} has {name} {found}, expected {value}, so it is from another run; run `dvc checkout`, or "
+                "`dvc repro weights`"
             )
 
 
 def constant(counts: npt.NDArray[np.int64], weights: WeightsParams) -> SampleWeights:
-    """Return which count weighs, the mean of its log1p, the clip and the number of samples.
+    """Return the constants of sample weights: the mean of log1p(count), the clip and the number of samples.
 
-    The weight of a sample is min(log1p(count) / mean, clip). With ``weights.count: none`` every sample weighs 1.
+    The weight of a sample is min(log1p(count) / mean, clip), as in the paper. With ``weights.count: none`` it is 1.
 
     Args:
         counts: int64 [N], the counts of the training samples.
-        weights: the section of the parameters.
+        weights: the ``weights`` section of the parameters.
 
     Raises:
-        UserError: no training sample has a rating, so that the mean is 0.
-
-    Source: reference, section 1 (weight).
+        UserError: the count is 0 for all training samples, so the mean is 0.
     """
     column = weights.count
-    # an exact sum over the distinct counts: the same on every machine and in every order
+    # fsum is exact, so the result is the same on every machine and in every order
     values, times = np.unique(counts, return_counts=True)
     mean = math.fsum(math.log1p(int(v)) * int(n) for v, n in zip(values, times, strict=True)) / len(counts)
     if column == "none":
@@ -104,25 +104,26 @@ def constant(counts: npt.NDArray[np.int64], weights: WeightsParams) -> SampleWei
 
 
 def sample_weights(counts: npt.NDArray[np.int64], weights: SampleWeights) -> npt.NDArray[np.float32]:
-    """Return the weight of each sample: min(log1p(count) / mean, clip), or 1 where ``weights.count`` is none.
+    """Return the weight of each sample: min(log1p(count) / mean, clip), or 1 if ``weights.count`` is none.
 
     Args:
-        counts: int64 [N], the count that `weights` names.
+        counts: int64 [N], the count of each sample.
         weights: the content of data/weights.json.
 
-    Source: reference section 1.
+    Returns:
+        float32 [N].
     """
     if weights.count == "none":
         return np.ones(len(counts), np.float32)
-    each: npt.NDArray[np.float32] = np.minimum(np.log1p(counts) / weights.mean, weights.clip).astype(np.float32)
-    return each
+    result: npt.NDArray[np.float32] = np.minimum(np.log1p(counts) / weights.mean, weights.clip).astype(np.float32)
+    return result
 
 
 def counts_of(samples: Any, weights: WeightsParams | SampleWeights) -> npt.NDArray[np.int64]:
-    """Return the counts that `weights` names, int64 [N], of a batch or a dataset of the shards."""
+    """Return the counts, int64 [N], of a batch or a dataset of the shards, from the column that `weights` names."""
     return np.asarray(getattr(samples, _column(weights)))
 
 
 def _column(weights: WeightsParams | SampleWeights) -> str:
-    """Return the column of the counts that weigh, or that would if ``weights.count`` were not none."""
+    """Return the column of the counts; rating_number if ``weights.count`` is none."""
     return "rating_number" if weights.count == "none" else weights.count

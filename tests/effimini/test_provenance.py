@@ -55,7 +55,7 @@ def test_a_model_keeps_what_it_was_trained_on_and_with(run_params: Params, run: 
         ({"sample": {"fraction": 0.4}}, r"Alpha was made with sample\.fraction 0\.2 and the parameters say 0\.4"),
         ({"images": {"fit": "crop"}}, r"Alpha was made with images\.fit squash and the parameters say crop"),
         ({"source": {"kind": "mirror", "location": "x"}}, r"made with source\.kind demo and the parameters say mirror"),
-        ({"weights": {"clip": 3.0}}, r"weights\.json says clip 5\.0 and it should be 3\.0"),
+        ({"weights": {"clip": 3.0}}, r"weights\.json has clip 5\.0, expected 3\.0"),
     ],
 )
 def test_shards_or_weights_of_other_parameters_are_refused(
@@ -71,7 +71,7 @@ def test_shards_or_weights_of_other_parameters_are_refused(
 def test_weights_of_another_sample_are_refused(run_params: Params, project: Path) -> None:
     path = project / "data/weights.json"
     path.write_text(json.dumps(files.read_json(path) | {"samples": 81}))
-    with pytest.raises(UserError, match=r"says samples 81 and it should be 80.*dvc repro weights"):
+    with pytest.raises(UserError, match=r"has samples 81, expected 80.*dvc repro weights"):
         train(run_params)
 
 

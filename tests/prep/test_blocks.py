@@ -102,7 +102,7 @@ def test_a_file_that_changes_or_goes_while_it_is_read_is_a_sentence(tmp_path: Pa
     (block,) = cut(source, tmp_path)
     assert source.path
     source.path.write_bytes(b"one\n")
-    with pytest.raises(UserError, match=r"Toys.jsonl changed while it was read"):
+    with pytest.raises(UserError, match=r"Toys.jsonl was truncated while it was read"):
         list(block.portions())
     source.path.unlink()
     with pytest.raises(UserError, match=r"Toys.jsonl cannot be read \(No such file"):

@@ -88,5 +88,5 @@ def test_the_command_prints_a_table_or_json(
     console = Console(record=True, width=120)
     console.print(categories.category_table(msgspec.structs.replace(found, kind="hub", revision=COMMIT, newest=NEWEST)))
     text = " ".join(console.export_text().split())
-    assert f"newest commit {NEWEST}; source.revision is {COMMIT}" in text
+    assert f"latest commit {NEWEST}; source.revision is {COMMIT}" in text
     assert text.count("yes") == 3

@@ -148,7 +148,7 @@ def test_the_hubs_files_are_read_at_the_commit(hub: Hub, settings: Callable[...,
 def test_what_is_no_metadata_is_a_sentence(tmp_path: Path, settings: Callable[..., SourceParams]) -> None:
     with pytest.raises(UserError, match=r"has no raw_meta_Toys/full-\*.parquet; check source.categories"):
         rows(settings(tmp_path))
-    with pytest.raises(UserError, match=r"cannot be listed at http://.*metadata: jsonl.* a directory or the hub"):
+    with pytest.raises(UserError, match=r"cannot be listed at http://.*metadata: jsonl.* a directory, or use the hub"):
         rows(settings("http://127.0.0.1:9"))
     path = write(tmp_path, [item()]) / "full-00000-of-00001.parquet"
     for spoil in (
@@ -158,7 +158,7 @@ def test_what_is_no_metadata_is_a_sentence(tmp_path: Path, settings: Callable[..
     ):
         spoil()
         with pytest.raises(
-            UserError, match="raw_meta_Toys is not the hub's metadata as parquet.*anew, or set"
+            UserError, match="raw_meta_Toys does not contain the hub's parquet metadata.*again, or set"
         ) as caught:
             rows(settings(tmp_path))
         assert "\n" not in str(caught.value)

@@ -97,7 +97,7 @@ def sample_all(params: Params, data: Path) -> None:
         try:
             sample(category, params, data)
         except UserError as error:  # a handful of groups may all fall outside train
-            assert "no item is left to train on" in str(error)
+            assert "no training items are left" in str(error)
             assume(False)
 
 
@@ -285,7 +285,7 @@ def test_a_category_of_one_item_is_taken_whole_or_said_to_have_nothing(
     params = settings_of(make_params, items, **{"sample.min_per_category": 1})
     write_items(tmp_path, "Home", of(items, "Home"))
     groups(params, tmp_path)
-    with pytest.raises(UserError, match="Home: no item is left to train on.*take the category out"):
+    with pytest.raises(UserError, match="Home: no training items are left.*remove the category"):
         sample("Home", params, tmp_path)
 
 
@@ -306,7 +306,7 @@ def test_a_hundred_ids_in_a_chain_are_one_product(tmp_path: Path, make_params: C
     items: Items = {}
     for n in range(100):  # n shares its title with n - 1 or n + 1, its image with the other one
         items[CATEGORIES[n % 2], f"I{n:03d}"] = row(f"I{n:03d}", (n + 1) // 2, 1 + n // 2, 4.0, 3)
-    assert units("effimini/split", ["I000"])[0] >= 0.2  # else nothing is left to train on
+    assert units("effimini/split", ["I000"])[0] >= 0.2  # otherwise no training items are left
     draw_sample(items, settings_of(make_params, items, **{"download.buckets": 5}), tmp_path)
     taken = rows(tmp_path, CATEGORIES)
     assert (len(taken), set(taken["group"])) == (100, {"I000"})

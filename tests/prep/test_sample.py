@@ -79,7 +79,7 @@ def test_fractions_nest_splits_stay_and_the_bytes_know_nothing_of_fraction_or_pa
         other = {"sample.fraction": large / 20, "download.buckets": buckets}
         many, many_parts = drawn(tmp_path, make_params(**common, **other), digests)
     except UserError as error:  # a handful of groups may all fall outside train
-        assert "no item is left to train on" in str(error)
+        assert "no training items are left" in str(error)
         return
     assert few_parts.items() <= many_parts.items()
     split = dict(zip(many["parent_asin"], many["split"], strict=True))
@@ -131,7 +131,7 @@ def test_a_category_with_nothing_to_train_on_is_a_sentence(tmp_path: Path, make_
     write(tmp_path, [(1, 4.0, 3)])
     params = make_params(**BASE, **{"sample.require": ["image"]})
     groups(params, tmp_path)
-    with pytest.raises(UserError, match=r"Toys: no item is left to train on \(no_image 1\).*sample.require"):
+    with pytest.raises(UserError, match=r"Toys: no training items are left \(no_image 1\).*sample.require"):
         sample("Toys", params, tmp_path)
 
 

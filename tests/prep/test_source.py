@@ -98,10 +98,10 @@ def test_the_bytes_are_the_files_through_every_passing_fault(
 
 def test_a_fault_that_stays_is_a_sentence_after_the_tries(hub: Hub, source: Callable[..., SourceParams]) -> None:
     hub.violations.extend([hub_server.status(503)] * 4)
-    with pytest.raises(UserError, match=rf"{ITEMS} cannot be read after 3 tries \(HTTP 503\); check that .*HF_TOKEN"):
+    with pytest.raises(UserError, match=rf"{ITEMS} cannot be fetched after 3 attempts \(HTTP 503\).*HF_TOKEN"):
         had(source(keep_raw=False))
     assert len(hub.violations) == 1
-    with pytest.raises(UserError, match=r"meta_Toys.jsonl cannot be read after 3 tries.*check source.location"):
+    with pytest.raises(UserError, match=r"meta_Toys.jsonl cannot be fetched after 3 attempts.*check source.location"):
         had(source("http://127.0.0.1:9"))
 
 
@@ -117,10 +117,10 @@ def test_a_server_is_left_alone_for_as_long_as_it_asks(
 
 def test_an_answer_that_ends_early_costs_a_try(hub: Hub, source: Callable[..., SourceParams]) -> None:
     hub.violations.extend([hub_server.faint, hub_server.status(503), hub_server.status(503)])
-    with pytest.raises(UserError, match="after 3 tries"):
+    with pytest.raises(UserError, match="after 3 attempts"):
         had(source(hub.cdn.url, keep_raw=False))
     hub.violations.extend([hub_server.page] * 3)
-    with pytest.raises(UserError, match=r"after 3 tries \(28 bytes of text/html came\)"):
+    with pytest.raises(UserError, match=r"after 3 attempts \(received 28 bytes of text/html, expected"):
         had(source(hub.cdn.url, keep_raw=False))
 
 
@@ -149,7 +149,7 @@ def test_other_bytes_of_the_right_length_are_found_by_their_sha256(
     hub: Hub, source: Callable[..., SourceParams], keep: bool
 ) -> None:
     hub.violations.extend([None, hub_server.corrupt])
-    with pytest.raises(UserError, match=f"with sha256 .* should be {hashlib.sha256(BODY).hexdigest()}; run again"):
+    with pytest.raises(UserError, match=f"has sha256 .*, expected {hashlib.sha256(BODY).hexdigest()}; run again"):
         had(source(keep_raw=keep))
     assert had(source(keep_raw=keep)) == BODY  # not with what was wrong
 
@@ -253,7 +253,7 @@ def test_a_disk_that_fills_up_meanwhile_is_a_sentence(
             hub_server.cut(request, *_)  # type: ignore[arg-type]
 
         hub.violations.append(fill)
-        with pytest.raises(UserError, match="bytes more in .* are free; make room"):
+        with pytest.raises(UserError, match="bytes more in .* are free; free up"):
             had(source())
         (disk / "other").unlink()
         assert had(source()) == BODY
@@ -264,12 +264,12 @@ def test_a_disk_that_fills_up_meanwhile_is_a_sentence(
 @pytest.mark.parametrize(
     ("fault", "sentence"),
     [
-        (hub_server.refusing(403, "GatedRepo"), r"keeps .* behind terms; .*accept its terms"),
-        (hub_server.refusing(404, "RepoNotFound"), r"shows no McAuley-Lab/.*HF_TOKEN"),
+        (hub_server.refusing(403, "GatedRepo"), r"is a gated repository on .*accept its terms"),
+        (hub_server.refusing(404, "RepoNotFound"), r"has no repository McAuley-Lab/.*HF_TOKEN"),
         (hub_server.refusing(404, "RevisionNotFound"), r"has no commit 1{40}; set source.revision .*categories --hub"),
         (
             hub_server.refusing(401, "", "Invalid credentials in Authorization header"),
-            r"401 .*the token is refused: log",
+            r"401 .*the token is not accepted: log",
         ),
     ],
 )
@@ -287,10 +287,10 @@ def test_a_file_that_is_not_there_or_may_not_be_read_is_a_sentence(
 ) -> None:
     with pytest.raises(UserError, match=rf"no file raw/meta_categories/meta_Gone.jsonl at {COMMIT}; check"):
         raw_file(source(), "items", "Gone", QUICK)
-    with pytest.raises(UserError, match=r"meta_Gone.jsonl answered 404; check source.location"):
+    with pytest.raises(UserError, match=r"meta_Gone.jsonl responded with HTTP 404; check source.location"):
         raw_file(source(hub.cdn.url), "items", "Gone", QUICK)
     hub.api_faults.extend([None, hub_server.refusing(403, "GatedRepo", "Access to dataset is restricted")])
-    with pytest.raises(UserError, match=r"answered 403 \(Access to dataset is restricted\); .*accept its terms"):
+    with pytest.raises(UserError, match=r"HTTP 403 \(Access to dataset is restricted\); .*accept its terms"):
         had(source())
 
 
@@ -298,7 +298,7 @@ def test_a_hub_that_does_not_answer_is_a_sentence(hub: Hub, source: Callable[...
     hub.api_faults.extend([hub_server.status(503)] * 2)
     assert had(source()) == BODY
     hub.api_faults.extend([hub_server.reset] * 3)
-    with pytest.raises(UserError, match=r"does not answer.*check the network and HF_ENDPOINT"):
+    with pytest.raises(UserError, match=r"does not respond after 3 attempts.*check the network and HF_ENDPOINT"):
         had(source())
     stopped = run(source(), 'source.raw_file(settings, "items", "Toys")', HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="1")
     _, said = stopped.communicate()

@@ -117,10 +117,10 @@ def test_weights_of_other_shards_are_refused(shards: Path, tmp_path: Path) -> No
     weights = read_weights(shards.parent / "weights.json")
     writers.write_json(tmp_path / "weights.json", msgspec.structs.replace(weights, samples=weights.samples + 1))
     with pytest.raises(
-        UserError, match=rf"says samples {weights.samples + 1} and it should be {weights.samples},.*another run"
+        UserError, match=rf"has samples {weights.samples + 1}, expected {weights.samples},.*another run"
     ):
         page(shards, ["Demo_Toys"], weights=tmp_path / "weights.json")
-    with pytest.raises(UserError, match="belongs to another run"):
+    with pytest.raises(UserError, match="is from another run"):
         page(shards, weights=shards.parent / "weights.json", of=["Demo_Toys"])
 
 
