@@ -59,10 +59,10 @@ def groups(params: Params, data: Path = Path("data")) -> None:
     params = narrow(params, READS)
     data = data.absolute()
     count = params.download.buckets
-    held = [(c, all_buckets(data / "items" / c, "items", count, f"join@{c}")) for c in params.source.categories]
+    item_buckets = [(c, all_buckets(data / "items" / c, "items", count, f"join@{c}")) for c in params.source.categories]
     with files.atomic_folder(data / "groups") as out, dask_pool(params.dask) as pool:
         work = out / "work"
-        keyed = [(number, [paths[number] for _, paths in held], count, work) for number in range(count)]
+        keyed = [(number, [paths[number] for _, paths in item_buckets], count, work) for number in range(count)]
         items = sum(pool.map(_write_keys, keyed, "groups: keys"))
         pieces = [work / f"keys-{number:03d}.arrow" for number in range(count)]
         links = [(pieces, number, params.groups.max_items_per_key) for number in range(count)]
@@ -72,7 +72,7 @@ def groups(params: Params, data: Path = Path("data")) -> None:
         buckets.write_piece(work / "grouped.arrow", grouped.items, buckets.bucket_of(order, count), count)
         placed = [
             (path, work / "grouped.arrow", number, out / category / name)
-            for category, paths in held
+            for category, paths in item_buckets
             for number, (path, name) in enumerate(zip(paths, bucket_names("groups", count), strict=True))
         ]
         rows = sum(pool.map(_write_groups, placed, "groups: rows"))

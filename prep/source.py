@@ -97,7 +97,7 @@ def remote_file(source: SourceParams, name: str, policy: RetryPolicy = DEFAULT_P
         UserError: the file does not exist, or cannot be fetched.
     """
     if source.kind == "hub":
-        from prep import hub  # noqa: PLC0415 -- takes half a second, in every worker of any other source too
+        from prep import hub  # noqa: PLC0415 -- takes half a second, which other sources need not spend
 
         return hub.remote(source.revision, name, policy)
     url = f"{source.location.rstrip('/')}/{name}"

@@ -36,8 +36,8 @@ def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatc
 
     The bytes depend only on the rows, not on how they are divided into batches.
     """
-    held: list[pa.RecordBatch] = []
-    total = waiting = 0
+    pending: list[pa.RecordBatch] = []
+    total = pending_rows = 0
     # Dictionary-encode strings only: for numbers, hashes in particular, a dictionary costs time and space.
     texts = [field.name for field in schema if field.type == pa.string()]
     texts += [f"{field.name}.list.element" for field in schema if field.type == pa.list_(pa.string())]
@@ -46,15 +46,15 @@ def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatc
         pq.ParquetWriter(partial, schema, compression="zstd", use_dictionary=texts) as writer,
     ):
         for batch in batches:
-            held.append(batch)
-            waiting += batch.num_rows
-            if waiting >= _ROW_GROUP:
-                rows = pa.Table.from_batches(held, schema)
-                for start in range(0, waiting - _ROW_GROUP + 1, _ROW_GROUP):
+            pending.append(batch)
+            pending_rows += batch.num_rows
+            if pending_rows >= _ROW_GROUP:
+                rows = pa.Table.from_batches(pending, schema)
+                for start in range(0, pending_rows - _ROW_GROUP + 1, _ROW_GROUP):
                     writer.write_table(rows.slice(start, _ROW_GROUP).combine_chunks())
                     total += _ROW_GROUP
-                rest = rows.slice(waiting // _ROW_GROUP * _ROW_GROUP)
-                held, waiting = rest.to_batches(), rest.num_rows
-        if waiting:
-            writer.write_table(pa.Table.from_batches(held, schema).combine_chunks())
-    return total + waiting
+                rest = rows.slice(pending_rows // _ROW_GROUP * _ROW_GROUP)
+                pending, pending_rows = rest.to_batches(), rest.num_rows
+        if pending_rows:
+            writer.write_table(pa.Table.from_batches(pending, schema).combine_chunks())
+    return total + pending_rows
