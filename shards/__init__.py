@@ -1,1 +1,1 @@
-"""Sample to images to tar shards, and shards to batches of samples."""
+"""Fetch the images of a sample, write WebDataset shards, and read shards as batches."""

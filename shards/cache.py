@@ -1,8 +1,9 @@
 """A cache of remote files: bounded, verified, safe for many processes.
 
-In: a file's sha256 and size, and what downloads it. Out: its path on this machine. Guaranteed: a file stands under its
-sha256 only when it has it; one process downloads it while the others wait; the files are never more than the limit, the
-least recently asked for going first. A file that another process has open stays readable to it when it goes.
+Input: a file's sha256 and size, and a function that downloads it. Output: its local path. Guarantees: a file is stored
+under its sha256 only after the sha256 was verified; one process downloads it while the others wait; the files never
+take more than the limit, and the least recently used are evicted first. A file that another process has open stays
+readable to that process after eviction.
 """
 
 import os
@@ -16,12 +17,12 @@ from prep.core import files
 from prep.core.errors import UserError
 
 
-class Damaged(Exception):  # noqa: N818 -- a reason to try again, not yet an error
-    """What was downloaded is not the file asked for."""
+class Damaged(Exception):  # noqa: N818 -- a reason to retry, not yet an error
+    """The downloaded content is not the requested file."""
 
 
 class Cache:
-    """A folder of files named by their sha256, of `limit` bytes at most."""
+    """A folder of files named by their sha256, at most `limit` bytes in total."""
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder, limit
@@ -34,23 +35,23 @@ class Cache:
                 continue
 
     def get(self, sha256: str, size: int, download: Callable[[Path], None]) -> Path:
-        """Return the path of a file, downloading it first where it is absent.
+        """Return the path of a file; download it first if it is not cached.
 
-        The path may be taken by another process's download before it is opened; ask again then.
+        Another process may evict the file before the caller opens it; call again in that case.
 
         Args:
-            sha256: hex, of the content.
-            size: bytes.
-            download: writes the file to the path it is given and raises `Damaged` or its own error if it cannot.
+            sha256: of the content, hex.
+            size: of the content, bytes.
+            download: writes the file to the path it is given; raises `Damaged` or its own error on failure.
 
         Raises:
-            UserError: the limit leaves no room for it.
+            UserError: the limit leaves no space for it.
         """
         path = self.folder / sha256
         if _touched(path):
             return path
         with self._lock(sha256):
-            if _touched(path):  # by the process that held the lock
+            if _touched(path):  # downloaded by the process that held the lock
                 return path
             partial = self.folder / f"{sha256}.{size}.partial"
             self._reserve(partial, size)
@@ -65,40 +66,40 @@ class Cache:
         return path
 
     def _lock(self, name: str, timeout: float = -1) -> FileLock:
-        # a fixed number of lock files: one a file would outlive the files
+        # a fixed number of lock files: one lock per cached file would outlive the file
         return FileLock(self.folder / f"{name[:3]}.lock", timeout=timeout)
 
     def _reserve(self, partial: Path, size: int) -> None:
-        """Make room for a file of `size` bytes, and take it by a partial file whose name tells the size."""
+        """Evict files to free `size` bytes, and reserve them with a partial file whose name contains the size."""
         with FileLock(self.folder / "room.lock"):
-            there = _cached_sizes(self.folder)
-            total = sum(each for _, each, _ in there) + size
-            for _, each, path in there:
+            entries = _cached_sizes(self.folder)
+            total = sum(length for _, length, _ in entries) + size
+            for _, length, path in entries:
                 if total > self.limit and path.suffix != ".partial":
                     path.unlink(missing_ok=True)
-                    total -= each
+                    total -= length
             if total > self.limit:
                 raise UserError(
-                    f"the cache {self.folder} of {self.limit / 1e9:g} GB has no room for the files being read; "
+                    f"the cache {self.folder} of {self.limit / 1e9:g} GB has no space for the files being read; "
                     "raise stream.cache_gb"
                 )
             partial.touch()
 
 
 def check_file(path: Path, sha256: str, size: int) -> None:
-    """Check that a file is the one asked for.
+    """Check the size and sha256 of a file.
 
     Raises:
-        Damaged: it has another size or another sha256.
+        Damaged: the size or the sha256 differs.
     """
     if (found := path.stat().st_size) != size:
-        raise Damaged(f"{found} bytes came for {size}")
+        raise Damaged(f"received {found} bytes, expected {size}")
     if files.sha256(path) != sha256:
-        raise Damaged("its sha256 is not the one in the manifest")
+        raise Damaged("its sha256 differs from the manifest")
 
 
 def _touched(path: Path) -> bool:
-    """Tell whether a file is there, and mark it as just asked for."""
+    """Return whether a file exists, and mark it as just used."""
     try:
         os.utime(path)
     except FileNotFoundError:
@@ -107,10 +108,10 @@ def _touched(path: Path) -> bool:
 
 
 def _cached_sizes(folder: Path) -> list[tuple[int, int, Path]]:
-    """Return (time of last use, bytes held or reserved, path) of each file, in the order of their use.
+    """Return (time of last use, bytes used or reserved, path) of each file, least recently used first.
 
-    A download that becomes whole while the folder is listed may stand in the list by both its names, or by the first
-    alone; it counts once.
+    A download that completes while the folder is listed may be listed under both its names, or only under the partial
+    one; it counts once.
     """
     found: dict[str, tuple[int, int, Path]] = {}
     for path in folder.iterdir():
@@ -118,7 +119,7 @@ def _cached_sizes(folder: Path) -> list[tuple[int, int, Path]]:
         if path.suffix == ".partial":
             found.setdefault(sha256, (0, int(rest.partition(".")[0]), path))
         elif path.suffix != ".lock":
-            with suppress(FileNotFoundError):  # it was given up for another's room
+            with suppress(FileNotFoundError):  # evicted by another process in the meantime
                 state = path.stat()
                 found[sha256] = (state.st_mtime_ns, state.st_size, path)
     return sorted(found.values())

@@ -1,8 +1,8 @@
-"""The dataset card: what shards hold, how they were made, what they cannot tell, and how to load them.
+"""The dataset card: content of the shards, how they were made, known limits, and how to load them.
 
-In: manifests, and how many samples have an image (from the indexes). Out: a README.md in the hub's format, whose header
-lets ``datasets.load_dataset(<folder>)`` find the splits. Guaranteed: the same shards give the same text; it states what
-the manifests and the code say and nothing else; demo data is called demo data.
+Input: manifests, and the number of samples with an image (from the indexes). Output: a README.md in the hub's format;
+its YAML header lets ``datasets.load_dataset(<folder>)`` find the splits. Guarantees: the same shards give the same
+text; every statement follows from the manifests or the code; demo data is labelled as demo data.
 """
 
 from collections import Counter
@@ -22,9 +22,9 @@ from shards.location import ShardLocation, mapped
 from shards.manifest import Manifest, Shard
 
 CARD_FILE = "README.md"
-WithImage = Mapping[tuple[str, str], int]  # samples that have an image, by category and split
+WithImage = Mapping[tuple[str, str], int]  # number of samples with an image, by category and split
 
-_SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B")  # the hub's bounds
+_SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B")  # bounds of the hub's size categories
 
 
 class Field(NamedTuple):
@@ -36,27 +36,27 @@ class Field(NamedTuple):
 
 
 FIELDS = {
-    "parent_asin": Field("string", "", "the product's id in the source; it names the sample within its category"),
-    "category": Field("string", "", "the source's file that the item stands in; `main_category` may say another"),
+    "parent_asin": Field("string", "", "id of the product in the source; unique within a category"),
+    "category": Field("string", "", "the source file that contains the item; `main_category` may differ"),
     "main_category": Field("string", "", "main category, cleaned"),
     "title": Field("string", "", "title, cleaned"),
     "features": Field("string", "", "the list of features, each cleaned, joined by ` \\| `"),
     "description": Field("string", "", "the paragraphs of the description, each cleaned, joined by a space"),
     "store": Field("string", "", "store, cleaned"),
     "details": Field("string", "", "the attributes of the item as `key: value; key: value`, cleaned"),
-    "average_rating": Field("float", "stars, 1 to 5", "**the label**: the mean rating that the metadata states"),
-    "rating_number": Field("int", "ratings", "of how many ratings it is the mean, as the metadata states, or 0"),
+    "average_rating": Field("float", "stars, 1 to 5", "**the label**: the mean rating, as stated in the metadata"),
+    "rating_number": Field("int", "ratings", "number of ratings in that mean, as stated in the metadata, or 0"),
     "review_count": Field(
         "int", "reviews",
-        "the item's reviews in the source's review files, 0 where there are none; counted at another time than "
-        "`rating_number`, so the two need not agree",
+        "number of reviews of the item in the source's review files, 0 if none; collected at another time than "
+        "`rating_number`, so the two may differ",
     ),
-    "has_image": Field("bool", "", "whether the JPEG is the product's; if not, it is 1x1 px and white"),
+    "has_image": Field("bool", "", "whether the JPEG shows the product; if not, it is a white 1x1 px placeholder"),
 }  # fmt: skip
 
 
 class _Row(NamedTuple):
-    """Counts of some shards."""
+    """Counts of a set of shards."""
 
     name: str
     samples: int
@@ -66,16 +66,16 @@ class _Row(NamedTuple):
 
 
 def write_card(folder: Path, manifest: Manifest) -> None:
-    """Write the card of a category into the folder that holds its shards."""
+    """Write the card of a category into the folder of its shards."""
     counted = _count([manifest], lambda _, shard: _image_examples(mapped(folder / shard.index)))
     (folder / CARD_FILE).write_text(dataset_card([manifest], counted, beside=True), encoding="utf-8")
 
 
 def of_location(location: ShardLocation, categories: Sequence[str] | None = None) -> str:
-    """Return one card for `categories` of a location, by default for all, to stand beside their folders.
+    """Return one card for `categories` of a location (default: all), to be placed next to their folders.
 
     Raises:
-        UserError: no manifest is there, an index cannot be had, or the categories were made with different parameters.
+        UserError: there is no manifest, an index cannot be read, or the categories were made with different parameters.
     """
 
     def images(manifest: Manifest, shard: Shard) -> int:
@@ -89,15 +89,15 @@ def dataset_card(manifests: Sequence[Manifest], with_image: WithImage, *, beside
     """Return a card.
 
     Args:
-        manifests: one a category, all made with the same parameters.
+        manifests: one per category, all made with the same parameters.
         with_image: see `WithImage`.
-        beside: whether the card stands beside the tars, or beside the folders of the categories.
+        beside: True if the card is in the folder of the tars, False if it is next to the folders of the categories.
 
     Raises:
         UserError: the categories were made with different parameters.
     """
     parameters = _parameters_text(manifests)
-    filters = {"code": _code, "number": "{:,}".format, "percent": lambda share: f"{100 * share:.4g} %"}
+    filters = {"code": _code, "number": "{:,}".format, "percent": lambda fraction: f"{100 * fraction:.4g} %"}
     rows = [(m.category, shard) for m in manifests for shard in m.shards]
     splits = [split for split in (TRAIN, VALIDATION, TEST) if any(shard.split == split for _, shard in rows)]
     holding = {split: sorted({category for category, shard in rows if shard.split == split}) for split in splits}
@@ -129,7 +129,7 @@ def dataset_card(manifests: Sequence[Manifest], with_image: WithImage, *, beside
 
 
 def _image_examples(index: pa.Table) -> int:
-    """Count the samples of an index that have an image."""
+    """Return the number of samples in an index that have an image."""
     return int(pc.sum(index["has_image"]).as_py())
 
 
@@ -153,7 +153,11 @@ def _card_row(name: str, shards: Sequence[tuple[str, Shard]], with_image: WithIm
 
 
 def _parameters_text(manifests: Sequence[Manifest]) -> dict[str, Any]:
-    """Return what all the manifests were made with, by dotted key, or refuse those that differ."""
+    """Return the parameters of all the manifests by dotted key.
+
+    Raises:
+        UserError: the manifests differ in a parameter.
+    """
     each = [
         {"source.kind": m.source.kind, "source.revision": m.source.revision}
         | {f"{section}.{key}": value for section, values in m.parameters.items() for key, value in values.items()}
@@ -171,13 +175,13 @@ def _parameters_text(manifests: Sequence[Manifest]) -> dict[str, Any]:
 
 
 def _size_category(samples: int) -> str:
-    """Return the hub's word for a number of samples."""
+    """Return the hub's size category for a number of samples."""
     place = max(0, len(str(samples)) - 3)
     return f"{_SIZES[place - 1]}<n<{_SIZES[place]}" if place else f"n<{_SIZES[0]}"
 
 
 def _code(value: Any) -> str:
-    """Return a value as a code span that stands in a table's cell."""
+    """Return a value as a code span that is safe in a Markdown table cell."""
     shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
     shown = " ".join(shown.replace("`", "'").replace("|", "\\|").split())
     return f"`{shown}`" if shown else "(empty)"

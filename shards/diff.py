@@ -1,8 +1,8 @@
-"""Diff: what changed between two versions of shards.
+"""Diff: compare two versions of shards.
 
-In: two locations, each the folder of a version; manifests and indexes are read, no tar. Out: the differences.
-Guaranteed: equal versions differ in nothing; the same versions give the same output; the index of a tar that
-stands in both is read for its labels alone, and only where its split has other tars too.
+Input: two locations, each the folder of a version; only manifests and indexes are read, no tars. Output: the
+differences. Guarantees: equal versions have no differences; the same versions give the same output; the index of a tar
+that both versions contain is read only for its labels, and only if other tars of its split changed.
 """
 
 from collections import defaultdict
@@ -26,30 +26,30 @@ _READ = pa.schema([INDEX.field(name) for name in ("key", *COMPARED_FIELDS)])
 
 
 class LabelValues(NamedTuple):
-    """Of the samples of one version."""
+    """Label columns of the samples of one version."""
 
     stars: npt.NDArray[np.float32]  # average_rating
     rating_number: npt.NDArray[np.int64]
 
 
 class Change(msgspec.Struct, frozen=True):
-    """A parameter that the manifests of both versions state differently; None where one states it not."""
+    """A parameter with different values in the manifests of the two versions; None if a manifest lacks it."""
 
     name: str
     old: Any
     new: Any
-    categories: list[str]  # that it differs in
+    categories: list[str]  # with this difference
 
 
 class Keys(msgspec.Struct, frozen=True):
-    """Items that came into a split, and that went out of it; `EXAMPLES_PER_CHANGE` at most."""
+    """Items added to a split and removed from it, at most `EXAMPLES_PER_CHANGE` each."""
 
     into: list[str] = msgspec.field(name="in")
     out: list[str]
 
 
 class SplitChange(msgspec.Struct, frozen=True, kw_only=True):
-    """Items in and out, and shards, of a split that has other tars or indexes."""
+    """Items added and removed, and shards, of a split whose tars or indexes changed."""
 
     category: str
     split: str
@@ -58,13 +58,13 @@ class SplitChange(msgspec.Struct, frozen=True, kw_only=True):
     kept: int
     new: int
     gone: int
-    reindexed: int  # kept with another index
+    reindexed: int  # kept, with a different index
     bytes_new: int
     examples: Keys
 
 
 class Move(msgspec.Struct, frozen=True, kw_only=True):
-    """Items of both versions that stand in another split."""
+    """Items of both versions that are in a different split."""
 
     category: str
     origin: str = msgspec.field(name="from")
@@ -74,7 +74,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MetadataExample(msgspec.Struct, frozen=True):
-    """A fact of an item in both versions."""
+    """A metadata value of an item in both versions."""
 
     key: str
     old: float
@@ -82,7 +82,7 @@ class MetadataExample(msgspec.Struct, frozen=True):
 
 
 class MetadataChange(msgspec.Struct, frozen=True, kw_only=True):
-    """Items of both versions with another label, count or image."""
+    """Items of both versions with a different label, count or image flag."""
 
     category: str
     fact: str
@@ -91,7 +91,7 @@ class MetadataChange(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How the labels (stars) of a version are spread; `samples` alone where there are none."""
+    """Statistics of the labels (stars) of a version; only `samples` if there are none."""
 
     samples: int
     mean: float | None = None
@@ -102,13 +102,13 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Drift(msgspec.Struct, frozen=True, kw_only=True):
-    """Of the labels of a split of a category, or of "all"."""
+    """Drift of the labels of a split of a category, or of all categories ("all")."""
 
     category: str
     split: str
     old: Spread
     new: Spread
-    ks: float | None  # two-sample Kolmogorov-Smirnov statistic; None where a version has no samples
+    ks: float | None  # two-sample Kolmogorov-Smirnov statistic; None if a version has no samples
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,37 +124,37 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     moved: list[Move]
     metadata: list[MetadataChange]
     drift: list[Drift]
-    unexplained_moves: bool  # moved for no reason in the parameters, the source or the categories
+    unexplained_moves: bool  # moved, though parameters, source and categories do not explain it
 
 
 class _Pair(NamedTuple):
-    """A category in both versions; None where one has it not."""
+    """The manifests of a category in both versions; None if a version lacks the category."""
 
     old: Manifest | None
     new: Manifest | None
 
 
 class _Shards(NamedTuple):
-    """The shards of a category by the versions that hold them; kept ones as (old, new), the tar being the same."""
+    """The shards of a category, by the versions that contain them; kept ones as (old, new) with the same tar."""
 
     kept: list[tuple[Shard, Shard]]
-    gone: list[Shard]
+    removed: list[Shard]
     new: list[Shard]
 
     @property
     def splits(self) -> list[str]:
-        """The splits that have other tars or indexes."""
+        """The splits whose tars or indexes changed."""
         reindexed = [new for old, new in self.kept if old.index_sha256 != new.index_sha256]
-        return list(dict.fromkeys(shard.split for shard in (*self.gone, *self.new, *reindexed)))
+        return list(dict.fromkeys(shard.split for shard in (*self.removed, *self.new, *reindexed)))
 
 
 def compare(old: ShardLocation, new: ShardLocation, categories: Sequence[str] | None = None) -> Comparison:
     """Compare two versions.
 
     Args:
-        old: the version before.
-        new: the version after.
-        categories: which of them, each in both versions; None takes all that either has.
+        old: the earlier version.
+        new: the later version.
+        categories: to compare, each present in both versions; None compares all categories of either version.
 
     Raises:
         UserError: a location, a manifest or an index cannot be read.
@@ -169,10 +169,10 @@ def compare(old: ShardLocation, new: ShardLocation, categories: Sequence[str] | 
     splits: list[SplitChange] = []
     moved: list[Move] = []
     metadata: list[MetadataChange] = []
-    for name, each in shards.items():
-        gone, fresh = _index_rows(old, name, each.gone), _index_rows(new, name, each.new)
-        splits += _split_changes(name, each, gone, fresh)
-        old_rows, new_rows = _in_both(gone, fresh)
+    for name, changed in shards.items():
+        removed_rows, new_rows = _index_rows(old, name, changed.removed), _index_rows(new, name, changed.new)
+        splits += _split_changes(name, changed, removed_rows, new_rows)
+        old_rows, new_rows = _in_both(removed_rows, new_rows)
         moved += _moved(name, old_rows, new_rows)
         metadata += _metadata_changes(name, old_rows, new_rows)
     explained = added or removed or any(change.name.startswith(OF_SPLITS) for change in parameters)
@@ -192,7 +192,7 @@ def compare(old: ShardLocation, new: ShardLocation, categories: Sequence[str] | 
 
 
 def _sort(pair: _Pair) -> _Shards:
-    """Sort shards by the versions that hold the same tar under the same name."""
+    """Group shards by whether the same tar with the same name is in both versions."""
     old, new = ({(s.name, s.sha256): s for s in about.shards} if about else {} for about in pair)
     return _Shards(
         [(old[tar], shard) for tar, shard in new.items() if tar in old],
@@ -202,7 +202,7 @@ def _sort(pair: _Pair) -> _Shards:
 
 
 def _parameter_changes(pairs: Mapping[str, _Pair]) -> list[Change]:
-    """List what the manifests of both versions state differently, equal differences together."""
+    """List the parameters that differ between the manifests; equal differences are merged over categories."""
     changes: dict[bytes, Change] = {}
     for category, pair in pairs.items():
         if pair.old is None or pair.new is None:
@@ -216,7 +216,7 @@ def _parameter_changes(pairs: Mapping[str, _Pair]) -> list[Change]:
 
 
 def _flat_parameters(about: Manifest) -> dict[str, Any]:
-    """Return what a manifest states of how its shards were made, by dotted name."""
+    """Return source, tokenization and parameters of a manifest, by dotted name."""
     stated = {name: msgspec.to_builtins(getattr(about, name)) for name in ("source", "tokens")} | about.parameters
     return dict(_leaves("", stated))
 
@@ -230,10 +230,10 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _index_rows(location: ShardLocation, category: str, shards: Sequence[Shard]) -> pa.Table:
-    """Read key, facts and split of the samples of shards.
+    """Read key, compared fields and split of the samples of shards.
 
     Raises:
-        UserError: an index is absent, or is none.
+        UserError: an index is missing or invalid.
     """
     location.prefetch(index_file(category, shard) for shard in shards)
     tables = [_READ.append(pa.field("split", pa.string())).empty_table()]
@@ -243,12 +243,12 @@ def _index_rows(location: ShardLocation, category: str, shards: Sequence[Shard])
     return pa.concat_tables(tables).combine_chunks()
 
 
-def _split_changes(category: str, shards: _Shards, gone: pa.Table, fresh: pa.Table) -> Iterator[SplitChange]:
-    """Count items and shards of the splits that have other tars or indexes."""
-    leaving = gone.filter(pc.is_null(pc.index_in(gone["key"], value_set=fresh["key"])))
-    coming = fresh.filter(pc.is_null(pc.index_in(fresh["key"], value_set=gone["key"])))
-    there = {digest for old, _ in shards.kept for digest in (old.sha256, old.index_sha256)}
-    there |= {digest for shard in shards.gone for digest in (shard.sha256, shard.index_sha256)}
+def _split_changes(category: str, shards: _Shards, removed: pa.Table, added: pa.Table) -> Iterator[SplitChange]:
+    """Count items and shards of the splits whose tars or indexes changed."""
+    leaving = removed.filter(pc.is_null(pc.index_in(removed["key"], value_set=added["key"])))
+    coming = added.filter(pc.is_null(pc.index_in(added["key"], value_set=removed["key"])))
+    existing = {digest for old, _ in shards.kept for digest in (old.sha256, old.index_sha256)}
+    existing |= {digest for shard in shards.removed for digest in (shard.sha256, shard.index_sha256)}
     for split in shards.splits:
         kept = [(old, new) for old, new in shards.kept if new.split == split]
         new = [shard for shard in shards.new if shard.split == split]
@@ -263,55 +263,55 @@ def _split_changes(category: str, shards: _Shards, gone: pa.Table, fresh: pa.Tab
             out=len(out),
             kept=len(kept),
             new=len(new),
-            gone=sum(shard.split == split for shard in shards.gone),
+            gone=sum(shard.split == split for shard in shards.removed),
             reindexed=sum(o.index_sha256 != n.index_sha256 for o, n in kept),
-            bytes_new=sum(size for digest, size in contents.items() if digest not in there),
+            bytes_new=sum(size for digest, size in contents.items() if digest not in existing),
             examples=Keys(into[:EXAMPLES_PER_CHANGE], out[:EXAMPLES_PER_CHANGE]),
         )
 
 
-def _in_both(gone: pa.Table, fresh: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """Return the items of both versions, row by row, as they were and as they are."""
-    place = pc.index_in(gone["key"], value_set=fresh["key"])
-    return gone.filter(pc.is_valid(place)), fresh.take(place.drop_null())
+def _in_both(removed: pa.Table, added: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Return the old and the new rows of the items that both tables contain, in the same order."""
+    row = pc.index_in(removed["key"], value_set=added["key"])
+    return removed.filter(pc.is_valid(row)), added.take(row.drop_null())
 
 
 def _moved(category: str, old: pa.Table, new: pa.Table) -> list[Move]:
-    """Count the items that stand in another split."""
-    by_way: dict[tuple[str, str], list[str]] = defaultdict(list)
-    other = pc.not_equal(old["split"], new["split"])
-    ways = (old.filter(other)["split"], new.filter(other)["split"], old.filter(other)["key"])
-    for was, now, key in zip(*(column.to_pylist() for column in ways), strict=True):
-        by_way[was, now].append(key)
+    """Count the items that are in a different split."""
+    by_move: dict[tuple[str, str], list[str]] = defaultdict(list)
+    differs = pc.not_equal(old["split"], new["split"])
+    columns = (old.filter(differs)["split"], new.filter(differs)["split"], old.filter(differs)["key"])
+    for was, now, key in zip(*(column.to_pylist() for column in columns), strict=True):
+        by_move[was, now].append(key)
     return [
         Move(category=category, origin=was, to=now, count=len(keys), examples=keys[:EXAMPLES_PER_CHANGE])
-        for (was, now), keys in sorted(by_way.items())
+        for (was, now), keys in sorted(by_move.items())
     ]
 
 
 def _metadata_changes(category: str, old: pa.Table, new: pa.Table) -> Iterator[MetadataChange]:
-    """Count the items with another fact."""
-    for fact in COMPARED_FIELDS:
-        other = pc.not_equal(old[fact], new[fact])
-        if count := pc.sum(other).as_py():
-            was, now = (each.filter(other).slice(0, EXAMPLES_PER_CHANGE) for each in (old, new))
-            columns = (was["key"].to_pylist(), was[fact].to_pylist(), now[fact].to_pylist())
-            # a label is stored as float32, whose decimals would show
+    """Count the items with a different value, for each compared field."""
+    for field in COMPARED_FIELDS:
+        differs = pc.not_equal(old[field], new[field])
+        if count := pc.sum(differs).as_py():
+            was, now = (side.filter(differs).slice(0, EXAMPLES_PER_CHANGE) for side in (old, new))
+            columns = (was["key"].to_pylist(), was[field].to_pylist(), now[field].to_pylist())
+            # labels are stored as float32: without rounding, representation errors would be shown
             examples = [MetadataExample(key, round(a, 6), round(b, 6)) for key, a, b in zip(*columns, strict=True)]
-            yield MetadataChange(category=category, fact=fact, count=count, examples=examples)
+            yield MetadataChange(category=category, fact=field, count=count, examples=examples)
 
 
 def _drifts(old: ShardLocation, new: ShardLocation, shards: Mapping[str, _Shards]) -> Iterator[Drift]:
-    """Yield, by split, the drift of the categories whose labels differ, and of all together if there are more."""
+    """Yield, by split, the drift of the categories whose labels differ, and of all categories if there are several."""
     nearer = old if old.local_path and not new.local_path else new
-    for split in dict.fromkeys(s.split for each in shards.values() for s in (*each.gone, *each.new)):
+    for split in dict.fromkeys(s.split for each in shards.values() for s in (*each.removed, *each.new)):
         sides: dict[str, tuple[LabelValues, LabelValues]] = {}
         for category, each in shards.items():
-            kept, gone, fresh = (
-                _index_rows(where, category, [shard for shard in some if shard.split == split])
-                for where, some in ((nearer, [n for _, n in each.kept]), (old, each.gone), (new, each.new))
+            kept, removed, added = (
+                _index_rows(location, category, [shard for shard in group if shard.split == split])
+                for location, group in ((nearer, [n for _, n in each.kept]), (old, each.removed), (new, each.new))
             )
-            sides[category] = _labels(kept, gone), _labels(kept, fresh)
+            sides[category] = _labels(kept, removed), _labels(kept, added)
         for category, (was, now) in sides.items():
             if not all(np.array_equal(getattr(was, name), getattr(now, name)) for name in LabelValues._fields):
                 yield _drift(category, split, was, now)

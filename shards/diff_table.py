@@ -1,7 +1,7 @@
-"""Tables of what changed between two versions of shards.
+"""Tables of the differences between two versions of shards.
 
-In: what `shards.diff.compare` gave. Out: tables to print. Guaranteed: demo data is called so; no name out of the data
-is read as markup.
+Input: the result of `shards.diff.compare`. Output: tables to print. Guarantees: demo data is labelled; no name from the
+data is interpreted as markup.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ _LABELS = {
 
 
 def comparison_table(result: Comparison) -> Group:
-    """Return what `compare` gave as tables to print."""
+    """Return the result of `compare` as tables to print."""
     head = f"[bold]{escape(result.old)} -> {escape(result.new)}[/bold]"
     if not (result.parameters or result.splits):
         return Group(head, "nothing changed")
@@ -38,13 +38,13 @@ def comparison_table(result: Comparison) -> Group:
     parts += [escape(line) for line in _examples(result)]
     if result.unexplained_moves:
         parts.append(
-            "[bold]Items changed split, though salt, shares, groups, source and categories are the same: a model "
-            "trained on the old version must not be measured on the new one[/bold]"
+            "[bold]Items changed split, although salt, split fractions, groups, source and categories are unchanged: "
+            "do not evaluate a model trained on the old version on the new one[/bold]"
         )
     if result.drift:
         parts.append(_drift_table(result.drift))
     if result.demo:
-        parts.append("[bold]DEMO DATA: made products[/bold]")
+        parts.append("[bold]DEMO DATA: synthetic products[/bold]")
     return Group(*parts)
 
 
@@ -65,9 +65,9 @@ def _value(name: str, value: Any) -> str:
 
 
 def _splits_table(result: Comparison) -> Table:
-    note = "in, out: items; kept, new, gone: shards; indexed: kept ones with another index; MB: of new files"
+    note = "in, out: items; kept, new, removed: shards; indexed: kept shards with a different index; MB: of new files"
     shown = _count_table(
-        "Items and shards", note, ["category", "split"], ["in", "out", "kept", "new", "gone", "indexed", "MB"]
+        "Items and shards", note, ["category", "split"], ["in", "out", "kept", "new", "removed", "indexed", "MB"]
     )
     rows = result.splits
     for row in rows:
@@ -83,17 +83,17 @@ def _count_cells(rows: Sequence[SplitChange]) -> Iterator[str]:
 
 
 def _examples(result: Comparison) -> Iterator[str]:
-    """Yield a line for each kind of items that came, went, moved or changed."""
+    """Yield a line of examples for each group of items that were added, removed, moved or changed."""
     for row in result.splits:
-        for way, count, keys in (("in", row.into, row.examples.into), ("out", row.out, row.examples.out)):
+        for direction, count, keys in (("in", row.into, row.examples.into), ("out", row.out, row.examples.out)):
             if keys:
-                yield f"{row.category} {row.split}, {count:,} {way}: {_some(keys, count)}"
+                yield f"{row.category} {row.split}, {count:,} {direction}: {_some(keys, count)}"
     for move in result.moved:
         examples = _some(move.examples, move.count)
         yield f"{move.category}, {move.count:,} moved from {move.origin} to {move.to}: {examples}"
-    for fact in result.metadata:
-        changes = [f"{each.key} {each.old} -> {each.new}" for each in fact.examples]
-        yield f"{fact.category}, {fact.count:,} with another {fact.fact}: {_some(changes, fact.count)}"
+    for change in result.metadata:
+        changes = [f"{each.key} {each.old} -> {each.new}" for each in change.examples]
+        yield f"{change.category}, {change.count:,} with a different {change.fact}: {_some(changes, change.count)}"
 
 
 def _some(examples: Sequence[str], count: int) -> str:
@@ -102,8 +102,8 @@ def _some(examples: Sequence[str], count: int) -> str:
 
 def _drift_table(drifts: Sequence[Drift]) -> Table:
     note = (
-        "sd: standard deviation; 5.0: share of them; ratings: median rating_number; KS: two-sample Kolmogorov-Smirnov "
-        "statistic"
+        "sd: standard deviation; 5.0: fraction of labels equal to 5; ratings: median rating_number; KS: two-sample "
+        "Kolmogorov-Smirnov statistic"
     )
     numbers = ["samples", "mean", "sd", "median", "5.0", "ratings", "KS"]
     shown = _count_table("Labels, stars", note, ["category", "split", ""], numbers)
@@ -111,8 +111,8 @@ def _drift_table(drifts: Sequence[Drift]) -> Table:
         names = escape(row.category), escape(row.split)
         statistic = "" if row.ks is None else f"{row.ks:.3f}"
         for side, spread, first, last in (("old", row.old, names, ""), ("new", row.new, ("", ""), statistic)):
-            values = ((getattr(spread, name), tokenization) for name, tokenization in _LABELS.items())
-            cells = ("" if value is None else format(value, tokenization) for value, tokenization in values)
+            values = ((getattr(spread, name), spec) for name, spec in _LABELS.items())
+            cells = ("" if value is None else format(value, spec) for value, spec in values)
             shown.add_row(*first, side, *cells, last, end_section=side == "new")
     return shown
 

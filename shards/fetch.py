@@ -1,11 +1,11 @@
-"""Stage fetch: the images of a category's sample, at training size, with an outcome for every item.
+"""Stage fetch: download the images of a category's sample at training size, with an outcome for every item.
 
-In: ``data/sample/<category>/*.parquet``. Out: ``data/images/<category>/``, a part for each part of the sample with its
-rows in the same order, and ``report.json``. Guaranteed: what was had stays in the image store, so an interrupt loses
-only what was in flight and a second run asks only for what is missing; several workers ask a host no more at a time
-than one would; the tables depend on what the store holds, never on the order it came in; and a share of missing images
-over the budget ends the stage with a sentence. Links die, so the store is the data: this is the one stage whose result
-another machine may not be able to make again.
+Input: ``data/sample/<category>/*.parquet``. Output: ``data/images/<category>/``, one part per part of the sample with
+its rows in the same order, and ``report.json``. Guarantees: fetched images stay in the image store, so an interrupt
+loses only the requests in flight and the next run requests only what is missing; several workers together open no more
+connections to a host than one worker would; the tables depend on the content of the store, never on the order of
+arrival; the stage fails if the fraction of missing images exceeds the budget. Links die, so the store is part of the
+data: this is the only stage that another machine may be unable to reproduce.
 """
 
 import asyncio
@@ -45,10 +45,10 @@ READS = (
     *("source.kind", "source.location", "source.demo", "images.request", "images.resolution", "images.fit"),
     *("images.quality", "images.max_bad_fraction", "fetch", "dask"),
 )
-TRANSIENT = frozenset({"timeout", "refused", "server_error", "unreachable"})  # asked again by the next run
+TRANSIENT = frozenset({"timeout", "refused", "server_error", "unreachable"})  # retried by the next run
 FAILURES = frozenset(OUTCOMES) - {OK, NO_URL}
-# The next candidate is asked where this one can never be had. Where it may pass the next run asks again, so that
-# which picture an item has does not depend on a bad moment of the host.
+# An item's next candidate is requested only if the previous one failed permanently. After a transient failure the next
+# run retries the same candidate, so that the choice of an item's image does not depend on the host's bad moments.
 SETTLED = TRANSIENT | {OK}
 ROWS_PER_GROUP = 1_000  # a row group: some 10 MB of images
 
@@ -56,30 +56,30 @@ _log = logging.getLogger(__name__)
 
 
 def fetch(category: str, params: Params, data: Path = Path("data"), retry: Collection[str] = TRANSIENT) -> None:
-    """Fetch what is missing of a category's images, then write its images table.
+    """Fetch the missing images of a category, then write its images table.
 
     Args:
         category: a name of ``source.categories``.
-        params: those of `READS` are read.
+        params: only those of `READS` are used.
         data: the folder of the stages' tables.
-        retry: the outcomes (of `FAILURES`) that are asked again, beside what was never asked.
+        retry: outcomes (of `FAILURES`) to retry, in addition to URLs that were never requested.
 
     Raises:
-        UserError: the sample or the mirror is not there, the host refuses everything, or more than
-            ``images.max_bad_fraction`` of the images cannot be had.
+        UserError: the sample or the mirror does not exist, the host refuses all requests, or more than
+            ``images.max_bad_fraction`` of the images cannot be fetched.
     """
     params = narrow(params, READS)
     parts = sample_parts(data, category)
     base = params.fetch.mirror or locate(params.source, category).base
     if not (urls.is_remote(base) or Path(base).is_dir()):
-        raise UserError(f"the images' mirror {base} is no folder; check fetch.mirror and source.location")
+        raise UserError(f"the image mirror {base} is not a folder; check fetch.mirror and source.location")
     store = _store(category, params, base)
     spools = store.with_suffix(".spools")
     with Journal(store, _fetch_conditions(params, base)) as journal:
-        _merge_spools(journal, spools)  # of a run that was killed
+        _merge_spools(journal, spools)  # left by a killed run
         missing = _missing(parts, params.images.request, journal, retry)
-        tasks = min(len(missing), params.fetch.connections)  # a connection each, at least
-        # workers are started where there is work for two
+        tasks = min(len(missing), params.fetch.connections)  # at least one connection per task
+        # start workers only if there is work for more than one
         with dask_pool(params.dask if tasks > 1 else dataclasses.replace(params.dask, scheduler="synchronous")) as pool:
             errors: Counter[str] = Counter()
             try:
@@ -98,76 +98,77 @@ def fetch(category: str, params: Params, data: Path = Path("data"), retry: Colle
 
 
 def _missing(parts: list[Path], side: int, journal: Journal, retry: Collection[str]) -> list[list[list[str]]]:
-    """Return, part by part, the URLs to ask: those of an item in order, until one is ok or may still be.
+    """Return the URLs to request, by part and item: those of an item in order, up to the first that is settled.
 
-    An item that lacks nothing, or lacks what another one does, is left out, and so is a part without any other.
+    Items without missing URLs, items with the same URLs as an earlier one, and parts without any other item are
+    omitted.
     """
-    asked: set[tuple[str, ...]] = set()
+    requested: set[tuple[str, ...]] = set()
     missing = []
     for part in parts:
         lists = []
         for batch in _batches(part):
             for _, image_urls in batch:
-                asking = _unknown(urls.candidates(image_urls, side), journal, retry)
-                if asking and tuple(asking) not in asked:
-                    asked.add(tuple(asking))
-                    lists.append(asking)
+                unknown = _unknown(urls.candidates(image_urls, side), journal, retry)
+                if unknown and tuple(unknown) not in requested:
+                    requested.add(tuple(unknown))
+                    lists.append(unknown)
         missing.append(lists)
     return [lists for lists in missing if lists]
 
 
 def _unknown(candidates: list[str], journal: Journal, retry: Collection[str] = ()) -> list[str]:
-    """Return the candidates to ask, in order, up to one that is known to be ok or that may still be."""
-    asking = []
+    """Return the candidates to request, in order, up to the first whose outcome is settled."""
+    unknown = []
     for url in candidates:
-        known = journal.outcome(url)
-        if known is None or known in retry:
-            asking.append(url)
-        elif known in SETTLED:
+        outcome = journal.outcome(url)
+        if outcome is None or outcome in retry:
+            unknown.append(url)
+        elif outcome in SETTLED:
             break
-    return asking
+    return unknown
 
 
 def _scatter(
     missing: list[list[list[str]]], tasks: int, params: Params, base: str, spools: Path, pool: DaskPool
 ) -> Iterator[Counter[str]]:
-    """Let the workers ask for the parts, in so many tasks, each with its share of the connections; yield the errors."""
-    share = dataclasses.replace(params.fetch, connections=params.fetch.connections // min(tasks, pool.count))
+    """Fetch the parts in `tasks` tasks on the workers, which divide the connections; yield the errors of each task."""
+    limits = dataclasses.replace(params.fetch, connections=params.fetch.connections // min(tasks, pool.count))
     calls = []
     for number in range(tasks):
         work = spools / f"{number:04d}.json"
         writers.write_json(work, [item for part in missing[number::tasks] for item in part])
-        calls.append((work, params, share, base))
+        calls.append((work, params, limits, base))
     yield from pool.imap(_fetch_file, calls, "images, part by part")
 
 
-def _fetch_file(work: Path, params: Params, share: FetchParams, base: str) -> Counter[str]:
+def _fetch_file(work: Path, params: Params, limits: FetchParams, base: str) -> Counter[str]:
     errors: Counter[str] = Counter()
     with Journal(work.with_suffix(".journal"), _fetch_conditions(params, base)) as journal:
-        # what a worker that died had is there already
+        # skip what a worker that died has already fetched
         items = [_unknown(item, journal) for item in files.read_json(work)]
-        _fetch_items([item for item in items if item], params, share, base, journal, errors)
+        _fetch_items([item for item in items if item], params, limits, base, journal, errors)
     return errors
 
 
 def _fetch_items(
     items: list[list[str]], params: Params, limits: FetchParams, base: str, journal: Journal, errors: Counter[str]
 ) -> None:
-    """Ask for items within limits, and count in `errors` what went wrong, in words for people."""
+    """Fetch items within `limits`, and count the error messages in `errors`."""
     with _terminated_like_interrupted(), ThreadPoolExecutor(params.dask.workers, "decode") as decoders:
         asyncio.run(_Fetcher(params, limits, base, journal, decoders, errors).run(items))
 
 
 def _merge_spools(journal: Journal, spools: Path) -> None:
-    """Put what workers had into the store."""
+    """Append the records of the workers to the store."""
     for spool in sorted(spools.glob("*.journal")):
         journal.take(spool)
     shutil.rmtree(spools, ignore_errors=True)
 
 
 def _store(category: str, params: Params, base: str) -> Path:
-    """Return the journal's path: its name holds what the stored bytes depend on."""
-    # An http(s) URL names one picture whichever mirror serves it; a directory's files are its own.
+    """Return the path of the journal; its name contains a fingerprint of everything the stored bytes depend on."""
+    # An http(s) URL identifies one image, whichever mirror serves it; the files of a directory are specific to it.
     directory = "" if urls.is_remote(base) else base
     images = params.images
     depends_on = files.fingerprint(pixels.FORMAT, images.resolution, images.fit, images.quality, directory)
@@ -175,12 +176,12 @@ def _store(category: str, params: Params, base: str) -> Path:
 
 
 def _fetch_conditions(params: Params, base: str) -> str:
-    """Return a fingerprint of who is asked and within which limits: a fault holds under these alone."""
+    """Return a fingerprint of the source and the limits: a recorded failure is valid only under these."""
     return files.fingerprint(base, params.fetch.max_bytes, params.fetch.max_pixels)[:16]
 
 
 class _Fetcher:
-    """Asks for URLs, each once, and keeps what comes in the journal."""
+    """Fetches URLs, each once, and records the results in the journal."""
 
     def __init__(
         self,
@@ -205,49 +206,49 @@ class _Fetcher:
         self._errors = errors
 
     async def run(self, items: list[list[str]]) -> None:
-        """Ask for the URLs of each item in order, until one is ok or may still be.
+        """Request the URLs of each item in order, until one is settled.
 
         Raises:
-            UserError: the host refuses everything.
+            UserError: the host refuses all requests.
         """
         left = iter(items)
         with _bar() as progress:
-            task = progress.add_task("fetch", total=len(items), told="")
+            task = progress.add_task("fetch", total=len(items), status="")
             try:
                 async with self._client, asyncio.TaskGroup() as group:
-                    for _ in range(self._limits.connections * 2):  # some decode while others ask
+                    for _ in range(self._limits.connections * 2):  # some decode while others wait for the network
                         group.create_task(self._work(left, progress, task))
-            except ExceptionGroup as group_of:
-                mistakes = group_of.subgroup(UserError)
-                raise mistakes.exceptions[0] if mistakes else group_of from None
+            except ExceptionGroup as error_group:
+                user_errors = error_group.subgroup(UserError)
+                raise user_errors.exceptions[0] if user_errors else error_group from None
 
     async def _work(self, items: Iterator[list[str]], progress: Progress, task: TaskID) -> None:
         for item in items:
             for url in item:
                 if url not in self._asked:
                     self._asked.add(url)
-                    self._flights[url] = asyncio.create_task(self._ask(url))
+                    self._flights[url] = asyncio.create_task(self._fetch(url))
                 if flight := self._flights.get(url):
                     await flight
                     self._flights.pop(url, None)
                 if self._journal.outcome(url) in SETTLED:
                     break
-            progress.update(task, advance=1, told="" if progress.disable else self._told())
+            progress.update(task, advance=1, status="" if progress.disable else self._status())
 
-    def _told(self) -> str:
-        """Say how fast it goes, what came, and what went wrong most often."""
-        asked = self._outcomes.total()
-        rate = asked / (time.monotonic() - self._began)
-        words = [f"{rate:.0f} URLs/s", f"{100 * self._outcomes[OK] / max(asked, 1):.1f} % ok"]
+    def _status(self) -> str:
+        """Return the rate, the outcomes and the most frequent error, for the progress bar."""
+        finished = self._outcomes.total()
+        rate = finished / (time.monotonic() - self._began)
+        words = [f"{rate:.0f} URLs/s", f"{100 * self._outcomes[OK] / max(finished, 1):.1f} % ok"]
         words += [f"{outcome} {count}" for outcome, count in self._outcomes.most_common(5) if outcome != OK]
-        words += [f"most often: {error}" for error, _ in self._errors.most_common(1)]
+        words += [f"most frequent error: {error}" for error, _ in self._errors.most_common(1)]
         return ", ".join(words)
 
-    async def _ask(self, url: str) -> None:
+    async def _fetch(self, url: str) -> None:
         in_pool = asyncio.get_running_loop().run_in_executor
         if self._remote:
-            place = urls.on_mirror(url, self._base)
-            answer = await self._client.get(place) if place else Answer("bad_url")
+            served = urls.on_mirror(url, self._base)
+            answer = await self._client.get(served) if served else Answer("bad_url")
         else:
             path = urls.in_directory(url, self._base)
             limit = self._limits.max_bytes
@@ -259,11 +260,11 @@ class _Fetcher:
             self._errors[answer.error or record.outcome] += 1
 
 
-def _read_file(path: Path, most: int) -> Answer:
-    """Read a file of a directory that stands for the host."""
+def _read_file(path: Path, max_bytes: int) -> Answer:
+    """Read a file of the directory that replaces the host."""
     try:
-        if path.stat().st_size > most:
-            return Answer("too_large", attempts=1, error=f"more than {most} bytes")
+        if path.stat().st_size > max_bytes:
+            return Answer("too_large", attempts=1, error=f"more than {max_bytes} bytes")
         return Answer(OK, attempts=1, body=path.read_bytes())
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return Answer("gone", attempts=1, error="no such file")
@@ -272,7 +273,7 @@ def _read_file(path: Path, most: int) -> Answer:
 
 
 def _record(url: str, conditions: str, answer: Answer, params: Params) -> Record:
-    """Make the record of an answer, decoding the body if there is one."""
+    """Return the record of an answer; decode the body if there is one."""
     record = Record(url, conditions, answer.outcome, answer.status, answer.attempts)
     if answer.outcome != OK:
         return record
@@ -298,7 +299,7 @@ def _batches(part: Path) -> Iterator[list[tuple[str, list[str]]]]:
 
 
 def _write_images(category: str, parts: list[Path], params: Params, journal: Journal, data: Path) -> None:
-    """Cut the images table from the journal, part by part."""
+    """Write the images table from the journal, part by part."""
     outcomes: Counter[str] = Counter()
     with files.atomic_folder(data / "images" / category) as partial:
         for part in parts:
@@ -312,7 +313,7 @@ def _write_images(category: str, parts: list[Path], params: Params, journal: Jou
             rows - outcomes[NO_URL],
             params.images.max_bad_fraction,
             f"images of {category}",
-            "run `dvc repro` again to ask for those that may pass "
+            "run `dvc repro` again to retry the transient ones "
             f"({', '.join(sorted(TRANSIENT))}), or raise images.max_bad_fraction",
         )
         funnel = Funnel.of(rows, {outcome: n for outcome, n in outcomes.items() if outcome != OK})
@@ -325,7 +326,7 @@ def _write_image_part(part: Path, side: int, journal: Journal, target: Path) -> 
     """Write one part of the images table, a row group at a time, and return the count of each outcome."""
     outcomes: Counter[str] = Counter()
     small = [name for name in IMAGES.names if name != "image"]
-    # JPEG does not compress further, and no two are equal often enough for a dictionary.
+    # JPEG does not compress further, and too few images are equal for a dictionary.
     with pq.ParquetWriter(
         target, IMAGES, compression="zstd", use_dictionary=["outcome"], write_statistics=small
     ) as writer:
@@ -341,7 +342,7 @@ def _write_image_part(part: Path, side: int, journal: Journal, target: Path) -> 
 
 
 def _best(image_urls: list[str], side: int, journal: Journal) -> Record:
-    """Return the record of an item's image: of its first candidate that is ok or may still be, else of its last."""
+    """Return the record of an item's image: that of its first settled candidate, otherwise of its last."""
     record = Record("", "", "bad_url" if image_urls else NO_URL)
     for url in urls.candidates(image_urls, side):
         record = journal.get(url)
@@ -352,13 +353,13 @@ def _best(image_urls: list[str], side: int, journal: Journal) -> Record:
 
 @contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
-    """Let SIGTERM end the stage as SIGINT does, so that connections and the journal are closed."""
+    """Make SIGTERM end the stage like SIGINT, so that connections and the journal are closed."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may handle signals
         return
 
     def interrupt(*_: object) -> None:
-        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts its background jobs
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # shells start background jobs so
             signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.raise_signal(signal.SIGINT)
 
@@ -372,7 +373,7 @@ def _terminated_like_interrupted() -> Iterator[None]:
 def _bar() -> Progress:
     return Progress(
         *Progress.get_default_columns(),
-        TextColumn("{task.fields[told]}", markup=False),
+        TextColumn("{task.fields[status]}", markup=False),
         console=Console(stderr=True),
         transient=True,
         disable=not sys.stderr.isatty(),

@@ -1,1 +1,1 @@
-"""Images on their way into shards: asked for, decoded, kept."""
+"""Fetch, decode and store the images that go into shards."""

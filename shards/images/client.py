@@ -1,11 +1,11 @@
 """A polite HTTP client for many files from few hosts.
 
-In: URLs. Out: for each its body, or the word for why there is none. Guaranteed: at most `fetch.connections` requests
-at a time to a host, fewer when it refuses or is slow; a host that names a time to wait is left alone until then; only
-what may pass is tried again, `fetch.max_attempts` times at most, each try within `fetch.timeout` seconds; a body is
-read up to `fetch.max_bytes`; only public addresses are connected to, at every redirect, unless they are the configured
-mirror's; and a host that refuses everything is left alone for a while, and then ends the run with a sentence. Every
-`get` ends.
+Input: URLs. Output: for each the body, or an outcome that says why there is none. Guarantees: at most
+`fetch.connections` concurrent requests per host, fewer if it refuses or is slow; Retry-After is respected; only
+transient errors are retried, with at most `fetch.max_attempts` attempts of at most `fetch.timeout` seconds each; at
+most `fetch.max_bytes` of a body are read; only public addresses are connected to, also after a redirect, except the
+configured mirror's; a host that refuses all requests is paused once, and then ends the run with an error message. Every
+`get` terminates.
 """
 
 import asyncio
@@ -27,33 +27,33 @@ from prep.core.errors import UserError
 from prep.core.params import FetchParams
 from prep.core.retry import PermanentError, RequestFailedError, RetryPolicy, TransientError, is_transient, retry_after
 
-MAX_REDIRECTS = 5  # redirects followed
-POLICY = RetryPolicy(first_wait=0.5)  # with fetch.max_attempts attempts; a host pauses for its max_wait at most
-RESOLVED_FOR = 60  # seconds an address is used before it is looked up again
-CONNECT, SILENCE = 5.0, 10.0  # seconds to connect, and between two bytes, within those of the whole image
-BREAK = 60.0  # seconds that a host which refuses everything is left alone, once
-SHORTEST_GAP, LONGEST_GAP = 0.01, 5.0  # seconds between two requests to a host that takes few a second
-PROBES = 3  # refusals after that which end the run
+MAX_REDIRECTS = 5  # redirects followed per URL
+POLICY = RetryPolicy(first_wait=0.5)  # max_attempts is fetch.max_attempts; max_wait also limits the pause of a host
+RESOLVED_FOR = 60  # seconds that a DNS answer is cached
+CONNECT, SILENCE = 5.0, 10.0  # seconds to connect, and between two bytes; fetch.timeout limits the whole request
+BREAK = 60.0  # seconds of the one pause for a host that refuses all requests
+SHORTEST_GAP, LONGEST_GAP = 0.01, 5.0  # bounds of the seconds between two requests to a host with a rate limit
+PROBES = 3  # refusals after the pause that end the run
 _HEADERS = {"User-Agent": "effimini (research; images of products)", "Accept": "image/*", "Accept-Encoding": "identity"}
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What came of a URL: a body where `outcome` is "ok", else the word for what went wrong."""
+    """The result for a URL: a body if `outcome` is "ok", otherwise the kind of failure."""
 
-    outcome: str  # ok gone refused bad_url too_large; after the last try: timeout unreachable server_error refused
-    status: int = 0  # HTTP, 0 without an answer
+    outcome: str  # ok gone refused bad_url too_large; after the last attempt: timeout unreachable server_error refused
+    status: int = 0  # HTTP status, 0 without a response
     attempts: int = 0
     body: bytes = b""
-    error: str = ""  # for people
+    error: str = ""  # for logs
 
 
 class ConcurrencyLimit:
-    """How many requests may be under way to a host, from 1 to `most`, and below 1, how long to wait between two.
+    """The number of concurrent requests to a host, from 1 to `most`; below 1, the time between two requests.
 
-    One more after a round of good answers, half as many after a bad one (additive increase, multiplicative decrease).
-    Where one at a time is still too much, as for a host that counts requests a second, the time between two doubles
-    with a bad answer, and shrinks with a good one so much that it stays as it is where every fourth answer is bad.
-    Source: Chiu and Jain, Analysis of the Increase and Decrease Algorithms for Congestion Avoidance, 1989.
+    The limit grows by one after a round of successes and halves after a failure (additive increase, multiplicative
+    decrease). If one request at a time is still too much (a host that limits requests per second), the time between two
+    requests doubles with a failure and shrinks with a success, at a rate that is in balance if one response in four
+    fails. Source: Chiu and Jain, Analysis of the Increase and Decrease Algorithms for Congestion Avoidance, 1989.
     """
 
     def __init__(self, most: int) -> None:
@@ -67,7 +67,7 @@ class ConcurrencyLimit:
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[float]:
-        """Wait for a free place and for the end of a pause; give the time of entry."""
+        """Wait for a free slot and for the end of a pause; yield the time of entry."""
         while True:
             while (wait := self._open_at - time.monotonic()) > 0:
                 await asyncio.sleep(wait)
@@ -85,14 +85,14 @@ class ConcurrencyLimit:
                 self._free.notify_all()
 
     def on_success(self) -> None:
-        """Let in a little more."""
+        """Raise the limit a little, or shorten the gap."""
         if self.gap:
             self.gap = self.gap / 2 ** (1 / 3) if self.gap > SHORTEST_GAP else 0.0
         else:
             self.limit = min(self._most, self.limit + 1 / self.limit)
 
     def on_failure(self, entered: float) -> None:
-        """Let in half as many, once for all that were under way together."""
+        """Halve the limit, only once for requests that ran concurrently."""
         if entered >= self._halved_at:
             if self.limit == 1:
                 self.gap = min(max(2 * self.gap, SHORTEST_GAP), LONGEST_GAP)
@@ -100,16 +100,16 @@ class ConcurrencyLimit:
             self._halved_at = time.monotonic()
 
     def reduce_to_one(self) -> None:
-        """Let in one at a time."""
+        """Allow only one request at a time."""
         self.limit = 1.0
 
     def pause(self, seconds: float) -> None:
-        """Let in nobody for so long."""
+        """Start no request for `seconds`, at most `POLICY.max_wait`."""
         self._open_at = max(self._open_at, time.monotonic() + min(seconds, POLICY.max_wait))
 
 
 class Origin(NamedTuple):
-    """Who serves a URL."""
+    """Scheme, host and port of a URL."""
 
     scheme: str
     host: str
@@ -120,7 +120,7 @@ class Origin(NamedTuple):
         """Return the origin of an http(s) URL.
 
         Raises:
-            PermanentError: it is of another scheme, or names no host.
+            PermanentError: it has another scheme, or no host.
         """
         if url.scheme not in {"http", "https"} or not url.host:
             raise PermanentError(f"{url.scheme or 'no'} scheme or no host", "bad_url")
@@ -128,10 +128,10 @@ class Origin(NamedTuple):
 
 
 class _Host:
-    """One origin: its gate, and how often it refused in a row.
+    """One origin: its concurrency limit and the number of consecutive refusals (a circuit breaker).
 
-    A host that refuses `fetch.max_consecutive_refusals` times in a row is left alone for a while; where it goes on
-    refusing, the run ends. Source: M. Nygard, Release It!, 2007 (circuit breaker).
+    A host that refuses `fetch.max_consecutive_refusals` times in a row is paused once; if it keeps refusing, the run
+    ends. Source: M. Nygard, Release It!, 2007 (circuit breaker).
     """
 
     def __init__(self, origin: Origin, settings: FetchParams) -> None:
@@ -139,13 +139,13 @@ class _Host:
         self._name = f"{origin.host}:{origin.port}"
         self._limit = settings.max_consecutive_refusals
         self._refused = 0
-        self._broken_at = 0.0  # when it was left alone, 0 for not
+        self._broken_at = 0.0  # when the pause began, 0 if there was none
 
     def answered(self, entered: float, status: int, error: str, retry_after: float | None) -> None:
-        """Learn from an answer, or from its absence (status 0).
+        """Adapt the limits to a response, or to its absence (status 0).
 
         Raises:
-            UserError: the host refuses everything, after the break too.
+            UserError: the host refuses all requests, also after the pause.
         """
         if status in {429, 503, 0}:
             self.concurrency.on_failure(entered)
@@ -155,26 +155,26 @@ class _Host:
             self.concurrency.pause(retry_after)
         if status not in {403, 429, 503, 0}:
             self._refused, self._broken_at = 0, 0.0
-        elif entered >= self._broken_at:  # else it was asked before the break
+        elif entered >= self._broken_at:  # else the request began before the pause
             self._refused += 1
             if self._refused == self._limit:
                 self._broken_at = time.monotonic()
                 self.concurrency.reduce_to_one()
                 self.concurrency.pause(BREAK)
             elif self._refused >= self._limit + PROBES:
-                self.concurrency.pause(BREAK)  # nobody else asks while the run ends
+                self.concurrency.pause(BREAK)  # no other request starts while the run ends
                 raise UserError(
                     f"{self._name} refused {self._refused} requests in a row "
-                    f"(fetch.max_consecutive_refusals), the last of them after a break of {BREAK:g} s, with: {error}; "
-                    "what was fetched is kept, so wait an hour and run `dvc repro` "
+                    f"(fetch.max_consecutive_refusals), also after a pause of {BREAK:g} s; the last error: {error}; "
+                    "fetched images are kept, so wait an hour and run `dvc repro` "
                     "again, lower fetch.connections, or set fetch.mirror"
                 )
 
 
 class _Resolver(AbstractResolver):
-    """Finds the addresses of hosts: the public ones alone, but for the trusted origin.
+    """Resolves hosts to public addresses only, except for the trusted origin.
 
-    What it returns is what is connected to, so a name server that changes its mind after the check gains nothing.
+    The client connects to exactly the addresses returned, so a DNS answer that changes after the check has no effect.
     """
 
     def __init__(self, trusted: Origin | None) -> None:
@@ -187,7 +187,7 @@ class _Resolver(AbstractResolver):
         found = await self._system.resolve(host, port, family)
         if self._trusted and (host, port) == (self._trusted.host, self._trusted.port):
             return found
-        public = [each for each in found if is_public(each["host"])]
+        public = [result for result in found if is_public(result["host"])]
         if not public:
             raise _not_public(host)
         return public
@@ -197,11 +197,11 @@ class _Resolver(AbstractResolver):
 
 
 class Client:
-    """Asks for files; use it in an `async with`.
+    """Fetches files; use it in an `async with`.
 
     Args:
         settings: the limits.
-        trusted: an http(s) URL whose origin may have a private address (the configured mirror), or "".
+        trusted: an http(s) URL (the configured mirror) whose origin may have a private address, or "".
     """
 
     def __init__(self, settings: FetchParams, trusted: str) -> None:
@@ -212,7 +212,7 @@ class Client:
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                limit=0,  # the gates hold it down
+                limit=0,  # the concurrency limits apply instead
                 limit_per_host=self._settings.connections,
                 resolver=_Resolver(self._trusted),
                 ttl_dns_cache=RESOLVED_FOR,
@@ -221,7 +221,7 @@ class Client:
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             headers=_HEADERS,
-            # no proxy and no password of the environment: a proxy would connect where it likes
+            # ignore proxies and passwords of the environment: a proxy could connect to private addresses
             trust_env=False,
         )
         return self
@@ -232,10 +232,10 @@ class Client:
         await self._session.close()
 
     async def get(self, url: str) -> Answer:
-        """Return what comes of an absolute http(s) URL, after as many tries as it takes and is allowed.
+        """Fetch an absolute http(s) URL, retrying transient errors.
 
         Raises:
-            UserError: the host refused too often in a row.
+            UserError: the host refused too many requests in a row.
         """
         attempts = 0
         try:
@@ -247,29 +247,29 @@ class Client:
             return Answer("ok", status, attempts, body)
         except RequestFailedError as error:
             return Answer(error.outcome, error.status, attempts, error=str(error))
-        except ValueError as error:  # of a URL
+        except ValueError as error:  # invalid URL
             return Answer("bad_url", 0, attempts, error=str(error))
 
     async def _follow(self, url: URL) -> tuple[int, bytes]:
-        """Ask, follow redirects, and return the status and the body of the file at their end."""
+        """Send a request, follow redirects, and return the final status and body."""
         left = self._settings.timeout
         for _ in range(MAX_REDIRECTS + 1):
             origin = Origin.of(url)
-            # aiohttp asks no resolver for what looks like an address, 127.1 and 0177.0.0.1 among it
+            # aiohttp does not resolve what looks like an address, such as 127.1 and 0177.0.0.1
             numeric = ":" in origin.host or origin.host.replace(".", "").isdigit()
             if origin != self._trusted and numeric and not is_public(origin.host):
                 raise _not_public(origin.host)
             host = self._hosts.setdefault(origin, _Host(origin, self._settings))
             async with host.concurrency.slot() as entered:
-                status, target, body = await self._ask(host, url, entered, left)
+                status, target, body = await self._request(host, url, entered, left)
                 left -= time.monotonic() - entered
             if target is None:
                 return status, body
             url = url.join(URL(target))
         raise PermanentError(f"more than {MAX_REDIRECTS} redirects", "bad_url", status)
 
-    async def _ask(self, host: _Host, url: URL, entered: float, left: float) -> tuple[int, str | None, bytes]:
-        """Make one request and return its status, the target of a redirect, and the body."""
+    async def _request(self, host: _Host, url: URL, entered: float, left: float) -> tuple[int, str | None, bytes]:
+        """Send one request; return its status, the target of a redirect, and the body."""
         status, wait = 0, None
         limits = aiohttp.ClientTimeout(total=left, sock_connect=min(left, CONNECT), sock_read=min(left, SILENCE))
         try:
@@ -279,7 +279,9 @@ class Client:
                 body = b"" if target else await _body(response, self._settings.max_bytes)
         except TimeoutError:
             host.answered(entered, 0, "timeout", None)
-            raise TransientError(f"timeout, of at most {self._settings.timeout:g} s", "timeout", status) from None
+            raise TransientError(
+                f"timeout (fetch.timeout is {self._settings.timeout:g} s)", "timeout", status
+            ) from None
         except (aiohttp.ClientError, OSError) as error:
             host.answered(entered, 0, repr(error), None)
             raise TransientError(type(error).__name__, "unreachable", status) from None
@@ -292,7 +294,7 @@ class Client:
 
 
 def is_public(address: str) -> bool:
-    """Return whether an IP address, in its usual form, is one of the public internet."""
+    """Return whether an IP address in standard notation is globally reachable."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -307,10 +309,10 @@ def _not_public(host: str) -> PermanentError:
 
 
 def _check_response(response: aiohttp.ClientResponse) -> str | None:
-    """Return the target of a redirect, or None where the body is what was asked for.
+    """Return the target of a redirect, or None for a successful response.
 
     Raises:
-        TransientError, PermanentError: neither.
+        TransientError, PermanentError: any other status.
     """
     status = response.status
     target = response.headers.get("Location")
@@ -324,22 +326,22 @@ def _check_response(response: aiohttp.ClientResponse) -> str | None:
     raise PermanentError(error, {404: "gone", 410: "gone", 400: "bad_url"}.get(status, "refused"), status)
 
 
-async def _body(response: aiohttp.ClientResponse, most: int) -> bytes:
+async def _body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
     """Return the whole body.
 
     Raises:
-        PermanentError: it is, or says that it is, longer than `most` bytes.
-        aiohttp.ClientPayloadError: it ends before its stated length.
+        PermanentError: it has more than `max_bytes` bytes, or Content-Length says so.
+        aiohttp.ClientPayloadError: it is shorter than Content-Length.
     """
     parts: list[bytes] = []
     length = response.content_length or 0
-    if length <= most:
+    if length <= max_bytes:
         length = 0
         async for part in response.content.iter_any():
             length += len(part)
-            if length > most:
+            if length > max_bytes:
                 break
             parts.append(part)
-    if length > most:
-        raise PermanentError(f"more than {most} bytes", "too_large", response.status)
+    if length > max_bytes:
+        raise PermanentError(f"more than {max_bytes} bytes", "too_large", response.status)
     return b"".join(parts)

@@ -1,11 +1,11 @@
-"""The image store: everything that fetching had, appended to one file a category and never lost.
+"""The image store: an append-only journal of all fetch results, one file per category.
 
-In: records of what was asked and what came. Out: the latest record of a URL. Guaranteed (promise 7): a record is in the
-file, whole, when `append` returns, so a killed process loses none of them; a torn last record is cut off on opening; a
-damaged one is stepped over and its URL asked again; one process writes at a time.
+Input: records of requests and their results. Output: the latest record of a URL. Guarantees: when `append` returns, the
+complete record is in the file, so a killed process loses none; a truncated last record is removed on opening; a damaged
+record is skipped, and its URL is requested again; one process writes at a time.
 
 A record in the file is MAGIC, the length and the CRC-32 of what follows (both unsigned 32 bits, little endian), and a
-`Record` as msgpack. It costs the memory of an index: about 250 bytes a URL.
+`Record` as msgpack. The in-memory index takes about 250 bytes per URL.
 """
 
 import fcntl
@@ -21,19 +21,19 @@ import msgspec
 
 MAGIC = b"\xf1EMJ"
 _HEAD = struct.Struct("<4sII")
-_LONGEST = 1 << 26  # bytes of a record; what claims more is damaged
+_LONGEST = 1 << 26  # bytes; a record with a larger length is damaged
 _BLOCK = 1 << 20
 
 _log = logging.getLogger(__name__)
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True):
-    """What is known of a URL."""
+    """The result of fetching a URL."""
 
     url: str
-    conditions: str  # fingerprint of who was asked and under which limits: a fault under other terms says nothing
-    outcome: str  # a word of the images table
-    status: int = 0  # HTTP, 0 without an answer
+    conditions: str  # fingerprint of source and limits: a failure under other conditions is ignored
+    outcome: str  # one of `prep.core.tables.images.OUTCOMES`
+    status: int = 0  # HTTP status, 0 without a response
     tries: int = 0
     source_bytes: int = 0
     source_width: int = 0  # px
@@ -47,8 +47,8 @@ class Journal:
     """An open image store; close it, or use it in a `with`.
 
     Args:
-        path: the file; it is made if it does not exist.
-        conditions: a fault recorded under other terms than these is left out, as if it had not been asked.
+        path: the file; it is created if it does not exist.
+        conditions: failures recorded under other conditions are ignored, as if the URL had not been requested.
     """
 
     def __init__(self, path: Path, conditions: str) -> None:
@@ -85,7 +85,7 @@ class Journal:
         """Return the latest record of `url`.
 
         Raises:
-            KeyError: it was not asked.
+            KeyError: it was not requested.
         """
         offset, _ = self._index[url]
         head = os.pread(self._file.fileno(), _HEAD.size, offset)
@@ -93,7 +93,7 @@ class Journal:
         return msgspec.msgpack.decode(body, type=Record)
 
     def append(self, record: Record) -> None:
-        """Add a record; when this returns the system has it, whatever happens to the process."""
+        """Append a record; when this returns the operating system has it, even if the process is killed."""
         body = msgspec.msgpack.encode(record)
         data = memoryview(_HEAD.pack(MAGIC, len(body), zlib.crc32(body)) + body)
         written = 0
@@ -103,7 +103,7 @@ class Journal:
         self._end += len(data)
 
     def take(self, path: Path) -> None:
-        """Append the records of another image store, and remove it."""
+        """Append the records of another image store, and delete that store."""
         with Journal(path, self._conditions) as other:
             for url in other._index:
                 self.append(other.get(url))
@@ -111,13 +111,13 @@ class Journal:
         path.unlink()
 
     def close(self) -> None:
-        """Flush to disk and let the next writer in."""
+        """Flush to disk and release the lock."""
         if not self._file.closed:
             os.fsync(self._file.fileno())
             self._file.close()
 
     def _read_through(self) -> int:
-        """Index the whole records and return where the last one ends."""
+        """Index the intact records; return the offset at which the last one ends."""
         end = offset = 0
         with self._path.open("rb", buffering=_BLOCK) as file:
             while True:
@@ -126,7 +126,7 @@ class Journal:
                     found = _next(file, offset)
                     if found is None:
                         break
-                    _log.warning("%s: %d damaged bytes at %d are stepped over", self._path, found - offset, offset)
+                    _log.warning("%s: skipped %d damaged bytes at offset %d", self._path, found - offset, offset)
                     offset = found
                     continue
                 record = msgspec.msgpack.decode(body, type=Record)
@@ -135,12 +135,12 @@ class Journal:
                 offset = end = offset + _HEAD.size + len(body)
             size = file.seek(0, os.SEEK_END)
         if size > end:
-            _log.warning("%s: a torn record of %d bytes at its end is cut off", self._path, size - end)
+            _log.warning("%s: removed a truncated record of %d bytes at the end", self._path, size - end)
         return end
 
 
 def _read_record(file: BinaryIO, offset: int) -> bytes | None:
-    """Return the body of the whole record at `offset`, or None if there is none."""
+    """Return the body of the intact record at `offset`, or None if there is none."""
     file.seek(offset)
     head = file.read(_HEAD.size)
     if len(head) < _HEAD.size:
@@ -153,7 +153,7 @@ def _read_record(file: BinaryIO, offset: int) -> bytes | None:
 
 
 def _next(file: BinaryIO, offset: int) -> int | None:
-    """Return where the first whole record after `offset` starts, or None if there is none."""
+    """Return the offset of the first intact record after `offset`, or None if there is none."""
     start = offset + 1
     while True:
         file.seek(start)

@@ -1,8 +1,8 @@
-"""A fetched file becomes a picture of training size, or says why it cannot. Pure: the same bytes give the same bytes.
+"""Decode a fetched file to a JPEG of training size. Pure: the same input bytes give the same output bytes.
 
-In: the bytes of a response, of which nothing is trusted. Out: a baseline JPEG (RGB, 4:2:0, no metadata) of size x size
-px, the original's size and a perceptual hash. Guaranteed: the type is read from the content, pixels are counted before
-they are decoded, and a JPEG that libjpeg had to mend is corrupt rather than half grey.
+Input: the untrusted bytes of a response. Output: a baseline JPEG (RGB, 4:2:0, no metadata) of size x size px, the size
+of the original and a perceptual hash. Guarantees: the format is detected from the content; the number of pixels is
+checked before decoding; a JPEG that libjpeg decodes with errors is "corrupt" (its lower part would be grey).
 """
 
 import io
@@ -17,8 +17,8 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import ExifTags, Image
 
-FORMAT = 2  # raise it when other bytes are stored for the same file and parameters
-SMALLEST = 8  # px; hosts answer with a 1x1 GIF for a picture they have not
+FORMAT = 2  # increment it when the stored bytes change for the same file and parameters
+SMALLEST = 8  # px; hosts return a 1x1 GIF for a missing image
 WHITE = (255, 255, 255)
 
 Fit = Literal["squash", "letterbox", "crop"]
@@ -26,7 +26,7 @@ ImageProblem = Literal["not_an_image", "corrupt", "too_many_pixels", "too_small"
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")
-# What Pillow's readers raise on hostile bytes, found by flipping bytes of files of every format.
+# Errors that Pillow's readers raise on malformed files, found by flipping bytes of files of every format.
 _BROKEN = (
     OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, AttributeError, OverflowError,
     ZeroDivisionError, MemoryError, struct.error, zlib.error,
@@ -34,7 +34,7 @@ _BROKEN = (
 _BOMB = (Image.DecompressionBombWarning, Image.DecompressionBombError)
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
-_TURN = {  # what an EXIF orientation asks for
+_TURN = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -43,12 +43,12 @@ _TURN = {  # what an EXIF orientation asks for
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# The first 8 rows of the DCT-II of length 32, times 4096.
+# The first 8 rows of the DCT-II matrix of length 32, times 4096.
 _COSINES = np.round(4096 * np.cos(np.pi * np.outer(np.arange(8), 2 * np.arange(32) + 1) / 64)).astype(np.int64)
 
 
 class Unusable(Exception):  # noqa: N818 -- an outcome, not an error of the program
-    """A file that gives no picture; `outcome` is the word for it in the images table."""
+    """A file that cannot be used as an image; `outcome` is its outcome in the images table."""
 
     def __init__(self, outcome: ImageProblem) -> None:
         super().__init__(outcome)
@@ -56,26 +56,26 @@ class Unusable(Exception):  # noqa: N818 -- an outcome, not an error of the prog
 
 
 class Decoded(msgspec.Struct, frozen=True):
-    """A picture at training size and what is known of its original."""
+    """An image at training size, with the size of its original."""
 
     image: bytes  # JPEG
-    width: int  # px of the original, as it is to be seen
+    width: int  # of the original after its EXIF rotation, px
     height: int
     perceptual_hash: int  # unsigned, 64 bits
 
 
 def to_training(data: bytes, size: int, fit: Fit, quality: int, max_pixels: int) -> Decoded:
-    """Decode, check, turn upright, flatten over white, fit into size x size px once, and encode.
+    """Decode, check, rotate upright, flatten over white, resize once to size x size px, and encode.
 
     Args:
-        data: a JPEG, PNG, WebP or GIF file; of an animation the first frame is used.
+        data: a JPEG, PNG, WebP or GIF file; only the first frame of an animation is used.
         size: height and width of the result, px.
-        fit: squash changes the proportions, letterbox pads with white, crop takes the largest centred square.
+        fit: squash changes the aspect ratio, letterbox pads with white, crop keeps the largest centred square.
         quality: of the JPEG, 1 to 100.
-        max_pixels: width x height above which a file is not decoded; above 89 M Pillow's own limit decides.
+        max_pixels: width x height above which a file is not decoded; Pillow's own limit is 89 M.
 
     Raises:
-        Unusable: the file is no image, is broken, or is too large or too small.
+        Unusable: the file is not an image, is corrupt, too large or too small.
     """
     picture = _upright(data, max_pixels)
     fitted = _fit(picture, size, fit)
@@ -83,10 +83,10 @@ def to_training(data: bytes, size: int, fit: Fit, quality: int, max_pixels: int)
 
 
 def decode(jpeg: bytes | memoryview, into: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
-    """Return the pixels of a stored JPEG: uint8, height x width x 3, RGB; they are put in `into`, if it is given.
+    """Return the pixels of a stored JPEG: uint8 [H, W, 3], RGB; written to `into` if given.
 
     Raises:
-        ValueError: it is no whole JPEG, or has more pixels than `into`.
+        ValueError: it is not a complete JPEG, or has more pixels than `into`.
     """
     pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(jpeg, "RGB", buffer=into)
     return pixels
@@ -99,11 +99,11 @@ def _encode(pixels: npt.NDArray[np.uint8], quality: int) -> bytes:
     return encoded
 
 
-BLANK = _encode(np.full((1, 1, 3), 255, np.uint8), 90)  # what an item without an image carries in a shard
+BLANK = _encode(np.full((1, 1, 3), 255, np.uint8), 90)  # the JPEG of an item without an image, in a shard
 
 
 def _upright(data: bytes, max_pixels: int) -> Image.Image:
-    """Return the first frame as RGB, turned as its EXIF says, over white."""
+    """Return the first frame as RGB over white, rotated by its EXIF orientation."""
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
         if image.width * image.height > max_pixels:
@@ -112,7 +112,7 @@ def _upright(data: bytes, max_pixels: int) -> Image.Image:
             raise Unusable("too_small")
         orientation = image.getexif().get(ExifTags.Base.Orientation)
         if image.format in {"JPEG", "MPO"} and image.mode in {"RGB", "L"}:
-            # Strict: Pillow takes libjpeg's mending of a damaged scan for a picture, and its lower half is grey.
+            # Strict: for a damaged scan Pillow would return libjpeg's partial result, with a grey lower half.
             upright = Image.fromarray(_decode_strictly(data))
         else:
             upright = _flatten_alpha(image)
@@ -130,7 +130,7 @@ def _decode_strictly(data: bytes) -> npt.NDArray[np.uint8]:
     except ValueError as error:
         if "extraneous bytes before marker 0xd9" not in str(error):
             raise
-        # Stray bytes between the last scan and the end marker: every pixel was decoded before them.
+        # Stray bytes between the last scan and the end marker: all pixels were decoded before them.
         pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", strict=False)
         return pixels
 
@@ -149,9 +149,9 @@ def _flatten_alpha(image: Image.Image) -> Image.Image:
 def _fit(image: Image.Image, size: int, fit: Fit) -> Image.Image:
     """Resize once, bicubic over the whole support.
 
-    Bicubic is the filter the ImageNet weights of EfficientNet were trained and measured with (timm's configuration of
-    them), and its coefficients are polynomials: no libm decides a bit, as with Lanczos. No `reducing_gap`, which would
-    average whole blocks first and so resize twice.
+    The ImageNet weights of EfficientNet were trained and evaluated with bicubic resizing (see their timm config). Its
+    coefficients are polynomials, so unlike Lanczos the result does not depend on libm. `reducing_gap` is not used: it
+    would average whole blocks first, which is a second resize.
     """
     if fit == "squash":
         return image.resize((size, size), Image.Resampling.BICUBIC)
@@ -170,10 +170,10 @@ def _fit(image: Image.Image, size: int, fit: Fit) -> Image.Image:
 
 
 def _perceptual_hash(image: Image.Image) -> int:
-    """Return 64 bits that differ little between pictures that look alike: which low frequencies are above their median.
+    """Return a 64-bit hash that differs in few bits between similar images: low frequencies above their median.
 
-    In whole numbers, so that no machine rounds a bit otherwise. Source: C. Zauner, Implementation and Benchmarking of
-    Perceptual Image Hash Functions, 2010, section 3.2.1 (DCT of 32 x 32 grey, lowest 8 x 8, median).
+    Computed with integers, so that the bits are the same on every machine. Source: C. Zauner, Implementation and
+    Benchmarking of Perceptual Image Hash Functions, 2010, section 3.2.1 (DCT of 32 x 32 grey, lowest 8 x 8, median).
     """
     grey = image.convert("L").resize((32, 32), Image.Resampling.BOX)
     low = _COSINES @ np.asarray(grey, np.int64) @ _COSINES.T

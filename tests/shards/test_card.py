@@ -143,7 +143,7 @@ def test_what_the_source_is_and_which_licence_it_states_depends_on_its_kind(shar
         assert "states no licence" in text
         assert "No user id" in text
         assert DatasetCard(text).data.license == "unknown"
-    assert "has to say so" in mirror
+    assert "state this if you publish" in mirror
     assert DatasetCard(written(manifest)).data.license is None
 
 

@@ -353,7 +353,7 @@ def test_a_directory_serves_as_the_host(tmp_path):
 
 def test_a_mirror_that_is_not_there_is_a_sentence():
     write_sample({"test": [[f"{REAL}0.jpg"]]})
-    with pytest.raises(UserError, match="mirror nowhere is no folder"):
+    with pytest.raises(UserError, match="mirror nowhere is not a folder"):
         fetch("C", parameters("nowhere"))
 
 

@@ -146,7 +146,7 @@ def test_what_stays_broken_is_a_sentence(host: Host) -> None:
         ShardDataset("nowhere://bucket/shards", ["Made"], "train")
     spoil(host, "/Made/train-002.tar", flip, 100)
     with pytest.raises(
-        UserError, match=r"train-002.tar could not be had in 5 tries \(Damaged: its sha256 is not the one"
+        UserError, match=r"train-002.tar could not be had in 5 tries \(Damaged: its sha256 differs from the manifest"
     ):
         read(host.url, workers=2)
 
@@ -233,11 +233,11 @@ def test_the_least_recently_asked_for_goes_first(tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_what_was_asked_for_is_not_kept(tmp_path: Path) -> None:
     cache = Cache(tmp_path, 3000)
-    for wrong, what in ((content(2), "sha256"), (b"short", "5 bytes came for 1000")):
+    for wrong, what in ((content(2), "sha256"), (b"short", "received 5 bytes, expected 1000")):
         with pytest.raises(Damaged, match=what):
             cache.get(sha(1), 1000, lambda to, w=wrong: to.write_bytes(w))
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
-    with pytest.raises(UserError, match="has no room"):
+    with pytest.raises(UserError, match="has no space"):
         cache.get(sha(1), 4000, lambda to: None)
 
 
