@@ -1,9 +1,9 @@
-"""Lint: read everything of a location of shards, and say what is wrong and where.
+"""Lint: read all shards of a location completely, and report every violation with its file.
 
-In: a `ShardLocation`. Out: what was read, shard by shard in the order of the manifests, with its `Violation`s.
-Guaranteed: a fault of one file does not stop the reading of others; the same files give the same faults in the same
-order; no name out of a tar is used as a path. Several processes read, each one shard at a time; memory holds those and
-the ids of one category.
+Input: a `ShardLocation`. Output: results shard by shard, in the order of the manifests, with their `Violation`s.
+Guarantees: a violation in one file does not stop the check of others; the same files give the same violations in the
+same order; no name from a tar is used as a path. Several processes read one shard at a time each; memory use is these
+shards plus the ids of one category.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ _FIELD_TYPES: dict[str, type] = get_type_hints(SampleMetadata)
 
 
 class LintRule(StrEnum):
-    """What must hold, in the words of the gate."""
+    """The rules; their values are the names of expectations in the gate."""
 
     MANIFEST = "a manifest of this category, its parts and its image size"
     FILES = "the files named in the manifest"
@@ -53,7 +53,7 @@ class LintRule(StrEnum):
 
 
 class Violation(NamedTuple):
-    """One thing that is wrong."""
+    """One violation of a rule."""
 
     where: str  # the file, relative to the location
     what: str
@@ -61,7 +61,7 @@ class Violation(NamedTuple):
 
 
 class LintResult(NamedTuple):
-    """What came of one look."""
+    """The result of one check step."""
 
     violations: Sequence[Violation]
     shards: int = 0
@@ -69,7 +69,7 @@ class LintResult(NamedTuple):
 
 
 class _Wanted(NamedTuple):
-    """What the manifest says of every sample of a category."""
+    """What the manifest requires of every sample of a category."""
 
     category: str
     image_size: int
@@ -77,23 +77,23 @@ class _Wanted(NamedTuple):
 
 
 class _Read(NamedTuple):
-    """What came of one shard."""
+    """The result of reading one shard."""
 
     violations: list[Violation]
     keys: pa.Array  # of the samples in its tar
 
 
 def lint(location: ShardLocation, categories: Sequence[str] | None = None) -> Iterator[LintResult]:
-    """Read the shards of `categories`, by default of all that the location holds.
+    """Check the shards of `categories` (default: all of the location).
 
     Raises:
-        UserError: there is no such location, or it must be listed and cannot be.
+        UserError: the location does not exist, or must be listed and cannot be listed.
     """
     if not categories:
         categories = location.categories()
         if location.local_path is not None:
             folders = sorted(p.name for p in location.local_path.iterdir() if p.is_dir() and not p.name.startswith("."))
-            categories = folders  # with those that lost their manifest
+            categories = folders  # includes folders without a manifest
     for category in categories:
         yield from _category(location, category)
 
@@ -130,17 +130,17 @@ def _manifest_violations(where: str, about: Manifest, category: str) -> Iterator
 
 
 def _unknown_files(location: ShardLocation, about: Manifest, category: str) -> Iterator[Violation]:
-    """Yield the tars and indexes of a folder that its manifest does not name; behind a URL none is looked for."""
+    """Yield the tars and indexes of a local folder that its manifest does not list; skipped for remote locations."""
     if location.local_path is None:
         return
     named = {name for shard in about.shards for name in (shard.name, shard.index)}
-    there = {path.name for path in (location.local_path / category).iterdir() if path.suffix in {".tar", ".arrow"}}
-    for name in sorted(there - named):
-        yield Violation(f"{category}/{name}", "is not named in the manifest", LintRule.FILES)
+    found = {path.name for path in (location.local_path / category).iterdir() if path.suffix in {".tar", ".arrow"}}
+    for name in sorted(found - named):
+        yield Violation(f"{category}/{name}", "is not listed in the manifest", LintRule.FILES)
 
 
 def _repeated(category: str, shards: Sequence[Shard], keys: Sequence[pa.Array]) -> Iterator[Violation]:
-    """Yield the samples that stand in a tar and in one before it, or twice in one."""
+    """Yield the samples that are also in an earlier tar, or twice in one tar."""
     counts = pc.value_counts(pa.chunked_array(keys, pa.string()))
     repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
     first: dict[str, Shard] = {}
@@ -151,7 +151,7 @@ def _repeated(category: str, shards: Sequence[Shard], keys: Sequence[pa.Array]) 
                 continue
             other = first[key]
             of = f" of split {other.split}" if other.split != shard.split else ""
-            yield Violation(f"{category}/{shard.name}", f"{key} stands in {other.name}{of} too", LintRule.ONCE)
+            yield Violation(f"{category}/{shard.name}", f"{key} is also in {other.name}{of}", LintRule.ONCE)
 
 
 def _shard(location: ShardLocation, wanted: _Wanted, shard: Shard) -> _Read:
@@ -164,7 +164,7 @@ def _shard(location: ShardLocation, wanted: _Wanted, shard: Shard) -> _Read:
         with handle:
             rows = _check_tar(handle, tar.name, wanted, violations)
         if len(rows) != shard.samples:
-            violations.append(Violation(tar.name, f"holds {len(rows)} samples for {shard.samples}", LintRule.COUNT))
+            violations.append(Violation(tar.name, f"has {len(rows)} samples, expected {shard.samples}", LintRule.COUNT))
     if (handle := _opened(location, index, violations)) is not None:
         with handle:
             violations += _index_violations(handle, index.name, wanted.tokens, rows)
@@ -172,7 +172,7 @@ def _shard(location: ShardLocation, wanted: _Wanted, shard: Shard) -> _Read:
 
 
 def _opened(location: ShardLocation, file: File, violations: list[Violation]) -> BufferedReader | None:
-    """Open a file, at its start, and compare its size and sha256; None if it cannot be had."""
+    """Open a file and check its size and sha256; return None if it cannot be opened."""
     try:
         handle = location.open(file, _open)
     except FileNotFoundError:
@@ -182,9 +182,9 @@ def _opened(location: ShardLocation, file: File, violations: list[Violation]) ->
         violations.append(Violation(file.name, str(error), LintRule.FILES))
         return None
     if (size := os.fstat(handle.fileno()).st_size) != file.bytes:
-        violations.append(Violation(file.name, f"has {size} bytes for {file.bytes}", LintRule.BYTES))
+        violations.append(Violation(file.name, f"has {size} bytes, expected {file.bytes}", LintRule.BYTES))
     elif hashlib.file_digest(handle, "sha256").hexdigest() != file.sha256:
-        violations.append(Violation(file.name, "has another sha256 than the manifest says", LintRule.BYTES))
+        violations.append(Violation(file.name, "has a sha256 that differs from the manifest", LintRule.BYTES))
     handle.seek(0)
     return handle
 
@@ -194,14 +194,14 @@ def _open(path: Path) -> BufferedReader:
 
 
 def _check_tar(handle: BufferedReader, where: str, wanted: _Wanted, violations: list[Violation]) -> list[IndexRow]:
-    """Read the samples of a tar; return of each what its row of the index must say, as far as it could be read."""
+    """Read the samples of a tar; return the expected index row of each, as far as it could be read."""
     rows: list[IndexRow] = []
     for key, group in groupby(_members(handle, where, violations), lambda member: member.name.partition(".")[0]):
         members = list(group)
         names = [member.name for member in members]
         if not re.fullmatch(ASIN, key) or names != [f"{key}.jpg", f"{key}.json"]:
             violations.append(
-                Violation(where, f"has members {names!r:.200} for <parent_asin>.jpg and .json", LintRule.TAR)
+                Violation(where, f"has members {names!r:.200}, expected <parent_asin>.jpg and .json", LintRule.TAR)
             )
             continue
         image, text = members
@@ -226,19 +226,19 @@ def _check_tar(handle: BufferedReader, where: str, wanted: _Wanted, violations: 
 
 
 def _members(handle: BufferedReader, where: str, violations: list[Violation]) -> Iterator[tarfile.TarInfo]:
-    """Yield the members of a tar in order, as far as they are plain files that follow one another to a proper end."""
+    """Yield the members of a tar in order, up to the first that is not a regular file; check the end of the tar."""
     try:
         with tarfile.open(fileobj=handle, mode="r:") as archive:
             for member in archive:
                 if member.type != tarfile.REGTYPE or member.size < 0:
                     violations.append(
-                        Violation(where, f"has a member {member.name!r:.200} that is no plain file", LintRule.TAR)
+                        Violation(where, f"has a member {member.name!r:.200} that is not a regular file", LintRule.TAR)
                     )
                     return
                 yield member
-            end = archive.offset  # tarfile takes a header that it cannot read for the end
+            end = archive.offset  # tarfile treats an invalid header as the end
     except (tarfile.TarError, ValueError, OverflowError) as error:
-        violations.append(Violation(where, f"is no whole tar ({first_sentence(error)})", LintRule.TAR))
+        violations.append(Violation(where, f"is not a complete tar ({first_sentence(error)})", LintRule.TAR))
         return
     handle.seek(end)
     rest = handle.read()
@@ -254,31 +254,32 @@ def _content(handle: BufferedReader, member: tarfile.TarInfo) -> bytes:
 
 
 def _check_metadata(encoded: bytes, key: str, category: str) -> SampleMetadata:
-    """Return the facts of a sample.
+    """Decode and check the metadata of a sample.
 
     Raises:
-        ValueError: they are not those of a sample `key` of `category`.
+        ValueError: it is not valid metadata of the sample `key` of `category`.
     """
     try:
         metadata = msgspec.json.decode(encoded)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"cannot be read ({first_sentence(error)})") from None
     if not isinstance(metadata, dict) or tuple(metadata) != METADATA_FIELDS:
-        raise ValueError(f"holds {list(metadata) if isinstance(metadata, dict) else metadata!r:.200} for the facts")
+        found = list(metadata) if isinstance(metadata, dict) else metadata
+        raise ValueError(f"has {found!r:.200}, expected the keys {list(METADATA_FIELDS)}")
     for name, kind in _FIELD_TYPES.items():
         if type(metadata[name]) is not kind:
-            raise ValueError(f"has {name} {metadata[name]!r:.60}, no {kind.__name__}")
-    for name, own in (("parent_asin", key), ("category", category)):
-        if metadata[name] != own:
-            raise ValueError(f"has {name} {metadata[name]!r:.60}")
+            raise ValueError(f"has {name} {metadata[name]!r:.60}, expected type {kind.__name__}")
+    for name, expected in (("parent_asin", key), ("category", category)):
+        if metadata[name] != expected:
+            raise ValueError(f"has {name} {metadata[name]!r:.60}, expected {expected!r}")
     return cast(SampleMetadata, metadata)
 
 
 def _image_problem(jpeg: bytes, size: int) -> str:
     try:
-        height, width, *_ = simplejpeg.decode_jpeg_header(jpeg)  # pixels are counted before they are decoded
+        height, width, *_ = simplejpeg.decode_jpeg_header(jpeg)  # check the size before decoding
         if (height, width) != (size, size):
-            return f"has {width}x{height} px for {size}x{size}"
+            return f"has {width}x{height} px, expected {size}x{size}"
         decode(jpeg)
     except ValueError as error:
         return f"cannot be decoded ({first_sentence(error)})"
@@ -288,36 +289,36 @@ def _image_problem(jpeg: bytes, size: int) -> str:
 def _index_violations(
     handle: BufferedReader, where: str, tokens: Tokenization, rows: Sequence[IndexRow] | None
 ) -> Iterator[Violation]:
-    """Yield what is wrong with an index, compared with what its tar holds (None if that could not be opened)."""
+    """Yield the violations of an index, compared with the rows of its tar (None if the tar could not be opened)."""
     try:
         index = pa.ipc.open_file(handle).read_all()
         index.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
-        yield Violation(where, f"is no index ({first_sentence(error)})", LintRule.INDEX)
+        yield Violation(where, f"is not an index ({first_sentence(error)})", LintRule.INDEX)
         return
     if not index.schema.equals(INDEX):
         yield Violation(
-            where, f"has the columns {index.schema.names} or their types not as in an index", LintRule.INDEX
+            where, f"has columns {index.schema.names}, whose names or types are not those of an index", LintRule.INDEX
         )
         return
     made = {k.decode(errors="replace"): v.decode(errors="replace") for k, v in (index.schema.metadata or {}).items()}
-    about = {"tokenizer": tokens.tokenizer, "fields": " ".join(tokens.fields), "max_tokens": str(tokens.max_tokens)}
-    for name, expected in about.items():
+    required = {"tokenizer": tokens.tokenizer, "fields": " ".join(tokens.fields), "max_tokens": str(tokens.max_tokens)}
+    for name, expected in required.items():
         if made.get(name) != expected:
-            yield Violation(where, f"is stale: made with {name} {made.get(name)} for {expected}", LintRule.INDEX)
+            yield Violation(where, f"is stale: made with {name} {made.get(name)}, expected {expected}", LintRule.INDEX)
     lengths = pc.fill_null(pc.list_value_length(index["tokens"]), 0)
     if wrong := pc.sum(pc.or_(pc.less(lengths, 1), pc.greater(lengths, tokens.max_tokens))).as_py():
         yield Violation(
-            where, f"has {wrong} samples without token ids or with more than {tokens.max_tokens}", LintRule.INDEX
+            where, f"has {wrong} samples with no token ids or more than {tokens.max_tokens}", LintRule.INDEX
         )
     if rows is not None:
         yield from _index_differences(index.drop_columns("tokens").to_pylist(), rows, where)
 
 
 def _index_differences(index: Sequence[IndexRow], rows: Sequence[IndexRow], where: str) -> Iterator[Violation]:
-    """Yield how an index differs from its tar: at most the first difference, and how many samples have one."""
+    """Yield how an index differs from its tar: the first difference, and the number of samples with one."""
     if len(index) != len(rows):
-        yield Violation(where, f"holds {len(index)} samples and its tar {len(rows)}", LintRule.MEMBERS)
+        yield Violation(where, f"has {len(index)} samples, its tar has {len(rows)}", LintRule.MEMBERS)
     different = [
         (row["key"], name, found.get(name), expected)
         for found, row in zip(index, rows, strict=False)
@@ -326,5 +327,5 @@ def _index_differences(index: Sequence[IndexRow], rows: Sequence[IndexRow], wher
     ]
     if different:
         key, name, found, expected = different[0]
-        others = f", and {more} samples more" if (more := len({key for key, *_ in different}) - 1) else ""
-        yield Violation(where, f"has {name} {found!r:.60} for {key}, its tar {expected}{others}", LintRule.MEMBERS)
+        others = f", and {more} more samples differ" if (more := len({key for key, *_ in different}) - 1) else ""
+        yield Violation(where, f"has {name} {found!r:.60} for {key}, its tar has {expected}{others}", LintRule.MEMBERS)

@@ -1,8 +1,8 @@
-"""The batches of epoch after epoch, on one of any number of ranks, from any step on.
+"""A resumable loader: the batches of one rank, epoch after epoch, starting at any step.
 
-In: a `ShardDataset`. Out: its `Batch`es. Guaranteed (promises 5 and 6): the batches are a pure function of the
-manifests, the seed, the batch size and the pool, cut by rank; workers change nothing. The whole state is a few
-values of JSON, and a state of other shards or another order is refused.
+Input: a `ShardDataset`. Output: its `Batch`es. Guarantees: the batches are a pure function of the manifests, the seed,
+the batch size, the length bucketing and the rank; the number of workers does not change them. The complete state is a
+few JSON values; a state of other shards or another order is rejected.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -17,9 +17,9 @@ from shards.stream import Batch, ShardDataset
 
 
 class LoaderState(TypedDict):
-    """The place of the batch that comes next, and what its meaning depends on."""
+    """Epoch and step of the next batch, and the settings that the order depends on."""
 
-    shards: str  # their fingerprint
+    shards: str  # fingerprint
     batch_size: int
     seed: int | None
     length_bucket_batches: int
@@ -28,12 +28,12 @@ class LoaderState(TypedDict):
 
 
 class Loader:
-    """The batches of one rank: iterating gives the rest of the epoch at hand and moves on to the next.
+    """The batches of one rank: iterating yields the rest of the current epoch and then advances to the next.
 
     Attributes:
-        epoch, step: the place of the batch that comes next, both from 0.
-        padding: share of the tokens of the epoch at hand that is padding.
-        damaged: images of the epoch at hand that could not be read, each with its reason.
+        epoch, step: of the next batch, both from 0.
+        padding: fraction of the tokens of the current epoch that is padding.
+        damaged: images of the current epoch that could not be read, each with its reason.
     """
 
     def __init__(
@@ -48,18 +48,18 @@ class Loader:
         length_bucket_batches: int = 1,
         max_damaged_fraction: float = 0.0,
     ) -> None:
-        """Describe the batches; nothing is read yet.
+        """Configure the batches; nothing is read yet.
 
         Args:
             dataset: the samples of a split.
-            batch_size: samples of a global batch, over all ranks, at most.
-            seed: of the run; None gives the shards' own order in every epoch.
-            rank: of this process, of `world_size`.
-            world_size: how many processes share a global batch.
-            workers: threads that read ahead; they change nothing but the speed. 0 reads when asked.
-            length_bucket_batches: consecutive batches that are sorted by length together, so that they are padded
-                little; 1 for none.
-            max_damaged_fraction: of a rank's samples of an epoch, whose image may be unreadable before reading stops.
+            batch_size: maximal number of samples of a global batch, over all ranks.
+            seed: of the run; None keeps the order of the shards in every epoch.
+            rank: of this process, from 0 to `world_size` - 1.
+            world_size: number of processes that divide a global batch.
+            workers: threads that prefetch; they affect only the speed. 0 reads on demand.
+            length_bucket_batches: number of consecutive batches that are sorted by length together, to reduce padding;
+                1 disables it.
+            max_damaged_fraction: of a rank's samples of an epoch; reading stops if more images are unreadable.
 
         Raises:
             UserError: a global batch has fewer samples than there are ranks.
@@ -86,7 +86,7 @@ class Loader:
 
     @property
     def padding(self) -> float:
-        """Share of the tokens of the epoch at hand that is padding."""
+        """Fraction of the tokens of the current epoch that is padding."""
         return 1 - self._tokens / max(1, self._places)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -101,7 +101,7 @@ class Loader:
         self.epoch, self.step = self.epoch + 1, 0
 
     def state_dict(self) -> LoaderState:
-        """Return the state after the batches taken so far, as JSON types."""
+        """Return the state after the batches yielded so far, as JSON types."""
         ended = self.step == len(self)
         return {
             "shards": self._dataset.fingerprint,
@@ -113,16 +113,16 @@ class Loader:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state` was taken, on any number of ranks and workers.
+        """Resume from `state`, on any number of ranks and workers.
 
         Raises:
-            UserError: it is the state of other shards, or of another order.
+            UserError: the state belongs to other shards or another order.
         """
         for name, value in self.state_dict().items():
             if name not in {"epoch", "step"} and state.get(name) != value:
                 raise UserError(
-                    f"the state to resume is of {name} {state.get(name)} and this run's is {value}; "
-                    "restore what it was, or start anew"
+                    f"the state to resume has {name} {state.get(name)}, and this run has {value}; "
+                    "restore the former value, or start a new run"
                 )
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
 
@@ -137,27 +137,31 @@ class Loader:
         )
 
     def _prefetched_steps(self) -> Iterator[int]:
-        """Yield the steps of the rest of the epoch, beginning to download what each will read."""
+        """Yield the remaining steps of the epoch; start downloading the shards that each will read."""
         batches = self._batches(self._dataset)
         for step in range(self.step, len(self)):
             self._dataset.shards.prefetch(batches.shards_of(step))
             yield step
 
     def _reader(self) -> Callable[[int], Batch]:
-        """Return what reads this rank's part of a step of the epoch at hand, for one thread."""
+        """Return a function that reads this rank's part of a step of the current epoch, for use in one thread."""
         dataset = self._dataset.reopened()
         batches = self._batches(dataset)
         gpu = torch.cuda.current_device() if torch.cuda.is_available() else None
 
         def read(step: int) -> Batch:
-            whole = batches[step]
-            batch = dataset.batch(sampler.rank_slice(whole, self._rank, self._world_size), len(whole))
+            samples = batches[step]
+            batch = dataset.batch(sampler.rank_slice(samples, self._rank, self._world_size), len(samples))
             return batch if gpu is None else _pinned(batch, gpu)
 
         return read
 
     def _count(self, batch: Batch) -> None:
-        """Count padding and damage, and stop when there is more damage than its budget."""
+        """Count padding and damaged images.
+
+        Raises:
+            UserError: more images are damaged than the budget allows.
+        """
         self._tokens += int(batch.mask.sum())
         self._places += batch.mask.numel()
         self.damaged += batch.damaged
@@ -170,8 +174,8 @@ class Loader:
 
 
 def _pinned(batch: Batch, gpu: int) -> Batch:
-    """Return a batch in pinned memory, from which copies to `gpu` overlap with its work."""
-    with torch.cuda.device(gpu):  # or a new thread would take memory of GPU 0
+    """Return a batch in pinned memory, so that copies to `gpu` overlap with computation."""
+    with torch.cuda.device(gpu):  # otherwise a new thread would allocate memory on GPU 0
         tensors = {name: value for name, value in batch._asdict().items() if isinstance(value, torch.Tensor)}
         pinned: dict[str, Any] = {name: tensor.pin_memory() for name, tensor in tensors.items()}
     return batch._replace(**pinned)

@@ -1,8 +1,8 @@
-"""Where shards are: a folder here, or one behind a URL, read through the cache.
+"""The location of shards: a local folder, or a remote one that is read through the cache.
 
-In: a path, any fsspec URL (``https://host/shards``, ``s3://bucket/shards``), or a DVC project at a git revision,
-``dvc+<git URL or path>@<revision>#<folder>``. Out: bytes, and files on this machine. Guaranteed: a remote file that is
-named in a manifest has its size and sha256; a broken transfer is tried again; what cannot be had is a sentence.
+Input: a path, any fsspec URL (``https://host/shards``, ``s3://bucket/shards``), or a DVC project at a git revision,
+``dvc+<git URL or path>@<revision>#<folder>``. Output: bytes, and local files. Guarantees: size and sha256 of a remote
+file that a manifest lists are verified; an interrupted transfer is retried; an unreadable file raises `UserError`.
 """
 
 import os
@@ -30,14 +30,14 @@ from shards.manifest import Manifest, Shard
 Read = TypeVar("Read")
 
 TRIES = 5
-SILENCE = 30  # seconds without a byte before a transfer is tried again
-PAUSE = 0.5  # seconds before the second try, at random up to that; it doubles with each
-# the URL may begin with scheme and user (git@host:...); a revision may hold @, as the tags of `dvc artifacts` do
+SILENCE = 30  # seconds without a byte before a transfer is retried
+PAUSE = 0.5  # maximal seconds of the random wait before the second attempt; it doubles with each attempt
+# the URL may start with scheme and user (git@host:...); a revision may contain @ (tags of `dvc artifacts`)
 _DVC = re.compile(r"dvc\+(?P<url>([a-z+]+://)?([^@/#]+@)?[^@#]+)@(?P<rev>[^#]+)#(?P<folder>[^#]+)")
 
 
 class File(NamedTuple):
-    """A file named in a manifest."""
+    """A file that a manifest lists."""
 
     name: str  # relative to the location
     bytes: int
@@ -45,20 +45,20 @@ class File(NamedTuple):
 
 
 class ShardLocation:
-    """A folder of shards, ``<category>/manifest.json`` and what it names.
+    """A folder of shards: ``<category>/manifest.json`` and the files it lists.
 
     Attributes:
-        url: as it was given.
-        here: the folder, if it is one of this machine; None behind a URL.
+        url: as given.
+        local_path: the folder, or None if the location is remote.
     """
 
     def __init__(self, url: str | Path, cache_bytes: int, connections: int) -> None:
-        """Name the location.
+        """Set the location; nothing is read yet.
 
         Args:
             url: see the module.
-            cache_bytes: that remote files may take on disk.
-            connections: downloads at once, of one process.
+            cache_bytes: size limit of the cache of remote files.
+            connections: concurrent downloads per process.
         """
         self.url, self.connections = str(url), connections
         self.cache_bytes = cache_bytes
@@ -69,16 +69,16 @@ class ShardLocation:
         """Read the manifest of a category.
 
         Raises:
-            UserError: it is absent, or is none.
+            UserError: it is missing or invalid.
         """
         name = f"{category}/{manifest.MANIFEST_FILE}"
         return manifest.parse_manifest(self.read(name), self.full(name))
 
     def categories(self) -> list[str]:
-        """List the categories that have a manifest, by name.
+        """List the categories that have a manifest, sorted by name.
 
         Raises:
-            UserError: the location cannot be listed (plain HTTP cannot), or holds none.
+            UserError: the location cannot be listed (for example plain HTTP), or has no manifest.
         """
         system, root = _file_system(self.url, os.getpid(), Path.cwd())
         try:
@@ -87,7 +87,7 @@ class ShardLocation:
             raise UserError(f"{self.url} cannot be listed ({first_sentence(error)}); name its categories") from error
         if not found:
             raise UserError(
-                f"{self.url} holds no <category>/{manifest.MANIFEST_FILE}; run `dvc repro shard` or `dvc pull`, "
+                f"{self.url} has no <category>/{manifest.MANIFEST_FILE}; run `dvc repro shard` or `dvc pull`, "
                 "or correct the location"
             )
         return found
@@ -96,21 +96,21 @@ class ShardLocation:
         """Return the content of a small file.
 
         Raises:
-            UserError: it cannot be had.
+            UserError: it cannot be read.
         """
         system, root = _file_system(self.url, os.getpid(), Path.cwd())
-        return self._tried(name, lambda: bytes(system.cat_file(f"{root}/{name}")))
+        return self._retry(name, lambda: bytes(system.cat_file(f"{root}/{name}")))
 
     def open(self, file: File, opener: Callable[[Path], Read]) -> Read:
-        """Open a file named in a manifest, downloading it into the cache if it is remote.
+        """Open a file that a manifest lists, downloading it into the cache if it is remote.
 
         Args:
             file: its name, size and sha256.
-            opener: is given a path on this machine and must open it at once.
+            opener: receives a local path and must open it immediately.
 
         Raises:
-            UserError: it cannot be had, or the cache is too small.
-            FileNotFoundError: it is a local file and absent.
+            UserError: it cannot be read, or the cache is too small.
+            FileNotFoundError: it is a missing local file.
         """
         if self.local_path is not None:
             return opener(self.local_path / file.name)
@@ -120,14 +120,16 @@ class ShardLocation:
             try:
                 return opener(path)
             except FileNotFoundError:
-                continue  # another process's download took its room in this moment
-        raise UserError(f"the cache loses {file.name} before it is opened; raise stream.cache_gb")
+                continue  # another process evicted it in the meantime
+        raise UserError(
+            f"{file.name} was evicted from the cache {TRIES} times before it was opened; raise stream.cache_gb"
+        )
 
     def index(self, category: str, shard: Shard) -> pa.Table:
-        """Return the index of a shard, mapped from its file.
+        """Return the index of a shard, memory-mapped.
 
         Raises:
-            UserError: it cannot be had, is no index, or lacks a column of one.
+            UserError: it cannot be read, is not an index, or lacks a column.
         """
         file = index_file(category, shard)
         try:
@@ -136,18 +138,18 @@ class ShardLocation:
         except (FileNotFoundError, KeyError, pa.ArrowException) as error:
             raise UserError(
                 f"{self.full(file.name)} cannot be read ({first_sentence(error)}); run `dvc checkout`, or "
-                "`effimini lint` to know what else is wrong"
+                "`effimini lint` to find other damage"
             ) from error
 
     def prefetch(self, wanted: Iterable[File]) -> None:
-        """Begin to download files into the cache, in this order; nothing for a local folder."""
+        """Start downloading files into the cache, in this order; does nothing for a local folder."""
         if self.local_path is None:
             queue = _downloads(self.connections, os.getpid())
             for file in wanted:
                 queue.put((self, file))
 
     def full(self, name: str) -> str:
-        """Return what a file is called in a sentence."""
+        """Return the full name of a file, for messages."""
         return f"{self.url.rstrip('/')}/{name}"
 
     def _download(self, file: File, to: Path) -> None:
@@ -157,25 +159,29 @@ class ShardLocation:
             system.get_file(f"{root}/{file.name}", str(to))
             check_file(to, file.sha256, file.bytes)
 
-        self._tried(file.name, once)
+        self._retry(file.name, once)
 
-    def _tried(self, name: str, read: Callable[[], Read]) -> Read:
-        """Call `read` until it succeeds, at most `TRIES` times with a growing pause; its last error as a sentence."""
-        final = (FileNotFoundError, IsADirectoryError, PermissionError)
-        tries = Retrying(
+    def _retry(self, name: str, read: Callable[[], Read]) -> Read:
+        """Call `read` until it succeeds, at most `TRIES` times with exponential backoff.
+
+        Raises:
+            UserError: the last attempt failed, or the error is permanent.
+        """
+        permanent = (FileNotFoundError, IsADirectoryError, PermissionError)
+        retrying = Retrying(
             stop=stop_after_attempt(1 if self.local_path is not None else TRIES),
             wait=wait_random_exponential(PAUSE, max=20),
-            # an interrupt is no Exception and ends the read
-            retry=retry_if_exception(lambda error: isinstance(error, Exception) and not isinstance(error, final)),
+            # a KeyboardInterrupt is not an Exception and ends the read
+            retry=retry_if_exception(lambda error: isinstance(error, Exception) and not isinstance(error, permanent)),
             retry_error_callback=lambda state: self._give_up(name, state),
         )
         try:
-            return tries(read)
+            return retrying(read)
         except FileNotFoundError:
             raise UserError(
-                f"{self.full(name)} does not exist; run `dvc repro`, or `dvc pull`, to have it, or correct the location"
+                f"{self.full(name)} does not exist; run `dvc repro` or `dvc pull`, or correct the location"
             ) from None
-        except final as error:
+        except permanent as error:
             raise UserError(f"{self.full(name)} cannot be read ({first_sentence(error)})") from error
 
     def _give_up(self, name: str, state: RetryCallState) -> Any:
@@ -183,9 +189,9 @@ class ShardLocation:
         error = state.outcome.exception()
         if isinstance(error, UserError):
             raise error
-        why = f"{type(error).__name__}: {first_sentence(error)}" if isinstance(error, Exception) else str(error)
+        reason = f"{type(error).__name__}: {first_sentence(error)}" if isinstance(error, Exception) else str(error)
         raise UserError(
-            f"{self.full(name)} could not be had in {state.attempt_number} tries ({why}); try again later"
+            f"{self.full(name)} cannot be read after {state.attempt_number} attempts ({reason}); try again later"
         ) from error
 
 
@@ -195,21 +201,21 @@ def index_file(category: str, shard: Shard) -> File:
 
 
 def mapped(path: Path) -> pa.Table:
-    """Return an index, mapped from a file on this machine.
+    """Return an index, memory-mapped from a local file.
 
     Raises:
-        FileNotFoundError: it is absent.
-        pyarrow.ArrowInvalid: it is no Arrow IPC file.
+        FileNotFoundError: it is missing.
+        pyarrow.ArrowInvalid: it is not an Arrow IPC file.
     """
     with pa.memory_map(str(path)) as source:
         return pa.ipc.open_file(source).read_all()
 
 
 def open_file_system(url: str) -> tuple[Any, str]:
-    """Return the fsspec file system behind a location and the path of the location in it.
+    """Return the fsspec file system of a location, and the path of the location in it.
 
     Raises:
-        UserError: no file system knows the URL, or what reads it is not installed.
+        UserError: no file system handles the URL, or its package is not installed.
     """
     options: dict[str, Any] = {}
     if dvc := _DVC.fullmatch(url):
@@ -224,7 +230,7 @@ def open_file_system(url: str) -> tuple[Any, str]:
         options = {"config_kwargs": {"connect_timeout": SILENCE, "read_timeout": SILENCE}}
     try:
         if url.startswith("dvc+"):
-            raise ValueError("it names no revision and folder")
+            raise ValueError("the URL has no revision and folder")
         system, root = fsspec.core.url_to_fs(url, **options)
     except (ValueError, ImportError) as error:
         raise UserError(
@@ -236,9 +242,9 @@ def open_file_system(url: str) -> tuple[Any, str]:
 
 @lru_cache
 def _file_system(url: str, process: int, folder: Path) -> tuple[Any, str]:
-    """Return `open_file_system`, made anew in each process: file systems with threads do not survive a fork.
+    """Call `open_file_system` once per process, because file systems with threads do not survive a fork.
 
-    A relative path is one of the working directory, `folder`.
+    A relative path depends on the working directory, `folder`.
     """
     return open_file_system(url)
 
@@ -250,13 +256,13 @@ def _cache(folder: Path, limit: int, process: int) -> Cache:
 
 @lru_cache
 def _downloads(connections: int, process: int) -> "SimpleQueue[tuple[ShardLocation, File]]":
-    """Return a queue of files to download, worked off by threads that end with the process, whatever is left in it."""
+    """Return a queue of files to download, processed by daemon threads that end with the process."""
     queue: SimpleQueue[tuple[ShardLocation, File]] = SimpleQueue()
 
     def work() -> None:
         while True:
             location, file = queue.get()
-            with suppress(UserError):  # who needs the file asks for it again and says what is wrong
+            with suppress(UserError):  # the reader that needs the file retries and reports the error
                 location.open(file, lambda path: None)
 
     for _ in range(connections):

@@ -1,7 +1,7 @@
-"""The manifest of a category's shards: what each holds, and the parameters and source revision it was made from.
+"""The manifest of a category's shards: their files, and the parameters and source revision they were made from.
 
-In: ``manifest.json``. Out: a `Manifest`. Guaranteed: names are those that `shards.shard` gives, so that none leads out
-of the folder; an unknown format is refused.
+Input: ``manifest.json``. Output: a `Manifest`. Guarantees: file names match the pattern of `shards.shard`, so none
+points outside the folder; an unknown format is rejected.
 """
 
 from typing import Annotated, Any
@@ -12,15 +12,15 @@ from msgspec import Meta, Struct
 from prep.core.errors import UserError
 from prep.core.params import rename_keys
 
-FORMAT = 4  # raise it when a reader of before would misread a manifest or an index
+FORMAT = 4  # increment it when an older reader would misread a manifest or an index
 _READABLE = (2, 3, FORMAT)
 MANIFEST_FILE = "manifest.json"
-# The parameters that a manifest states: those that the samples depend on.
+# The parameters that a manifest records: those that the samples depend on.
 STATED = (
     *("join", "groups", "sample", "shards", "images.prefer", "images.request", "images.resolution", "images.fit"),
     "images.quality",
 )
-# What decides in which split an item stands, by dotted key: a section, or a parameter of one.
+# What decides the split of an item, by dotted key: a section, or a parameter of a section.
 OF_SPLITS = ("source", "join", "groups", "sample.salt", "sample.validation", "sample.test")
 
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
@@ -32,7 +32,7 @@ class Shard(Struct, frozen=True):
 
     name: Annotated[str, Meta(pattern=r"^[a-z]+(-[0-9]+)+\.tar$")]
     split: str
-    band: int | None  # of the training split
+    band: int | None  # only in the training split
     samples: PositiveInt
     bytes: PositiveInt
     sha256: Sha256
@@ -41,17 +41,17 @@ class Shard(Struct, frozen=True):
 
     @property
     def index(self) -> str:
-        """The name of its index."""
+        """File name of its index."""
         return self.name.removesuffix(".tar") + ".arrow"
 
     @property
     def part(self) -> str:
-        """The part of the sample it holds items of."""
+        """The part of the sample that its items belong to."""
         return self.name.rpartition("-")[0]
 
 
 class Source(Struct, frozen=True):
-    """Where the raw files came from."""
+    """The source of the raw files."""
 
     kind: str
     revision: str
@@ -60,13 +60,13 @@ class Source(Struct, frozen=True):
 class Tokenization(Struct, frozen=True):
     """How the token ids of the indexes were made."""
 
-    tokenizer: str  # its fingerprint
+    tokenizer: str  # fingerprint
     fields: tuple[str, ...]
     max_tokens: int
 
 
 class Manifest(Struct, frozen=True):
-    """What the shards of one category are."""
+    """The shards of one category."""
 
     format: int
     category: str
@@ -82,25 +82,25 @@ class Manifest(Struct, frozen=True):
 
 
 def parse_manifest(content: bytes, where: str) -> Manifest:
-    """Read a manifest.
+    """Parse a manifest.
 
     Args:
         content: JSON.
-        where: it came from, for the sentence.
+        where: file name for messages.
 
     Raises:
-        UserError: it is no manifest, or one of another format.
+        UserError: it is not a manifest, or has an unknown format.
     """
     try:
-        form = msgspec.json.decode(content, type=dict[str, Any]).get("format")
-        if form not in _READABLE:
+        version = msgspec.json.decode(content, type=dict[str, Any]).get("format")
+        if version not in _READABLE:
             raise UserError(
-                f"{where} has format {form!r} and this version reads {', '.join(map(str, _READABLE))}; run "
+                f"{where} has format {version!r} and this version reads {', '.join(map(str, _READABLE))}; run "
                 "`dvc repro shard`, or use the version of EffiMini that wrote it"
             )
         manifest = msgspec.json.decode(content, type=Manifest)
-        if form != FORMAT:
+        if version != FORMAT:
             rename_keys(manifest.parameters)
         return manifest
     except msgspec.DecodeError as error:
-        raise UserError(f"{where} is no manifest ({error}); run `dvc checkout`, or `dvc repro shard`") from None
+        raise UserError(f"{where} is not a manifest ({error}); run `dvc checkout` or `dvc repro shard`") from None

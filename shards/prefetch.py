@@ -1,10 +1,11 @@
-"""Values made by threads ahead of their use, in order.
+"""Compute values in threads before they are needed, and yield them in order.
 
-In: functions of a step, one a thread, so that what a function keeps open is its thread's own. Out: the value of each
-step. Guaranteed: the order is that of the steps, whatever thread is faster; an error comes where its value would.
+Input: functions of a step, one per thread, so that each thread has its own open files. Output: the value of each step.
+Guarantees: values are yielded in the order of the steps, independently of thread speed; an error is raised in place of
+its value.
 
-Threads, not processes: decoding a JPEG, reading and downloading leave the interpreter lock, and a batch that a process
-sends costs more than decoding it, for its memory is mapped anew in both.
+Threads instead of processes: decoding a JPEG, reading and downloading release the interpreter lock, and sending a batch
+between processes costs more than decoding it, because its memory must be mapped again in both.
 """
 
 from collections import deque
@@ -14,8 +15,8 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import TypeVar
 
-DEPTH = 2  # steps that a thread is ahead
-ENDING = 1.0  # seconds that a thread is given to end the step at hand
+DEPTH = 2  # steps that a thread computes ahead
+ENDING = 1.0  # seconds to wait for a thread to finish its current step
 
 Value = TypeVar("Value")
 
@@ -24,19 +25,19 @@ def prefetch(makers: Sequence[Callable[[int], Value]], steps: Iterable[int]) -> 
     """Yield the value of each step.
 
     Args:
-        makers: of values, at least one; each is called by one thread alone.
-        steps: taken by the makers in turn.
+        makers: functions that compute a value, at least one; each is called in its own thread only.
+        steps: assigned to the makers round-robin.
     """
-    asked: list[SimpleQueue[tuple[int, Future[Value]] | None]] = [SimpleQueue() for _ in makers]
-    # daemons, so that one that waits for a silent host does not keep the process from ending
-    threads = [Thread(target=_work, args=pair, daemon=True) for pair in zip(makers, asked, strict=True)]
+    queues: list[SimpleQueue[tuple[int, Future[Value]] | None]] = [SimpleQueue() for _ in makers]
+    # daemons, so that a thread that waits for an unresponsive host does not keep the process alive
+    threads = [Thread(target=_work, args=pair, daemon=True) for pair in zip(makers, queues, strict=True)]
     for thread in threads:
         thread.start()
     waiting: deque[Future[Value]] = deque()
     try:
-        for turn, step in enumerate(steps):
+        for number, step in enumerate(steps):
             waiting.append(Future())
-            asked[turn % len(asked)].put((step, waiting[-1]))
+            queues[number % len(queues)].put((step, waiting[-1]))
             if len(waiting) == DEPTH * len(makers):
                 yield waiting.popleft().result()
         while waiting:
@@ -44,17 +45,17 @@ def prefetch(makers: Sequence[Callable[[int], Value]], steps: Iterable[int]) -> 
     finally:
         for future in waiting:
             future.cancel()
-        for queue in asked:
+        for queue in queues:
             queue.put(None)
         for thread in threads:
             thread.join(ENDING)
 
 
-def _work(make: Callable[[int], Value], asked: "SimpleQueue[tuple[int, Future[Value]] | None]") -> None:
-    while (job := asked.get()) is not None:
+def _work(make: Callable[[int], Value], queue: "SimpleQueue[tuple[int, Future[Value]] | None]") -> None:
+    while (job := queue.get()) is not None:
         step, future = job
         if future.set_running_or_notify_cancel():
             try:
                 future.set_result(make(step))
-            except BaseException as error:  # noqa: BLE001 -- it is raised where the value is asked for
+            except BaseException as error:  # noqa: BLE001 -- it is raised where the value is read
                 future.set_exception(error)

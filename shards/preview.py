@@ -1,9 +1,9 @@
-"""The preview: a page of samples of some shards, for a person to look at.
+"""Preview: an HTML page that shows samples of shards.
 
-In: a `ShardLocation`; beside a folder of this machine also ``weights.json`` and the images' tables. Out: one HTML page
-that holds its pictures and asks for nothing. Guaranteed: the same shards, number and seed give the same page; of a
-local tar the members shown are read and no more (a tar behind a URL comes whole, through the cache); text out of a
-sample stands there as text; demo data is marked.
+Input: a `ShardLocation`; for a local folder also ``weights.json`` and the images tables next to it. Output: one
+self-contained HTML page with embedded images and no external requests. Guarantees: the same shards, number and seed
+give the same page; only the members shown are read from a local tar (a remote tar is downloaded completely, through the
+cache); text of a sample is escaped; demo data is labelled.
 """
 
 import random
@@ -28,12 +28,12 @@ from shards.reader import Shards, TornError
 
 
 class _Sample(NamedTuple):
-    """What the page shows of a sample."""
+    """A sample as shown on the page."""
 
     category: str
     metadata: SampleMetadata
-    image: str  # a data: URL, empty without an image
-    outcome: str  # of the fetch, empty where it is not known
+    image: str  # data URL, empty if there is no image
+    outcome: str  # of the fetch stage, empty if unknown
     weight: float | None
     text: str
     tokens: int
@@ -48,20 +48,20 @@ def preview_page(
     weights: Path | None = None,
     of: Sequence[str] | None = None,
 ) -> str:
-    """Return the page.
+    """Return the page as HTML.
 
     Args:
         location: of the shards.
-        categories: which of them; None for all.
+        categories: to show; None for all.
         split: train, validation or test.
-        samples: how many to show, as many of each category as of the others, as far as it has them.
-        seed: another seed, other samples.
-        weights: a ``weights.json``; None takes the one beside the folder of shards, if there is one.
-        of: the categories that the weights are of; None for all.
+        samples: number of samples to show, evenly divided over the categories as far as possible.
+        seed: of the random choice.
+        weights: path of a ``weights.json``; None uses the one next to the folder of shards, if it exists.
+        of: the categories that the weights were computed from; None for all.
 
     Raises:
         UserError: a manifest, an index, a tar or the weights cannot be read, the weights belong to other shards, or the
-            split holds no sample.
+            split has no samples.
     """
     categories = categories or location.categories()
     manifests = [location.manifest(category) for category in categories]
@@ -74,7 +74,7 @@ def preview_page(
         "shards",
         "preview.html.jinja",
         {
-            "by_category": [(c, list(of)) for c, of in groupby(shown, lambda s: s.category)],
+            "by_category": [(c, list(group)) for c, group in groupby(shown, lambda s: s.category)],
             "demo": DEMO_NOTICE if any(manifest.source.kind == "demo" for manifest in manifests) else "",
             "fractions": sorted({manifest.parameters["sample"]["fraction"] for manifest in manifests}),
             "image_size": shards.image_size,
@@ -91,17 +91,17 @@ def preview_page(
 
 
 def _choose(categories: Sequence[str], sizes: Sequence[int], samples: int, seed: str) -> list[tuple[int, int]]:
-    """Return (shard, place in it) of a random choice, in order, of as many samples of each category as there are."""
+    """Choose samples at random, evenly over the categories; return (shard, row) of each, in order."""
     first = np.concatenate([[0], np.cumsum(sizes)])
     drawn = []
-    for category, of in groupby(range(len(sizes)), lambda shard: categories[shard]):
-        numbers = list(of)
-        inside = range(first[numbers[0]], first[numbers[-1] + 1])
-        drawn.append(random.Random(f"{seed} {category}").sample(inside, min(samples, len(inside))))
-    turns = (number for number in chain.from_iterable(zip_longest(*drawn)) if number is not None)
-    places = np.sort(list(islice(turns, samples)))
-    shards = np.searchsorted(first, places, side="right") - 1
-    return list(zip(shards.tolist(), (places - first[shards]).tolist(), strict=True))
+    for category, group in groupby(range(len(sizes)), lambda shard: categories[shard]):
+        numbers = list(group)
+        population = range(first[numbers[0]], first[numbers[-1] + 1])
+        drawn.append(random.Random(f"{seed} {category}").sample(population, min(samples, len(population))))
+    interleaved = (number for number in chain.from_iterable(zip_longest(*drawn)) if number is not None)
+    chosen = np.sort(list(islice(interleaved, samples)))
+    shards = np.searchsorted(first, chosen, side="right") - 1
+    return list(zip(shards.tolist(), (chosen - first[shards]).tolist(), strict=True))
 
 
 def _read_samples(
@@ -109,8 +109,8 @@ def _read_samples(
 ) -> Iterator[_Sample]:
     parts = [shard.part for manifest in manifests for shard in manifest.shards if shard.split == shards.split]
     fields = manifests[0].tokens.fields
-    for shard, of in groupby(chosen, lambda place: place[0]):
-        index, rows = shards.index(shard), [row for _, row in of]
+    for shard, group in groupby(chosen, lambda position: position[0]):
+        index, rows = shards.index(shard), [row for _, row in group]
         keys = [index.keys[row].as_py() for row in rows]
         outcomes = _outcomes(shards.location, shards.categories[shard], parts[shard], keys)
         for row, key in zip(rows, keys, strict=True):
@@ -134,7 +134,7 @@ def _read_samples(
 
 
 def _outcomes(location: ShardLocation, category: str, part: str, keys: Sequence[str]) -> dict[str, str]:
-    """Return the outcome of the fetch by key; nothing where the images' tables are not beside the shards."""
+    """Return the outcome of the fetch stage by key; empty if there are no images tables next to the shards."""
     if location.local_path is None:
         return {}
     table = location.local_path.parent / "images" / category / f"{part}.parquet"
@@ -145,7 +145,7 @@ def _outcomes(location: ShardLocation, category: str, part: str, keys: Sequence[
 
 
 def _weighing(location: ShardLocation, path: Path | None, of: Sequence[str] | None) -> SampleWeights | None:
-    """Return the content of weights.json, None where there is none and none was asked for."""
+    """Return the content of weights.json, or None if no path is given and the default does not exist."""
     if path is None:
         if location.local_path is None or not (location.local_path.parent / "weights.json").exists():
             return None
@@ -157,7 +157,7 @@ def _weighing(location: ShardLocation, path: Path | None, of: Sequence[str] | No
 
 
 def _weight(metadata: Mapping[str, Any], weighing: SampleWeights | None) -> float | None:
-    """Return what the loss weighs a sample by."""
+    """Return the loss weight of a sample."""
     if weighing is None:
         return None
     count = 0 if weighing.count == "none" else metadata[weighing.count]

@@ -1,8 +1,8 @@
-"""The shards of one split, open for reading at any place, wherever they are.
+"""Random access to the shards of one split, local or remote.
 
-In: ``<location>/<category>/`` tars, indexes and manifests. Out: columns of an index, bytes of a tar. Guaranteed: what
-is open at once is a few hundred shards, however many there are; a file behind a URL is read through the cache with its
-sha256 checked; token ids are those of the tokenizer asked for.
+Input: ``<location>/<category>/`` tars, indexes and manifests. Output: columns of an index, bytes of a tar. Guarantees:
+at most a few hundred shards are open at once, however many there are; a remote file is read through the cache with its
+sha256 verified; token ids are those of the requested tokenizer.
 """
 
 import logging
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 Opened = TypeVar("Opened")
 
-_OPEN = 3 * sampler.WINDOW  # shards open at once in a process: those of the batches at hand and the next ones
+_OPEN = 3 * sampler.WINDOW  # shards open at once in a process: those of the current and the next batches
 
 
 class TornError(ValueError):
@@ -39,7 +39,7 @@ class TornError(ValueError):
 
 
 class Index:
-    """The index of one shard, its columns as arrays mapped from the file."""
+    """The index of one shard; its columns are arrays mapped from the file."""
 
     def __init__(self, table: pa.Table) -> None:
         self.keys = table["key"].combine_chunks()
@@ -58,13 +58,13 @@ class Shards:
     """The shards of one split, by number.
 
     Attributes:
-        location: where they are.
+        location: of the shards.
         manifests: of the categories, in order.
-        split: its name.
-        categories: of each shard.
-        sizes: samples of each shard.
+        split: name of the split.
+        categories: category of each shard.
+        sizes: number of samples of each shard.
         image_size: height and width of the images, px.
-        fingerprint: equal fingerprints, equal samples in equal places.
+        fingerprint: if equal, the samples and their order are equal.
     """
 
     def __init__(
@@ -77,26 +77,26 @@ class Shards:
         """Read the manifests of `categories`.
 
         Args:
-            location: of the folder that holds one of shards a category.
-            categories: which of them, in this order.
+            location: with one folder of shards per category.
+            categories: to read, in this order.
             split: train, validation or test.
-            tokenization: the text's tokenizer, fields and length; indexes made otherwise are made anew in the local
-                store. None takes the token ids as they stand.
+            tokenization: tokenizer, fields and length of the text; indexes made with other values are rebuilt in the
+                local store. None uses the token ids of the indexes.
 
         Raises:
-            UserError: a manifest is absent, the split holds no sample, the categories do not fit together, the
-                tokenizer cannot be had, or the cache is too small to read from.
+            UserError: a manifest is missing, the split has no samples, the categories are incompatible, the tokenizer
+                cannot be loaded, or the cache is too small.
         """
         self.location, self.split = location, split
         self.manifests = manifests = [location.manifest(category) for category in categories]
         pairs = [(m.category, shard) for m in manifests for shard in m.shards if shard.split == split]
         if not pairs:
-            raise UserError(f"{location.url} holds no {split} sample of {', '.join(categories)}; run `dvc repro shard`")
+            raise UserError(f"{location.url} has no {split} samples of {', '.join(categories)}; run `dvc repro shard`")
         self.categories = [category for category, _ in pairs]
         self._shards = [shard for _, shard in pairs]
-        self._check_alike(manifests)
+        self._check_compatible(manifests)
         self._check_cache()
-        self._tokenization = tokenization and self._foreign(tokenization, manifests[0])
+        self._tokenization = tokenization and self._retokenization(tokenization, manifests[0])
         self.sizes = [shard.samples for shard in self._shards]
         self.image_size = manifests[0].image_size
         parts = [(category, s.name, s.sha256, s.index_sha256) for category, s in pairs]
@@ -106,22 +106,22 @@ class Shards:
         self._prefetched: tuple[int, ...] = ()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what is open: it belongs to one thread."""
+        """Omit open files: they belong to one thread."""
         return {**self.__dict__, "_indexes": OrderedDict(), "_tars": OrderedDict(), "_prefetched": ()}
 
     def index(self, shard: int) -> Index:
         """Return the index of a shard.
 
         Raises:
-            UserError: it is absent, or is none.
+            UserError: it is missing or invalid.
         """
         return _kept(self._indexes, shard, self._open_index)
 
     def member(self, shard: int, row: int, kind: Literal["jpg", "json"]) -> memoryview:
-        """Return the bytes of a sample's image or facts, as they stand in the tar.
+        """Return the bytes of a sample's image or metadata, as stored in the tar.
 
         Raises:
-            UserError: the tar or its index is absent, or the index is none.
+            UserError: the tar or its index is missing, or the index is invalid.
             TornError: the tar ends before it.
         """
         offsets, lengths = getattr(self.index(shard), kind)
@@ -132,14 +132,14 @@ class Shards:
         return content
 
     def name(self, shard: int) -> str:
-        """Return what a tar is called in a sentence."""
+        """Return the full name of a tar, for messages."""
         return self.location.full(self._tar_file(shard).name)
 
     def prefetch(self, shards: npt.NDArray[np.int64]) -> None:
-        """Begin to download shards that will be read, indexes first; nothing for a local folder.
+        """Start downloading shards, indexes first; does nothing for a local folder.
 
         Args:
-            shards: in the order of reading.
+            shards: numbers of the shards, in the order of reading.
         """
         wanted = tuple(shards.tolist())
         if self.location.local_path is None and self._prefetched != wanted:
@@ -148,7 +148,7 @@ class Shards:
 
     def _open_index(self, shard: int) -> Index:
         if self._tokenization is not None:
-            return Index(mapped(self._made_anew(shard, *self._tokenization)))
+            return Index(mapped(self._reindexed(shard, *self._tokenization)))
         return Index(self.location.index(self.categories[shard], self._shards[shard]))
 
     def _open_tar(self, shard: int) -> memoryview:
@@ -160,11 +160,11 @@ class Shards:
         except FileNotFoundError:
             raise UserError(f"{self.name(shard)} does not exist; run `dvc checkout` or `dvc repro shard`") from None
 
-    def _made_anew(self, shard: int, tokenization: TokenizationConfig, indexed_by: str) -> Path:
-        """Return an index of the shard with the token ids of another tokenizer, from the local store."""
+    def _reindexed(self, shard: int, tokenization: TokenizationConfig, indexed_by: str) -> Path:
+        """Return an index of the shard with the token ids of another tokenizer, cached in the local store."""
         path = files.store() / "tokens" / f"{self._shards[shard].sha256}.{indexed_by}.arrow"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):  # readers meet at the same shards
+        with FileLock(path.with_suffix(".lock")):  # several readers may need the same shard
             if not path.exists():
                 with files.atomic_write(path) as partial:
                     tokenizer = tokens.load_tokenizer(tokenization.name)
@@ -176,22 +176,24 @@ class Shards:
                         ) from error
         return path
 
-    def _foreign(self, tokenization: TokenizationConfig, manifest: Manifest) -> tuple[TokenizationConfig, str] | None:
-        """Return how indexes must be made anew and the name of it; None where they fit as they are."""
+    def _retokenization(
+        self, tokenization: TokenizationConfig, manifest: Manifest
+    ) -> tuple[TokenizationConfig, str] | None:
+        """Return the tokenization to rebuild indexes with, and its fingerprint; None if the indexes already match."""
         tokenizer = tokens.tokenizer_fingerprint(tokens.load_tokenizer(tokenization.name))
         if (tokenizer, tokenization.fields, tokenization.max_tokens) == msgspec.structs.astuple(manifest.tokens):
             return None
         log.info(
             "%s: the %s indexes were made with another tokenizer, text.fields or text.max_tokens; "
-            "token ids are made anew in %s",
+            "token ids are recomputed in %s",
             self.location.url,
             self.split,
             files.store() / "tokens",
         )
         return tokenization, files.fingerprint(tokenizer, tokenization.fields, tokenization.max_tokens)[:16]
 
-    def _check_alike(self, manifests: Sequence[Manifest]) -> None:
-        """Refuse categories that cannot stand in one batch."""
+    def _check_compatible(self, manifests: Sequence[Manifest]) -> None:
+        """Reject categories that cannot be in one batch."""
         for manifest in manifests[1:]:
             for what in ("image_size", "tokens"):
                 if getattr(manifest, what) != getattr(manifests[0], what):
@@ -201,13 +203,13 @@ class Shards:
                     )
 
     def _check_cache(self) -> None:
-        """Refuse a cache that cannot hold the shards read at once: reading would download them again and again."""
+        """Reject a cache smaller than the shards read at once: they would be downloaded again and again."""
         sizes = sorted((shard.bytes + shard.index_bytes for shard in self._shards), reverse=True)
         limit = self.location.cache_bytes
         if self.location.local_path is None and (needed := sum(sizes[:_OPEN])) > limit:
             raise UserError(
-                f"{self.location.url}: the {min(_OPEN, len(sizes))} shards read at once take {needed / 1e9:.3g} GB and "
-                f"the cache {limit / 1e9:.3g} GB; raise stream.cache_gb"
+                f"{self.location.url}: the {min(_OPEN, len(sizes))} shards read at once need {needed / 1e9:.3g} GB and "
+                f"the cache is limited to {limit / 1e9:.3g} GB; raise stream.cache_gb"
             )
 
     def _tar_file(self, shard: int) -> File:
@@ -219,15 +221,15 @@ class Shards:
 
 
 def _mapped(tar: Path) -> memoryview:
-    """Map a tar, so that no member costs a system call; while open it may be replaced or deleted, but not cut."""
+    """Memory-map a tar, so that reading a member needs no system call; it may be replaced or deleted, not truncated."""
     with tar.open("rb") as file:
-        if tar.stat().st_size == 0:  # which cannot be mapped
+        if tar.stat().st_size == 0:  # an empty file cannot be mapped
             return memoryview(b"")
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _kept(opened: OrderedDict[int, Opened], shard: int, open_it: Callable[[int], Opened]) -> Opened:
-    """Return an open shard, opening it if need be; the one used longest ago is let go."""
+    """Return an open shard; open it if necessary and close the least recently used one."""
     if shard in opened:
         opened.move_to_end(shard)
         return opened[shard]

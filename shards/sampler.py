@@ -1,10 +1,10 @@
-"""An epoch's order, as a pure function: which sample stands in which batch of which rank.
+"""The order of an epoch as a pure function: the samples of each batch of each rank.
 
-In: the sample counts of the shards, a seed, an epoch, the samples a batch, and how long each sample is. Out: arrays of
-sample numbers, by step. Guaranteed (promise 5): each sample stands in one batch of one rank an epoch; every rank has
-the same number of batches; the global batches are the same whatever the ranks, and differ by at most one sample in
-size, as do the ranks' shares of one. A step is had without the steps before it: what is computed for it is a window of
-shards, however many samples there are.
+Input: the sample counts of the shards, a seed, an epoch, the batch size, and the length of each sample. Output: arrays
+of sample numbers, by step. Guarantees: each sample is in exactly one batch of one rank per epoch; all ranks have the
+same number of batches; the global batches do not depend on the number of ranks; their sizes differ by at most one
+sample, and so do the sizes of the ranks' parts of a batch. A step is computed without the steps before it, from a
+window of shards, independently of the total number of samples.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,14 +17,14 @@ SampleNumbers = npt.NDArray[np.int64]
 Lengths = Callable[[SampleNumbers], npt.NDArray[np.int64]]
 Drawn = TypeVar("Drawn")
 
-WINDOW = 64  # shards whose samples are mixed: reads stay local in time
+WINDOW = 64  # shards whose samples are shuffled together, so that few shards are read at a time
 
 
 class EpochSampler:
-    """The global batches of an epoch: ``epoch[step]`` holds the sample numbers of a step.
+    """The global batches of an epoch: ``sampler[step]`` returns the sample numbers of a step.
 
-    The shards are shuffled and cut into windows, and the samples of a window are shuffled among themselves. A pool of
-    consecutive batches may then be sorted by length, so that a batch is padded little; its batches are shuffled again.
+    The shards are shuffled and divided into windows, and the samples of each window are shuffled. Then the samples of
+    several consecutive batches may be sorted by length to reduce padding; the order of these batches is shuffled again.
     """
 
     def __init__(
@@ -38,16 +38,16 @@ class EpochSampler:
         lengths: Lengths | None = None,
         window: int = WINDOW,
     ) -> None:
-        """Describe an epoch; nothing is drawn before a step is asked for.
+        """Configure an epoch; nothing is computed before the first step is requested.
 
         Args:
-            sizes: samples of each shard; sample numbers count through the shards in turn.
-            batch_size: samples of a global batch, at most.
-            seed: of the run; None keeps the shards' own order.
-            epoch: from 0; another epoch, another order.
-            length_bucket_batches: batches that are sorted by length together; 1 leaves them as they are drawn.
-            lengths: gives the length of each sample asked for; needed for a pool.
-            window: shards a window.
+            sizes: number of samples of each shard; samples are numbered consecutively through the shards.
+            batch_size: maximal number of samples of a global batch.
+            seed: of the run; None keeps the order of the shards.
+            epoch: from 0; each epoch has a different order.
+            length_bucket_batches: number of batches that are sorted by length together; 1 disables sorting.
+            lengths: returns the lengths of the given samples; required if `length_bucket_batches` is above 1.
+            window: number of shards per window.
         """
         self._seed, self._epoch, self._length_bucket_batches, self._lengths, self._width = (
             seed,
@@ -59,7 +59,7 @@ class EpochSampler:
         self._shards = self._permuted(np.arange(len(sizes)), 0)
         self._first = np.concatenate([[0], np.cumsum(sizes)])
         in_order = np.concatenate([[0], np.cumsum(np.asarray(sizes)[self._shards])])
-        # where in the order of the epoch each window begins, and the end
+        # first position of each window in the order of the epoch, and the end
         self._windows = np.append(in_order[:-1:window], in_order[-1])
         self._total = int(in_order[-1])
         self._steps = max(1, -(-self._total // batch_size))
@@ -70,11 +70,11 @@ class EpochSampler:
         return self._steps
 
     def __getitem__(self, step: int) -> SampleNumbers:
-        number, place = divmod(step, self._length_bucket_batches)
-        return _last_two(self._drawn_buckets, number, self._draw_bucket)[place]
+        number, batch = divmod(step, self._length_bucket_batches)
+        return _last_two(self._drawn_buckets, number, self._draw_bucket)[batch]
 
     def shards_of(self, step: int) -> npt.NDArray[np.int64]:
-        """Return the shards that are read around `step`, in the order of the epoch: its windows and the one after."""
+        """Return the shards read around `step`, in the order of the epoch: those of its windows and of the next one."""
         first = self._window_at(self._bound(step - step % self._length_bucket_batches))
         last = self._window_at(
             self._bound(min(step - step % self._length_bucket_batches + self._length_bucket_batches, self._steps)) - 1
@@ -82,7 +82,7 @@ class EpochSampler:
         return self._shards[first * self._width : (last + 2) * self._width]
 
     def _bound(self, step: int) -> int:
-        """Return where in the order of the epoch a step begins: even batches, the larger ones first."""
+        """Return the first position of a step in the order of the epoch: batches are even, larger ones first."""
         least, larger = divmod(self._total, self._steps)
         return step * least + min(step, larger)
 
@@ -90,7 +90,7 @@ class EpochSampler:
         return int(np.searchsorted(self._windows, position, "right")) - 1
 
     def _of_window(self, number: int, begin: int, end: int) -> SampleNumbers:
-        """Return those samples of a window that stand from `begin` to `end` in the order of the epoch."""
+        """Return the samples of a window at positions `begin` to `end` in the order of the epoch."""
         first = int(self._windows[number])
         return _last_two(self._drawn_windows, number, self._draw_window)[max(0, begin - first) : end - first]
 
@@ -111,19 +111,19 @@ class EpochSampler:
         batches = np.split(samples, np.subtract(bounds[1:-1], bounds[0]))
         return [batches[b] for b in self._permuted(np.arange(len(batches)), 2, number)]
 
-    def _permuted(self, numbers: npt.NDArray[np.int64], *what: int) -> npt.NDArray[np.int64]:
+    def _permuted(self, numbers: npt.NDArray[np.int64], *key: int) -> npt.NDArray[np.int64]:
         if self._seed is None:
             return numbers
-        return np.random.default_rng([self._seed, self._epoch, *what]).permutation(numbers)
+        return np.random.default_rng([self._seed, self._epoch, *key]).permutation(numbers)
 
 
 def rank_slice(batch: SampleNumbers, rank: int, world_size: int) -> SampleNumbers:
-    """Return the samples of a global batch that one of `world_size` ranks takes."""
+    """Return the samples of a global batch that belong to rank `rank` of `world_size`."""
     return batch[rank::world_size]
 
 
 def _last_two(drawn: dict[int, Drawn], number: int, draw: Callable[[int], Drawn]) -> Drawn:
-    """Return what was drawn as `number`; two are kept, as a pool may reach into the next window."""
+    """Return entry `number`, computed if necessary; two entries are kept, because a bucket may span two windows."""
     if number not in drawn:
         while len(drawn) > 1:
             del drawn[next(iter(drawn))]

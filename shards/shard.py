@@ -1,9 +1,9 @@
-"""Shard: a sample and its images as tars that a team can share.
+"""Stage shard: write a sample and its images as WebDataset shards.
 
-In: ``data/sample/<category>/`` and ``data/images/<category>/``. Out: ``data/shards/<category>/`` with a tar and an
-index for each run of ``shards.samples_per_shard`` samples of a part, ``manifest.json``, a dataset card and
-``report.json``. Guaranteed (promise 2): a tar belongs to one category, split and band; its name and bytes do not
-depend on the fraction; one that was made before is taken from the local store.
+Input: ``data/sample/<category>/`` and ``data/images/<category>/``. Output: ``data/shards/<category>/`` with a tar and
+an index for every ``shards.samples_per_shard`` samples of a part, ``manifest.json``, a dataset card and
+``report.json``. Guarantees: a tar belongs to one category, split and band; its name and bytes do not depend on the
+fraction; a tar that was written before is reused from the local store.
 """
 
 from collections.abc import Iterator
@@ -28,17 +28,17 @@ from shards.tar import index_tar, write_tar
 from shards.tokens import TokenizationConfig
 
 READS = (*manifest.STATED, "source.kind", "source.revision", "text", "model.text.name", "dask")
-FORMAT = 1  # raise it when the bytes of a tar or an index change
-_ROWS_PER_READ = 256  # of a part, read at once
+FORMAT = 1  # increment it when the bytes of a tar or an index change
+_ROWS_PER_READ = 256  # rows of a part in memory at once
 
 SampleIterator = Iterator[tuple[SampleMetadata, bytes]]
 
 
 def shard(category: str, params: Params, data: Path = Path("data")) -> int:
-    """Write ``data/shards/<category>`` and return how many tars were new to the local store.
+    """Write ``data/shards/<category>``; return the number of tars that were not in the local store.
 
     Raises:
-        UserError: there is no sample, the images are not those of it, or the tokenizer cannot be had.
+        UserError: there is no sample, the images do not match it, or the tokenizer cannot be loaded.
     """
     params = narrow(params, READS)
     data = data.absolute()
@@ -84,7 +84,7 @@ def shard(category: str, params: Params, data: Path = Path("data")) -> int:
 def _write_shards(
     part: Path, images: Path, out: Path, size: int, tokenization: TokenizationConfig, tokenizer: str
 ) -> list[tuple[Shard, bool]]:
-    """Write the tars and indexes of one part; return their lines of the manifest, and which tars had to be made."""
+    """Write the tars and indexes of one part; return their manifest entries, and whether each tar was written."""
     if not images.exists():
         raise UserError(f"{images} does not exist; run `dvc repro fetch`")
     made_of = files.fingerprint(FORMAT, files.sha256(part), files.sha256(images), size)
@@ -92,7 +92,7 @@ def _write_shards(
     split, _, band = part.stem.partition("-")
     rows = pq.read_metadata(part).num_rows
     samples = _samples(part, images)
-    read = 0  # of the samples: they are read through once, and not at all where every tar is stored
+    read = 0  # samples read so far: they are read once, or not at all if all tars are in the store
     written = []
     for number, first in enumerate(range(0, rows, size)):
         count = min(size, rows - first)
@@ -117,7 +117,7 @@ def _write_shards(
 
 
 def _write_tar(samples: SampleIterator, skip: int, count: int, path: Path) -> None:
-    """Write the next `count` samples after `skip` of them, which stand in tars that are stored."""
+    """Skip `skip` samples, whose tars are in the store, and write the next `count`."""
     write_tar(path, islice(samples, skip, skip + count))
 
 
@@ -126,13 +126,13 @@ def _write_index(tar: Path, tokenization: TokenizationConfig, path: Path) -> Non
 
 
 def _samples(part: Path, images: Path) -> SampleIterator:
-    """Yield the facts and the JPEG of each sample of a part, a few rows in memory at once."""
+    """Yield metadata and JPEG of each sample of a part, with a few rows in memory at once."""
     with pq.ParquetFile(part) as sample, pq.ParquetFile(images) as pictures:
         if sample.metadata.num_rows != pictures.metadata.num_rows:
-            raise UserError(f"{images} does not hold the items of {part}; run `dvc repro fetch`")
+            raise UserError(f"{images} does not have the items of {part}; run `dvc repro fetch`")
         for row, picture in zip(_read_rows(sample), _read_rows(pictures, ["parent_asin", "image"]), strict=True):
             if row["parent_asin"] != picture["parent_asin"]:
-                raise UserError(f"{images} does not hold the items of {part}; run `dvc repro fetch`")
+                raise UserError(f"{images} does not have the items of {part}; run `dvc repro fetch`")
             metadata: SampleMetadata = row | {"has_image": bool(picture["image"])}
             yield metadata, picture["image"] or BLANK
 

@@ -1,7 +1,7 @@
 """The samples of a split by number, and batches of them ready for the model.
 
-In: ``<location>/<category>/`` tars, indexes and manifests. Out: `Batch`es. Guaranteed: nothing is buffered and nothing
-is skipped: an image that cannot be read is named in its batch, and its sample is one without an image.
+Input: ``<location>/<category>/`` tars, indexes and manifests. Output: `Batch`es. Guarantees: no sample is buffered or
+skipped; an image that cannot be read is listed in its batch, and its sample is treated as one without an image.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,7 +34,7 @@ class Batch(NamedTuple):
 
     images: torch.Tensor  # uint8 [B, 3, H, W], channels last in memory
     tokens: torch.Tensor  # int64 [B, T], padded to the longest of the batch
-    mask: torch.Tensor  # int64 [B, T], 1 where a token stands
+    mask: torch.Tensor  # int64 [B, T], 1 for tokens, 0 for padding
     has_image: torch.Tensor  # bool [B]
     label: torch.Tensor  # float32 [B], average_rating in stars
     rating_number: torch.Tensor  # int64 [B]
@@ -45,7 +45,7 @@ class Batch(NamedTuple):
 
 
 class Sample(TypedDict):
-    """What stands of a sample in its tar."""
+    """The content of a sample in its tar."""
 
     image: bytes  # JPEG
     metadata: SampleMetadata
@@ -55,9 +55,9 @@ class ShardDataset(Dataset[Sample]):
     """The samples of one split, by number.
 
     Attributes:
-        shards: that hold them.
-        split: its name.
-        fingerprint: of the shards: equal fingerprints, equal samples in equal places.
+        shards: the shards that contain them.
+        split: name of the split.
+        fingerprint: of the shards; if equal, the samples and their order are equal.
     """
 
     def __init__(
@@ -73,15 +73,15 @@ class ShardDataset(Dataset[Sample]):
         """Read the manifests of `categories`.
 
         Args:
-            location: a folder with one of shards a category, or a URL of one (see `shards.location`).
-            categories: which of them, in this order.
+            location: a folder with one folder of shards per category, or its URL (see `shards.location`).
+            categories: to read, in this order.
             split: train, validation or test.
-            tokenization: the text's tokenizer, fields and length; None takes the token ids as they stand.
-            cache_bytes: that remote files may take on disk.
-            connections: downloads at once, of a process.
+            tokenization: tokenizer, fields and length of the text; None uses the token ids of the indexes.
+            cache_bytes: size limit of the cache of remote files.
+            connections: concurrent downloads per process.
 
         Raises:
-            UserError: as `Shards`.
+            UserError: see `Shards`.
         """
         self.split = split
         self.shards = Shards(ShardLocation(location, cache_bytes, connections), categories, split, tokenization)
@@ -92,7 +92,7 @@ class ShardDataset(Dataset[Sample]):
         return int(self._first[-1])
 
     def reopened(self) -> "ShardDataset":
-        """Return the same samples with files opened anew, for another thread."""
+        """Return a copy that opens its own files, for another thread."""
         other = copy(self)
         other.shards = copy(self.shards)
         return other
@@ -101,18 +101,18 @@ class ShardDataset(Dataset[Sample]):
         return {"image": self.image(i), "metadata": self.metadata(i)}
 
     def image(self, i: int) -> bytes:
-        """Return the JPEG bytes of sample `i`; 1x1 px where it has no image.
+        """Return the JPEG bytes of sample `i`; a 1x1 px placeholder if it has no image.
 
         Raises:
-            UserError: the tar is absent, or ends before it.
+            UserError: the tar is missing, or ends before the image.
         """
         return bytes(self._member(i, "jpg"))
 
     def metadata(self, i: int) -> SampleMetadata:
-        """Return the facts of sample `i`.
+        """Return the metadata of sample `i`.
 
         Raises:
-            UserError: the tar is absent, or ends before them.
+            UserError: the tar is missing, or ends before the metadata.
         """
         metadata: SampleMetadata = msgspec.json.decode(self._member(i, "json"))
         return metadata
@@ -166,10 +166,10 @@ class ShardDataset(Dataset[Sample]):
                 yield index.token_ids[begin:end]
 
     def batch(self, samples: sampler.SampleNumbers, global_size: int) -> Batch:
-        """Read and decode `samples`, a part of a step of `global_size`, on CPU.
+        """Read and decode `samples`, a part of a step of `global_size` samples, on the CPU.
 
         Raises:
-            UserError: a tar or an index is absent, or the index is none.
+            UserError: a tar or an index is missing, or an index is invalid.
         """
         shards, rows = (numbers.tolist() for numbers in self._places(samples))
         places = [(self.shards.index(shard), row) for shard, row in zip(shards, rows, strict=True)]
@@ -197,7 +197,7 @@ class ShardDataset(Dataset[Sample]):
     def _images(
         self, shards: Sequence[int], rows: Sequence[int]
     ) -> tuple[torch.Tensor, npt.NDArray[np.bool_], list[str]]:
-        """Return the images as uint8 [B, 3, H, W], which samples have one, and what is wrong with the others."""
+        """Return the images as uint8 [B, 3, H, W], whether each sample has one, and the errors of damaged ones."""
         side = self.shards.image_size
         pixels = np.empty((len(rows), side, side, 3), np.uint8)
         has_image = np.zeros(len(rows), np.bool_)
@@ -210,14 +210,18 @@ class ShardDataset(Dataset[Sample]):
                 except ValueError as error:
                     damaged.append(f"the image of {self._key(shard, row)} in {self.shards.name(shard)} ({error})")
             if not has_image[line]:
-                pixels[line] = 0  # any do: the model multiplies their features by 0
+                pixels[line] = 0  # any value works: the model multiplies the features by 0
         return torch.from_numpy(pixels).permute(0, 3, 1, 2), has_image, damaged
 
     def _decode(self, shard: int, row: int, into: npt.NDArray[np.uint8]) -> None:
-        """Decode an image; a ValueError says what is wrong with it."""
+        """Decode an image into `into`.
+
+        Raises:
+            ValueError: it is damaged or has another size.
+        """
         height, width, _ = decode(self.shards.member(shard, row, "jpg"), into).shape
         if (height, width) != into.shape[:2]:
-            raise ValueError(f"it is {width} x {height} px, not {into.shape[0]} a side")
+            raise ValueError(f"it has {width} x {height} px, expected {into.shape[1]} x {into.shape[0]}")
 
     def _member(self, i: int, kind: Literal["jpg", "json"]) -> memoryview:
         shards, rows = self._places(np.array([i]))
@@ -234,7 +238,7 @@ class ShardDataset(Dataset[Sample]):
         return f"{self.shards.categories[shard]}/{self.shards.index(shard).keys[row].as_py()}"
 
     def _places(self, samples: sampler.SampleNumbers) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return the shard of each sample, and its row in it."""
+        """Return the shard of each sample, and its row in the shard."""
         shards = np.searchsorted(self._first, samples, "right") - 1
         return shards, samples - self._first[shards]
 

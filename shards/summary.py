@@ -1,7 +1,7 @@
-"""What shards hold, in numbers: by category and split, and what they were made with.
+"""Summary of shards: counts by category and split, and the parameters they were made with.
 
-In: the manifests and indexes of a location; no tar is read. Out: a summary, and its table. Guaranteed:
-numbers of demo data are called so; of each sample its count alone is held in memory.
+Input: the manifests and indexes of a location; no tar is read. Output: a summary, and its table. Guarantees: demo data
+is labelled; only the rating count of each sample is kept in memory.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,45 +23,45 @@ _HEADINGS = ("category", "split", "shards", "samples", "MB", "image", "label", "
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Of the samples of a split of a category, or of all together, which has neither name."""
+    """Counts of a split of a category; for the total both names are empty."""
 
     category: str = ""
     split: str = ""
     shards: int
     samples: int
     bytes: int  # of the tars
-    image_share: float  # of samples with an image
+    image_share: float  # fraction of samples with an image
     mean_label: float  # stars
     median_rating_number: float
     mean_tokens: float
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True):
-    """What the shards of some categories were made with."""
+    """The parameters shared by the shards of some categories."""
 
     categories: list[str]
     format: int
-    source: str  # its kind
+    source: str  # kind
     revision: str
     fraction: float | None
     image_size: int  # px
-    tokenizer: str  # its fingerprint
+    tokenizer: str  # fingerprint
     fields: tuple[str, ...]
     max_tokens: int
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """What a location holds."""
+    """The content of a location."""
 
     location: str
-    demo: bool  # whether any of it is made products
+    demo: bool  # whether any category is synthetic
     splits: list[Counts]
     total: Counts
     made: list[Made]
 
 
 class _Sums(NamedTuple):
-    """Of the samples of one shard."""
+    """Sums over the samples of one shard."""
 
     bytes: int  # of the tar
     images: int
@@ -71,7 +71,7 @@ class _Sums(NamedTuple):
 
 
 def summarise(location: ShardLocation, categories: Sequence[str] | None = None) -> Summary:
-    """Count what a location holds of `categories`, by default of all.
+    """Summarise `categories` of a location (default: all).
 
     Raises:
         UserError: the location, a manifest or an index cannot be read.
@@ -81,8 +81,8 @@ def summarise(location: ShardLocation, categories: Sequence[str] | None = None) 
     everything: list[_Sums] = []
     for category in categories or location.categories():
         about = location.manifest(category)
-        with_what = _made(about)
-        made.setdefault(msgspec.json.encode(with_what), with_what).categories.append(category)
+        parameters = _made(about)
+        made.setdefault(msgspec.json.encode(parameters), parameters).categories.append(category)
         for split in dict.fromkeys(shard.split for shard in about.shards):
             sums = [_sums(location, category, shard) for shard in about.shards if shard.split == split]
             splits.append(_counts(sums, category, split))
@@ -97,7 +97,7 @@ def summarise(location: ShardLocation, categories: Sequence[str] | None = None) 
 
 
 def summary_table(summary: Summary) -> Group:
-    """Return what `summarise` gave as tables to print."""
+    """Return the result of `summarise` as tables to print."""
     shown = Table(title=escape(summary.location), box=SIMPLE_HEAD, padding=0)
     for heading in _HEADINGS:
         is_name = heading in {"category", "split"}
@@ -111,15 +111,15 @@ def summary_table(summary: Summary) -> Group:
     made = Table.grid(padding=(0, 2))
     for each in summary.made:
         if len(summary.made) > 1:
-            made.add_row("made alike", escape(", ".join(each.categories)))
+            made.add_row("categories", escape(", ".join(each.categories)))
         made.add_row("format", str(each.format))
         made.add_row("source", escape(" ".join(filter(None, (each.source, each.revision)))))
         made.add_row("fraction", str(each.fraction))
         made.add_row("images", f"{each.image_size} px")
         made.add_row("text", escape(f"{', '.join(each.fields)}; at most {each.max_tokens} tokens"))
         made.add_row("tokenizer", escape(each.tokenizer[:12]))
-    note = ["[bold]DEMO DATA: made products[/bold]"] if summary.demo else []
-    about = "image: share with one; label: mean, stars; ratings: median rating_number; tokens: mean"
+    note = ["[bold]DEMO DATA: synthetic products[/bold]"] if summary.demo else []
+    about = "image: fraction with an image; label: mean, stars; ratings: median rating_number; tokens: mean"
     return Group(shown, about, made, *note)
 
 
@@ -134,7 +134,7 @@ def _cells(row: Counts) -> Iterable[str]:
 
 
 def _made(about: Manifest) -> Made:
-    """Return what the shards of a category were made with, for categories to be added."""
+    """Return the parameters of a category's shards; the list of categories is still empty."""
     return Made(
         categories=[],
         format=about.format,
@@ -164,10 +164,10 @@ def _counts(sums: Sequence[_Sums], category: str = "", split: str = "") -> Count
 
 
 def _sums(location: ShardLocation, category: str, shard: Shard) -> _Sums:
-    """Read an index.
+    """Sum up an index.
 
     Raises:
-        UserError: it is absent, or is no index.
+        UserError: it is missing or invalid.
     """
     index = location.index(category, shard)
     return _Sums(
@@ -175,5 +175,5 @@ def _sums(location: ShardLocation, category: str, shard: Shard) -> _Sums:
         images=pc.sum(index["has_image"]).as_py() or 0,
         label=pc.sum(index["average_rating"]).as_py() or 0.0,
         tokens=pc.sum(pc.list_value_length(index["tokens"])).as_py() or 0,
-        rating_number=index["rating_number"].to_numpy().copy(),  # off the mapped file
+        rating_number=index["rating_number"].to_numpy().copy(),  # so that the mapped file can be closed
     )

@@ -1,8 +1,9 @@
-"""A tar of samples: plain WebDataset, the same bytes for the same samples, and an index that makes it random access.
+"""Write a tar of samples (plain WebDataset, deterministic bytes) and an index that allows random access.
 
-In: samples as facts and JPEG bytes, in order. Out: a tar with ``<key>.jpg`` and ``<key>.json`` a sample, and its
-Arrow index. Guaranteed: the JSON of every sample has the same keys and types and no null, because `datasets` infers
-the schema from the first samples; no byte depends on the fraction, the tokenizer or the clock.
+Input: samples as metadata and JPEG bytes, in order. Output: a tar with ``<key>.jpg`` and ``<key>.json`` per sample, and
+its Arrow index. Guarantees: the JSON of every sample has the same keys and types and no nulls, because `datasets`
+infers the schema from the first samples; the bytes of the tar do not depend on the fraction, the tokenizer or the
+clock.
 """
 
 import json
@@ -22,7 +23,7 @@ from shards.tokens import TokenizationConfig
 
 
 def write_tar(path: Path, samples: Iterable[tuple[SampleMetadata, bytes]]) -> None:
-    """Write samples, as (facts, JPEG bytes), to a tar at `path`; whatever else stands among the facts is left out."""
+    """Write samples, as (metadata, JPEG bytes), to a tar at `path`; other keys of the metadata are dropped."""
     with path.open("wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0) as tar:
         for metadata, jpeg in samples:
             given: Mapping[str, object] = metadata
@@ -31,16 +32,16 @@ def write_tar(path: Path, samples: Iterable[tuple[SampleMetadata, bytes]]) -> No
 
 
 def index_tar(tar: Path, path: Path, tokenization: TokenizationConfig, tokenizer: Tokenizer) -> None:
-    """Write the Arrow IPC index of `tar` to `path`: where each member is, the facts a loader needs, the token ids.
+    """Write the Arrow IPC index of `tar` to `path`: offsets of the members, the metadata a loader needs, token ids.
 
-    The schema's metadata names the tokenizer by its fingerprint, the fields and their length, and the padding id.
+    The metadata of the schema records the tokenizer's fingerprint, the fields, the maximal length and the padding id.
     """
     rows: list[IndexRow] = []
     texts = []
     with tarfile.open(tar) as archive:
         members = list(archive)
-        for image, facts_member in zip(members[::2], members[1::2], strict=True):
-            extracted = archive.extractfile(facts_member)
+        for image, text in zip(members[::2], members[1::2], strict=True):
+            extracted = archive.extractfile(text)
             assert extracted is not None
             metadata: SampleMetadata = json.load(extracted)
             texts.append(assemble(metadata, tokenization.fields))
@@ -49,8 +50,8 @@ def index_tar(tar: Path, path: Path, tokenization: TokenizationConfig, tokenizer
                     "key": metadata["parent_asin"],
                     "jpg_offset": image.offset_data,
                     "jpg_length": image.size,
-                    "json_offset": facts_member.offset_data,
-                    "json_length": facts_member.size,
+                    "json_offset": text.offset_data,
+                    "json_length": text.size,
                     "average_rating": metadata["average_rating"],
                     "rating_number": metadata["rating_number"],
                     "review_count": metadata["review_count"],
@@ -58,7 +59,7 @@ def index_tar(tar: Path, path: Path, tokenization: TokenizationConfig, tokenizer
                 }
             )
     ids = tokens.encode(tokenizer, texts, tokenization.max_tokens)
-    encoded = [{**row, "tokens": own} for row, own in zip(rows, ids, strict=True)]
+    encoded = [{**row, "tokens": row_ids} for row, row_ids in zip(rows, ids, strict=True)]
     about = {
         "tokenizer": tokens.tokenizer_fingerprint(tokenizer),
         "fields": " ".join(tokenization.fields),

@@ -1,8 +1,8 @@
-"""Text to token ids, with the tokenizer that belongs to the text encoder.
+"""Convert text to token ids, with the tokenizer of the text encoder.
 
-In: the name of a text encoder: a local folder, or a hub name (downloaded once into the hub's cache). Out:
-token ids, truncated, with the tokenizer's own first and last token, and padded batches of them. Guaranteed:
-a tokenizer that cannot be had is an error, and equal fingerprints mean equal ids. No torch is imported.
+Input: the name of a text encoder: a local folder or a hub name (downloaded once into the hub's cache). Output: token
+ids, truncated, including the tokenizer's special first and last tokens, and padded batches of them. Guarantees: a
+tokenizer that cannot be loaded is an error; equal fingerprints mean equal ids. torch is not imported.
 """
 
 import hashlib
@@ -22,9 +22,9 @@ _PADS = ("[PAD]", "<pad>")
 
 
 class TokenizationConfig(NamedTuple):
-    """What turns a sample's facts into token ids."""
+    """How the metadata of a sample becomes token ids."""
 
-    name: str  # of the tokenizer: model.text.name
+    name: str  # model.text.name
     fields: tuple[str, ...]  # text.fields
     max_tokens: int
 
@@ -33,11 +33,10 @@ def load_tokenizer(name: str) -> Tokenizer:
     """Load the tokenizer `name`, without truncation or padding.
 
     Args:
-        name: a folder with tokenizer.json, or with vocab.txt and tokenizer_config.json (older BERT); or a
-            hub name.
+        name: a folder with tokenizer.json, or with vocab.txt and tokenizer_config.json (older BERT), or a hub name.
 
     Raises:
-        UserError: the folder holds no tokenizer, or it is no folder and the hub does not give it.
+        UserError: the folder has no tokenizer, or `name` is not a folder and cannot be downloaded from the hub.
     """
     for file in ("tokenizer.json", "vocab.txt"):
         path = _file(name, file)
@@ -46,17 +45,19 @@ def load_tokenizer(name: str) -> Tokenizer:
         try:
             tokenizer = Tokenizer.from_file(str(path)) if file == "tokenizer.json" else _word_piece(name, path)
         except Exception as error:  # tokenizers raises bare Exception on any malformed file
-            raise UserError(f"{path} is no tokenizer ({first_sentence(error)}); model.text.name is {name}") from error
+            raise UserError(
+                f"{path} is not a tokenizer file ({first_sentence(error)}); model.text.name is {name}"
+            ) from error
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer
     raise UserError(
-        f"{name} holds neither tokenizer.json nor vocab.txt; set model.text.name to an encoder with a tokenizer"
+        f"{name} has neither tokenizer.json nor vocab.txt; set model.text.name to an encoder with a tokenizer"
     )
 
 
 def encode(tokenizer: Tokenizer, texts: list[str], max_tokens: int) -> list[list[int]]:
-    """Return the ids of each text, at most `max_tokens` of them, first and last token included, not padded."""
+    """Return the ids of each text, truncated to `max_tokens` including the special tokens, not padded."""
     tokenizer.enable_truncation(max_tokens)
     try:
         return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
@@ -67,7 +68,7 @@ def encode(tokenizer: Tokenizer, texts: list[str], max_tokens: int) -> list[list
 def pad(
     ids: Sequence[Sequence[int] | npt.NDArray[np.integer]], filler: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the ids of each text padded with `filler` to the longest, and a mask, 1 where a token stands: [B, T]."""
+    """Return ids padded with `filler` to the longest text, and a mask (1 for tokens, 0 for padding), both [B, T]."""
     lengths = np.fromiter(map(len, ids), np.int64, len(ids))
     mask = np.arange(lengths.max()) < lengths[:, None]
     padded = np.full(mask.shape, filler, np.int64)
@@ -76,7 +77,7 @@ def pad(
 
 
 def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
-    """Return the hex sha256 of the tokenizer's serialised form: its vocabulary, normaliser and post-processor."""
+    """Return the hex sha256 of the serialised tokenizer (vocabulary, normaliser and post-processor)."""
     return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
 
 
@@ -90,12 +91,12 @@ def pad_id(tokenizer: Tokenizer) -> int:
         if (found := tokenizer.token_to_id(pad)) is not None:
             return int(found)
     raise UserError(
-        f"the tokenizer of model.text.name has none of the padding tokens {', '.join(_PADS)}; take another encoder"
+        f"the tokenizer of model.text.name has none of the padding tokens {', '.join(_PADS)}; use another encoder"
     )
 
 
 def _file(name: str, file: str) -> Path | None:
-    """Return the path of a tokenizer's file, None if the folder or the hub's repository does not hold it."""
+    """Return the path of a tokenizer file, or None if the folder or the hub repository does not have it."""
     if Path(name).is_dir():
         path = Path(name) / file
         return path if path.exists() else None
@@ -113,13 +114,13 @@ def _file(name: str, file: str) -> Path | None:
         return None
     except (LocalEntryNotFoundError, HFValidationError, OSError, httpx.HTTPError) as error:
         raise UserError(
-            f"model.text.name {name} is no folder here and the hub does not give its {file} ({first_sentence(error)}); "
-            "correct the name, connect to the network, or name a folder with the encoder"
+            f"model.text.name {name} is not a local folder, and {file} cannot be downloaded from the hub "
+            f"({first_sentence(error)}); correct the name, connect to the network, or name a folder with the encoder"
         ) from error
 
 
 def _word_piece(name: str, vocabulary: Path) -> Tokenizer:
-    """Build BERT's tokenizer from vocab.txt; lower-casing as tokenizer_config.json says, which BERT's default is."""
+    """Build BERT's tokenizer from vocab.txt; lower-cases unless tokenizer_config.json disables it."""
     settings_file = _file(name, "tokenizer_config.json")
     settings = json.loads(settings_file.read_text(encoding="utf-8")) if settings_file else {}
     lines = vocabulary.read_text(encoding="utf-8").splitlines()

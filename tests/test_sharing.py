@@ -107,7 +107,7 @@ def test_diff_says_that_only_training_shards_are_new(team: Team) -> None:
     tars = [name for name in new if name.endswith(".tar")]
     assert (row["split"], row["out"], row["new"], row["gone"], row["reindexed"]) == ("train", 0, len(tars), 0, 0)
     assert row["bytes_new"] == sum(len(team.shards["v2"][name]) for name in new)
-    assert result["moved"] == result["facts"] == []
+    assert result["moved"] == result["metadata"] == []
     assert "DEMO DATA" in team.first.run("effimini", "diff", "v1", str(team.first.folder / "data/shards")).stdout
     assert "nothing changed" in team.first.run("effimini", "diff", "v2", "shards@v2.0.0").stdout
 
@@ -150,9 +150,9 @@ def test_a_tag_that_moves_stays_one_commit_for_a_process_and_its_workers(team: T
     [
         ("dvc+{first}@v9#data/shards", "has no revision v9"),
         ("dvc+{first}@v1#data/nothing", "has no folder data/nothing at v1"),
-        ("dvc+{first}@v1#data/raw", r"holds no <category>/manifest.json"),
-        ("dvc+{first}#data/shards", "it names no revision"),
-        ("dvc+{remote}@v1#data/shards", "is no DVC project"),
+        ("dvc+{first}@v1#data/raw", r"has no <category>/manifest.json"),
+        ("dvc+{first}#data/shards", "has no revision and folder"),
+        ("dvc+{remote}@v1#data/shards", "cannot be read as a DVC project"),
         ("dvc+{remote}/none@v1#data/shards", "cannot be cloned"),
     ],
 )
@@ -165,7 +165,9 @@ def test_a_version_that_was_not_pushed_is_a_sentence(team: Team, tmp_path: Path)
     alone = team.first.cloned(tmp_path / "alone")
     alone.run("dvc", "remote", "add", "-q", "-d", "-f", "team", str(tmp_path / "empty"))
     alone.run("git", "commit", "-qam", "another remote")
-    with pytest.raises(UserError, match="neither in its DVC cache nor in its remote; run `dvc push` where it was made"):
+    with pytest.raises(
+        UserError, match="neither in its DVC cache nor in its remote; run `dvc push` where it was created"
+    ):
         ShardLocation(f"dvc+{alone.folder}@HEAD#data/shards", 10**9, 4)
 
 

@@ -224,7 +224,7 @@ def spoil(folder: Path, damage: str) -> None:
         ("size", r"reads images of shape \[3, 32, 32\] where config\.json says 64 px"),
         ("config", r"config\.json is not the configuration of an exported model"),
         ("no config", r"config\.json is not the configuration of an exported model"),
-        ("tokenizer", r"tokenizer\.json is no tokenizer"),
+        ("tokenizer", r"tokenizer\.json is not a tokenizer"),
     ],
 )
 def test_a_spoilt_folder_is_a_sentence_and_nothing_is_written(

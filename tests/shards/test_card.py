@@ -184,5 +184,5 @@ def test_the_command_prints_the_card_of_a_location(shards: Path, capsys: pytest.
     assert capsys.readouterr().out == (shards / card.CARD_FILE).read_text()
     app(["card", str(shards), "Demo_Toys", "--params", params], standalone_mode=False)
     assert "Demo_Kitchen" not in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"holds no <category>/manifest.json"):
+    with pytest.raises(UserError, match=r"has no <category>/manifest.json"):
         app(["card", str(shards / "Demo_Toys"), "--params", params], standalone_mode=False)

@@ -231,7 +231,7 @@ def test_what_cannot_be_compared_is_a_sentence(tmp_path: Path) -> None:
     (new / "Made/train-001.arrow").unlink()
     with pytest.raises(UserError, match=r"new/Made/train-001.arrow cannot be read"):
         differ(old, new)
-    with pytest.raises(UserError, match=r"holds no <category>/manifest.json"):
+    with pytest.raises(UserError, match=r"has no <category>/manifest.json"):
         differ(old, tmp_path)
 
 

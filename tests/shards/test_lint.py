@@ -123,32 +123,32 @@ def manifest(change: Callable[[dict], object]) -> Damage:
 
 # Each kind of damage to a folder, and the files it is told of, each with a word of what is told.
 DAMAGE: dict[str, tuple[Damage, dict[str, str]]] = {
-    "a flipped byte of an image": (flipped(2, 300), {TAR: "another sha256"}),
+    "a flipped byte of an image": (flipped(2, 300), {TAR: "sha256 that differs"}),
     "a flipped byte of JSON": (flipped(3, 0), {TAR: r"\w+.json cannot be read"}),
-    "a flipped byte of a tar header": (flipped(2, -400), {TAR: r"no tar header at byte \d+", INDEX: "its tar 1"}),
-    "a flipped byte of the first header": (flipped(0, -400), {TAR: "is no whole tar", INDEX: "its tar 0"}),
-    "a flipped byte of an index": (lambda f: damage.flip(f / INDEX, 2000), {INDEX: "another sha256"}),
-    "a tar cut in a member": (cut(TAR, lambda c: c[:3000]), {TAR: "3000 bytes for", INDEX: "its tar"}),
+    "a flipped byte of a tar header": (flipped(2, -400), {TAR: r"no tar header at byte \d+", INDEX: "its tar has 1"}),
+    "a flipped byte of the first header": (flipped(0, -400), {TAR: "is not a complete tar", INDEX: "its tar has 0"}),
+    "a flipped byte of an index": (lambda f: damage.flip(f / INDEX, 2000), {INDEX: "sha256 that differs"}),
+    "a tar cut in a member": (cut(TAR, lambda c: c[:3000]), {TAR: "3000 bytes, expected", INDEX: "its tar"}),
     "a tar without its end": (
         resealed(cut(TAR, lambda c: c.rstrip(b"\0").ljust(-(-len(c.rstrip(b"\0")) // 512) * 512, b"\0"))),
         {TAR: "does not end with blocks of zeros"},
     ),
     "a tar with bytes after its end": (resealed(cut(TAR, lambda c: c + b"more")), {TAR: "does not end with blocks"}),
-    "an empty tar": (cut(TAR, lambda c: b""), {TAR: "is no whole tar", INDEX: "its tar 0"}),
+    "an empty tar": (cut(TAR, lambda c: b""), {TAR: "is not a complete tar", INDEX: "its tar has 0"}),
     "a missing tar": (lambda f: (f / TAR).unlink(), {TAR: "is missing"}),
     "a missing index": (lambda f: (f / INDEX).unlink(), {INDEX: "is missing"}),
-    "an unknown tar": (lambda f: shutil.copy(f / TAR, f / "train-99-000.tar"), {"train-99-000.tar": "not named"}),
-    "an unknown index": (lambda f: shutil.copy(f / INDEX, f / "test-9.arrow"), {"test-9.arrow": "not named"}),
+    "an unknown tar": (lambda f: shutil.copy(f / TAR, f / "train-99-000.tar"), {"train-99-000.tar": "not listed"}),
+    "an unknown index": (lambda f: shutil.copy(f / INDEX, f / "test-9.arrow"), {"test-9.arrow": "not listed"}),
     "a missing manifest": (lambda f: (f / "manifest.json").unlink(), {"manifest.json": "does not exist"}),
-    "a manifest that is none": (cut("manifest.json", lambda c: c[:-9]), {"manifest.json": "is no manifest"}),
+    "a manifest that is none": (cut("manifest.json", lambda c: c[:-9]), {"manifest.json": "is not a manifest"}),
     "a manifest that leads out of the folder": (
         manifest(lambda m: m["shards"][0].update(name="../../x-0.tar")),
-        {"manifest.json": "is no manifest"},
+        {"manifest.json": "is not a manifest"},
     ),
     "a manifest of another category": (manifest(lambda m: m.update(category="A")), {"manifest.json": "category 'A'"}),
     "a shard named twice": (
         manifest(lambda m: m["shards"].append(m["shards"][0])),
-        {"manifest.json": "names test-000.tar 2 times", "test-000.tar": "stands in test-000.tar too"},
+        {"manifest.json": "names test-000.tar 2 times", "test-000.tar": "is also in test-000.tar"},
     ),
     "a shard of another split than its name": (
         manifest(lambda m: m["shards"][0].update(split="train", band=1)),
@@ -156,27 +156,27 @@ DAMAGE: dict[str, tuple[Damage, dict[str, str]]] = {
     ),
     "a wrong count": (
         manifest(lambda m: m["shards"][0].update(samples=1)),
-        {"test-000.tar": r"holds \d samples for 1"},
+        {"test-000.tar": r"has \d samples, expected 1"},
     ),
     "an index of other tokens": (
         resealed(lambda f: damage.index(f / TAR, max_tokens=8)),
-        {INDEX: "is stale: made with max_tokens 8 for 32"},
+        {INDEX: "is stale: made with max_tokens 8, expected 32"},
     ),
     "an index of another tokenizer": (
         resealed(lambda f: damage.set_index(f / INDEX, tokenizer="other")),
-        {INDEX: "is stale: made with tokenizer other for [0-9a-f]{64}"},
+        {INDEX: "is stale: made with tokenizer other, expected [0-9a-f]{64}"},
     ),
     "an index from before the tar": (
         resealed(lambda f: damage.set_facts(f / TAR, 0, rating_number=77777)),
-        {INDEX: r"json_length \d+ for \w+, its tar \d+"},
+        {INDEX: r"json_length \d+ for \w+, its tar has \d+"},
     ),
     "an index with another fact": (
         resealed(lambda f: damage.set_index(f / INDEX, lambda rows: rows[0].update(rating_number=77777))),
-        {INDEX: r"rating_number 77777 for \w+, its tar \d+"},
+        {INDEX: r"rating_number 77777 for \w+, its tar has \d+"},
     ),
     "an index with samples too few": (
         resealed(lambda f: damage.set_index(f / INDEX, list.pop)),
-        {INDEX: r"holds \d samples and its tar \d"},
+        {INDEX: r"has \d samples, its tar has \d"},
     ),
     "an index in another order": (
         resealed(lambda f: damage.set_index(f / INDEX, list.reverse)),
@@ -184,9 +184,9 @@ DAMAGE: dict[str, tuple[Damage, dict[str, str]]] = {
     ),
     "an index without token ids": (
         resealed(lambda f: damage.set_index(f / INDEX, lambda rows: rows[1].update(tokens=[]))),
-        {INDEX: "1 samples without token ids"},
+        {INDEX: "1 samples with no token ids"},
     ),
-    "an index that is none": (cut(INDEX, lambda c: c[:-50]), {INDEX: "is no index"}),
+    "an index that is none": (cut(INDEX, lambda c: c[:-50]), {INDEX: "is not an index"}),
     "two images exchanged": (resealed(lambda f: damage.swap(f / TAR, 0, 4)), {INDEX: r"has j\w+ \d+ for"}),
     "two JSONs exchanged": (
         resealed(lambda f: damage.swap(f / TAR, 1, 3)),
@@ -194,28 +194,31 @@ DAMAGE: dict[str, tuple[Damage, dict[str, str]]] = {
     ),
     "a sample twice in a tar": (
         repacked(lambda tar: damage.repack(tar, lambda members: members.extend(members[:2]))),
-        {TAR: rf"\w+ stands in {TAR} too"},
+        {TAR: rf"\w+ is also in {TAR}"},
     ),
-    "a sample twice in a split": (copied("train-01-000.tar"), {"train-01-000.tar": rf"\w+ stands in {TAR} too"}),
+    "a sample twice in a split": (copied("train-01-000.tar"), {"train-01-000.tar": rf"\w+ is also in {TAR}"}),
     "a sample in two splits": (
         copied("validation-000.tar"),
-        {"validation-000.tar": rf"\w+ stands in {TAR} of split train too"},
+        {"validation-000.tar": rf"\w+ is also in {TAR} of split train"},
     ),
-    "a null": (repacked(lambda tar: damage.set_facts(tar, 1, store=None)), {TAR: "has store None, no str"}),
+    "a null": (repacked(lambda tar: damage.set_facts(tar, 1, store=None)), {TAR: "has store None, expected type str"}),
     "an int for a float": (
         repacked(lambda tar: damage.set_facts(tar, 1, average_rating=4)),
-        {TAR: "average_rating 4, no float"},
+        {TAR: "average_rating 4, expected type float"},
     ),
-    "an unknown fact": (repacked(lambda tar: damage.set_facts(tar, 1, price=4)), {TAR: r"'price'\] for the facts"}),
+    "an unknown fact": (
+        repacked(lambda tar: damage.set_facts(tar, 1, price=4)),
+        {TAR: r"'price'\], expected the keys"},
+    ),
     "a fact of another category": (
         repacked(lambda tar: damage.set_facts(tar, 1, category="Demo_Kitchen")),
         {TAR: "has category 'Demo_Kitchen'"},
     ),
-    "an image of another size": (repacked(pictured(jpeg(1))), {TAR: "has 16x16 px for 32x32"}),
-    "no image where one should be": (repacked(pictured(BLANK)), {TAR: "has 1x1 px for 32x32"}),
+    "an image of another size": (repacked(pictured(jpeg(1))), {TAR: "has 16x16 px, expected 32x32"}),
+    "no image where one should be": (repacked(pictured(BLANK)), {TAR: "has 1x1 px, expected 32x32"}),
     "an image where none should be": (
         repacked(lambda tar: damage.set_facts(tar, 0, has_image=False)),
-        {TAR: "has 32x32 px for 1x1"},
+        {TAR: "has 32x32 px, expected 1x1"},
     ),
     "an image that is cut": (repacked(pictured(jpeg(1)[:200])), {TAR: ""}),
     "an image that is none": (repacked(pictured(b"<html>")), {TAR: "cannot be decoded"}),
@@ -229,7 +232,7 @@ DAMAGE: dict[str, tuple[Damage, dict[str, str]]] = {
     ),
     "a link": (
         resealed(lambda f: damage.repack(f / TAR, symlink)),
-        {TAR: r"member '\w+.jpg' that is no plain file", INDEX: ""},
+        {TAR: r"member '\w+.jpg' that is not a regular file", INDEX: ""},
     ),
 }
 
@@ -303,7 +306,7 @@ def test_an_image_is_not_decoded_before_its_pixels_are_counted(shards: Path) -> 
         pictured(jpeg(1)[:frame] + b"\xff\xdc\xff\xdc" + jpeg(1)[frame + 4 :])(tar)  # 12 GB of pixels
 
     repacked(enlarge)(shards / HERE)
-    assert "has 65500x65500 px for 32x32" in run(shards).stdout
+    assert "has 65500x65500 px, expected 32x32" in run(shards).stdout
 
 
 def test_shards_behind_a_url_are_read_too(shards: Path) -> None:
@@ -322,4 +325,4 @@ def test_no_shards_are_a_sentence_and_exit_code_2(tmp_path: Path) -> None:
         capture_output=True, text=True, check=False, cwd=ROOT,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
-    assert f"{tmp_path}/none holds no <category>/manifest.json" in done.stderr
+    assert f"{tmp_path}/none has no <category>/manifest.json" in done.stderr

@@ -146,7 +146,8 @@ def test_what_stays_broken_is_a_sentence(host: Host) -> None:
         ShardDataset("nowhere://bucket/shards", ["Made"], "train")
     spoil(host, "/Made/train-002.tar", flip, 100)
     with pytest.raises(
-        UserError, match=r"train-002.tar could not be had in 5 tries \(Damaged: its sha256 differs from the manifest"
+        UserError,
+        match=r"train-002.tar cannot be read after 5 attempts \(Damaged: its sha256 differs from the manifest",
     ):
         read(host.url, workers=2)
 
@@ -156,19 +157,19 @@ def test_what_is_absent_is_a_sentence(host: Host) -> None:
     with pytest.raises(UserError, match=r"^[^\n]*train-001.arrow does not exist[^\n]*$"):
         read(host.url, workers=1)
     spoil(host, "/Made/manifest.json", page, 100)
-    with pytest.raises(UserError, match=r"http://127.*/Made/manifest.json is no manifest"):
+    with pytest.raises(UserError, match=r"http://127.*/Made/manifest.json is not a manifest"):
         read(host.url)
 
 
 def test_a_manifest_cannot_name_a_file_outside_its_folder(host: Host) -> None:
     path = "/Made/manifest.json"
     host.files[path] = host.files[path].replace(b"train-002.tar", b"../../secret.tar")
-    with pytest.raises(UserError, match="manifest.json is no manifest"):
+    with pytest.raises(UserError, match="manifest.json is not a manifest"):
         read(host.url)
 
 
 def test_a_cache_too_small_to_read_from_is_refused(host: Host) -> None:
-    with pytest.raises(UserError, match=r"the 4 shards read at once take .* GB; raise stream.cache_gb"):
+    with pytest.raises(UserError, match=r"the 4 shards read at once need .* GB; raise stream.cache_gb"):
         read(host.url, cache_bytes=10_000)
 
 

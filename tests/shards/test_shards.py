@@ -159,7 +159,7 @@ def test_images_of_another_sample_are_refused(
         shard.shard("Demo_Toys", params, tmp_path)
     (folder / "validation.parquet").rename(folder / "test.parquet")
     (tmp_path / "images/Demo_Kitchen/validation.parquet").rename(folder / "validation.parquet")
-    with pytest.raises(UserError, match="does not hold the items of"):
+    with pytest.raises(UserError, match="does not have the items of"):
         shard.shard("Demo_Toys", params, tmp_path)
 
 

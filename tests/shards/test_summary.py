@@ -74,7 +74,7 @@ def test_what_they_were_made_with_is_told_and_what_differs_apart(made: Path) -> 
     }
     text = printed(made)
     assert tokenizer[:12] in text
-    assert "made alike" not in text
+    assert "categories" not in text
     make_shards(made, {"train": [2]}, "Three", TokenizationConfig(HOW.name, ("title",), 8))
     made_apart = [each.categories for each in summarise(ShardLocation(made, 0, 1)).made]
     assert made_apart == [["One", "Two"], ["Three"]]
@@ -82,7 +82,7 @@ def test_what_they_were_made_with_is_told_and_what_differs_apart(made: Path) -> 
 
 
 def test_demo_data_is_called_so_and_other_data_is_not(made: Path) -> None:
-    assert "DEMO DATA: made products" in printed(made)
+    assert "DEMO DATA: synthetic products" in printed(made)
     for category in ("One", "Two"):
         damage.reseal(made / category, lambda about: about.update(source={"kind": "hub", "revision": "a1b2[red]"}))
     text = printed(made)
@@ -105,7 +105,7 @@ def test_an_index_that_is_absent_or_none_is_a_sentence(made: Path) -> None:
     index.unlink()
     with pytest.raises(UserError, match=r"One/train-001.arrow cannot be read"):
         summarise(ShardLocation(made, 0, 1))
-    with pytest.raises(UserError, match="holds no <category>/manifest.json"):
+    with pytest.raises(UserError, match="has no <category>/manifest.json"):
         summarise(ShardLocation(made / "nowhere", 0, 1))
 
 

@@ -48,12 +48,12 @@ def test_a_vocabulary_that_keeps_capitals_is_not_lower_cased(tmp_path: Path) -> 
 
 
 def test_what_is_no_tokenizer_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"neither tokenizer\.json nor vocab\.txt"):
+    with pytest.raises(UserError, match=r"has neither tokenizer\.json nor vocab\.txt"):
         tokens.load_tokenizer(str(tmp_path))
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(UserError, match="is no tokenizer"):
+    with pytest.raises(UserError, match="is not a tokenizer file"):
         tokens.load_tokenizer(str(tmp_path))
-    with pytest.raises(UserError, match="is no folder here and the hub does not give"):
+    with pytest.raises(UserError, match="is not a local folder, and tokenizer.json cannot be downloaded from the hub"):
         tokens.load_tokenizer("no/such/folder")
 
 
