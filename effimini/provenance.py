@@ -23,7 +23,11 @@ log = logging.getLogger(__name__)
 
 TRAINING_FILE = "training.json"
 # The parameters that a model depends on beside its shards.
-_OF_THE_MODEL = ("text", "model", *(f"train.{each.name}" for each in fields(TrainParams) if each.name != "save_steps"))
+_OF_THE_MODEL = (
+    "text",
+    "model",
+    *(f"train.{each.name}" for each in fields(TrainParams) if each.name != "save_every_steps"),
+)
 
 
 class Training(msgspec.Struct, frozen=True, kw_only=True):

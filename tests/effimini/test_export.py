@@ -188,33 +188,33 @@ def other_graph() -> bytes:
     return bytes(model.SerializeToString())
 
 
-def spoil(folder: Path, damage: str) -> None:
+def damage(folder: Path, how: str) -> None:
     """Spoil an exported folder."""
     graph, config = folder / GRAPH, folder / "config.json"
-    if damage == "text":
+    if how == "text":
         graph.write_text("no graph")
-    elif damage == "empty":
+    elif how == "empty":
         graph.write_bytes(b"")
-    elif damage == "cut":
+    elif how == "cut":
         graph.write_bytes(graph.read_bytes()[:-1000])
-    elif damage == "other":
+    elif how == "other":
         graph.write_bytes(other_graph())
-    elif damage == "unnamed":
+    elif how == "unnamed":
         model = onnx.load(graph)
         del model.metadata_props[:]
         onnx.save(model, graph)
-    elif damage == "size":
+    elif how == "size":
         config.write_text(config.read_text().replace('"size": 32', '"size": 64'))
-    elif damage == "config":
+    elif how == "config":
         config.write_text("{}")
-    elif damage == "no config":
+    elif how == "no config":
         config.unlink()
-    elif damage == "tokenizer":
+    elif how == "tokenizer":
         (folder / "tokenizer.json").write_text("{}")
 
 
 @pytest.mark.parametrize(
-    ("damage", "sentence"),
+    ("how", "sentence"),
     [
         ("text", r"model\.onnx cannot be read as ONNX"),
         ("empty", r"model\.onnx cannot be read as ONNX"),
@@ -224,14 +224,14 @@ def spoil(folder: Path, damage: str) -> None:
         ("size", r"reads images of shape \[3, 32, 32\] where config\.json says 64 px"),
         ("config", r"config\.json is not the configuration of an exported model"),
         ("no config", r"config\.json is not the configuration of an exported model"),
-        ("tokenizer", r"tokenizer\.json is not a tokenizer"),
+        ("tokenizer", r"tokenizer\.json is no tokenizer"),
     ],
 )
 def test_a_spoilt_folder_is_a_sentence_and_nothing_is_written(
-    exported: Path, tmp_path: Path, damage: str, sentence: str
+    exported: Path, tmp_path: Path, how: str, sentence: str
 ) -> None:
     folder = Path(shutil.copytree(exported, tmp_path / "onnx"))
-    spoil(folder, damage)
+    damage(folder, how)
     with pytest.raises(UserError, match=sentence) as raised:
         predict(folder, write_csv(tmp_path / "items.csv", [row()]), tmp_path, tmp_path / "out.csv")
     assert "\n" not in str(raised.value)

@@ -47,6 +47,7 @@ def test_a_model_keeps_what_it_was_trained_on_and_with(run_params: Params, run: 
         assert training.weights == read_weights(run / "data/weights.json")
         assert training.parameters["sample"]["fraction"] == run_params.sample.fraction
         assert training.parameters["train"]["learning_rate"] == run_params.train.learning_rate
+        assert "save_every_steps" not in training.parameters["train"]  # it changes no weight
 
 
 @pytest.mark.parametrize(

@@ -203,20 +203,21 @@ def test_a_damaged_state_is_a_sentence(small: Params, data: Path) -> None:
     Trainer(small, data / "shards", data / "weights.json", ONE)
 
 
-def test_memory_that_does_not_suffice_is_a_sentence(small: Params, data: Path) -> None:
+def test_running_out_of_memory_is_an_error(small: Params, data: Path) -> None:
     trainer = Trainer(small, data / "shards", data / "weights.json", ONE)
     trainer.network.register_forward_hook(lambda *_: torch.empty(10**15))
     with pytest.raises(
-        UserError, match="cpu is out of memory .*train.batch_size 16 with train.gradient_accumulation_steps 1; raise"
+        UserError,
+        match=r"cpu is out of memory .*batch_size 16 with train\.gradient_accumulation_steps 1; raise the latter",
     ):
         list(trainer.run())
 
 
-@pytest.mark.parametrize("accumulate", [2, 3, 99])
-def test_parts_of_a_step_add_up_to_it(small: Params, data: Path, accumulate: int) -> None:
+@pytest.mark.parametrize("micro_batches", [2, 3, 99])
+def test_parts_of_a_step_add_up_to_it(small: Params, data: Path, micro_batches: int) -> None:
     ours, parts = (
         gradients(replace(small, train={"gradient_accumulation_steps": n, "batch_size": 15}), data, ONE)
-        for n in (1, accumulate)
+        for n in (1, micro_batches)
     )
     assert ours.keys() == parts.keys()
     for name, gradient in ours.items():
