@@ -1,7 +1,6 @@
 """EffiMini: a compact image + text model of product ratings, and the shards that it streams.
 
-What other programs use of it stands here; each name is imported from its module when it is first read, because torch
-takes seconds.
+The public API. Each name is imported from its module on first use, because importing torch takes seconds.
 """
 
 from importlib import import_module

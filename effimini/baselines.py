@@ -1,8 +1,8 @@
-"""What a model must beat: three predictions that need no network, and one from features of frozen encoders.
+"""Baselines that the model must beat: three without a network, and one on the features of frozen encoders.
 
-In: the samples of the training, validation and test splits, and the weights of the loss. Out: stars for the
-splits asked. Guaranteed: fitted on the training split with the same sample weights as the model, tuned on
-validation alone, deterministic.
+Input: the samples of the training, validation and test splits, and the weights of the loss. Output: stars for the test
+split. Guarantees: fitted on the training split with the same sample weights as the model, tuned only on the validation
+split, deterministic.
 """
 
 import logging
@@ -22,8 +22,8 @@ from shards.stream import ShardDataset
 
 log = logging.getLogger(__name__)
 
-TFIDF_ALPHAS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # strengths of ridge tried
-FEATURE_ALPHAS = (100.0, 300.0, 1000.0, 3000.0, 10000.0, 30000.0)  # of ridge on features
+TFIDF_ALPHAS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # regularization strengths of ridge to try
+FEATURE_ALPHAS = (100.0, 300.0, 1000.0, 3000.0, 10000.0, 30000.0)  # the same, on encoder features
 
 
 def baselines(
@@ -33,14 +33,14 @@ def baselines(
     weights: SampleWeights,
     fields: Sequence[str],
 ) -> dict[str, Stars]:
-    """Return the stars of each baseline, clamped, float32 [N], of the samples of `test`.
+    """Return the clamped stars of each baseline for the samples of `test`, float32 [N].
 
     Args:
-        train: what the baselines are fitted on.
-        validation: what ridge's strength is chosen on, by PLCC.
-        test: what is predicted.
+        train: the split that the baselines are fitted on.
+        validation: the split on which the strength of ridge is chosen, by PLCC.
+        test: the split to predict.
         weights: the content of data/weights.json.
-        fields: text fields, in order, as the model reads them.
+        fields: the text fields of the model, in order.
     """
     weight = sample_weights(counts_of(train, weights), weights)
     return {
@@ -53,18 +53,20 @@ def baselines(
 def on_features(
     train: FeatureDataset, validation: FeatureDataset, test: FeatureDataset, weights: SampleWeights
 ) -> Stars:
-    """Return the stars of ridge on standardised features, clamped, float32 [N], for `test`; else as `baselines`."""
+    """Return the clamped stars of ridge on standardized features for `test`, float32 [N]; arguments as `baselines`."""
     scaler = StandardScaler().fit(train.features)
-    known, unseen, asked = (scaler.transform(split.features) for split in (train, validation, test))
+    train_features, validation_features, test_features = (
+        scaler.transform(split.features) for split in (train, validation, test)
+    )
     chosen, best = best_ridge(
         FEATURE_ALPHAS,
-        known,
+        train_features,
         train.labels,
         sample_weights(counts_of(train, weights), weights),
-        lambda ridge: plcc(clamp(ridge.predict(unseen)), validation.labels),
+        lambda ridge: plcc(clamp(ridge.predict(validation_features)), validation.labels),
     )
     log.info("frozen features + ridge: alpha %g, validation PLCC %.4f", chosen.alpha, best)
-    return clamp(chosen.predict(asked)).astype(np.float32)
+    return clamp(chosen.predict(test_features)).astype(np.float32)
 
 
 def _mean(labels: Stars, weight: Stars) -> float:
@@ -72,26 +74,32 @@ def _mean(labels: Stars, weight: Stars) -> float:
 
 
 def _category_mean(train: ShardDataset, weight: Stars, test: ShardDataset) -> Stars:
-    """Return each category's weighted training mean; the mean of all where a category has no training sample."""
-    everywhere = _mean(train.labels, weight)
-    of = np.array(train.categories)
-    means = {name: _mean(train.labels[of == name], weight[of == name]) for name in sorted(set(train.categories))}
-    return np.array([means.get(name, everywhere) for name in test.categories], np.float32)
+    """Predict the weighted training mean of the category; the overall mean if it has no training samples."""
+    overall = _mean(train.labels, weight)
+    category = np.array(train.categories)
+    means = {
+        name: _mean(train.labels[category == name], weight[category == name]) for name in sorted(set(train.categories))
+    }
+    return np.array([means.get(name, overall) for name in test.categories], np.float32)
 
 
 def _ridge(
     train: ShardDataset, validation: ShardDataset, test: ShardDataset, weight: Stars, fields: Sequence[str]
 ) -> Stars:
-    """Fit ridge on TF-IDF of words and word pairs, for each of `TFIDF_ALPHAS`, and keep the best on `validation`."""
+    """Fit ridge on TF-IDF of words and word pairs for each of `TFIDF_ALPHAS`, and use the best on `validation`."""
     vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2, max_features=200_000)
     try:
-        known = vectorizer.fit_transform(_split_texts(train, fields))
-    except ValueError:  # scikit-learn's word for a vocabulary without a term, as of very few samples
-        log.warning("no term stands in two training texts; TF-IDF + ridge falls back to the constant")
+        train_terms = vectorizer.fit_transform(_split_texts(train, fields))
+    except ValueError:  # scikit-learn raises it if the vocabulary is empty, as with very few samples
+        log.warning("no word occurs in two training texts; TF-IDF + ridge falls back to the constant")
         return np.full(len(test), _mean(train.labels, weight), np.float32)
-    unseen = vectorizer.transform(_split_texts(validation, fields))
+    validation_terms = vectorizer.transform(_split_texts(validation, fields))
     chosen, best = best_ridge(
-        TFIDF_ALPHAS, known, train.labels, weight, lambda ridge: plcc(clamp(ridge.predict(unseen)), validation.labels)
+        TFIDF_ALPHAS,
+        train_terms,
+        train.labels,
+        weight,
+        lambda ridge: plcc(clamp(ridge.predict(validation_terms)), validation.labels),
     )
     log.info("TF-IDF + ridge: alpha %g, validation PLCC %.4f", chosen.alpha, best)
     return clamp(chosen.predict(vectorizer.transform(_split_texts(test, fields)))).astype(np.float32)

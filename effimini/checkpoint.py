@@ -1,10 +1,10 @@
-"""The state of a training: everything needed to go on as if it had not stopped.
+"""Checkpoints: everything needed to resume a training as if it had not been interrupted.
 
-In: model, optimizer and progress after any step. Out: a folder a state, named by the steps done, with ``last/`` and
-``best/`` (saved models), ``optimizer.pt`` and ``progress.json``. Guaranteed (promise 7): a state appears whole, and the
-one before it goes only then, so a kill at any moment leaves one to go on from. The loader's state is a few values,
-because an epoch's order is a function of the seed, and there is no random state, because each step is seeded by (seed,
-epoch, step, rank).
+Input: model, optimizer and progress after any step. Output: one folder per checkpoint, named by the number of completed
+steps, with ``last/`` and ``best/`` (saved models), ``optimizer.pt`` and ``progress.json``. Guarantees: a checkpoint is
+written atomically, and the previous one is removed only afterwards, so a kill at any moment leaves one to resume from.
+The loader's state is small because the order of an epoch depends only on the seed. No random state is saved because
+each step is seeded by (seed, epoch, step, rank).
 """
 
 import os
@@ -26,48 +26,48 @@ PROGRESS = "progress.json"
 
 
 class Progress(msgspec.Struct, kw_only=True):
-    """How far a training is."""
+    """The progress of a training."""
 
     loader: LoaderState | None = None
-    steps: int = 0  # taken since the start
-    loss: float = 0.0  # of the epoch at hand so far: the weighted loss, summed over its samples
-    best: float | None = None  # validation PLCC
+    steps: int = 0  # completed since the start
+    loss: float = 0.0  # weighted loss summed over the samples of the current epoch so far
+    best: float | None = None  # best validation PLCC
     best_epoch: int = 0
-    stale: int = 0  # epochs since the best one
-    history: list[dict[str, float]] = []  # metrics of each epoch trained and validated
-    seconds: dict[str, float] = {}  # spent, by what on
+    stale: int = 0  # epochs since the best
+    history: list[dict[str, float]] = []  # metrics of each completed epoch
+    seconds: dict[str, float] = {}  # time spent, by activity
 
 
 def save_checkpoint(
     folder: Path, model: EffiMini, optimizer: torch.optim.Optimizer, progress: Progress, *, best: bool
 ) -> None:
-    """Write a state below `folder`, and remove the ones before it.
+    """Write a checkpoint to `folder`, and remove the earlier ones.
 
     Args:
-        folder: of one training's states.
-        model: as it is.
-        optimizer: of the model.
-        progress: so far.
-        best: whether the model is the best so far; if not, the best one of the state before is kept.
+        folder: the folder of this training's checkpoints.
+        model: the model to save.
+        optimizer: the optimizer to save.
+        progress: the progress to save.
+        best: whether the model is the best so far; if not, the best model of the previous checkpoint is kept.
 
     Raises:
-        UserError: the disk does not take it; the state before is still there.
+        UserError: the checkpoint cannot be written, for example because the disk is full; the previous one is kept.
     """
-    before, path = newest_checkpoint(folder), folder / f"{progress.steps:09d}"
+    previous, path = newest_checkpoint(folder), folder / f"{progress.steps:09d}"
     try:
         with files.atomic_folder(path) as partial:
             model.save_pretrained(partial / "last")
             if best:
                 link(partial / "last", partial / "best")
-            elif before is not None and (before / "best").exists():
-                link(before / "best", partial / "best")
+            elif previous is not None and (previous / "best").exists():
+                link(previous / "best", partial / "best")
             torch.save(optimizer.state_dict(), partial / "optimizer.pt")
             writers.write_json(partial / PROGRESS, progress)
-    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save and safetensors have errors of their own
-        kept = f"the state after step {int(before.name)} is kept" if before else "no state was saved before"
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save and safetensors raise their own errors
+        kept = f"the checkpoint of step {int(previous.name)} is kept" if previous else "there is no earlier checkpoint"
         raise UserError(
-            f"the training's state cannot be written to {path} ({first_sentence(error)}); {kept}: make room on the "
-            "disk and run the same command to go on"
+            f"the checkpoint cannot be written to {path} ({first_sentence(error)}); {kept}: free disk space and run "
+            "the same command to resume"
         ) from error
     for other in sorted(folder.iterdir()):
         if other != path:
@@ -75,10 +75,10 @@ def save_checkpoint(
 
 
 def load_checkpoint(folder: Path, model: EffiMini, optimizer: torch.optim.Optimizer) -> Progress:
-    """Put the newest state below `folder` into model and optimizer and return its progress; a fresh one without it.
+    """Load the newest checkpoint in `folder` into model and optimizer, and return its progress; a new one if none.
 
     Raises:
-        UserError: the state is damaged.
+        UserError: the checkpoint is damaged.
     """
     path = newest_checkpoint(folder)
     if path is None:
@@ -89,17 +89,17 @@ def load_checkpoint(folder: Path, model: EffiMini, optimizer: torch.optim.Optimi
         return msgspec.json.decode((path / PROGRESS).read_bytes(), type=Progress)
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
         raise UserError(
-            f"the training's state in {path} cannot be read ({first_sentence(error)}); remove {folder} to start anew"
+            f"the checkpoint in {path} cannot be read ({first_sentence(error)}); remove {folder} to start again"
         ) from error
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the folder of the newest state below `folder`, None where there is none."""
+    """Return the path of the newest checkpoint in `folder`, None if there is none."""
     return max((path.parent for path in folder.glob(f"[0-9]*/{PROGRESS}")), default=None)
 
 
 def link(source: Path, target: Path) -> None:
-    """Give the files of a flat folder a second name below `target`; both folders are only ever replaced as a whole."""
+    """Hard-link the files of a flat folder into `target`; safe because both are only ever replaced as a whole."""
     target.mkdir(parents=True)
     for file in sorted(source.iterdir()):
         os.link(file, target / file.name)

@@ -1,7 +1,7 @@
-"""The command line: one command a stage, and what people ask of a run.
+"""The command line: one command per pipeline stage, and commands that inspect, share and use the results.
 
-In: a command, ``params.yaml``, the folder ``data/``. Out: files, a log on stderr, and on stdout only what a program
-would read. Guaranteed (promise 10): a mistake of the user ends with one sentence and exit code 2.
+Input: a command, ``params.yaml``, the folder ``data/``. Output: files, a log on stderr, and on stdout only results that
+a program may parse. Guarantees: a user error ends with a one-line message and exit code 2.
 """
 
 import json
@@ -33,23 +33,25 @@ app = typer.Typer(
 )
 
 Category = Annotated[str, typer.Argument(help="One of source.categories.")]
-ParamsFile = Annotated[Path, typer.Option("--params", help="The parameters of the run.")]
-Data = Annotated[Path, typer.Option("--data", help="The folder of the tables and shards.")]
+ParamsFile = Annotated[Path, typer.Option("--params", help="The parameter file.")]
+Data = Annotated[Path, typer.Option("--data", help="The folder that contains the tables and shards.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 ShardsAt = Annotated[
     str,
-    typer.Option("--shards", help="Shards elsewhere: a folder, an http(s) or s3 URL, or dvc+URL@REVISION#FOLDER."),
+    typer.Option("--shards", help="Read shards from a folder, an http(s) or s3 URL, or dvc+URL@REVISION#FOLDER."),
 ]
-Categories = Annotated[list[str] | None, typer.Argument(help="Which categories; all by default.", show_default=False)]
+Categories = Annotated[
+    list[str] | None, typer.Argument(help="The categories to read; all by default.", show_default=False)
+]
 PARAMS, DATA = Path("params.yaml"), Path("data")
 
 
 def main() -> None:
     """Run the command line."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for library in ("httpx", "httpx2"):  # one line a request is no log, and signed URLs belong in none
+    for library in ("httpx", "httpx2"):  # they log every request, with signed URLs
         logging.getLogger(library).setLevel(logging.WARNING)
-    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
+    logging.getLogger("huggingface_hub").propagate = False  # it has its own handler
     try:
         app()
     except UserError as error:
@@ -58,7 +60,7 @@ def main() -> None:
 
 
 def _load_project_params(path: Path) -> Params:
-    """Read the parameters, and where they are the project's, see that dvc.yaml is of them."""
+    """Read the parameters; for the project's own file, check that dvc.yaml matches it."""
     settings = load_params(path)
     if path == PARAMS:
         dvc.check_dvc_yaml(settings)
@@ -66,7 +68,7 @@ def _load_project_params(path: Path) -> Params:
 
 
 def _run(stage: Callable[[str, Params, Path], Any], category: str, params: Path, table: Path, as_json: bool) -> Any:
-    """Run a stage on one category of the data that `table` is part of, say what it did, and return its result."""
+    """Run a stage on one category, log its row counts, and return its result; `table` is the stage's output folder."""
     settings = _load_project_params(params)
     if category not in settings.source.categories:
         known = ", ".join(settings.source.categories)
@@ -77,7 +79,7 @@ def _run(stage: Callable[[str, Params, Path], Any], category: str, params: Path,
 
 
 def _report(path: Path, as_json: bool) -> None:
-    """Say what a stage did, from its report: rows in, out and dropped on stderr; the whole report with --json."""
+    """Log the rows in, out and dropped of a stage's report; print the whole report if `as_json`."""
     report = json.loads(path.read_text(encoding="utf-8"))
     for table, funnel in report["tables"].items():
         dropped = ", ".join(f"{reason} {count}" for reason, count in funnel["dropped"].items())
@@ -96,19 +98,20 @@ def _report(path: Path, as_json: bool) -> None:
 @app.command()
 def categories(
     hub: Annotated[
-        bool, typer.Option("--hub", help="List the hub's newest commit, whatever the parameters say.")
+        bool, typer.Option("--hub", help="List the newest commit on the hub instead of the configured source.")
     ] = False,
     count: Annotated[
-        bool, typer.Option("--count", help="Count items in the footers of the metadata's parquet.")
+        bool, typer.Option("--count", help="Count the items from the Parquet footers of the metadata.")
     ] = False,
     params: ParamsFile = PARAMS,
     data: Data = DATA,
     as_json: Json = False,
 ) -> None:
-    """List the categories that the source has, with sizes, and counts where they are known.
+    """List the categories of the source with their file sizes, and item counts where known.
 
-    In: the source of params.yaml; the reports in data/raw. Out: a table. Examples: `effimini categories`,
-    `effimini categories --hub --count`
+    Reads the source configured in params.yaml and the reports in data/raw.
+
+    Examples: `effimini categories`, `effimini categories --hub --count`
     """
     from prep import categories as stage
 
@@ -118,12 +121,14 @@ def categories(
 
 @app.command()
 def preset(
-    name: Annotated[str, typer.Argument(help="One of the files in params/, without its extension.")],
-    force: Annotated[bool, typer.Option("--force", help="Overwrite values that are of no preset.")] = False,
+    name: Annotated[str, typer.Argument(help="The name of a file in params/, without its extension.")],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite values that no preset contains.")] = False,
 ) -> None:
-    """Write params.yaml from a preset, and what follows from it into dvc.yaml.
+    """Write params.yaml from a preset and update dvc.yaml to match.
 
-    In: params/base.yaml, params/NAME.yaml. Out: params.yaml, dvc.yaml. Example: `effimini preset paper`
+    Reads params/base.yaml and params/NAME.yaml; writes params.yaml and dvc.yaml.
+
+    Example: `effimini preset paper`
     """
     presets.write_preset(name, PARAMS, overwrite=force)
     pipeline()
@@ -131,22 +136,26 @@ def preset(
 
 @app.command()
 def pipeline(params: ParamsFile = PARAMS) -> None:
-    """Write into dvc.yaml what follows from the parameters, after a change of categories, source or encoders.
+    """Update the dependencies in dvc.yaml after the categories, the source or an encoder changed.
 
-    In: params.yaml. Out: dvc.yaml, in which the stages over all categories depend on the folders of just these, and
-    others on a local encoder or on the demo catalogue. Example: `effimini pipeline`
+    Reads params.yaml; writes dvc.yaml, so that its stages depend on the folders of the configured categories, on local
+    encoder files, and on the demo catalogue if it is the source.
+
+    Example: `effimini pipeline`
     """
     settings = load_params(params)
     changed = dvc.update_dvc_yaml(settings)
     dvc.warn_of_strays(DATA, dvc.TABLE_FOLDERS, settings.source.categories)
-    logging.info("dvc.yaml %s; run `dvc repro`", "is written" if changed else "is up to date")
+    logging.info("dvc.yaml %s; run `dvc repro`", "was updated" if changed else "is up to date")
 
 
 @app.command()
 def download(category: Category, params: ParamsFile = PARAMS, data: Data = DATA, as_json: Json = False) -> None:
-    """Turn a category's raw files into typed tables.
+    """Download the raw files of a category and convert them to typed tables.
 
-    In: the source's raw files. Out: data/raw/CATEGORY. Example: `effimini download Demo_Toys`
+    Reads the files of the source; writes data/raw/CATEGORY.
+
+    Example: `effimini download Demo_Toys`
     """
     from prep import download as stage
 
@@ -155,9 +164,11 @@ def download(category: Category, params: ParamsFile = PARAMS, data: Data = DATA,
 
 @app.command()
 def join(category: Category, params: ParamsFile = PARAMS, data: Data = DATA, as_json: Json = False) -> None:
-    """Join a category's reviews to its items.
+    """Join the reviews of a category to its items.
 
-    In: data/raw/CATEGORY. Out: data/items/CATEGORY. Example: `effimini join Demo_Toys`
+    Reads data/raw/CATEGORY; writes data/items/CATEGORY.
+
+    Example: `effimini join Demo_Toys`
     """
     from prep import join as stage
 
@@ -166,9 +177,11 @@ def join(category: Category, params: ParamsFile = PARAMS, data: Data = DATA, as_
 
 @app.command()
 def groups(params: ParamsFile = PARAMS, data: Data = DATA, as_json: Json = False) -> None:
-    """Find which items are the same product, over all categories.
+    """Group the items that are the same product, across all categories.
 
-    In: data/items. Out: data/groups. Example: `effimini groups`
+    Reads data/items; writes data/groups.
+
+    Example: `effimini groups`
     """
     from prep import groups as stage
 
@@ -178,9 +191,10 @@ def groups(params: ParamsFile = PARAMS, data: Data = DATA, as_json: Json = False
 
 @app.command()
 def sample(category: Category, params: ParamsFile = PARAMS, data: Data = DATA, as_json: Json = False) -> None:
-    """Filter a category, and draw its splits and the bands of the fraction.
+    """Filter the items of a category, assign them to splits, and select the configured fraction.
 
-    In: data/items/CATEGORY, data/groups/CATEGORY. Out: data/sample/CATEGORY.
+    Reads data/items/CATEGORY and data/groups/CATEGORY; writes data/sample/CATEGORY.
+
     Example: `effimini sample Demo_Toys`
     """
     from prep import sample as stage
@@ -188,7 +202,7 @@ def sample(category: Category, params: ParamsFile = PARAMS, data: Data = DATA, a
     _run(stage.sample, category, params, data / "sample", as_json)
     found = json.loads((data / "sample" / category / "report.json").read_text(encoding="utf-8"))["largest_deviation"]
     logging.info(
-        "largest deviation of a training share from its population: %.2f %% by rating, %.2f %% by rating count",
+        "largest difference between the training sample and its population: %.2f %% by rating, %.2f %% by rating count",
         100 * found["average_rating"],
         100 * found["rating_number"],
     )
@@ -200,44 +214,47 @@ def fetch(
     params: ParamsFile = PARAMS,
     data: Data = DATA,
     as_json: Json = False,
-    retry: Annotated[
-        str, typer.Option(help="Outcomes to ask again, with commas between them: these, and no others.")
-    ] = "",
+    retry: Annotated[str, typer.Option(help="Retry only images with these outcomes, separated by commas.")] = "",
 ) -> None:
     """Fetch the images of a category's sample that are not in the local store yet.
 
-    In: data/sample/CATEGORY. Out: data/images/CATEGORY. What may pass (a timeout, a refusal) is asked again by each
-    run. `dvc repro` runs it only where something changed; to ask again, run it by hand, then `dvc commit --force
-    fetch@CATEGORY` and `dvc repro`. Examples: `effimini fetch Demo_Toys`, `effimini fetch Demo_Toys --retry
-    gone,timeout`
+    Reads data/sample/CATEGORY; writes data/images/CATEGORY. Each run retries transient errors (timeouts, refusals,
+    server errors). `dvc repro` skips this stage if nothing changed; to retry, run this command, then
+    `dvc commit --force fetch@CATEGORY` and `dvc repro`.
+
+    Examples: `effimini fetch Demo_Toys`, `effimini fetch Demo_Toys --retry gone,timeout`
     """
     from shards import fetch as stage
 
-    again = frozenset(filter(None, retry.split(","))) or stage.TRANSIENT
-    if unknown := sorted(again - stage.FAILURES):
-        raise UserError(f"--retry {unknown[0]}: no outcome of an image; they are {', '.join(sorted(stage.FAILURES))}")
-    _run(partial(stage.fetch, retry=again), category, params, data / "images", as_json)
-    if Path(".dvc").is_dir() and "DVC_STAGE" not in os.environ:  # which DVC sets for what it runs
+    outcomes = frozenset(filter(None, retry.split(","))) or stage.TRANSIENT
+    if unknown := sorted(outcomes - stage.FAILURES):
+        raise UserError(f"--retry {unknown[0]} is not an outcome; choose from {', '.join(sorted(stage.FAILURES))}")
+    _run(partial(stage.fetch, retry=outcomes), category, params, data / "images", as_json)
+    if Path(".dvc").is_dir() and "DVC_STAGE" not in os.environ:  # DVC sets it for the stages that it runs
         logging.info("run `dvc commit --force fetch@%s` to keep these images, then `dvc repro`", category)
 
 
 @app.command()
 def shard(category: Category, params: ParamsFile = PARAMS, data: Data = DATA, as_json: Json = False) -> None:
-    """Write a category's sample and images as WebDataset tars with indexes and a manifest.
+    """Write the sample and images of a category as WebDataset tars with indexes and a manifest.
 
-    In: data/sample/CATEGORY, data/images/CATEGORY. Out: data/shards/CATEGORY. Example: `effimini shard Demo_Toys`
+    Reads data/sample/CATEGORY and data/images/CATEGORY; writes data/shards/CATEGORY.
+
+    Example: `effimini shard Demo_Toys`
     """
     from shards import shard as stage
 
-    made = _run(stage.shard, category, params, data / "shards", as_json)
-    logging.info("%d tars made, the others were in the local store", made)
+    written = _run(stage.shard, category, params, data / "shards", as_json)
+    logging.info("%d tars written, the others were in the local store", written)
 
 
 @app.command()
 def weights(params: ParamsFile = PARAMS, data: Data = DATA) -> None:
-    """Compute the constant that turns a rating count into a sample's weight.
+    """Compute the normalization constant of the sample weights from the rating counts.
 
-    In: data/sample. Out: data/weights.json. Example: `effimini weights`
+    Reads data/sample; writes data/weights.json.
+
+    Example: `effimini weights`
     """
     from prep import weights as stage
 
@@ -246,10 +263,11 @@ def weights(params: ParamsFile = PARAMS, data: Data = DATA) -> None:
 
 @app.command()
 def train(params: ParamsFile = PARAMS, data: Data = DATA, shards: ShardsAt = "") -> None:
-    """Train the model, going on where an interrupted run stopped.
+    """Train the model; an interrupted run is resumed.
 
-    In: data/shards, data/weights.json. Out: models, results/train. Examples: `effimini train`,
-    `torchrun --nproc-per-node 2 -m effimini.cli train`
+    Reads data/shards and data/weights.json; writes models and results/train.
+
+    Examples: `effimini train`, `torchrun --nproc-per-node 2 -m effimini.cli train`
     """
     from effimini import train as stage
 
@@ -258,9 +276,11 @@ def train(params: ParamsFile = PARAMS, data: Data = DATA, shards: ShardsAt = "")
 
 @app.command()
 def evaluate(params: ParamsFile = PARAMS, data: Data = DATA, shards: ShardsAt = "") -> None:
-    """Measure the best model and the baselines on the test split, and write the report.
+    """Evaluate the best model and the baselines on the test split, and write the report.
 
-    In: models/best, data/shards. Out: data/predictions, results. Example: `effimini evaluate`
+    Reads models/best, data/shards and data/weights.json; writes data/predictions and results.
+
+    Example: `effimini evaluate`
     """
     from effimini import evaluate as stage
 
@@ -269,14 +289,18 @@ def evaluate(params: ParamsFile = PARAMS, data: Data = DATA, shards: ShardsAt = 
 
 @app.command()
 def validate(
-    table: Annotated[str, typer.Argument(help="A table, or its folder; without it every table that is here.")] = "",
+    table: Annotated[
+        str, typer.Argument(help="A table, or its folder; by default every table in the data folder.")
+    ] = "",
     params: ParamsFile = PARAMS,
     data: Data = DATA,
 ) -> None:
-    """Check a table of all categories, and write the gate that the next stage waits for.
+    """Validate a table over all categories, and write the gate that the next stage depends on.
 
-    In: data/TABLE, and what it was made from where that is there. Out: data/gates/TABLE, and the Data Docs
-    results/validation/TABLE.html. Examples: `effimini validate sample`, `effimini validate team/data/shards`
+    Reads data/TABLE, and the tables that it was made from if they exist; writes data/gates/TABLE and the Data Docs page
+    results/validation/TABLE.html.
+
+    Examples: `effimini validate sample`, `effimini validate team/data/shards`
     """
     from validation import validate as stage
 
@@ -286,30 +310,34 @@ def validate(
     for name in [table] if table else stage.present_tables(data):
         stage.validate(name, settings, data)
         pages = data.parent / "results/validation"
-        logging.info("%s passed; %s shows every expectation", name, pages / f"{name}.html")
+        logging.info("%s passed; every expectation is listed in %s", name, pages / f"{name}.html")
 
 
 @app.command()
 def accept(data: Data = DATA) -> None:
-    """Take the columns' profiles of this run as those that later runs are compared with.
+    """Accept the column profiles of this run as the reference for the drift checks of later runs.
 
-    In: data/profiles. Out: accepted.csv, to be committed. Example: `effimini accept`
+    Reads data/profiles; writes accepted.csv, which should be committed.
+
+    Example: `effimini accept`
     """
     from validation import validate as stage
 
-    logging.info("%s is written; commit it", stage.accept(data))
+    logging.info("%s was written; commit it", stage.accept(data))
 
 
 @app.command()
 def predict(
-    model: Annotated[Path, typer.Option(help="A model folder, models/best for example, or an exported one.")],
-    input_csv: Annotated[Path, typer.Option("--input", help="The items, in the challenge's format.")],
-    output_csv: Annotated[Path, typer.Option("--output", help="Where the scores go.")],
-    images: Annotated[Path, typer.Option(help="The folder that image_paths are relative to.")] = Path("images"),
+    model: Annotated[Path, typer.Option(help="A model folder, for example models/best, or an exported model.")],
+    input_csv: Annotated[Path, typer.Option("--input", help="The CSV file of items to score.")],
+    output_csv: Annotated[Path, typer.Option("--output", help="The CSV file to write the scores to.")],
+    images: Annotated[Path, typer.Option(help="The folder that image_paths is relative to.")] = Path("images"),
 ) -> None:
-    """Score the items of a CSV file.
+    """Predict the average rating of each item of a CSV file.
 
-    In: parent_asin, main_category, title, features, description, image_paths. Out: item_id, score, params, flops.
+    Reads the columns parent_asin, main_category, title, features, description and image_paths; writes item_id, score,
+    params and flops.
+
     Example: `effimini predict --model models/best --input items.csv --images images --output scores.csv`
     """
     from effimini import predict as stage
@@ -319,12 +347,14 @@ def predict(
 
 @app.command()
 def export(
-    model: Annotated[Path, typer.Option(help="A model folder, models/best for example.")],
-    output: Annotated[Path, typer.Option(help="The folder to make; an earlier export there is replaced.")],
+    model: Annotated[Path, typer.Option(help="A model folder, for example models/best.")],
+    output: Annotated[Path, typer.Option(help="The folder to create; an earlier export is replaced.")],
 ) -> None:
-    """Write a model as ONNX, which `effimini predict` runs without torch's network; needs `effimini[onnx]`.
+    """Export a model to ONNX, which `effimini predict` runs with onnxruntime; needs `effimini[onnx]`.
 
-    In: a model folder. Out: model.onnx with the model's configuration and tokenizer, its scores compared with torch's.
+    Reads a model folder; writes model.onnx, the configuration and the tokenizer, after comparing the scores with
+    torch's.
+
     Example: `effimini export --model models/best --output build/onnx`
     """
     from effimini import export as stage
@@ -334,14 +364,15 @@ def export(
 
 @app.command()
 def lint(
-    shards: Annotated[str, typer.Argument(help="A folder of shards, or a URL of one.")] = "data/shards",
+    shards: Annotated[str, typer.Argument(help="The folder or URL of the shards.")] = "data/shards",
     categories: Categories = None,
     params: ParamsFile = PARAMS,
     as_json: Json = False,
 ) -> None:
-    """Read everything of shards, and say what is wrong and where.
+    """Read every byte of the shards and report faults with their location.
 
-    In: data/shards, or where they are. Out: a line a fault on stdout, and exit code 1 if there is one.
+    Prints one line per fault, and exits with code 1 if there is any.
+
     Example: `effimini lint data/shards`
     """
     from shards import lint as stage
@@ -362,15 +393,16 @@ def lint(
 
 @app.command()
 def info(
-    shards: Annotated[str, typer.Argument(help="A folder of shards, or a URL of one.", show_default=False)] = "",
+    shards: Annotated[str, typer.Argument(help="The folder or URL of the shards.", show_default=False)] = "",
     categories: Categories = None,
     params: ParamsFile = PARAMS,
     as_json: Json = False,
 ) -> None:
-    """Say what shards hold; without an argument, what the model costs: parameters and FLOPs by part, C and E.
+    """Summarize shards; without an argument, print the model's parameters and FLOPs by part, and its C and E.
 
-    In: a folder of shards, or params.yaml. Out: a table. Examples: `effimini info data/shards`,
-    `effimini info --params params/paper.yaml`
+    Reads the shards, or the model configured in params.yaml.
+
+    Examples: `effimini info data/shards`, `effimini info --params params/paper.yaml`
     """
     if shards:
         from shards import summary
@@ -385,13 +417,15 @@ def info(
 
 @app.command()
 def card(
-    shards: Annotated[str, typer.Argument(help="A folder of shards, or a URL of one.")] = "data/shards",
+    shards: Annotated[str, typer.Argument(help="The folder or URL of the shards.")] = "data/shards",
     categories: Categories = None,
     params: ParamsFile = PARAMS,
 ) -> None:
-    """Print one dataset card for several categories, to be the README.md at the root of a hub repository.
+    """Print a dataset card for several categories: the README.md at the root of a hub repository.
 
-    In: a folder of shards. Out: Markdown on stdout. Example: `effimini card > data/shards/README.md`
+    Reads the shards; prints Markdown.
+
+    Example: `effimini card > data/shards/README.md`
     """
     from shards import card as stage
 
@@ -400,25 +434,31 @@ def card(
 
 @app.command()
 def preview(
-    shards: Annotated[str, typer.Argument(help="A folder of shards, or a URL of one.")] = "data/shards",
+    shards: Annotated[str, typer.Argument(help="The folder or URL of the shards.")] = "data/shards",
     categories: Categories = None,
-    split: Annotated[Literal["train", "validation", "test"], typer.Option(help="Of which split.")] = "train",
-    samples: Annotated[int, typer.Option(min=1, max=1000, help="How many, as many of each category.")] = 48,
-    seed: Annotated[int, typer.Option(help="Another seed, other samples.")] = 0,
-    weights: Annotated[str, typer.Option(help="By default the weights.json beside the shards, if there is one.")] = "",
-    output: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("preview.html"),
+    split: Annotated[Literal["train", "validation", "test"], typer.Option(help="The split to show.")] = "train",
+    samples: Annotated[
+        int, typer.Option(min=1, max=1000, help="Number of samples, spread evenly over the categories.")
+    ] = 48,
+    seed: Annotated[int, typer.Option(help="Seed of the random choice of samples.")] = 0,
+    weights: Annotated[
+        str, typer.Option(help="The weights.json to use; by default the one next to the shards, if any.")
+    ] = "",
+    output: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("preview.html"),
     params: ParamsFile = PARAMS,
 ) -> None:
-    """Show samples of shards on one page: image, text, label, counts, weight, and how the image came.
+    """Write a page that shows samples: image, text, label, counts, weight, and the outcome of the image fetch.
 
-    In: a folder of shards; the images' tables beside it, if they are there. Out: an HTML file that needs no network.
+    Reads the shards, and the image tables next to them if they exist; writes a self-contained HTML file.
+
     Example: `effimini preview data/shards Demo_Toys --samples 20`
     """
     from prep.core import files
     from shards import preview as stage
 
-    location, of = _open_location(shards, params), _chosen(shards, None, params)
-    html = stage.preview_page(location, categories or of, split, samples, seed, Path(weights) if weights else None, of)
+    location, configured = _open_location(shards, params), _chosen(shards, None, params)
+    weights_file = Path(weights) if weights else None
+    html = stage.preview_page(location, categories or configured, split, samples, seed, weights_file, configured)
     with files.atomic_write(output) as partial:
         partial.write_text(html, encoding="utf-8")
     typer.echo(f"Preview: {output.resolve()}")
@@ -431,22 +471,24 @@ def diff(
     ],
     new: Annotated[str, typer.Argument(metavar="REV2", help="The version to compare with it.")],
     categories: Categories = None,
-    repo: Annotated[str, typer.Option(help="The project that the revisions are of: a path or a git URL.")] = ".",
-    folder: Annotated[str, typer.Option(help="Where the shards are in it.")] = "data/shards",
+    repo: Annotated[str, typer.Option(help="The project that the revisions belong to: a path or a git URL.")] = ".",
+    folder: Annotated[str, typer.Option(help="The folder of the shards within the project.")] = "data/shards",
     params: ParamsFile = PARAMS,
     as_json: Json = False,
 ) -> None:
-    """Say what changed between two versions of shards: parameters, items, shards, labels.
+    """Compare two versions of shards: parameters, items, shards and labels.
 
-    In: two revisions, whose files are in the DVC cache or the remote. Out: tables. Examples: `effimini diff v1 v2`,
-    `effimini diff v1 data/shards`
+    Reads the files of both versions from folders, URLs, the DVC cache or the DVC remote.
+
+    Examples: `effimini diff v1 v2`, `effimini diff v1 data/shards`
     """
     from shards import diff as stage
     from shards import diff_table
 
     root = Path(repo).resolve() if Path(repo).exists() else repo
-    given = [(name, Path(name).is_dir() or "://" in name or name.startswith("dvc+")) for name in (old, new)]
-    before, after = (_open_location(name if whole else f"dvc+{root}@{name}#{folder}", params) for name, whole in given)
+    versions = [(name, Path(name).is_dir() or "://" in name or name.startswith("dvc+")) for name in (old, new)]
+    urls = (name if is_location else f"dvc+{root}@{name}#{folder}" for name, is_location in versions)
+    before, after = (_open_location(url, params) for url in urls)
     result = msgspec.structs.replace(stage.compare(before, after, categories), old=old, new=new)
     _show(result, diff_table.comparison_table, as_json)
 
@@ -455,7 +497,9 @@ def diff(
 def results(as_json: Json = False) -> None:
     """Print the metrics of the last evaluation and the path of its report.
 
-    In: results/evaluation.json. Out: a table. Example: `effimini results`
+    Reads results/evaluation.json.
+
+    Example: `effimini results`
     """
     from effimini import report as stage
 
@@ -472,7 +516,7 @@ def _open_location(url: str, params: Path) -> "ShardLocation":
 
 
 def _chosen(url: str, categories: list[str] | None, params: Path) -> list[str] | None:
-    """Return which categories of shards are meant: of the project's own, those of its parameters; else None is all."""
+    """Return the categories to read: for the project's own shards those of params.yaml by default, else None (all)."""
     if categories or Path(url).absolute() != (DATA / "shards").absolute():
         return categories
     chosen = list(load_params(params).source.categories)

@@ -1,7 +1,7 @@
-"""Where the time of a training goes, by what it is spent on.
+"""Measures where a training spends its time, by activity.
 
-In: the moments at which one thing ends and the next begins. Out: seconds by name. Guaranteed: nothing waits for the
-accelerator: there the moments are events of its own queue, so that "data" is the time in which it had nothing to do.
+Input: the moments at which one activity ends and the next starts. Output: seconds by name. Guarantees: never blocks on
+the GPU: on CUDA the moments are events in its stream, so that "data" is the time that the GPU was idle.
 """
 
 import time
@@ -12,25 +12,25 @@ Moment = float | torch.cuda.Event
 
 
 class Clock:
-    """A stopwatch with names: `start` says what begins, and what was before it has ended.
+    """A stopwatch with named activities: `start` begins one and ends the one before.
 
     Attributes:
-        seconds: by name, of all that has ended and was read.
+        seconds: total time by name of the activities that have ended and were read.
     """
 
     def __init__(self, device: torch.device, seconds: dict[str, float]) -> None:
-        """Start at nothing.
+        """Create a stopwatch with nothing running.
 
         Args:
-            device: that computes.
-            seconds: by name, of before; they are added to in place.
+            device: the device that computes.
+            seconds: earlier totals by name; updated in place.
         """
         self.seconds = seconds
         self._cuda = device.type == "cuda"
         self._marks: list[tuple[str, Moment]] = []
 
     def start(self, name: str) -> None:
-        """Begin `name`, now, or where the accelerator will be when it has done what it was given so far."""
+        """Start `name` now, or on CUDA when the work queued so far is done."""
         if not self._cuda:
             self._marks.append((name, time.perf_counter()))
             return
@@ -39,22 +39,22 @@ class Clock:
         self._marks.append((name, moment))
 
     def read(self) -> None:
-        """Add up what has ended, but for the newest things that the accelerator has yet to do."""
+        """Add the activities that have ended to the totals, except those that the GPU has not finished."""
         while len(self._marks) > 1:
-            (name, begun), (_, ended) = self._marks[:2]
-            if isinstance(begun, torch.cuda.Event) and isinstance(ended, torch.cuda.Event):
-                if not ended.query():  # type: ignore[no-untyped-call]
+            (name, start), (_, end) = self._marks[:2]
+            if isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
+                if not end.query():  # type: ignore[no-untyped-call]
                     return
-                spent = begun.elapsed_time(ended) / 1000
+                elapsed = start.elapsed_time(end) / 1000
             else:
-                assert isinstance(begun, float), begun
-                assert isinstance(ended, float), ended
-                spent = ended - begun
-            self.seconds[name] = self.seconds.get(name, 0.0) + spent
+                assert isinstance(start, float), start
+                assert isinstance(end, float), end
+                elapsed = end - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
             self._marks.pop(0)
 
     def stop(self) -> None:
-        """End what runs, and wait until the accelerator has done it."""
+        """End the current activity, and wait until the GPU has finished it."""
         if self._marks:
             self.start("")
             if self._cuda:

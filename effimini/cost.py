@@ -1,6 +1,6 @@
-"""What a model costs: parameters, floating point operations, and the challenge's C and E.
+"""The cost of a model: parameters, FLOPs, and the challenge's C and E.
 
-In: a model and the size of its input. Out: numbers. Deterministic; C and E are the challenge's (reference section 2).
+Input: a model and the size of its input. Output: numbers. Deterministic; docs/paper.md has the formulas.
 """
 
 import math
@@ -25,7 +25,7 @@ def efficiency(c: float) -> float:
 
 
 def costs(model: EffiMini) -> Costs:
-    """Return what a model costs at its own input."""
+    """Return the cost of a model at its configured input size."""
     counted = flops(model, model.config.size, model.config.max_tokens)["total"]
     total = parameters(model)["total"]
     c = cost(total, counted)
@@ -33,7 +33,7 @@ def costs(model: EffiMini) -> Costs:
 
 
 def parameters(model: EffiMini) -> dict[str, int]:
-    """Return the parameters of each part and their total; the text encoder's unused pooler counts."""
+    """Return the number of parameters by part and in total, including the unused pooler of the text encoder."""
     counts = {part: sum(p.numel() for p in getattr(model, part).parameters()) for part in PARTS}
     if model.ngrams is not None:
         counts["ngrams"] = model.ngrams.weight.numel()
@@ -42,14 +42,14 @@ def parameters(model: EffiMini) -> dict[str, int]:
 
 @torch.no_grad()
 def flops(model: EffiMini, size: int, tokens: int) -> dict[str, int]:
-    """Return the floating point operations of one sample by part and in total, 2 per multiply-add.
+    """Return the FLOPs of one sample by part and in total, 2 per multiply-add.
 
-    Attention is computed in the eager way while counting: the counter does not see the fused one.
+    Uses eager attention while counting, because the counter does not see fused attention.
 
     Args:
-        model: any; left as it was.
+        model: the model; left unchanged.
         size: height and width of the image, px.
-        tokens: of the text, all of them real.
+        tokens: number of tokens of the text, without padding.
     """
     device = model.mean.device
     image = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device)

@@ -1,10 +1,9 @@
-"""Evaluation: the best model beside the baselines, on the same test split.
+"""Evaluation of the best model and the baselines on the test split.
 
-In: ``models/best/``, ``data/shards/``, ``data/weights.json`` and the parameters. Out: ``data/predictions/``
-(a parquet a split), ``results/evaluation.json`` with every predictor, ``results/metrics.json`` with the model alone,
-``results/plots/*.csv`` and ``results/report.html``.
-Guaranteed: the same inputs give the same bytes; each sample of a split is predicted once by each predictor; whatever
-comes from demo data says so.
+Input: ``models/best/``, ``data/shards/``, ``data/weights.json`` and the parameters. Output: ``data/predictions/`` (one
+Parquet file per split), ``results/evaluation.json`` with every predictor, ``results/metrics.json`` with only the model,
+``results/plots/*.csv`` and ``results/report.html``. Guarantees: the same inputs give the same bytes; each predictor
+predicts each sample of a split exactly once; results on demo data are marked as such.
 """
 
 import logging
@@ -46,11 +45,11 @@ READS = (
 )
 
 MODEL, IMAGE_ALONE, TEXT_ALONE = "EffiMini", "EffiMini, image alone", "EffiMini, text alone"
-BINS = 10  # of the calibration plot, of equal numbers of samples
+BINS = 10  # equally filled bins of the calibration plot
 
 
 class _Splits(NamedTuple):
-    """The samples of each split."""
+    """The datasets of the three splits."""
 
     train: ShardDataset
     validation: ShardDataset
@@ -64,20 +63,18 @@ def evaluate(
     results: Path = Path("results"),
     shards: str | Path | None = None,
 ) -> Evaluation:
-    """Measure ``models/best`` on the test split, write everything, and return the content of evaluation.json.
+    """Evaluate ``models/best`` on the test split, write all outputs, and return the content of evaluation.json.
 
     Args:
-        params: those of `READS` are read.
-        data: holds weights.json and takes the predictions.
-        models: holds best/.
-        results: takes evaluation.json, metrics.json, plots and the report.
-        shards: a folder or URL of shards from elsewhere; None is ``data/shards``, where shards, weights and model
-            have to be those of `params`.
+        params: the parameters; only those in `READS` are read.
+        data: the folder that contains weights.json; the predictions are written to it.
+        models: the folder that contains best/.
+        results: the folder for evaluation.json, metrics.json, the plots and the report.
+        shards: a folder or URL of external shards. None is ``data/shards``; then shards, weights and model must match
+            `params`.
 
     Raises:
-        UserError: the model, the shards or the weights are absent, or belong to another run.
-
-    Source: reference section 2 (metrics).
+        UserError: the model, the shards or the weights are missing, or belong to another run.
     """
     params = narrow(params, READS)
     model, training = EffiMini.from_pretrained(models / "best"), provenance.read_training(models / "best")
@@ -95,12 +92,12 @@ def evaluate(
     else:
         weights = provenance.weights_for(train, params, None)
         provenance.warn_of_other_splits(training, train)
-    of_validation, predictions = _predict(params, model, splits, weights)
+    validation_stars, predictions = _predict(params, model, splits, weights)
     ours = predictions[MODEL]
-    _write_predictions(data / "predictions", {"test": (test, ours), "validation": (validation, of_validation)})
+    _write_predictions(data / "predictions", {"test": (test, ours), "validation": (validation, validation_stars)})
 
-    chosen = ModelSelection(round(metrics.plcc(of_validation, validation.labels), 6), len(validation))
-    measured = _measure(params, model, predictions, test, chosen)
+    selection = ModelSelection(round(metrics.plcc(validation_stars, validation.labels), 6), len(validation))
+    measured = _measure(params, model, predictions, test, selection)
     writers.write_json(results / "evaluation.json", measured)
     writers.write_json(results / "metrics.json", dvc_metrics(measured))
     tables = _write_tables(results / "plots", splits, predictions, measured, weights)
@@ -115,7 +112,7 @@ def evaluate(
 
 
 def dvc_metrics(measured: Evaluation) -> dict[str, str | float | None]:
-    """Return the content of metrics.json, which `dvc metrics show` prints in a row: few numbers, all of the model.
+    """Return the content of metrics.json: the few numbers of the model that `dvc metrics show` prints in one row.
 
     Args:
         measured: the content of evaluation.json.
@@ -130,7 +127,7 @@ def dvc_metrics(measured: Evaluation) -> dict[str, str | float | None]:
 
 
 def calibration_table(predictions: Stars, labels: Stars) -> pd.DataFrame:
-    """Return mean prediction and mean label of `BINS` bins of equal size, ordered by prediction."""
+    """Return the mean prediction and mean label of `BINS` bins of equal size, in order of prediction."""
     order = np.argsort(predictions, kind="stable")
     rows = [
         {"prediction": predictions[part].mean(), "average_rating": labels[part].mean(), "samples": len(part)}
@@ -141,13 +138,13 @@ def calibration_table(predictions: Stars, labels: Stars) -> pd.DataFrame:
 
 
 def metrics_by_group(predictions: Mapping[str, Stars], test: ShardDataset) -> pd.DataFrame:
-    """Return samples and each predictor's PLCC and MAE by category and by bucket of rating_number."""
+    """Return the number of samples and each predictor's PLCC and MAE, by category and by bucket of rating_number."""
     bucket = count_bucket(test.rating_number)
     category = np.array(test.categories)
-    picked = [("category", name, category == name) for name in dict.fromkeys(test.categories)]
-    picked += [("rating_number", name, bucket == number) for number, name in enumerate(count_bucket_names())]
+    groups = [("category", name, category == name) for name in dict.fromkeys(test.categories)]
+    groups += [("rating_number", name, bucket == number) for number, name in enumerate(count_bucket_names())]
     rows = []
-    for by, name, chosen in picked:
+    for by, name, chosen in groups:
         if chosen.any():
             row: dict[str, str | float] = {"by": by, "group": name, "samples": int(chosen.sum())}
             for predictor, stars in predictions.items():
@@ -158,25 +155,23 @@ def metrics_by_group(predictions: Mapping[str, Stars], test: ShardDataset) -> pd
 
 
 def weights_by_count(train: ShardDataset, weights: SampleWeights) -> pd.DataFrame:
-    """Return what the loss makes of the training samples, by bucket of the count that weighs.
+    """Return how the loss weights the training samples, by bucket of the count that determines the weight.
 
     Returns:
-        A row a bucket that has samples: ratings (its name), samples, mean label (stars), mean weight, share of weight
-        (of all samples'), clipped (share of the bucket's samples whose weight is at the clip).
-
-    Source: reference section 1 (weight).
+        One row per non-empty bucket: ratings (its name), samples, mean label (stars), mean weight, share of weight
+        (the bucket's fraction of the total weight), clipped (the fraction of its samples whose weight is clipped).
     """
     counts = counts_of(train, weights)
-    each = sample_weights(counts, weights).astype(np.float64)
+    weight = sample_weights(counts, weights).astype(np.float64)
     bucket = count_bucket(counts)
     rows = [
         {
             "ratings": name,
             "samples": int(chosen.sum()),
             "mean label": float(train.labels[chosen].mean()),
-            "mean weight": each[chosen].mean(),
-            "share of weight": each[chosen].sum() / max(each.sum(), 1e-9),
-            "clipped": float((each[chosen] >= weights.clip).mean()) if weights.count != "none" else 0.0,
+            "mean weight": weight[chosen].mean(),
+            "share of weight": weight[chosen].sum() / max(weight.sum(), 1e-9),
+            "clipped": float((weight[chosen] >= weights.clip).mean()) if weights.count != "none" else 0.0,
         }
         for number, name in enumerate(count_bucket_names())
         if (chosen := bucket == number).any()
@@ -186,45 +181,43 @@ def weights_by_count(train: ShardDataset, weights: SampleWeights) -> pd.DataFram
 
 def count_bucket_names() -> list[str]:
     """Return the name of each bucket of rating_number: 0-1, 2-4, ... 1000+."""
-    last = [f"{low}-{high - 1}" for low, high in pairwise(COUNT_BUCKETS)]
-    return [*last, f"{COUNT_BUCKETS[-1]}+"]
+    names = [f"{low}-{high - 1}" for low, high in pairwise(COUNT_BUCKETS)]
+    return [*names, f"{COUNT_BUCKETS[-1]}+"]
 
 
 def _predict(
     params: Params, model: EffiMini, splits: _Splits, weights: SampleWeights
 ) -> tuple[Stars, dict[str, Stars]]:
-    """Return the model's stars of validation, and those of test by predictor, the model first; all clamped."""
-    of_features = {}
+    """Return the model's stars on validation, and the stars of each predictor on test, the model first; all clamped."""
+    feature_baseline = {}
     with init_distributed() as dist:
         model.to(dist.device)
 
         def stars(split: ShardDataset, seen: Modality = "both") -> Stars:
             return clamp(predict_split(model, split, dist, params, seen))
 
-        of_validation = stars(splits.validation)
+        validation_stars = stars(splits.validation)
         ours = {
             MODEL: stars(splits.test),
             IMAGE_ALONE: stars(splits.test, "image"),
             TEXT_ALONE: stars(splits.test, "text"),
         }
-        if (
-            params.train.freeze_encoders and dist.world_size == 1
-        ):  # the encoders are as they came, their features mostly stored
+        if params.train.freeze_encoders and dist.world_size == 1:  # most features are in the local store already
             train, validation, test = (features.of_split(model, split, dist, params) for split in splits)
-            of_features["frozen features + ridge"] = on_features(train, validation, test, weights)
+            feature_baseline["frozen features + ridge"] = on_features(train, validation, test, weights)
         model.cpu()
-    return of_validation, ours | baselines(*splits, weights, params.text.fields) | of_features
+    return validation_stars, ours | baselines(*splits, weights, params.text.fields) | feature_baseline
 
 
 def _measure(
-    params: Params, model: EffiMini, predictions: Mapping[str, Stars], test: ShardDataset, chosen: ModelSelection
+    params: Params, model: EffiMini, predictions: Mapping[str, Stars], test: ShardDataset, selection: ModelSelection
 ) -> Evaluation:
-    """Return the numbers of evaluation.json, with 6 decimals."""
+    """Return the content of evaluation.json, rounded to 6 decimals."""
     labels, costs = test.labels, cost.costs(model)
-    again = (params.evaluate.bootstrap, params.evaluate.seed)
+    resampling = (params.evaluate.bootstrap, params.evaluate.seed)
     scores = {}
     for name, stars in predictions.items():
-        low, high = metrics.plcc_interval(stars, labels, *again)
+        low, high = metrics.plcc_interval(stars, labels, *resampling)
         found = {
             "plcc": metrics.plcc(stars, labels),
             "plcc_low": low,
@@ -238,7 +231,7 @@ def _measure(
             found["ces"] = metrics.ces(found["plcc"], costs.E)
         else:
             found["behind"], found["behind_low"], found["behind_high"] = metrics.lead(
-                predictions[MODEL], stars, labels, *again
+                predictions[MODEL], stars, labels, *resampling
             )
         scores[name] = Scores(**{key: round(value, 6) for key, value in found.items()})
     return Evaluation(
@@ -247,21 +240,21 @@ def _measure(
         label=LabelStats(round(float(labels.mean()), 6), round(float(labels.std(dtype=np.float64)), 6)),
         test=scores,
         cost=msgspec.structs.replace(costs, C=round(costs.C, 6), E=round(costs.E, 6)),
-        validation=chosen,
+        validation=selection,
     )
 
 
 def _write_tables(
     folder: Path, splits: _Splits, predictions: Mapping[str, Stars], measured: Evaluation, weights: SampleWeights
 ) -> dict[str, pd.DataFrame]:
-    """Write the tables of results/plots, and return them by name."""
+    """Write the tables to results/plots, and return them by name."""
     test, ours = splits.test, predictions[MODEL]
-    whole = {name: stars for name, stars in predictions.items() if name not in {IMAGE_ALONE, TEXT_ALONE}}
+    by_group = {name: stars for name, stars in predictions.items() if name not in {IMAGE_ALONE, TEXT_ALONE}}
     tables = {
         "predictions": _frame(test, ours)[["average_rating", "prediction", "category", "rating_number"]],
         "calibration": calibration_table(ours, test.labels),
-        "baselines": pd.DataFrame([{"predictor": name, "plcc": of.plcc} for name, of in measured.test.items()]),
-        "groups": metrics_by_group(whole, test),
+        "baselines": pd.DataFrame([{"predictor": name, "plcc": scores.plcc} for name, scores in measured.test.items()]),
+        "groups": metrics_by_group(by_group, test),
         "weights": weights_by_count(splits.train, weights),
     }
     for name, table in tables.items():
@@ -285,24 +278,26 @@ def _frame(split: ShardDataset, stars: Stars) -> pd.DataFrame:
 
 
 def _stage_reports(test: ShardDataset) -> list[StageReport]:
-    """Return the reports of the stages that the samples came through, of each category, as its shards hold them.
+    """Return the reports of all data stages for each category, which are stored with its shards.
 
     Raises:
-        UserError: shards hold no such report.
+        UserError: the report in the shards is not valid.
     """
-    location, found = test.shards.location, []
+    location, reports = test.shards.location, []
     for manifest in test.shards.manifests:
         name = f"{manifest.category}/report.json"
         try:
-            made = msgspec.json.decode(location.read(name), type=StageReport)
+            stage_report = msgspec.json.decode(location.read(name), type=StageReport)
         except msgspec.DecodeError as error:
-            raise UserError(f"{location.full(name)} is no report of a stage ({error}); run `dvc checkout`") from None
-        found += [*made.before, made]
-    return found
+            raise UserError(
+                f"{location.full(name)} is not a valid stage report ({error}); run `dvc checkout`"
+            ) from None
+        reports += [*stage_report.before, stage_report]
+    return reports
 
 
 def _write_predictions(folder: Path, splits: Mapping[str, tuple[ShardDataset, Stars]]) -> None:
-    """Write `PREDICTIONS` of each split and the funnel: every sample is predicted."""
+    """Write the predictions of each split (schema `PREDICTIONS`) and the row accounting."""
     with files.atomic_folder(folder) as partial:
         for name, (split, stars) in splits.items():
             table = pa.Table.from_pandas(_frame(split, stars), PREDICTIONS, preserve_index=False)

@@ -1,7 +1,7 @@
-"""The samples that a person looks at first: where the model was nearest, and where it was farthest off.
+"""Example samples for the report: those with the smallest and the largest errors.
 
-In: a split and the model's stars. Out: a few samples with image, text, label and prediction. Deterministic: equal
-errors stand in the order of the split.
+Input: a split and the model's stars. Output: a few samples with image, text, label and prediction. Deterministic: equal
+errors keep the order of the split.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ SHOWN = 6  # of each kind
 
 
 class Example(NamedTuple):
-    """A sample and what was predicted."""
+    """A sample and its prediction."""
 
     parent_asin: str
     category: str
     title: str
-    image: str  # a data: URL, empty without an image
+    image: str  # a data: URL, empty if there is no image
     text: str  # as the model reads it, before it is cut to max_tokens
     average_rating: float  # stars
     rating_number: int
@@ -31,20 +31,20 @@ class Example(NamedTuple):
 
 
 def examples(split: ShardDataset, stars: Stars, fields: Sequence[str]) -> dict[str, list[Example]]:
-    """Return samples by kind: the nearest predictions, the most too low, the most too high; the farthest first.
+    """Return samples by kind: predicted too low and too high (largest error first), and nearest (smallest first).
 
     Args:
         split: the samples.
-        stars: of each of them, float32 [N].
-        fields: text fields, in order, as the model reads them.
+        stars: the prediction of each sample, float32 [N].
+        fields: the text fields of the model, in order.
     """
-    off = stars - split.labels
-    order = np.argsort(off, kind="stable")
+    error = stars - split.labels
+    order = np.argsort(error, kind="stable")
     low, high = order[:SHOWN], order[::-1][:SHOWN]
     chosen = {
-        "Predicted too low": low[off[low] < 0],
-        "Predicted too high": high[off[high] > 0],
-        "Nearest": np.argsort(np.abs(off), kind="stable")[:SHOWN],
+        "Predicted too low": low[error[low] < 0],
+        "Predicted too high": high[error[high] > 0],
+        "Nearest": np.argsort(np.abs(error), kind="stable")[:SHOWN],
     }
     return {
         kind: [_example(split, i, float(stars[i]), fields) for i in found.tolist()] for kind, found in chosen.items()

@@ -1,8 +1,8 @@
-"""Features of frozen encoders, computed once and kept: what trains on them takes seconds.
+"""Features of frozen encoders, computed once and cached, so that training on them takes seconds.
 
-In: a model and the samples of a split. Out: an array in the local store, and samples that carry a row of it instead of
-image and text. Guaranteed: the array is that of these encoders' weights, these shards and this precision, and it is
-whole; it is read from disk as batches ask for it.
+Input: a model and the samples of a split. Output: an array in the local store, and samples that carry a row of it
+instead of image and text. Guarantees: the cache key includes the encoders' weights, the shards and the precision; the
+array is written atomically and memory-mapped.
 """
 
 import hashlib
@@ -24,42 +24,42 @@ from prep.core.params import Params
 from shards import sampler
 from shards.stream import Batch, ShardDataset
 
-FORMAT = 3  # raise it when the same encoders give other features
-_ROWS_PER_CHUNK = 100_000  # looked at at once
+FORMAT = 3  # increment when the same encoders give different features
+_ROWS_PER_CHUNK = 100_000  # rows standardized at once
 
 
 class Head(nn.Module):
-    """The head of a model alone, called as the model is, with features in the place of images."""
+    """The head of a model, called like the model but with features instead of images."""
 
     def __init__(self, model: EffiMini) -> None:
         super().__init__()
-        self.head = model.head  # so that it alone is put in training mode
+        self.head = model.head  # so that only the head is put in training mode
         self._score = model.score
 
     def forward(self, features: Tensor, *_: Tensor) -> Tensor:
-        """Return stars, float32 [B], of features float32 [B, F + D]."""
+        """Return the stars, float32 [B], of features float32 [B, F + D]."""
         return self._score(features)
 
 
 class FeatureDataset(ShardDataset):
-    """The samples of a split, whose batches hold features float32 [B, F + D] as their images, and no text.
+    """A split whose batches contain features, float32 [B, F + D], instead of images, and no text.
 
     Attributes:
-        features: of all samples, float32 [N, F + D].
+        features: the features of all samples, float32 [N, F + D].
     """
 
     def __init__(self, dataset: ShardDataset, features: npt.NDArray[np.float32]) -> None:
-        """Take the samples of `dataset`, of which `features` float32 [N, F + D] holds a row each."""
+        """Create a dataset with the samples of `dataset` and their `features`, float32 [N, F + D]."""
         self.__dict__.update(dataset.__dict__)
         self.features = features
 
     def batch(self, samples: sampler.SampleNumbers, global_size: int) -> Batch:
-        """Return the features of `samples`, a part of a step of `global_size`, on CPU."""
-        none = torch.zeros((len(samples), 1), dtype=torch.int64)
+        """Return the features of `samples`, a part of a global batch of `global_size`, on the CPU."""
+        no_text = torch.zeros((len(samples), 1), dtype=torch.int64)
         return Batch(
             images=torch.from_numpy(self.features[samples]),
-            tokens=none,
-            mask=none + 1,
+            tokens=no_text,
+            mask=no_text + 1,
             has_image=torch.from_numpy(self.has_image[samples]),
             label=torch.from_numpy(self.labels[samples]),
             rating_number=torch.from_numpy(self.rating_number[samples]),
@@ -71,14 +71,14 @@ class FeatureDataset(ShardDataset):
 
 
 def of_split(model: EffiMini, dataset: ShardDataset, dist: Distributed, params: Params) -> FeatureDataset:
-    """Return the samples of `dataset` as features of the model's encoders, from the store or computed.
+    """Return `dataset` with the features of the model's encoders, read from the local store or computed.
 
     Raises:
-        UserError: there are several ranks.
+        UserError: there is more than one rank.
     """
     if dist.world_size > 1:
         raise UserError(
-            f"train.freeze_encoders is true on {dist.world_size} ranks; the head alone trains in one process, use one"
+            f"train.freeze_encoders is true and there are {dist.world_size} ranks; use one process, or set it to false"
         )
     name = files.fingerprint(FORMAT, dataset.fingerprint, _encoder_fingerprint(model), model.autocast)
     path = files.store() / "features" / f"{name}.npy"
@@ -89,9 +89,9 @@ def of_split(model: EffiMini, dataset: ShardDataset, dist: Distributed, params: 
 
 
 def standardize(model: EffiMini, train: FeatureDataset) -> None:
-    """Let the head read features of mean 0 and standard deviation 1 over the training split.
+    """Make the model standardize its features with the mean and standard deviation of the training split.
 
-    Encoders that are not trained give features of very different sizes, with which a head learns little.
+    Frozen encoders give features of very different scales, from which a head learns little.
     """
     scaler = StandardScaler()
     for start in range(0, len(train), _ROWS_PER_CHUNK):
@@ -102,19 +102,19 @@ def standardize(model: EffiMini, train: FeatureDataset) -> None:
 
 def _compute_features(path: Path, model: EffiMini, dataset: ShardDataset, dist: Distributed, params: Params) -> None:
     rows: np.memmap[Any, np.dtype[np.float32]] | None = None
-    of_key = {key: row for row, key in enumerate(dataset.keys)}
+    row_of = {key: row for row, key in enumerate(dataset.keys)}
     model.eval()
     for keys, found in each_sample(model.features, dataset, dist, params):
         if rows is None:
             shape = (len(dataset), found.shape[1])
             rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
-        rows[[of_key[key] for key in keys]] = found
+        rows[[row_of[key] for key in keys]] = found
     assert rows is not None
     rows.flush()
 
 
 def _encoder_fingerprint(model: EffiMini) -> str:
-    """Return the hex sha256 of the encoders' tensors and of how a text is pooled."""
+    """Return the hex SHA-256 of the encoders' tensors and the text pooling."""
     digest = hashlib.sha256(model.config.pooling.encode())
     for name, tensor in sorted(model.state_dict().items()):
         if name.startswith(("image.", "text.")):

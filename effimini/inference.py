@@ -1,6 +1,7 @@
-"""Stars for every sample of a split, in the dataset's order, whatever the ranks and workers.
+"""Prediction of every sample of a split, in the order of the dataset.
 
-In: a model and the samples of a split. Out: one number a sample. Each sample is predicted once (promise 5).
+Input: a model and the samples of a split. Output: one number per sample. Guarantees: each sample is predicted exactly
+once, and the result does not depend on the number of ranks and workers.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,18 +21,18 @@ from shards.loader import Loader
 from shards.stream import Batch, ShardDataset
 from shards.tokens import TokenizationConfig
 
-LENGTH_BUCKET_BATCHES = 64  # batches sorted by length together: the order changes no prediction but by rounding
+LENGTH_BUCKET_BATCHES = 64  # batches sorted together by text length; affects predictions only by rounding
 Modality: TypeAlias = Literal["both", "image", "text"]
-STARS = (1.0, 5.0)  # a prediction is clamped to these (reference section 1)
+STARS = (1.0, 5.0)  # predictions are clamped to this range
 
 
 def open_split(
     location: str | Path, params: Params, split: str, tokenization: TokenizationConfig, size: int
 ) -> ShardDataset:
-    """Open a split of shards for a model that reads images of `size` px a side and texts as `tokenization` says.
+    """Open a split for a model that reads images of `size` x `size` px and texts tokenized by `tokenization`.
 
     Raises:
-        UserError: as `ShardDataset`, or the images have another size.
+        UserError: as `ShardDataset`, or the images have a different size.
     """
     stream = params.stream
     dataset = ShardDataset(
@@ -44,7 +45,7 @@ def open_split(
     )
     if (found := dataset.shards.image_size) != size:
         raise UserError(
-            f"{location} holds images of {found} px and the model reads {size}; set images.resolution to {found}"
+            f"{location} contains images of {found} px and the model reads {size} px; set images.resolution to {found}"
         )
     return dataset
 
@@ -58,16 +59,16 @@ def to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.T
 def predict_split(
     model: nn.Module, dataset: ShardDataset, dist: Distributed, params: Params, seen: Modality = "both"
 ) -> npt.NDArray[np.float32]:
-    """Return the model's stars, float32 [N], not clamped, in the order of ``dataset.keys``; the same on every rank.
+    """Return the model's unclamped stars, float32 [N], in the order of ``dataset.keys``; the same on every rank.
 
     The model is put in evaluation mode.
 
     Args:
-        model: is given the inputs of `EffiMini.forward`.
+        model: a module with the inputs of `EffiMini.forward`.
         dataset: the samples.
-        dist: this process among the others.
+        dist: this process.
         params: as for `each_sample`.
-        seen: what of a sample the model is shown. Of a text that it is not shown the first token is left, which every
+        seen: the modality to show to the model. If it is "image", the text is reduced to its first token, which every
             text has.
     """
     model.eval()
@@ -81,25 +82,25 @@ def predict_split(
 
     keys: list[str] = []
     stars: list[npt.NDArray[np.float32]] = []
-    for of_batch, found in each_sample(function, dataset, dist, params):
-        keys += of_batch
-        stars.append(found)
+    for batch_keys, batch_stars in each_sample(function, dataset, dist, params):
+        keys += batch_keys
+        stars.append(batch_stars)
     gathered = dist.all_gather((keys, np.concatenate(stars)))
-    of_key = {key: value for keys, values in gathered for key, value in zip(keys, values, strict=True)}
-    return np.array([of_key[key] for key in dataset.keys], np.float32)
+    star_of = {key: value for keys, values in gathered for key, value in zip(keys, values, strict=True)}
+    return np.array([star_of[key] for key in dataset.keys], np.float32)
 
 
 @torch.inference_mode()
 def each_sample(
     function: Callable[..., torch.Tensor], dataset: ShardDataset, dist: Distributed, params: Params
 ) -> Iterator[tuple[list[str], npt.NDArray[np.float32]]]:
-    """Yield keys and what `function` gives for them, float32 [B, ...], of this rank's batches: each sample once.
+    """Yield the keys and the output of `function`, float32 [B, ...], of each batch of this rank.
 
     Args:
-        function: is given the inputs of `EffiMini.forward`.
+        function: a function with the inputs of `EffiMini.forward`.
         dataset: the samples.
-        dist: this process among the others.
-        params: the sections train and stream are read.
+        dist: this process.
+        params: the parameters; the sections train and stream are read.
     """
     loader = Loader(
         dataset,
@@ -116,5 +117,5 @@ def each_sample(
 
 
 def clamp(stars: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return stars within [1, 5]."""
+    """Return `stars` clamped to [1, 5]."""
     return np.clip(stars, *STARS)

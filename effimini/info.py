@@ -1,8 +1,7 @@
-"""What a model costs: parameters and floating point operations by part, C and E.
+"""The cost of the configured model: parameters and FLOPs by part, C and E.
 
-In: the parameters of a run. Out: the numbers of the architecture they describe, counted on the built model,
-at the paper's input and at the configured one. No weights are loaded, so it works offline for a local text
-encoder.
+Input: the parameters of a run. Output: the numbers, counted on the built model, at the paper's input size and at the
+configured one. No weights are loaded, so it works offline for a local text encoder.
 """
 
 import dataclasses
@@ -14,11 +13,11 @@ from effimini import cost
 from effimini.model import build
 from prep.core.params import Params
 
-PAPER = (224, 256)  # px and tokens at which the paper and the challenge count (reference section 1)
+PAPER = (224, 256)  # px and tokens at which the paper and the challenge count
 
 
 class Input(msgspec.Struct, frozen=True):
-    """What a sample costs at one input."""
+    """The cost of a sample at one input size."""
 
     size: int  # px
     tokens: int
@@ -28,24 +27,24 @@ class Input(msgspec.Struct, frozen=True):
 
 
 class Info(msgspec.Struct, frozen=True):
-    """What a model is and costs."""
+    """A model and its cost."""
 
-    image: str  # name of the encoder
-    text: str
+    image: str  # name of the image encoder
+    text: str  # name of the text encoder
     parameters: dict[str, int]  # by part, and in total
     inputs: dict[str, Input]  # by name
 
 
 def info(params: Params) -> Info:
-    """Return what the model of `params` costs, at the paper's input and at the configured one.
+    """Return the cost of the model of `params` at the paper's input size and at the configured one.
 
     Raises:
-        UserError: an encoder is unknown or cannot be had.
+        UserError: an encoder is unknown or cannot be loaded.
     """
     inputs = {}
     configured = (params.images.resolution, params.text.max_tokens)
     for name, (size, tokens) in (("paper", PAPER), ("configured", configured)):
-        # built for each input: some image encoders are made for one size
+        # built for each input size: some image encoders support only one size
         images = dataclasses.replace(params.images, resolution=size)
         text = dataclasses.replace(params.text, max_tokens=tokens)
         model = build(dataclasses.replace(params, images=images, text=text), random=True)
@@ -57,17 +56,17 @@ def info(params: Params) -> Info:
 
 
 def info_table(found: Info) -> Table:
-    """Return what `info` gave as a table to print."""
+    """Return the result of `info` as a table to print."""
     inputs = found.inputs.values()
     shown = Table(title=f"{found.image} + {found.text}")
     shown.add_column("part")
     shown.add_column("parameters", justify="right")
-    for given in inputs:
-        shown.add_column(f"GFLOPs at {given.size} px, {given.tokens} tokens", justify="right")
+    for one in inputs:
+        shown.add_column(f"GFLOPs at {one.size} px, {one.tokens} tokens", justify="right")
     *_, last, _ = found.parameters
     for part, count in found.parameters.items():
-        flops = (f"{given.flops.get(part, 0) / 1e9:.3f}" for given in inputs)
+        flops = (f"{one.flops.get(part, 0) / 1e9:.3f}" for one in inputs)
         shown.add_row(part, f"{count:,}", *flops, end_section=part in {last, "total"})
-    shown.add_row("C", "", *(f"{given.C:.3f}" for given in inputs))
-    shown.add_row("E", "", *(f"{given.E:.3f}" for given in inputs))
+    shown.add_row("C", "", *(f"{one.C:.3f}" for one in inputs))
+    shown.add_row("E", "", *(f"{one.E:.3f}" for one in inputs))
     return shown

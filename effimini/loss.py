@@ -1,8 +1,8 @@
-"""The loss: Huber per sample, weighted by how many ratings the label is the mean of.
+"""The loss: Huber loss per sample, weighted by the number of ratings behind the label.
 
-In: predictions, labels and counts of one rank's part of a global batch. Out: that part's share of the
-global batch's loss, so that the shares add up to the sum over the batch divided by its true size (promise
-5). Pure.
+Input: predictions, labels and weights of one rank's part of a global batch. Output: the contribution of that part to
+the loss of the global batch. Guarantees: the contributions of all ranks add up to the sum over the global batch divided
+by its size. Pure.
 """
 
 import torch
@@ -17,10 +17,8 @@ def weighted_huber(predictions: Tensor, labels: Tensor, weights: Tensor, delta: 
         predictions: stars, float32 [B].
         labels: stars, float32 [B].
         weights: float32 [B].
-        delta: where the loss turns from quadratic to linear, stars.
-        global_size: samples of the global batch over all ranks.
-
-    Source: reference section 1 (loss).
+        delta: error at which the loss turns from quadratic to linear, stars.
+        global_size: number of samples of the global batch, over all ranks.
     """
-    each = huber_loss(predictions, labels, reduction="none", delta=delta)
-    return torch.sum(each * weights) / global_size
+    losses = huber_loss(predictions, labels, reduction="none", delta=delta)
+    return torch.sum(losses * weights) / global_size

@@ -1,6 +1,6 @@
-"""What a model is judged by: correlation and error, and what it costs.
+"""Evaluation metrics: correlation, error, and the challenge's CES.
 
-In: predictions and labels in stars. Out: numbers. Pure and deterministic; CES is the challenge's (reference section 2).
+Input: predictions and labels in stars. Output: numbers. Pure and deterministic; docs/paper.md has the formulas.
 """
 
 import math
@@ -12,11 +12,11 @@ import numpy.typing as npt
 from scipy import stats
 
 Values = npt.NDArray[np.floating]
-Stars = npt.NDArray[np.float32]  # predictions or labels of samples, [N]
+Stars = npt.NDArray[np.float32]  # predictions or labels, [N]
 
 
 class Scores(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How a predictor does on the test split."""
+    """The metrics of a predictor on the test split."""
 
     plcc: float
     plcc_low: float  # its 95 % interval
@@ -25,14 +25,14 @@ class Scores(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     mae: float  # stars
     rmse: float  # stars
     spread: float  # standard deviation of the predictions, stars
-    ces: float | None = None  # of the model
-    behind: float | None = None  # of another predictor: by how much the model's PLCC is above its own
+    ces: float | None = None  # only of the model
+    behind: float | None = None  # only of other predictors: PLCC of the model minus PLCC of this predictor
     behind_low: float | None = None  # its 95 % interval
     behind_high: float | None = None
 
 
 class Costs(msgspec.Struct, frozen=True):
-    """What a model costs at its own input."""
+    """The cost of a model at its configured input size."""
 
     parameters: int
     flops: int  # of one sample
@@ -41,23 +41,23 @@ class Costs(msgspec.Struct, frozen=True):
 
 
 class LabelStats(msgspec.Struct, frozen=True):
-    """The labels of a split, stars."""
+    """Statistics of the labels of a split, stars."""
 
     mean: float
     spread: float  # standard deviation
 
 
 class ModelSelection(msgspec.Struct, frozen=True):
-    """What the model was chosen by: its score on the validation split."""
+    """The score on the validation split by which the model was chosen."""
 
     plcc: float
     samples: int
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of results/evaluation.json, of the test split unless it says otherwise."""
+    """The content of results/evaluation.json; on the test split unless stated otherwise."""
 
-    source: str  # kind of the data: demo, mirror, hub
+    source: str  # source.kind: demo, mirror, hub
     samples: int
     label: LabelStats
     test: dict[str, Scores]  # by predictor
@@ -66,7 +66,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def plcc(predictions: Values, labels: Values) -> float:
-    """Return Pearson's r of two arrays [N]; 0 where it is undefined: either one constant, or N under 2."""
+    """Return Pearson's r of two arrays [N]; 0 if undefined: one of them is constant, or N < 2."""
     x, y = np.asarray(predictions, np.float64), np.asarray(labels, np.float64)
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return 0.0
@@ -75,7 +75,7 @@ def plcc(predictions: Values, labels: Values) -> float:
 
 
 def srcc(predictions: Values, labels: Values) -> float:
-    """Return Spearman's rank correlation, ties sharing their mean rank; 0 where `plcc` is."""
+    """Return Spearman's rank correlation, with mean ranks for ties; 0 if undefined, as `plcc`."""
     return plcc(stats.rankdata(predictions), stats.rankdata(labels))
 
 
@@ -85,19 +85,19 @@ def mae(predictions: Values, labels: Values) -> float:
 
 
 def rmse(predictions: Values, labels: Values) -> float:
-    """Return the root of the mean squared error, stars."""
+    """Return the root mean squared error, stars."""
     return float(np.sqrt(np.mean((np.asarray(predictions, np.float64) - labels) ** 2)))
 
 
 def plcc_interval(predictions: Values, labels: Values, resamples: int, seed: int) -> tuple[float, float]:
-    """Return the 95 % interval of the PLCC, (low, high), of arrays [N]; see `_interval`."""
+    """Return the 95 % bootstrap interval (low, high) of the PLCC of two arrays [N]; see `_interval`."""
     return _interval(lambda rows: plcc(predictions[rows], labels[rows]), len(labels), resamples, seed)
 
 
 def lead(ours: Values, theirs: Values, labels: Values, resamples: int, seed: int) -> tuple[float, float, float]:
-    """Return by how much the PLCC of `ours` is above that of `theirs`, and its 95 % interval; see `_interval`.
+    """Return the PLCC of `ours` minus that of `theirs`, and its 95 % bootstrap interval (low, high); see `_interval`.
 
-    The samples drawn are the same for both, so that what both find hard does not widen the interval.
+    Both are evaluated on the same resamples, so that samples that are hard for both do not widen the interval.
     """
 
     def difference(rows: npt.NDArray[np.int64]) -> float:
@@ -110,13 +110,13 @@ def lead(ours: Values, theirs: Values, labels: Values, resamples: int, seed: int
 def _interval(
     statistic: Callable[[npt.NDArray[np.int64]], float], samples: int, resamples: int, seed: int
 ) -> tuple[float, float]:
-    """Return the 95 % percentile bootstrap interval of a statistic of samples: (low, high).
+    """Return the 95 % percentile bootstrap interval (low, high) of a statistic.
 
     Args:
-        statistic: is given the numbers of the samples drawn, int64 [samples].
-        samples: how many there are.
-        resamples: how often as many are drawn with replacement.
-        seed: of the draws; the same samples are drawn for whatever statistic, so that intervals can be compared.
+        statistic: function of the indices of a resample, int64 [samples].
+        samples: number of samples.
+        resamples: number of resamples, drawn with replacement.
+        seed: seed of the draws; every statistic gets the same resamples, so that intervals can be compared.
     """
     random = np.random.default_rng(seed)
     drawn = [statistic(random.integers(0, samples, samples)) for _ in range(resamples)]

@@ -1,9 +1,8 @@
-"""The network: an image encoder and a text encoder, their features side by side, and a small head.
+"""The network: an image encoder, a text encoder, and a small head on their concatenated features.
 
-In: parameters (`build`), or a folder written by `EffiMini.save_pretrained` (`EffiMini.from_pretrained`).
-Out: a module that maps a batch of samples to stars. Guaranteed: weights that cannot be loaded are an error,
-never a silent random start; a saved folder is rebuilt offline to the same outputs, with the tokenizer it
-was trained with.
+Input: parameters (`build`), or a folder written by `EffiMini.save_pretrained` (`EffiMini.from_pretrained`). Output: a
+module that maps a batch of samples to stars. Guarantees: weights that cannot be loaded are an error, never silently
+replaced by random ones; a saved model is rebuilt offline, with the same outputs and the tokenizer of its training.
 """
 
 import difflib
@@ -37,18 +36,18 @@ log = logging.getLogger(__name__)
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
-# No output of ours uses BERT's pooler, and files of sentence encoders may lack it; it counts in the parameters.
+# BERT's pooler is not used, and weights of sentence encoders may lack it; it counts as parameters.
 _UNUSED = ("pooler.",)
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything needed to rebuild a trained model and to prepare its input, as stored in its config.json."""
+    """The content of config.json: everything needed to rebuild a trained model and to prepare its input."""
 
-    source: str  # kind of the data it was trained on: demo, mirror, hub
+    source: str  # source.kind of the training data: demo, mirror, hub
     image: str  # timm's name of the architecture
-    mean: tuple[float, ...]  # of the encoder's input, by channel, in [0, 1]
+    mean: tuple[float, ...]  # normalization of the image encoder's input, by channel, in [0, 1]
     std: tuple[float, ...]
-    text: dict[str, Any]  # transformers' configuration
+    text: dict[str, Any]  # transformers' configuration of the text encoder
     pooling: str = "first"
     hashed_ngrams: int = 0
     hidden: tuple[int, ...]
@@ -62,24 +61,24 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class EffiMini(nn.Module):
-    """Concatenated image and text features through a head of linear layers (reference section 1).
+    """Predicts stars from concatenated image and text features with a head of linear layers.
 
-    Beside it, if the configuration asks for it, a linear model of the text's terms, which has a share of the score; in
-    training mode the network stands alone.
+    If configured, a linear model on hashed n-grams of the text contributes a fraction of the score; in training mode
+    only the network is used.
 
     Args:
-        config: what the model is.
-        image: maps normalised images [B, 3, H, W] to features [B, F].
-        text: a transformers encoder.
-        tokenizer: the text encoder's, saved beside the weights.
+        config: the configuration.
+        image: the image encoder; maps normalized images [B, 3, H, W] to features [B, F].
+        text: the text encoder, from transformers.
+        tokenizer: the tokenizer of the text encoder; saved with the weights.
 
     Attributes:
-        autocast: whether matrix products and convolutions are in bfloat16; the stars are float32.
-        feature_mean: is taken from each feature before the head, float32 [F + D]; 0 unless the encoders are frozen.
-        feature_scale: divides it then; 1 unless the encoders are frozen.
+        autocast: whether matrix products and convolutions run in bfloat16; the stars are float32.
+        feature_mean: subtracted from the features before the head, float32 [F + D]; 0 unless the encoders are frozen.
+        feature_scale: divisor of the features after that, float32 [F + D]; 1 unless the encoders are frozen.
     """
 
-    text: Any  # transformers' models have no common type with what we use of them
+    text: Any  # no common type of transformers' models has the attributes that we use
     mean: Tensor
     std: Tensor
     feature_mean: Tensor
@@ -91,7 +90,7 @@ class EffiMini(nn.Module):
         self.autocast = False
         pooler = getattr(text, "pooler", None)
         if isinstance(pooler, nn.Module):
-            pooler.requires_grad_(requires_grad=False)  # no gradient reaches it, which DDP must know beforehand
+            pooler.requires_grad_(requires_grad=False)  # it gets no gradient, which DDP must know in advance
         width = features = image_width(image) + int(self.text.config.hidden_size)
         layers: list[nn.Module] = []
         for hidden in config.hidden:
@@ -105,52 +104,52 @@ class EffiMini(nn.Module):
         self.register_buffer("std", torch.tensor(config.std).view(1, -1, 1, 1), persistent=False)
 
     def image_features(self, images: Tensor) -> Tensor:
-        """Return features float32 [B, F] of images uint8 [B, 3, H, W], normalised as the encoder expects."""
+        """Normalize images, uint8 [B, 3, H, W], and return their features, float32 [B, F]."""
         return cast(Tensor, self.image((images.float() / 255 - self.mean) / self.std))
 
     def text_features(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Return the last hidden state of the first token, or the mean of all, float32 [B, D].
+        """Return the last hidden state of the first token, or the mean over all tokens, float32 [B, D].
 
         Args:
             tokens: int64 [B, T].
-            mask: int64 [B, T], 1 where a token is.
+            mask: int64 [B, T], 1 at tokens and 0 at padding.
         """
         states = cast(Tensor, self.text(input_ids=tokens, attention_mask=mask).last_hidden_state)
         if self.config.pooling == "first":
             return states[:, 0]
-        there = mask.unsqueeze(2).to(states.dtype)
-        return (states * there).sum(dim=1) / there.sum(dim=1)
+        weights = mask.unsqueeze(2).to(states.dtype)
+        return (states * weights).sum(dim=1) / weights.sum(dim=1)
 
     def forward(self, images: Tensor, tokens: Tensor, mask: Tensor, has_image: Tensor) -> Tensor:
-        """Return stars, float32 [B], not clamped.
+        """Return unclamped stars, float32 [B].
 
         Args:
             images: uint8 [B, 3, H, W].
             tokens: int64 [B, T].
-            mask: int64 [B, T], 1 where a token is.
-            has_image: bool [B]; image features of a sample without one are multiplied by 0.
+            mask: int64 [B, T], 1 at tokens and 0 at padding.
+            has_image: bool [B]; the image features of samples without an image are set to 0.
         """
         stars = self.score(self.features(images, tokens, mask, has_image))
         if self.ngrams is None or self.training:
             return stars
         ngram_stars: Tensor = self.ngrams(tokens, mask)
         fraction = self.ngrams.fraction
-        return fraction * ngram_stars + (1 - fraction) * stars  # exactly one of them at a share of 0 or 1
+        return fraction * ngram_stars + (1 - fraction) * stars  # exactly one of the two if the fraction is 0 or 1
 
     def features(self, images: Tensor, tokens: Tensor, mask: Tensor, has_image: Tensor) -> Tensor:
-        """Return what the head reads, [B, F + D], of the arguments of `forward`: image features, then text features."""
+        """Return the input of the head, [B, F + D]: image features, then text features; arguments as `forward`."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.autocast):
             image = self.image_features(images) * has_image.unsqueeze(1)
             return torch.cat([image, self.text_features(tokens, mask)], dim=1)
 
     def score(self, features: Tensor) -> Tensor:
-        """Return stars, float32 [B], not clamped, of features [B, F + D]."""
+        """Return unclamped stars, float32 [B], of features [B, F + D]."""
         standard = (features - self.feature_mean) / self.feature_scale
         with torch.autocast(features.device.type, torch.bfloat16, enabled=self.autocast):
             return cast(Tensor, self.head(standard).squeeze(1).float())
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write weights, configuration and tokenizer to `folder`, which appears whole or not at all."""
+        """Write weights, configuration and tokenizer to `folder`, atomically."""
         with files.atomic_folder(folder) as partial:
             state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
             save_weights(partial / WEIGHTS_FILE, state)
@@ -164,19 +163,21 @@ class EffiMini(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> "EffiMini":
-        """Rebuild the model saved in `folder`, without any hub, in evaluation mode.
+        """Load the model saved in `folder`, in evaluation mode, without network access.
 
         Raises:
-            UserError: a file is absent or is not what `save_pretrained` writes.
+            UserError: a file is missing, or was not written by `save_pretrained`.
         """
         if not (folder / CONFIG_FILE).exists():
             raise UserError(
-                f"{folder} holds no {CONFIG_FILE}, so it is no saved model; run `dvc repro train` to have one"
+                f"{folder} has no {CONFIG_FILE}, so it is not a saved model; run `dvc repro train` to train one"
             )
         try:
             config = msgspec.json.decode((folder / CONFIG_FILE).read_bytes(), type=Config)
         except msgspec.DecodeError as error:
-            raise UserError(f"{folder / CONFIG_FILE} is not a model's configuration: {error}") from None
+            raise UserError(
+                f"{folder / CONFIG_FILE} is not a model configuration ({error}); run `dvc checkout` or train again"
+            ) from None
         image = _timm(config.image, config.size, pretrained=False)
         settings = dict(config.text)
         text = _random_text(AutoConfig.for_model(settings.pop("model_type"), **settings))
@@ -186,15 +187,14 @@ class EffiMini(nn.Module):
 
 
 def build(params: Params, *, random: bool = False) -> EffiMini:
-    """Build the model that `params` describe, with the weights they name.
+    """Build the model that `params` describe, with the configured weights.
 
     Args:
-        params: the sections model, images, text, fetch and source are read.
-        random: take a random start for both encoders whatever the parameters say, to look at the
-            architecture.
+        params: the parameters; the sections model, images, text, fetch and source are read.
+        random: initialize both encoders randomly and ignore the configured weights, to inspect the architecture.
 
     Raises:
-        UserError: an encoder is unknown, cannot be had, does not fit its weights, or is too short for
+        UserError: an encoder is unknown, cannot be loaded, does not match its weights, or has fewer positions than
             max_tokens.
     """
     image_from = "random" if random else params.model.image.weights
@@ -211,19 +211,19 @@ def build(params: Params, *, random: bool = False) -> EffiMini:
         )
     if tokenizer.get_vocab_size() > vocabulary:
         raise UserError(
-            f"the tokenizer of {params.model.text.name} has {tokenizer.get_vocab_size()} pieces, its encoder "
-            f"{vocabulary}; the two do not belong together, set model.text.name to a folder where they do"
+            f"the tokenizer of {params.model.text.name} has {tokenizer.get_vocab_size()} tokens and its encoder only "
+            f"{vocabulary}, so they do not match; set model.text.name to a folder with a matching tokenizer"
         )
-    stored = settings.to_dict()
+    text_config = settings.to_dict()
     for key in ("_name_or_path", "transformers_version", "dtype", "architectures"):
-        stored.pop(key, None)
-    given = cast(dict[str, Any], image.pretrained_cfg)
+        text_config.pop(key, None)
+    image_config = cast(dict[str, Any], image.pretrained_cfg)
     config = Config(
         source=params.source.kind,
         image=params.model.image.name,
-        mean=tuple(given["mean"]),
-        std=tuple(given["std"]),
-        text=json.loads(json.dumps(stored)),
+        mean=tuple(image_config["mean"]),
+        std=tuple(image_config["std"]),
+        text=json.loads(json.dumps(text_config)),
         pooling=params.model.pooling,
         hashed_ngrams=params.model.hashed_ngrams,
         hidden=params.model.hidden,
@@ -239,9 +239,9 @@ def build(params: Params, *, random: bool = False) -> EffiMini:
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors as a safetensors file that may be read by whom the umask lets read a new file.
+    """Write tensors to a safetensors file with the permissions of a new file under the current umask.
 
-    The library writes a temporary file, which it alone may read, and gives it the name.
+    The library writes a temporary file that only its owner may read, and renames it.
     """
     path.unlink(missing_ok=True)
     path.touch()
@@ -258,15 +258,15 @@ def image_width(image: nn.Module) -> int:
 def _timm(name: str, size: int, *, pretrained: bool) -> nn.Module:
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), 1)
-        advice = f"did you mean {near[0]}?" if near else "`timm.list_models()` lists the names"
-        raise UserError(f"model.image.name {name} is no timm model; {advice}")
+        hint = f"did you mean {near[0]}?" if near else "`timm.list_models()` lists the names"
+        raise UserError(f"model.image.name {name} is not a timm model; {hint}")
     settings = timm.get_pretrained_cfg(name)
     fixed: dict[str, Any] = {"img_size": size} if settings is not None and settings.fixed_input_size else {}
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0, **fixed)
     except (OSError, RuntimeError, ValueError, httpx.HTTPError) as error:
         raise UserError(
-            f"the weights of model.image.name {name} cannot be had ({first_sentence(error)}); connect to the "
+            f"the weights of model.image.name {name} cannot be fetched ({first_sentence(error)}); connect to the "
             "network once, or set model.image.weights to a safetensors file or to random"
         ) from error
 
@@ -294,8 +294,8 @@ def _text_encoder(encoder: EncoderParams, attention_dropout: float) -> nn.Module
     except (OSError, RuntimeError, ValueError, SafetensorError, httpx.HTTPError) as error:
         raise UserError(
             f"model.text.name {encoder.name} cannot be loaded with weights {encoder.weights} "
-            f"({first_sentence(error)}); correct the name, connect to the network once, or name a folder with the "
-            "encoder"
+            f"({first_sentence(error)}); correct the name, connect to the network once, or set it to a folder that "
+            "contains the encoder"
         ) from error
     if encoder.weights not in {"pretrained", "random"}:
         _load_weights(text, Path(encoder.weights), optional=_UNUSED)
@@ -303,12 +303,12 @@ def _text_encoder(encoder: EncoderParams, attention_dropout: float) -> nn.Module
 
 
 def _set_attention_dropout(config: PretrainedConfig, fraction: float, name: str) -> None:
-    for key in ("attention_probs_dropout_prob", "attention_dropout"):  # BERT and its like; younger encoders
+    for key in ("attention_probs_dropout_prob", "attention_dropout"):  # BERT-like encoders; newer encoders
         if hasattr(config, key):
             setattr(config, key, fraction)
             return
     if fraction:
-        raise UserError(f"model.attention_dropout is {fraction:g} and {name} has no attention dropout; set it to 0")
+        raise UserError(f"model.attention_dropout is {fraction:g} but {name} has no attention dropout; set it to 0")
 
 
 def _random_text(config: PretrainedConfig) -> nn.Module:
@@ -317,9 +317,14 @@ def _random_text(config: PretrainedConfig) -> nn.Module:
 
 
 def _load_weights(module: nn.Module, path: Path, optional: tuple[str, ...]) -> None:
-    """Load a safetensors file into `module`: every tensor of the module must be there in its shape.
+    """Load a safetensors file into `module`; it must contain every tensor of the module, in the same shape.
 
-    Tensors the module has no place for (a classifier, a pretraining head) are left out and named in the log.
+    Tensors that the module does not have (a classifier, a pretraining head) are ignored and logged.
+
+    Args:
+        module: the module to load into.
+        path: the safetensors file.
+        optional: prefixes of the tensors that may be missing.
     """
     try:
         found = load_file(path)
@@ -330,15 +335,15 @@ def _load_weights(module: nn.Module, path: Path, optional: tuple[str, ...]) -> N
     for name in sorted(wanted.keys() & found.keys()):
         if wanted[name].shape != found[name].shape:
             raise UserError(
-                f"{path} holds {name} with shape {tuple(found[name].shape)} where the model has "
-                f"{tuple(wanted[name].shape)}; the file belongs to another model"
+                f"{path} contains {name} with shape {tuple(found[name].shape)} but the model has shape "
+                f"{tuple(wanted[name].shape)}; use the weights of this model"
             )
-    if left_out := sorted(found.keys() - wanted.keys()):
+    if unexpected := sorted(found.keys() - wanted.keys()):
         log.info(
-            "%s: %d tensors have no place in the model and are left out: %s",
+            "%s: ignored %d tensors that the model does not have: %s",
             path,
-            len(left_out),
-            left_out[:4],
+            len(unexpected),
+            unexpected[:4],
         )
     module.load_state_dict({name: found.get(name, tensor) for name, tensor in wanted.items()})
 
@@ -347,8 +352,8 @@ def _refuse_missing(missing: set[str], where: str, optional: tuple[str, ...]) ->
     needed = sorted(name for name in missing if not name.startswith(optional or ("\0",)))
     if needed:
         raise UserError(
-            f"{where} lack {len(needed)} tensors of the model, the first is {needed[0]}; "
-            "they would start from random values, so take weights that belong to the encoder"
+            f"{len(needed)} tensors of the model are missing from {where}, first {needed[0]}, and would be initialized "
+            "randomly; use weights that belong to the encoder"
         )
     if missing:
-        log.info("%s lack the unused %s, which start from random values", where, sorted(missing))
+        log.info("unused tensors are missing from %s and are initialized randomly: %s", where, sorted(missing))

@@ -1,7 +1,7 @@
-"""The model card that lies beside a trained model's weights, in the hub's format.
+"""The model card (README.md) of a trained model, in the format of the Hugging Face hub.
 
-In: a saved model and how it was trained. Out: Markdown. Guaranteed: the same training gives the same text; it states
-what was configured and measured; a model of demo data says so first.
+Input: a saved model and how it was trained. Output: Markdown. Guarantees: the same training gives the same text; it
+states only what was configured and measured; the card of a model trained on demo data starts by saying so.
 """
 
 from pathlib import Path
@@ -24,19 +24,19 @@ def model_card(
     *,
     chosen: bool,
 ) -> str:
-    """Return the card.
+    """Return the model card as Markdown.
 
     Args:
-        model: the trained one; what it costs and reads is read, no weight.
-        params: the section model is read.
-        training: what it was trained on and with.
-        history: metrics of each epoch.
-        epoch: after which the model was saved, from 0.
-        chosen: whether it was chosen by its validation PLCC.
+        model: the trained model; its configuration and cost are used, not its weights.
+        params: the parameters; the section model is read.
+        training: the data and parameters of the training.
+        history: the metrics of each epoch.
+        epoch: the epoch after which the model was saved, from 0.
+        chosen: whether the epoch was chosen by its validation PLCC.
     """
     config = model.config
-    given = ((params.model.text.name, params.model.text.weights), (config.image, params.model.image.weights))
-    hub = [name if "/" in name else f"timm/{name}" for name, source in given if source == "pretrained"]
+    encoders = ((params.model.text.name, params.model.text.weights), (config.image, params.model.image.weights))
+    hub = [name if "/" in name else f"timm/{name}" for name, source in encoders if source == "pretrained"]
     return render(
         "effimini",
         "model_card.md.jinja",

@@ -1,7 +1,7 @@
-"""The figures of the report, as SVG that stands in the page.
+"""The figures of the report, as inline SVG.
 
-In: the measured numbers and tables. Out: markup. Guaranteed: the same numbers give the same bytes (no date, no random
-id); lines and texts take the page's colour, in light and dark.
+Input: the measured numbers and tables. Output: markup. Guarantees: the same numbers give the same bytes (no date, no
+random id); lines and text use the page's text color, in light and dark mode.
 """
 
 import io
@@ -18,13 +18,13 @@ from matplotlib.figure import Figure
 
 from effimini.metrics import Scores
 
-_INK = "#010203"  # becomes the page's text colour, so that plots follow light and dark
-_BLUE, _RED, _GREY = "#4477aa", "#cc6677", "#999999"  # legible on both
-_SCATTER = 5000  # points drawn at most
+_INK = "#010203"  # replaced by the page's text color, so that plots follow light and dark mode
+_BLUE, _RED, _GREY = "#4477aa", "#cc6677", "#999999"  # legible in both modes
+_SCATTER = 5000  # maximum number of points drawn
 
 
 def _svg(name: str, figure: Figure) -> Markup:
-    """Return a figure as SVG to stand in the page; the same figure gives the same text."""
+    """Return a figure as inline SVG; the same figure gives the same text."""
     out = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": name, "svg.fonttype": "none", "font.family": "sans-serif"}):
         figure.savefig(
@@ -33,8 +33,8 @@ def _svg(name: str, figure: Figure) -> Markup:
     text = out.getvalue()
     text = text[text.index("<svg") :].replace(_INK, "currentColor")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", text)  # figure_1, axes_1: the same in every figure of the page
-    return Markup(text)  # noqa: S704 -- made by matplotlib, which escapes the texts in it
+    text = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", text)  # figure_1, axes_1: they repeat in every figure of the page
+    return Markup(text)  # noqa: S704 -- from matplotlib, which escapes the text
 
 
 def _axes(figure: Figure, rows: int = 1, columns: int = 1, number: int = 1) -> Any:
@@ -51,9 +51,9 @@ def _axes(figure: Figure, rows: int = 1, columns: int = 1, number: int = 1) -> A
 
 
 def plot_predictions(predictions: pd.DataFrame) -> Markup:
-    """Draw labels over predictions, at most `_SCATTER` points of them, evenly picked."""
-    every = max(1, -(-len(predictions) // _SCATTER))
-    shown = predictions.iloc[::every]
+    """Plot labels against predictions, at most `_SCATTER` evenly picked points."""
+    step = max(1, -(-len(predictions) // _SCATTER))
+    shown = predictions.iloc[::step]
     figure = Figure(figsize=(4.4, 4.0), layout="constrained")
     axes = _axes(figure)
     axes.plot([1, 5], [1, 5], color=_INK, linewidth=0.6, linestyle=":")
@@ -63,7 +63,7 @@ def plot_predictions(predictions: pd.DataFrame) -> Markup:
 
 
 def plot_spread(predictions: pd.DataFrame) -> Markup:
-    """Draw how predictions and labels are spread over the stars, in steps of 0.1."""
+    """Plot histograms of predictions and labels, in bins of 0.1 stars."""
     figure = Figure(figsize=(4.4, 4.0), layout="constrained")
     axes = _axes(figure)
     edges = np.arange(0.95, 5.06, 0.1)
@@ -75,39 +75,39 @@ def plot_spread(predictions: pd.DataFrame) -> Markup:
 
 
 def plot_weights(groups: pd.DataFrame) -> Markup:
-    """Draw the share of samples and the share of the loss's weight of each bucket of counts."""
+    """Plot the fraction of samples and of the total loss weight of each bucket of counts."""
     figure = Figure(figsize=(6.4, 2.6), layout="constrained")
     axes = _axes(figure)
     places = np.arange(len(groups))
-    axes.bar(places - 0.2, 100 * groups["samples"] / groups["samples"].sum(), 0.4, color=_GREY, label="of the samples")
-    axes.bar(places + 0.2, 100 * groups["share of weight"], 0.4, color=_BLUE, label="of the weight")
+    axes.bar(places - 0.2, 100 * groups["samples"] / groups["samples"].sum(), 0.4, color=_GREY, label="% of samples")
+    axes.bar(places + 0.2, 100 * groups["share of weight"], 0.4, color=_BLUE, label="% of weight")
     axes.set_xticks(places, groups["ratings"])
     axes.legend(frameon=False, fontsize=8, labelcolor=_INK)
-    axes.set(xlabel="ratings of an item", ylabel="%")
+    axes.set(xlabel="number of ratings", ylabel="%")
     return _svg("weighing", figure)
 
 
 def plot_calibration(bins: pd.DataFrame) -> Markup:
-    """Draw the mean label over the mean prediction of each bin."""
+    """Plot the mean label against the mean prediction of each bin."""
     figure = Figure(figsize=(4.4, 4.0), layout="constrained")
     axes = _axes(figure)
     ends = [min(bins["prediction"].min(), bins["average_rating"].min()) - 0.05]
     ends.append(max(bins["prediction"].max(), bins["average_rating"].max()) + 0.05)
     axes.plot(ends, ends, color=_INK, linewidth=0.6, linestyle=":")
     axes.plot(bins["prediction"], bins["average_rating"], marker="o", markersize=4, linewidth=1, color=_BLUE)
-    axes.set(xlabel="mean prediction of a tenth of the samples", ylabel="their mean average_rating")
+    axes.set(xlabel="mean prediction, stars", ylabel="mean average_rating, stars")
     return _svg("calibration", figure)
 
 
 def plot_baselines(scores: Mapping[str, Scores]) -> Markup:
-    """Draw the PLCC of each predictor with its interval; the first is the model."""
+    """Plot the PLCC of each predictor with its 95 % interval; the first one is the model."""
     names = list(scores)
-    values, low, high = np.array([(of.plcc, of.plcc_low, of.plcc_high) for of in scores.values()]).T
+    values, low, high = np.array([(row.plcc, row.plcc_low, row.plcc_high) for row in scores.values()]).T
     figure = Figure(figsize=(6.4, 0.4 * len(names) + 0.8), layout="constrained")
     axes = _axes(figure)
     axes.barh(names, values, color=[_BLUE, *[_GREY] * (len(names) - 1)], height=0.55)
-    spread = np.maximum(0, [values - low, high - values])
-    axes.errorbar(values, names, xerr=spread, fmt="none", ecolor=_INK, elinewidth=1, capsize=3)
+    errors = np.maximum(0, [values - low, high - values])
+    axes.errorbar(values, names, xerr=errors, fmt="none", ecolor=_INK, elinewidth=1, capsize=3)
     axes.axvline(0, color=_INK, linewidth=0.6)
     axes.invert_yaxis()
     axes.set(xlabel="PLCC on the test split, 95 % bootstrap interval")
@@ -115,7 +115,7 @@ def plot_baselines(scores: Mapping[str, Scores]) -> Markup:
 
 
 def plot_curves(train: Path) -> Markup:
-    """Draw each curve of DVCLive by epoch; loss of both splits in one plot."""
+    """Plot the curves that DVCLive logged by epoch; the loss of both splits is in one plot."""
     folder = train / "plots" / "metrics"
     curves = {
         path.relative_to(folder).with_suffix("").as_posix(): pd.read_csv(path, sep="\t")
@@ -126,7 +126,7 @@ def plot_curves(train: Path) -> Markup:
         ("validation PLCC", {"validation/plcc": _RED, "validation/plcc_of_network": _GREY}),
         ("learning rate", {"train/learning_rate": _BLUE}),
     ]
-    labels = {"validation/plcc": "with the terms", "validation/plcc_of_network": "network alone"}
+    labels = {"validation/plcc": "with hashed n-grams", "validation/plcc_of_network": "network only"}
     figure = Figure(figsize=(9.0, 2.6), layout="constrained")
     for number, (title, names) in enumerate(panels, 1):
         axes = _axes(figure, 1, len(panels), number)

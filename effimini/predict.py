@@ -1,8 +1,8 @@
-"""Predictions for items that are in no shard: the challenge's input file to its submission file.
+"""Prediction for items that are not in shards: from the challenge's input file to its submission file.
 
-In: a saved or an exported model, a CSV file of items, a folder of images. Out: a CSV file with a score for each item.
-Guaranteed: text is cleaned and assembled, and images are fitted and encoded, by the functions that made the
-training data; the output is whole or absent; no image outside the folder is read.
+Input: a saved or an exported model, a CSV file of items, a folder of images. Output: a CSV file with a score for each
+item. Guarantees: text and images are processed by the same functions as the training data; the output is written
+atomically; no image outside the folder is read.
 """
 
 import ast
@@ -39,12 +39,12 @@ from validation.verdicts import require
 log = logging.getLogger(__name__)
 
 INPUT_COLUMNS = ("parent_asin", "main_category", "title", "features", "description", "image_paths")
-SEPARATORS = {"features": " | ", "description": " "}  # between the parts of a list, as in the sample table
+SEPARATORS = {"features": " | ", "description": " "}  # between the elements of a list, as in the sample table
 ITEMS_PER_BATCH = 32
 
 
 class Item(NamedTuple):
-    """A row of the input, checked."""
+    """A validated row of the input."""
 
     id: str
     text: str
@@ -52,13 +52,13 @@ class Item(NamedTuple):
 
 
 class Scorer(NamedTuple):
-    """What scores items, whichever library runs it."""
+    """A loaded model, run by torch or onnxruntime."""
 
     config: Config
     tokenizer: Tokenizer
     parameters: int
-    flops: int  # of one sample
-    score: Callable[..., npt.NDArray[np.float32]]  # the arguments of `EffiMini.forward` as arrays; stars, not clamped
+    flops: int  # per sample
+    score: Callable[..., npt.NDArray[np.float32]]  # `EffiMini.forward` on arrays: unclamped stars
 
 
 def predict(model: Path, items: Path, images: Path, out: Path) -> None:
@@ -66,40 +66,39 @@ def predict(model: Path, items: Path, images: Path, out: Path) -> None:
 
     Args:
         model: a folder written by `EffiMini.save_pretrained`, or by `export`, which onnxruntime runs on the CPU.
-        items: CSV with `INPUT_COLUMNS`; further columns named as a text field (store, details) are read where the
-            model's text uses them. Lists may be plain text, JSON or Python lists. Image paths are separated
-            by ";" and relative to `images`; the first one is used, an empty cell is an item without an
-            image.
+        items: CSV with `INPUT_COLUMNS`; additional columns named like a text field (store, details) are read if the
+            model uses them. Lists may be plain text, JSON or Python lists. Image paths are separated by ";" and
+            relative to `images`; the first one is used, and an empty cell means that the item has no image.
         images: the folder of images.
         out: CSV with item_id, score (2 decimals, 1 to 5), params (millions) and flops (G), 1 decimal each.
 
     Raises:
-        UserError: the model or the file cannot be read, or a row is wrong; nothing is written.
-
-    Source: reference section 2 (challenge files).
+        UserError: the model or the file cannot be read, or a row is invalid; nothing is written.
     """
-    opened = _exported(model) if (model / GRAPH).exists() else _saved(model)
-    if opened.config.source == "demo":
-        log.warning("%s was trained on made demo data: its scores say nothing about real products", model)
-    rows = read_items(items, images, opened.config)
-    costs = [f"{opened.parameters / 1e6:.1f}", f"{opened.flops / 1e9:.1f}"]
+    scorer = _exported(model) if (model / GRAPH).exists() else _saved(model)
+    if scorer.config.source == "demo":
+        log.warning(
+            "%s was trained on demo data (synthetic products): its scores say nothing about real products", model
+        )
+    rows = read_items(items, images, scorer.config)
+    costs = [f"{scorer.parameters / 1e6:.1f}", f"{scorer.flops / 1e9:.1f}"]
     with files.atomic_write(out) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["item_id", "score", "params", "flops"])
         for first in bar(range(0, len(rows), ITEMS_PER_BATCH), "predict"):
             part = rows[first : first + ITEMS_PER_BATCH]
-            stars = np.clip(opened.score(*_batch_inputs(opened, part)), *STARS).tolist()
+            stars = np.clip(scorer.score(*_batch_inputs(scorer, part)), *STARS).tolist()
             writer.writerows([item.id, f"{score:.2f}", *costs] for item, score in zip(part, stars, strict=True))
 
 
 def _saved(folder: Path) -> Scorer:
-    """Open a model that torch runs, on the GPU if there is one."""
+    """Load a saved model, which torch runs on the GPU if there is one."""
     network = EffiMini.from_pretrained(folder)
     costs = cost.costs(network)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.to(device)
     if device.type == "cpu":
-        memory.keep_freed()  # a batch needs what the one before it freed
+        memory.keep_freed()  # each batch reuses the memory of the previous one
 
     @torch.inference_mode()
     def score(*inputs: Array) -> npt.NDArray[np.float32]:
@@ -110,7 +109,7 @@ def _saved(folder: Path) -> Scorer:
 
 
 def _exported(folder: Path) -> Scorer:
-    """Open a model that onnxruntime runs."""
+    """Load an exported model, which onnxruntime runs."""
     try:
         config = msgspec.json.decode((folder / CONFIG_FILE).read_bytes(), type=Config)
     except (OSError, msgspec.DecodeError) as error:
@@ -123,11 +122,11 @@ def _exported(folder: Path) -> Scorer:
 
 
 def read_items(path: Path, images: Path, config: Config) -> list[Item]:
-    """Read and check every row of the input, by the suite `validation.suites.PREDICT_INPUT_SUITE`.
+    """Read the input and validate every row with `validation.suites.PREDICT_INPUT_SUITE`.
 
     Raises:
-        UserError: the file or a column is absent, an id is empty or twice there, a cell is a list of other things than
-            texts, or an image path leaves `images` or does not exist; the sentence names lines.
+        UserError: the file or a column is missing, an id is empty or duplicated, a list contains values other than
+            strings, or an image path is outside `images` or does not exist; the message names the lines.
     """
     rows = list(_csv_rows(path))
     pictures = [_image_file(row["image_paths"], images) for _, row in rows]
@@ -140,8 +139,8 @@ def read_items(path: Path, images: Path, config: Config) -> list[Item]:
     }
     found = columns.check_columns("input", PREDICT_INPUT_SUITE, [pa.table(checked, PREDICT_INPUT_SUITE.schema)])
     require(str(path), found, lambda: "correct these lines, or leave cells empty")
-    if absent := [name for name in config.fields if rows and name not in rows[0][1]]:
-        log.warning("%s has no column %s, which the model was trained with", path, ", ".join(absent))
+    if missing := [name for name in config.fields if rows and name not in rows[0][1]]:
+        log.warning("%s has no column %s, which the model was trained with", path, ", ".join(missing))
     return [
         Item(
             row["parent_asin"].strip(),
@@ -153,37 +152,37 @@ def read_items(path: Path, images: Path, config: Config) -> list[Item]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield each row with the line it ends in."""
-    csv.field_size_limit(sys.maxsize)  # descriptions are longer than the module's default
+    """Yield each row with the number of its last line."""
+    csv.field_size_limit(sys.maxsize)  # descriptions may be longer than the default limit
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True)
-            if absent := [name for name in INPUT_COLUMNS if name not in (reader.fieldnames or ())]:
+            if missing := [name for name in INPUT_COLUMNS if name not in (reader.fieldnames or ())]:
                 raise UserError(
-                    f"{path}, line 1: no column {', '.join(absent)}; the header must name {', '.join(INPUT_COLUMNS)}, "
-                    f"found {', '.join(reader.fieldnames or ()) or 'nothing'}"
+                    f"{path}, line 1: no column {', '.join(missing)}; the header must contain "
+                    f"{', '.join(INPUT_COLUMNS)}, found {', '.join(reader.fieldnames or ()) or 'nothing'}"
                 )
             for row in reader:
                 if None in row or None in row.values():
                     raise UserError(
-                        f"{path}, line {reader.line_num}: the row has not the {len(reader.fieldnames or ())} cells of "
-                        "the header; put text that holds commas or quotes in quotes"
+                        f"{path}, line {reader.line_num}: the row does not have {len(reader.fieldnames or ())} cells "
+                        "like the header; quote text that contains commas or quotes"
                     )
                 yield reader.line_num, row
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; --input names the CSV file of items") from None
+        raise UserError(f"{path} does not exist; set --input to the CSV file of items") from None
     except IsADirectoryError:
-        raise UserError(f"{path} is a folder; --input names the CSV file of items") from None
+        raise UserError(f"{path} is a folder; set --input to the CSV file of items") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 at byte {error.start}; save it as UTF-8") from None
     except csv.Error as error:
         raise UserError(
-            f"{path}, after line {reader.line_num}: not CSV ({error}); quote cells with quotes in them"
+            f"{path}, after line {reader.line_num}: not valid CSV ({error}); quote cells that contain quotes"
         ) from None
 
 
 def _field(name: str, cell: str) -> str:
-    """Clean a cell as the sample stage cleans the field."""
+    """Clean a cell in the same way as the sample stage."""
     if name == "details":
         return clean_details(cell)
     if name not in SEPARATORS:
@@ -192,7 +191,7 @@ def _field(name: str, cell: str) -> str:
 
 
 def _parts(cell: str) -> list[str] | None:
-    """Return the strings of a JSON or Python list, None if it has others; a cell that is no list is its only part."""
+    """Return the strings of a JSON or Python list, None if it has other values; other text is a list of one string."""
     if cell.lstrip().startswith("["):
         for read in (json.loads, ast.literal_eval):
             try:
@@ -204,7 +203,7 @@ def _parts(cell: str) -> list[str] | None:
 
 
 class _ImageFile(NamedTuple):
-    """The first image of a cell, or what is wrong with it."""
+    """The first image of a cell, or the path that is invalid."""
 
     path: Path | None = None
     outside: str | None = None
@@ -233,13 +232,13 @@ def _batch_inputs(model: Scorer, items: list[Item]) -> tuple[Array, Array, Array
 
 
 def _pixels(item: Item, config: Config) -> npt.NDArray[np.uint8]:
-    """Return an image as training saw its images: fitted, encoded as JPEG, decoded."""
+    """Return an image processed like the training images: fitted, encoded as JPEG and decoded."""
     assert item.image is not None
     fit = cast(Literal["squash", "letterbox", "crop"], config.fit)
     try:
-        made = to_training(item.image.read_bytes(), config.size, fit, config.quality, config.max_pixels)
+        image = to_training(item.image.read_bytes(), config.size, fit, config.quality, config.max_pixels)
     except Unusable as error:
         raise UserError(
             f"item {item.id}: image {item.image} is unusable ({error.outcome}); replace it or leave image_paths empty"
         ) from None
-    return decode(made.image)
+    return decode(image.image)

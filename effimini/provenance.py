@@ -1,8 +1,8 @@
-"""What a model was trained on and with, and whether parameters, shards and model belong together.
+"""Records the data and parameters of a training, and checks that parameters, shards and model belong together.
 
-In: the manifests of shards, the parameters of a run, a model's folder. Out: ``training.json`` in the model's folder, or
-a sentence that says which of them is of another run. Guaranteed: what is compared is what was written when shards and
-model were made, so that files which changed under the same names (`git checkout` without `dvc checkout`) are noticed.
+Input: the manifests of shards, the parameters of a run, a model folder. Output: ``training.json`` in the model folder,
+or an error message that names what belongs to another run. Guarantees: the checks compare the records written when
+shards and model were made, so that replaced files (`git checkout` without `dvc checkout`) are detected.
 """
 
 import logging
@@ -22,27 +22,27 @@ from shards.stream import ShardDataset
 log = logging.getLogger(__name__)
 
 TRAINING_FILE = "training.json"
-# The parameters that a model depends on beside its shards.
+# The parameters that a model depends on, in addition to its shards.
 _OF_THE_MODEL = (
     "text",
     "model",
-    *(f"train.{each.name}" for each in fields(TrainParams) if each.name != "save_every_steps"),
+    *(f"train.{field.name}" for field in fields(TrainParams) if field.name != "save_every_steps"),
 )
 
 
 class Training(msgspec.Struct, frozen=True, kw_only=True):
-    """What a model was trained on and with."""
+    """The data and parameters of a training: the content of training.json."""
 
     categories: tuple[str, ...]
     samples: int
     shards: str  # the fingerprint of the training split
     source: Source
-    parameters: dict[str, Any]  # by section: of the shards as their manifests state them, of the model as it was made
+    parameters: dict[str, Any]  # by section: those of the shards from their manifests, and those of the model
     weights: SampleWeights
 
 
 def of_training(train: ShardDataset, params: Params, weights: SampleWeights) -> Training:
-    """Return what a training on `train` with `params` is."""
+    """Return the record of a training on `train` with `params`."""
     manifests = train.shards.manifests
     return Training(
         categories=tuple(manifest.category for manifest in manifests),
@@ -55,10 +55,10 @@ def of_training(train: ShardDataset, params: Params, weights: SampleWeights) -> 
 
 
 def read_training(folder: Path) -> Training | None:
-    """Return what the model in `folder` was trained on and with; None for one of a version that did not say.
+    """Return the training record of the model in `folder`, None if an older version wrote the model without one.
 
     Raises:
-        UserError: the file is not what a training writes.
+        UserError: the file is not a valid record.
     """
     path = folder / TRAINING_FILE
     try:
@@ -68,40 +68,40 @@ def read_training(folder: Path) -> Training | None:
     except FileNotFoundError:
         return None
     except msgspec.DecodeError as error:
-        raise UserError(f"{path} does not say how the model was trained ({error}); run `dvc checkout`") from None
+        raise UserError(f"{path} is not a valid training record ({error}); run `dvc checkout`") from None
 
 
 def check_shards(manifests: Sequence[Manifest], params: Params, where: Path) -> None:
-    """Refuse shards of a project that were made with other parameters than the project's.
+    """Check that the project's shards were made with the current parameters.
 
     Args:
-        manifests: of the shards.
-        params: of the run.
-        where: the shards' folder, for the sentence.
+        manifests: the manifests of the shards.
+        params: the parameters of the run.
+        where: the folder of the shards, for the error message.
 
     Raises:
-        UserError: they differ.
+        UserError: a parameter differs.
     """
     wanted = values_of(params, (*STATED, "source.kind", "source.revision"))
     for manifest in manifests:
         for key, then, now in _parameter_differences(_made_with(manifest), wanted):
             raise UserError(
                 f"{where / manifest.category} was made with {key} {then} and the parameters say {now}; run "
-                "`dvc checkout` to have the shards of this version, or `dvc repro shard` to make these"
+                "`dvc checkout` to restore the shards of this version, or `dvc repro shard` to make new ones"
             )
 
 
 def weights_for(train: ShardDataset, params: Params, path: Path | None) -> SampleWeights:
-    """Return what the training samples weigh.
+    """Return the weighting of the training samples.
 
     Args:
         train: the training split.
-        params: of the run.
-        path: the project's data/weights.json, which has to be of these shards and parameters; None for shards from
-            elsewhere, whose weights are computed from their indexes.
+        params: the parameters of the run.
+        path: the project's data/weights.json, which must match the shards and parameters; None for external shards,
+            whose weighting is computed from their indexes.
 
     Raises:
-        UserError: the file is absent, or belongs to another run.
+        UserError: the file is missing, or belongs to another run.
     """
     if path is None:
         return constant(counts_of(train, params.weights), params.weights)
@@ -111,43 +111,43 @@ def weights_for(train: ShardDataset, params: Params, path: Path | None) -> Sampl
 
 
 def check_model(training: Training | None, train: ShardDataset, params: Params, folder: Path) -> None:
-    """Refuse a project's model that was trained on other shards or with other parameters than the project's.
+    """Check that the project's model was trained on the current shards with the current parameters.
 
     Raises:
-        UserError: it was.
+        UserError: the shards or a parameter differ.
     """
     if training is None:
         return
-    advice = "run `dvc checkout` to have the model of this version, or `dvc repro train` to train one"
+    hint = "run `dvc checkout` to restore the model of this version, or `dvc repro train` to train a new one"
     if training.shards != train.fingerprint:
-        raise UserError(f"{folder} was trained on other shards than {train.shards.location.url} holds; {advice}")
+        raise UserError(f"{folder} was trained on other shards than those in {train.shards.location.url}; {hint}")
     for key, then, now in _parameter_differences(training.parameters, values_of(params, _OF_THE_MODEL)):
-        raise UserError(f"{folder} was trained with {key} {then} and the parameters say {now}; {advice}")
+        raise UserError(f"{folder} was trained with {key} {then} and the parameters say {now}; {hint}")
 
 
 def warn_of_other_splits(training: Training | None, train: ShardDataset) -> None:
-    """Warn where shards from elsewhere drew their splits otherwise than those that the model was trained on."""
-    about = train.shards.manifests[0]
+    """Warn if the splits of external shards were drawn differently from those that the model was trained on."""
+    manifest = train.shards.manifests[0]
     if training is None or training.shards == train.fingerprint:
         return
-    others = _parameter_differences(_made_with(training), _made_with(about))
-    if found := next((each for each in others if each[0].startswith(OF_SPLITS)), None):
+    differences = _parameter_differences(_made_with(training), _made_with(manifest))
+    if found := next((difference for difference in differences if difference[0].startswith(OF_SPLITS)), None):
         log.warning(
             "warning: the model was trained on shards made with %s %s, and these were made with %s: "
-            "it may have been trained on samples that it is measured on",
+            "its training samples may include some of these test samples",
             *found,
         )
 
 
 def _made_with(made: Training | Manifest) -> dict[str, Any]:
-    """Return the parameters and the source that shards were made with, by section."""
+    """Return the parameters and the source of the shards, by section."""
     return made.parameters | {"source": msgspec.to_builtins(made.source)}
 
 
 def _parameter_differences(
     one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Yield each dotted key that both have with other values, and the values; new keys differ in nothing."""
+    """Yield each dotted key that both have with different values, and the values; keys of only one are ignored."""
     for key in sorted(one.keys() & other.keys()):
         if isinstance(one[key], Mapping) and isinstance(other[key], Mapping):
             yield from _parameter_differences(one[key], other[key], f"{prefix}{key}.")

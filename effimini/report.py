@@ -1,7 +1,7 @@
-"""The report: one self-contained page, and the table of metrics for the terminal.
+"""The report: a self-contained HTML page, and a table of metrics for the terminal.
 
-In: the parameters, the measured numbers and tables, the stages' ``report.json`` files and DVCLive's curves.
-Out: HTML with inline SVG and pictures that needs no network, and a rich table. Guaranteed: the same inputs give the
+Input: the parameters, the metrics and tables of the evaluation, the stages' ``report.json`` files and DVCLive's curves.
+Output: HTML with inline SVG and images that needs no network, and a rich table. Guarantees: the same inputs give the
 same bytes (no dates, no random ids); numbers from demo data are marked as such.
 """
 
@@ -31,20 +31,20 @@ from validation.tables import TABLES
 
 STAGES = ("download", "join", "groups", "sample", "fetch", "shard", "evaluate")
 LIBRARIES = ("torch", "timm", "transformers", "tokenizers", "simplejpeg", "scikit-learn", "numpy", "pyarrow")
-_COLUMNS = ("PLCC", "95 % interval", "model ahead by", "SRCC", "MAE", "RMSE", "spread", "CES")
-_WIDE = ("model ahead by", "spread")  # left out in a terminal
+_COLUMNS = ("PLCC", "95 % interval", "model ahead by", "SRCC", "MAE", "RMSE", "std dev", "CES")
+_ONLY_IN_PAGE = ("model ahead by", "std dev")  # omitted in the terminal
 
 
 class StageReport(msgspec.Struct, frozen=True):
-    """What a stage reported of its rows: what is read of its report.json."""
+    """The part of a stage's report.json that is shown: its row accounting."""
 
     stage: str
     tables: dict[str, Funnel]
-    before: tuple["StageReport", ...] = ()  # of the stages before it
+    before: tuple["StageReport", ...] = ()  # of the upstream stages
 
 
 class _Group(NamedTuple):
-    """The PLCC of each predictor, for one way of grouping."""
+    """The PLCC of each predictor by group, for one grouping."""
 
     by: str
     header: list[str]
@@ -52,25 +52,25 @@ class _Group(NamedTuple):
 
 
 class _FunnelRow(NamedTuple):
-    """A table of a stage."""
+    """The row accounting of one table of a stage."""
 
     stage: str
     table: str
     rows_in: str
     rows_out: str
-    dropped: list[str]  # a reason and its count
+    dropped: list[str]  # reasons with their counts
 
 
 def read_evaluation(path: Path) -> Evaluation:
     """Read results/evaluation.json.
 
     Raises:
-        UserError: it is absent, or is of another version.
+        UserError: it is missing, or was written by another version.
     """
     try:
         return msgspec.convert(files.read_json(path), Evaluation)
     except msgspec.ValidationError as error:
-        raise UserError(f"{path} holds no evaluation ({error}); run `dvc repro evaluate`") from None
+        raise UserError(f"{path} is not a valid evaluation ({error}); run `dvc repro evaluate`") from None
 
 
 def metrics_table(measured: Evaluation) -> Table:
@@ -78,14 +78,14 @@ def metrics_table(measured: Evaluation) -> Table:
     title = f"Test split, {measured.samples} samples"
     if measured.source == "demo":
         title = f"{DEMO_NOTICE}\n{title}"
-    shown = [name for name in _COLUMNS if name not in _WIDE]
+    shown = [name for name in _COLUMNS if name not in _ONLY_IN_PAGE]
     table = Table(title=title, box=SIMPLE_HEAD, padding=0)
     table.add_column("predictor", no_wrap=True)
     for name in shown:
         table.add_column(name, justify="right", no_wrap=True)
     for predictor, *cells in _metric_rows(measured.test):
-        of = dict(zip(_COLUMNS, cells, strict=True))
-        table.add_row(predictor, *(of[name] for name in shown))
+        row = dict(zip(_COLUMNS, cells, strict=True))
+        table.add_row(predictor, *(row[name] for name in shown))
     return table
 
 
@@ -102,14 +102,14 @@ def report_page(
     """Return the report as HTML.
 
     Args:
-        params: of the evaluation.
-        training: what the model was trained on and with, if it says so.
+        params: the parameters of the evaluation.
+        training: the training record of the model, if it has one.
         measured: the content of results/evaluation.json.
         tables: predictions, calibration, baselines, groups and weights, as written to results/plots.
-        examples: what `effimini.examples.examples` chose.
-        shards: what `shards.summary.summarise` gives of those measured on.
-        reports: the stages' report.json of each category.
-        train: DVCLive's folder.
+        examples: the result of `effimini.examples.examples`.
+        shards: the result of `shards.summary.summarise` for the evaluated shards.
+        reports: the report.json of each stage and category.
+        train: the folder written by DVCLive.
     """
     return render(
         "effimini",
@@ -144,22 +144,22 @@ def report_page(
 
 
 def _metric_rows(scores: Mapping[str, Scores]) -> list[list[str]]:
-    """Return a predictor's name and a cell for each of `_COLUMNS`."""
+    """Return one row per predictor: its name and a cell for each of `_COLUMNS`."""
     return [
         [
             name,
-            f"{of.plcc:.3f}",
-            f"{of.plcc_low:.3f} to {of.plcc_high:.3f}",
-            "" if of.behind is None else f"{of.behind:.3f} ({of.behind_low:.3f} to {of.behind_high:.3f})",
-            *(f"{value:.3f}" for value in (of.srcc, of.mae, of.rmse, of.spread)),
-            "" if of.ces is None else f"{of.ces:.3f}",
+            f"{row.plcc:.3f}",
+            f"{row.plcc_low:.3f} to {row.plcc_high:.3f}",
+            "" if row.behind is None else f"{row.behind:.3f} ({row.behind_low:.3f} to {row.behind_high:.3f})",
+            *(f"{value:.3f}" for value in (row.srcc, row.mae, row.rmse, row.spread)),
+            "" if row.ces is None else f"{row.ces:.3f}",
         ]
-        for name, of in scores.items()
+        for name, row in scores.items()
     ]
 
 
 def _group_rows(groups: pd.DataFrame) -> list[_Group]:
-    """Return the ways of grouping with their rows."""
+    """Return each grouping with its rows."""
     names = [column for column in groups.columns if column.endswith(" PLCC")]
     return [
         _Group(
@@ -175,14 +175,14 @@ def _group_rows(groups: pd.DataFrame) -> list[_Group]:
 
 
 def _funnel_rows(reports: Sequence[StageReport]) -> list[_FunnelRow]:
-    """Return rows in, out and dropped by reason of each stage's tables, summed over the categories, in stage order."""
-    found: dict[tuple[int, str, str], list[Funnel]] = {}
+    """Return the row accounting of each table in stage order, summed over the categories."""
+    by_table: dict[tuple[int, str, str], list[Funnel]] = {}
     for report in reports:
         order = STAGES.index(report.stage) if report.stage in STAGES else len(STAGES)
         for table, funnel in report.tables.items():
-            found.setdefault((order, report.stage, table), []).append(funnel)
+            by_table.setdefault((order, report.stage, table), []).append(funnel)
     rows = []
-    for (_, stage, table), funnels in sorted(found.items()):
+    for (_, stage, table), funnels in sorted(by_table.items()):
         reasons: Counter[str] = Counter()
         for funnel in funnels:
             reasons.update(funnel.dropped)
@@ -200,9 +200,9 @@ def _funnel_rows(reports: Sequence[StageReport]) -> list[_FunnelRow]:
 
 
 def _shown_parameters(params: Params, training: Training | None) -> dict[str, Any]:
-    """Return the parameters that decided what the page shows: of the shards, of the model, of the evaluation."""
-    made = {"source": msgspec.to_builtins(training.source)} | training.parameters if training else {}
-    return made | {name: msgspec.to_builtins(getattr(params, name)) for name in ("weights", "evaluate")}
+    """Return the parameters that the page depends on: those of the shards, the model and the evaluation."""
+    recorded = {"source": msgspec.to_builtins(training.source)} | training.parameters if training else {}
+    return recorded | {name: msgspec.to_builtins(getattr(params, name)) for name in ("weights", "evaluate")}
 
 
 def _flatten(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

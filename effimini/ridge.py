@@ -1,4 +1,4 @@
-"""Ridge regression whose strength is chosen on other samples than it is fitted on. Pure and deterministic."""
+"""Ridge regression with its regularization strength chosen on held-out samples. Pure and deterministic."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,21 +10,21 @@ from sklearn.linear_model import Ridge
 
 def best_ridge(
     alphas: Iterable[float],
-    known: Any,
+    features: Any,
     labels: npt.NDArray[np.float32],
     weight: npt.NDArray[np.float32],
     score: Callable[[Ridge], float],
 ) -> tuple[Ridge, float]:
-    """Fit ridge for each strength, and return the one with the highest score (the first of several), and its score.
+    """Fit ridge for each strength, and return the one with the highest score (the first of a tie) and that score.
 
     Args:
-        alphas: the strengths, one at least.
-        known: what is fitted on, a matrix [N, features], sparse or not.
-        labels: float32 [N], stars.
-        weight: of each sample, float32 [N].
-        score: judges a fitted ridge, on validation.
+        alphas: the regularization strengths, at least one.
+        features: the training features, a sparse or dense matrix [N, F].
+        labels: the training labels, float32 [N], stars.
+        weight: the sample weights, float32 [N].
+        score: returns the score of a fitted ridge on the validation split.
     """
-    fitted = [Ridge(alpha=alpha, solver="sparse_cg").fit(known, labels, sample_weight=weight) for alpha in alphas]
+    fitted = [Ridge(alpha=alpha, solver="sparse_cg").fit(features, labels, sample_weight=weight) for alpha in alphas]
     scores = [score(ridge) for ridge in fitted]
     best = int(np.argmax(scores))
     return fitted[best], scores[best]

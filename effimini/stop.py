@@ -1,7 +1,7 @@
-"""SIGTERM and SIGINT end a training at a place it can go on from.
+"""Stops a training on SIGTERM and SIGINT at a point from which it can resume.
 
-In: signals. Out: `Stopped`, raised where the training says it may be. Guaranteed: while it computes a step nothing is
-raised; the signal is kept until the step is done.
+Input: signals. Output: `Stopped`, raised where the training allows it. Guarantees: nothing is raised during a step; the
+signal is handled when the step is complete.
 """
 
 import signal
@@ -14,51 +14,51 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(SystemExit):
-    """The training was asked to end; the exit code is 128 and the signal's number, as a shell gives it."""
+    """A signal stopped the training; the exit code is 128 + the signal number, as in a shell."""
 
 
 class Stop:
-    """Whether the training was asked to end.
+    """Handles the signals that stop a training.
 
     Attributes:
-        asked: the signal, None before one came.
+        requested: the signal received, None if none.
     """
 
     def __init__(self) -> None:
         self.requested: int | None = None
-        self._waits = False
+        self._deferred = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals over, and give them back on leaving."""
+        """Install the signal handlers, and restore the previous ones on exit."""
         if current_thread() is not main_thread():  # only the main thread may set handlers
             yield
             return
-        before = [signal.signal(number, self._come) for number in SIGNALS]
+        previous = [signal.signal(number, self._handle) for number in SIGNALS]
         try:
             yield
         finally:
-            for number, handler in zip(SIGNALS, before, strict=True):
+            for number, handler in zip(SIGNALS, previous, strict=True):
                 signal.signal(number, handler)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Keep a signal instead of raising; who holds it back looks at `asked`."""
-        before, self._waits = self._waits, True
+        """Do not raise on a signal; the caller checks `requested`."""
+        previous, self._deferred = self._deferred, True
         try:
             yield
         finally:
-            self._waits = before
+            self._deferred = previous
 
     def raise_stopped(self) -> None:
-        """End the training.
+        """Stop the training.
 
         Raises:
             Stopped: always.
         """
         raise Stopped(128 + (self.requested or signal.SIGTERM))
 
-    def _come(self, number: int, _: FrameType | None) -> None:
+    def _handle(self, number: int, _: FrameType | None) -> None:
         self.requested = number
-        if not self._waits:
+        if not self._deferred:
             self.raise_stopped()

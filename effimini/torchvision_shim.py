@@ -1,10 +1,9 @@
-"""Lets timm and transformers be imported beside a torchvision whose compiled part does not load.
+"""Makes timm and transformers importable when the compiled library of torchvision cannot be loaded.
 
-In: the installed torch and torchvision. Out: nothing but the operators' declarations. Guaranteed: where a
-real build loads, or where there is no torchvision, nothing is declared. The registry's torchvision is a
-CUDA build; beside a CPU-only torch its library fails to load, its operators are then unknown to torch, and
-``import torchvision`` raises. We call none of the operators, so a declaration without an implementation is
-enough. Import this before timm and transformers.
+Input: the installed torch and torchvision. Output: declarations of torchvision's operators. Guarantees: nothing is
+declared if the library loads or torchvision is not installed. The torchvision on PyPI is a CUDA build; with a CPU-only
+torch its library fails to load, torch does not know its operators, and ``import torchvision`` raises. We call none of
+the operators, so a declaration without an implementation is enough. Import this before timm and transformers.
 """
 
 from importlib.util import find_spec
@@ -16,12 +15,12 @@ _OPERATORS = {
     "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 }
-# The declarations live as long as this object; an empty one declares nothing.
-_declared = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]  # torch has no types here
+# The declarations live as long as this object.
+_declared = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]  # untyped in torch
 
 
 def _real_build_loads() -> bool:
-    """Try torchvision's compiled library, as its own import will do once more."""
+    """Return whether the compiled library of torchvision loads."""
     spec = find_spec("torchvision")
     assert spec is not None
     for library in Path(spec.origin or "").parent.glob("_C*.so"):

@@ -1,11 +1,11 @@
-"""Training: the paper's recipe over the shards, on one process or on those of torchrun.
+"""Training on shards, in one process or in those started by torchrun.
 
-In: ``data/shards/``, ``data/weights.json`` and the parameters. Out: ``models/best/`` and ``models/last/`` (saved
-models), DVCLive's metrics and curves in ``results/train/``, and where the time went in ``results/train/time.json``.
-Guaranteed: the same inputs on the same machine give the same losses; a training that was stopped, after whatever step,
-goes on from its last saved state with the losses of an undisturbed one; SIGTERM and SIGINT save a state first; the
-gradient of a step is that of the loss summed over the global batch and divided by its size, whatever the ranks and the
-parts a rank computes it in.
+Input: ``data/shards/``, ``data/weights.json`` and the parameters. Output: ``models/best/`` and ``models/last/`` (saved
+models), DVCLive's metrics and curves in ``results/train/``, and the time profile in ``results/train/time.json``.
+Guarantees: the same inputs on the same machine give the same losses; a training that was interrupted after any step
+resumes from its last checkpoint with the losses of an uninterrupted one; SIGTERM and SIGINT save a checkpoint first;
+the gradient of a step is that of the loss summed over the global batch and divided by its size, for any number of ranks
+and of gradient accumulation steps.
 """
 
 import dataclasses
@@ -51,20 +51,20 @@ READS = (
     *("source.kind", "source.revision", "source.categories", *STATED, "fetch.max_pixels"),
     *("text", "model", "train", "weights", "stream"),
 )
-FORMAT = 8  # raise it when the same inputs train otherwise
+FORMAT = 8  # increment when the same inputs give a different training
 
 
 class StepResult(NamedTuple):
-    """What a step says when the device has done it."""
+    """The result of a step, available when the device has finished it."""
 
-    sums: Tensor  # float32 [2], over all ranks: loss of the global batch, how many ranks were asked to stop
-    norm: Tensor  # float32 [], of the gradient before it is clipped
-    size: int  # of the global batch
+    sums: Tensor  # float32 [2], over all ranks: loss of the global batch, number of ranks with a stop request
+    norm: Tensor  # float32 [], norm of the gradient before clipping
+    size: int  # number of samples of the global batch
     place: tuple[int, int]  # epoch and step, from 0
 
 
 class Trainer:
-    """A training under way: what an epoch needs, made once."""
+    """A training run: model, data, optimizer and progress."""
 
     def __init__(self, params: Params, shards: str | Path, weights: Path | None, dist: Distributed) -> None:
         self.params, self.dist = params, dist
@@ -78,59 +78,58 @@ class Trainer:
             provenance.check_shards(self.data.shards.manifests, params, Path(shards))
         self.weights = provenance.weights_for(self.data, params, weights)
         self.training = provenance.of_training(self.data, params, self.weights)
-        made_of = files.fingerprint(
+        fingerprint = files.fingerprint(
             FORMAT, _recipe(params), self.weights, self.data.fingerprint, self.validation.fingerprint
         )
         torch.manual_seed(recipe.seed)
         self.model = prepare(build(params).to(dist.device), params, dist)
         self.network: nn.Module = self.model
-        self.ngrams: tuple[hashed_ngrams.HashedNgrams, npt.NDArray[np.float32]] | None = (
-            None  # with its stars of validation
-        )
+        # the module and its stars on validation
+        self.ngrams: tuple[hashed_ngrams.HashedNgrams, npt.NDArray[np.float32]] | None = None
         if self.model.ngrams is not None:
             self.ngrams = (
                 self.model.ngrams,
                 hashed_ngrams.fit_ngrams(self.model.ngrams, self.data, self.validation, self.weights),
             )
-        began = time.perf_counter()
+        start = time.perf_counter()
         if recipe.freeze_encoders:
             self.network = features.Head(self.model)
-            self.data, self.validation = seen = [
+            self.data, self.validation = splits = [
                 features.of_split(self.model, data, dist, params) for data in (self.data, self.validation)
             ]
-            features.standardize(self.model, seen[0])
-        of_features = time.perf_counter() - began
-        self.scores = self.network  # without the ranks' exchange of gradients
+            features.standardize(self.model, splits[0])
+        feature_seconds = time.perf_counter() - start
+        self.scores = self.network  # without DistributedDataParallel
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.model, recipe),
             weight_decay=recipe.weight_decay,
             fused=True,
         )
         self.loader = self._loader()
-        self.state = files.store() / "train" / made_of
+        self.state = files.store() / "train" / fingerprint
         self.progress = checkpoint.load_checkpoint(self.state, self.model, self.optimizer)
         if recipe.freeze_encoders:
             self.progress.seconds[time_profile.FEATURES] = (
-                self.progress.seconds.get(time_profile.FEATURES, 0.0) + of_features
+                self.progress.seconds.get(time_profile.FEATURES, 0.0) + feature_seconds
             )
         if self.progress.loader is not None:
             self.loader.load_state_dict(self.progress.loader)
-        self.steps = len(self.loader) * recipe.epochs  # of the whole schedule
+        self.steps = len(self.loader) * recipe.epochs
         if dist.world_size > 1:
             self.network = DistributedDataParallel(self.network)
         self.stop, self.clock = Stop(), Clock(dist.device, self.progress.seconds)
 
     def finished(self) -> bool:
-        """Tell whether all epochs are done, or too many have passed without a better validation PLCC."""
+        """Return whether all epochs are done, or the validation PLCC has not improved for train.patience epochs."""
         recipe = self.params.train
         return len(self.progress.history) >= recipe.epochs or self.progress.stale >= recipe.patience
 
     def run(self) -> Iterator[dict[str, float]]:
-        """Train and validate epoch after epoch, saving states, and yield the metrics of each.
+        """Train, validate and save a checkpoint for each epoch, and yield its metrics.
 
         Raises:
-            Stopped: SIGTERM or SIGINT came; the state is saved.
-            UserError: the loss stops being finite, the memory does not suffice, or the disk is full.
+            Stopped: SIGTERM or SIGINT was received; a checkpoint is saved.
+            UserError: the gradient is not finite, the device is out of memory, or the disk is full.
         """
         with self.stop.listening():
             try:
@@ -140,30 +139,28 @@ class Trainer:
                     if self.loader.epoch == len(self.progress.history):
                         self._train()
                     metrics = self._validate()
-                    with self.stop.deferred():  # whoever logs them is not interrupted: the loop is where it ends
+                    with self.stop.deferred():  # the consumer is not interrupted; the loop condition handles the signal
                         yield metrics
             except Stopped:
                 if self.progress.steps and self.progress.loader != self.loader.state_dict():
                     self._save(best=False)
-                log.warning(
-                    "stopped by a signal after step %d; the same command goes on from there", self.progress.steps
-                )
+                log.warning("stopped by a signal after step %d; run the same command to resume", self.progress.steps)
                 raise
 
     def _train(self) -> None:
-        """Take the steps that are left of the epoch."""
+        """Run the remaining steps of the epoch."""
         self.network.train()
         progress, loader, every = self.progress, self.loader, self.params.train.save_every_steps
         epoch, result = loader.epoch, None
         with self.stop.deferred():
             self.clock.start("data")
             for batch in bar(loader, f"epoch {epoch + 1}", len(loader)) if self.dist.rank == 0 else loader:
-                before = result
-                result = self.step(epoch, loader.step - 1, batch)  # the loader counts the batch as taken
+                previous = result
+                result = self.step(epoch, loader.step - 1, batch)  # the loader has already counted this batch
                 self.clock.start("data")
                 self.clock.read()
-                # the device is given a step before the one before it is looked at, so that it never waits for us
-                stopping = before is not None and self._check_step(before)
+                # check the previous step only after this one is queued, so that the device never waits for the host
+                stopping = previous is not None and self._check_step(previous)
                 due = every > 0 and progress.steps % every == 0
                 if stopping or due:
                     self._check_step(result)
@@ -174,22 +171,24 @@ class Trainer:
                     self._save(best=False)
                     self.clock.start("data")
             stopping = result is not None and self._check_step(result)
-            # each rank saw other samples in its last step, so the running statistics differ until they are shared
+            # the running statistics of batch norm differ between ranks
             self.dist.broadcast(self.model.buffers())
             self.clock.stop()
         if stopping or self.stop.requested:
             self.stop.raise_stopped()
 
     def step(self, epoch: int, step: int, batch: Batch) -> StepResult:
-        """Take one step."""
+        """Run one optimizer step on this rank's part of the global batch."""
         recipe, dist = self.params.train, self.dist
-        share = schedule(epoch * len(self.loader) + step, self.steps, recipe.warmup)
+        factor = schedule(epoch * len(self.loader) + step, self.steps, recipe.warmup)
         for group in self.optimizer.param_groups:
-            group["lr"] = group["highest"] * share
-        torch.manual_seed(seed_of(recipe.seed, epoch, step, dist.rank))  # dropout, the same after a resume
+            group["lr"] = group["highest"] * factor
+        torch.manual_seed(seed_of(recipe.seed, epoch, step, dist.rank))  # the same dropout after a resume
         weights = torch.from_numpy(sample_weights(counts_of(batch, self.weights), self.weights))
-        given = (*to_device(batch, dist.device), batch.label.to(dist.device), weights.to(dist.device))
-        micro_batches = list(zip(*(tensor.chunk(recipe.gradient_accumulation_steps) for tensor in given), strict=True))
+        tensors = (*to_device(batch, dist.device), batch.label.to(dist.device), weights.to(dist.device))
+        micro_batches = list(
+            zip(*(tensor.chunk(recipe.gradient_accumulation_steps) for tensor in tensors), strict=True)
+        )
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=dist.device)
         try:
@@ -199,7 +198,7 @@ class Trainer:
                     stars = self.network(*inputs)
                     loss = weighted_huber(stars, label, weight, recipe.huber_delta, batch.global_size)
                     self.clock.start("backward")
-                    (loss * dist.world_size).backward()  # type: ignore[no-untyped-call]  # DDP takes the ranks' mean; we need the sum
+                    (loss * dist.world_size).backward()  # type: ignore[no-untyped-call]  # DDP averages over ranks; we need the sum
                 total += loss.detach()
             self.clock.start("optimizer")
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.max_grad_norm)
@@ -212,34 +211,34 @@ class Trainer:
                 f"train.gradient_accumulation_steps {recipe.gradient_accumulation_steps}; raise the latter"
             ) from error
         self.progress.steps += 1
-        asked = torch.full_like(total, float(self.stop.requested is not None))
-        return StepResult(dist.all_reduce(torch.stack([total, asked])), norm, batch.global_size, (epoch, step))
+        stop_requested = torch.full_like(total, float(self.stop.requested is not None))
+        return StepResult(dist.all_reduce(torch.stack([total, stop_requested])), norm, batch.global_size, (epoch, step))
 
     def _check_step(self, result: StepResult) -> bool:
-        """Count a step's loss, and tell whether a rank was asked to stop: every rank sees it at the same step."""
-        loss, asked = result.sums.tolist()
+        """Add the loss of a step to the progress; return whether any rank got a stop request, the same on all ranks."""
+        loss, stop_requests = result.sums.tolist()
         if not torch.isfinite(result.norm):
             kept = checkpoint.newest_checkpoint(self.state)
             epoch, step = result.place
             raise UserError(
-                f"the gradient of step {step + 1} in epoch {epoch + 1} is {float(result.norm)} (loss {loss}); lower "
-                f"train.learning_rate, which is {self.params.train.learning_rate:g}"
-                + (f"; the state after step {int(kept.name)} is kept in {kept}" if kept else "")
+                f"the gradient norm of step {step + 1} in epoch {epoch + 1} is {float(result.norm)} (loss {loss}); "
+                f"lower train.learning_rate, which is {self.params.train.learning_rate:g}"
+                + (f"; the checkpoint of step {int(kept.name)} is kept in {kept}" if kept else "")
             )
         self.progress.loss += loss * result.size
-        return bool(asked > 0)
+        return bool(stop_requests > 0)
 
     def _validate(self) -> dict[str, float]:
-        """Measure the model after an epoch, save the state, and return the epoch's metrics."""
+        """Evaluate the model on the validation split, save a checkpoint, and return the metrics of the epoch."""
         recipe, progress = self.params.train, self.progress
         self.clock.start("validation")
         if self.ngrams:
-            self.ngrams[0].fraction.zero_()  # the network alone
+            self.ngrams[0].fraction.zero_()  # score with only the network
         predicted = predict_split(self.scores, self.validation, self.dist, self.params)
-        alone = {}
+        network_only = {}
         if self.ngrams:
             module, ngram_stars = self.ngrams
-            alone["validation/plcc_of_network"] = plcc(predicted, self.validation.labels)
+            network_only["validation/plcc_of_network"] = plcc(predicted, self.validation.labels)
             predicted = hashed_ngrams.mix(module, predicted, ngram_stars, self.validation.labels)
         stars, labels = torch.from_numpy(predicted), torch.from_numpy(self.validation.labels)
         unweighted = weighted_huber(stars, labels, torch.ones_like(labels), recipe.huber_delta, len(labels))
@@ -248,9 +247,9 @@ class Trainer:
             "train/loss": progress.loss / len(self.data),
             "train/learning_rate": float(self.optimizer.param_groups[0]["lr"]),
             "validation/loss": float(unweighted),
-            # not clamped: a first epoch that still predicts under 1 star would be a constant
+            # not clamped: early predictions below 1 star would all become 1
             "validation/plcc": plcc(stars.numpy(), self.validation.labels),
-            **alone,
+            **network_only,
         }
         better = progress.best is None or metrics["validation/plcc"] > progress.best
         with self.stop.deferred():
@@ -270,7 +269,7 @@ class Trainer:
         self.clock.stop()
 
     def _gradient_sync(self, last: bool) -> AbstractContextManager[Any]:
-        """Exchange gradients with the other ranks in the last part of a step alone."""
+        """Return a context that synchronizes gradients between ranks only in the last micro-batch of a step."""
         if isinstance(self.network, DistributedDataParallel) and not last:
             return self.network.no_sync()
         return nullcontext()
@@ -301,29 +300,28 @@ def train(
     Run it in one process, or in each process of torchrun.
 
     Args:
-        params: those of `READS` are read.
+        params: the parameters; only those in `READS` are read.
         shards: a folder or URL of shards.
-        weights: what the project's own shards came with, which have to be those of `params`. None for shards from
-            elsewhere, whatever they were made with: the constant of the weights is computed from their indexes.
-        out: takes best/ and last/.
-        results: takes the curves.
+        weights: the weights.json of the project's own shards, which must match `params`. None for external shards,
+            which may have been made with other parameters: the weighting is computed from their indexes.
+        out: the folder for best/ and last/.
+        results: the folder for the metrics and curves.
 
     Raises:
-        UserError: shards or weights are absent or of another run, an encoder cannot be loaded, or as `Trainer.run`.
-        Stopped: SIGTERM or SIGINT came; the state is saved, and the next call goes on from it.
-
-    Source: reference section 1 (training).
+        UserError: shards or weights are missing or belong to another run, an encoder cannot be loaded, or as
+            `Trainer.run`.
+        Stopped: SIGTERM or SIGINT was received; a checkpoint is saved, and the next call resumes from it.
     """
     params = narrow(params, READS)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    torch.backends.cudnn.allow_tf32 = False  # fp32, as the paper trains
+    torch.backends.cudnn.allow_tf32 = False  # full fp32, as in the paper
     with init_distributed() as dist:
         trainer = Trainer(params, shards, weights, dist)
         progress = trainer.progress
         if params.source.kind == "demo":
-            log.warning("demo data: the numbers of this training are about made products")
+            log.warning("demo data: the products are synthetic, so these metrics say nothing about real ones")
         if progress.steps:
-            log.info("an interrupted training goes on after step %d of %d", progress.steps, trainer.steps)
+            log.info("resuming an interrupted training after step %d of %d", progress.steps, trainer.steps)
         for metrics in trainer.run():
             if dist.rank == 0:
                 log.info(
@@ -335,53 +333,55 @@ def train(
                     len(trainer.loader.damaged),
                 )
         if dist.rank == 0:
-            where = time_profile.time_profile(
+            profile = time_profile.time_profile(
                 progress.seconds, progress.steps * len(trainer.data) / len(trainer.loader), dist
             )
-            log.info(time_profile.describe(where))
-            _publish(trainer, where, out, results)
+            log.info(time_profile.describe(profile))
+            _publish(trainer, profile, out, results)
         dist.barrier()
     return progress.history
 
 
 def schedule(step: int, total: int, warmup: float) -> float:
-    """Return the share of the learning rate at `step` of `total`: a linear rise from 0, then half a cosine to 0.
+    """Return the factor of the learning rate at `step`: linear warmup from 0, then cosine decay to 0.
 
     Args:
-        step: from 0.
-        total: steps of all epochs.
-        warmup: share of them that rises.
+        step: the step, from 0.
+        total: number of steps over all epochs.
+        warmup: fraction of the steps that are warmup.
     """
-    rising = int(warmup * total)
-    if step < rising:
-        return step / rising
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
+    warmup_steps = int(warmup * total)
+    if step < warmup_steps:
+        return step / warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, total - warmup_steps)))
 
 
 def parameter_groups(model: EffiMini, recipe: TrainParams) -> list[dict[str, Any]]:
-    """Return the encoders' and the head's parameters for an optimizer, each with its ``highest`` learning rate."""
-    head = {id(parameter) for parameter in model.head.parameters()}
+    """Return parameter groups for the encoders and the head, each with its peak learning rate as ``highest``."""
+    in_head = {id(parameter) for parameter in model.head.parameters()}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    encoders = {"params": [p for p in trained if id(p) not in head], "highest": recipe.learning_rate}
-    own = {"params": list(model.head.parameters()), "highest": recipe.head_learning_rate or recipe.learning_rate}
-    return [group | {"lr": group["highest"]} for group in (encoders, own)]
+    encoders = {"params": [p for p in trained if id(p) not in in_head], "highest": recipe.learning_rate}
+    head_group = {"params": list(model.head.parameters()), "highest": recipe.head_learning_rate or recipe.learning_rate}
+    return [group | {"lr": group["highest"]} for group in (encoders, head_group)]
 
 
 def seed_of(*numbers: int) -> int:
-    """Return a 63-bit seed that depends on all the numbers."""
+    """Return a 63-bit seed that depends on all `numbers`."""
     return int.from_bytes(blake2b(repr(numbers).encode(), digest_size=8).digest(), "little") >> 1
 
 
 def prepare(model: EffiMini, params: Params, dist: Distributed) -> EffiMini:
-    """Put the model in the form that the recipe asks for, and return it; its weights and their names stay.
+    """Apply the precision, freezing, batch norm and compile options of `params`, and return the model.
+
+    Weights and their names do not change.
 
     Raises:
-        UserError: batch statistics shall be synchronised on CPUs.
+        UserError: train.sync_batchnorm is true and there is no GPU.
     """
     recipe = params.train
     for module in model.image.modules():
         if getattr(module, "inplace", False):
-            module.inplace = False  # type: ignore[assignment]  # autograd copies what an activation overwrites
+            module.inplace = False  # type: ignore[assignment]  # autograd would copy the input that the activation overwrites
     if recipe.precision == "bf16":
         model.autocast = True
         model.image.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -392,7 +392,7 @@ def prepare(model: EffiMini, params: Params, dist: Distributed) -> EffiMini:
             raise UserError("train.sync_batchnorm is true and there is no GPU; set it to false")
         from timm.layers.norm_act import convert_sync_batchnorm  # noqa: PLC0415 -- after effimini.torchvision_shim
 
-        # timm's: torch's own would lose the activations
+        # timm's version; torch's would drop the activations of timm's layers
         model.image = convert_sync_batchnorm(model.image)  # type: ignore[no-untyped-call]
     if recipe.freeze_encoders:
         model.image.requires_grad_(requires_grad=False)
@@ -403,7 +403,7 @@ def prepare(model: EffiMini, params: Params, dist: Distributed) -> EffiMini:
 
 
 def _recipe(params: Params) -> list[Any]:
-    """Return what the losses of a training depend on, apart from the data."""
+    """Return everything except the data that the losses of a training depend on, for its fingerprint."""
     folder, path = Path(params.model.text.name), Path(params.model.image.weights)
     contents = [
         files.sha256(file) for file in (folder / WEIGHTS_FILE, path, Path(params.model.text.weights)) if file.is_file()
@@ -412,8 +412,8 @@ def _recipe(params: Params) -> list[Any]:
     return [params.model, params.images.resolution, params.text, recipe, contents]
 
 
-def _publish(trainer: Trainer, where: Spent, out: Path, results: Path) -> None:
-    """Put models with their cards, and curves, where DVC looks for them, then drop the state."""
+def _publish(trainer: Trainer, profile: Spent, out: Path, results: Path) -> None:
+    """Write the models with their cards, the curves and the time profile, then remove the checkpoint."""
     params, progress = trainer.params, trainer.progress
     newest = checkpoint.newest_checkpoint(trainer.state)
     assert newest is not None, trainer.state
@@ -427,10 +427,10 @@ def _publish(trainer: Trainer, where: Spent, out: Path, results: Path) -> None:
             writers.write_json(partial / name / provenance.TRAINING_FILE, trainer.training)
     with Live(dir=str(results), dvcyaml=None, save_dvc_exp=False, report=None) as live:
         for metrics in progress.history:
-            for name in sorted(metrics):  # the order that a resumed training reads back
+            for name in sorted(metrics):  # sorted, because a resumed training reads its metrics back in this order
                 live.log_metric(name, metrics[name])
             live.next_step()
         live.summary["source"] = params.source.kind
         live.summary["best"] = {"epoch": progress.best_epoch + 1, "validation_plcc": progress.best}
-    writers.write_json(results / "time.json", where)
+    writers.write_json(results / "time.json", profile)
     shutil.rmtree(trainer.state)

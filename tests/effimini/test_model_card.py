@@ -15,7 +15,7 @@ def test_the_card_says_what_was_trained_and_measured(run_params: Params, run: Pa
         assert card.data.library_name == "effimini"
         assert "synthetic" in card.data.tags
         assert card.data.base_model is None, "both encoders have a random start"
-        assert "DEMO DATA: trained on made products" in card.text
+        assert "DEMO DATA: trained on synthetic products" in card.text
         assert f"| `train.learning_rate` | {run_params.train.learning_rate} |" in card.text
         assert "| samples | 80 |" in card.text
     assert f"After epoch {found['epoch']} of {epochs}" in cards["best"].text

@@ -113,9 +113,9 @@ def test_a_bad_row_is_a_sentence_and_nothing_is_written(
     [
         (b"", "line 1: no column parent_asin"),
         (b"parent_asin,title\nA1,x\n", "no column main_category, features, description, image_paths"),
-        (",".join(INPUT_COLUMNS).encode() + b"\nA1,x\n", "line 2: the row has not the 6 cells"),
+        (",".join(INPUT_COLUMNS).encode() + b"\nA1,x\n", "line 2: the row does not have 6 cells"),
         (",".join(INPUT_COLUMNS).encode() + b"\nA1,x,\xff,,,\n", "is not UTF-8"),
-        (",".join(INPUT_COLUMNS).encode() + b'\nA1,x,"a"b,,,\n', "not CSV"),
+        (",".join(INPUT_COLUMNS).encode() + b'\nA1,x,"a"b,,,\n', "not valid CSV"),
     ],
 )
 def test_a_file_that_is_not_the_challenges_is_a_sentence(

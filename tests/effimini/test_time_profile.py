@@ -36,7 +36,7 @@ def test_the_clock_counts_each_moment_once() -> None:
         ({"data": 2.0, "forward": 3.0, "backward": 5.0, "optimizer": 1.0}, "waiting for data: raise stream.workers"),
         ({"data": 0.1, "forward": 3.0, "backward": 5.0, "optimizer": 1.0}, "in the backward pass"),
         ({"data": 0.1, "forward": 1.0, "backward": 2.0, "optimizer": 4.0}, "raise train.batch_size"),
-        ({"data": 2.0, "forward": 3.0, "backward": 5.0, "optimizer": 1.0, "features": 99.0}, "the encoders, once"),
+        ({"data": 2.0, "forward": 3.0, "backward": 5.0, "optimizer": 1.0, "features": 99.0}, "the encoders, run once"),
         ({"data": 2.0, "forward": 3.0, "backward": 5.0, "optimizer": 1.0, "features": 0.0}, "the number of steps"),
     ],
 )
@@ -63,7 +63,7 @@ def test_a_training_accounts_for_its_time(
     steps = sum(found["seconds"][name] for name in time_profile.OF_STEPS)
     assert found["samples_per_second"] == pytest.approx(3 * 80 / steps)  # three epochs
     assert found["peak_memory"] > 10**8
-    assert f"bound by {found['bound']}" in caplog.text
+    assert f"bottleneck: {found['bound']}" in caplog.text
 
 
 def test_a_training_of_the_head_alone_accounts_for_its_features(small: Params, data: Path, tmp_path: Path) -> None:

@@ -164,9 +164,9 @@ def test_the_command_ends_cleanly_when_it_is_stopped(small: Params, data: Path, 
         running.send_signal(signal.SIGTERM)
         said = running.stderr.read()
     assert (running.returncode, said.count("\n")) == (128 + signal.SIGTERM, said.count("epoch ") + 1), said
-    assert re.search(r"stopped by a signal after step \d+; the same command goes on from there\n$", said)
+    assert re.search(r"stopped by a signal after step \d+; run the same command to resume\n$", said)
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert "an interrupted training goes on after step" in done.stderr
+    assert "resuming an interrupted training after step" in done.stderr
     _, undisturbed = trained(small, data, tmp_path / "whole")
     assert tree(tmp_path / "models") == {
         name.removeprefix("models/"): sha for name, sha in undisturbed.items() if name.startswith("models/")
@@ -180,7 +180,9 @@ def test_a_disk_that_is_full_keeps_the_state_before(small: Params, data: Path, t
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))  # no file may be larger
     try:
-        with pytest.raises(UserError, match=r"state cannot be written .* the state after step \d+ is kept: make room"):
+        with pytest.raises(
+            UserError, match=r"checkpoint cannot be written .* the checkpoint of step \d+ is kept: free disk space"
+        ):
             next(running)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -197,7 +199,7 @@ def test_a_damaged_state_is_a_sentence(small: Params, data: Path) -> None:
         for content in (whole[: len(whole) // 2], b"", b"nothing"):
             (state / name).unlink()  # it may be another name of the best model's
             (state / name).write_bytes(content)
-            with pytest.raises(UserError, match=r"state in .* cannot be read \(.*\); remove .* to start anew"):
+            with pytest.raises(UserError, match=r"checkpoint in .* cannot be read \(.*\); remove .* to start again"):
                 Trainer(small, data / "shards", data / "weights.json", ONE)
         (state / name).write_bytes(whole)
     Trainer(small, data / "shards", data / "weights.json", ONE)
@@ -260,7 +262,7 @@ def test_the_frozen_encoders_are_read_once(small: Params, data: Path, tmp_path: 
     after = EffiMini.from_pretrained(tmp_path / "out/models/last").state_dict()
     changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
     assert changed == {name for name in before if name.startswith("head.")}
-    with pytest.raises(UserError, match=r"train.freeze_encoders is true on 2 ranks"):
+    with pytest.raises(UserError, match=r"train.freeze_encoders is true and there are 2 ranks"):
         Trainer(frozen, data / "shards", data / "weights.json", Distributed(0, 2, torch.device("cpu")))
 
 
