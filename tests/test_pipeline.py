@@ -61,8 +61,8 @@ def test_a_stage_reports_its_rows_as_json(clone: Clone) -> None:
         (["results"], "results/evaluation.json does not exist; run `dvc repro`"),
         (["train", "--data", "nowhere"], "nowhere/shards/Demo_Toys/manifest.json does not exist"),
         (["info", "--params", "none.yaml"], "none.yaml does not exist"),
-        (["validate", "nothing"], "nothing is no table; the tables are raw, items, groups, sample, images"),
-        (["validate", "--data", "nowhere"], "nowhere holds no table; run `dvc repro`"),
+        (["validate", "nothing"], "there is no table nothing; the tables are raw, items, groups, sample, images"),
+        (["validate", "--data", "nowhere"], "nowhere contains no table; run `dvc repro`"),
     ],
 )
 def test_a_mistake_is_a_sentence_and_exit_code_2(clone: Clone, words: list[str], sentence: str) -> None:

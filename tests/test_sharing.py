@@ -183,7 +183,7 @@ def test_a_clone_trains_and_evaluates_on_the_shards_alone(team: Team, tmp_path: 
     said = second.run("effimini", "validate").stderr  # whatever is here
     assert re.findall(r"^(\w+) passed", said, re.MULTILINE) == ["shards", "weights", "predictions"]
     said = second.run("effimini", "validate", "data/shards").stderr
-    assert "data/sample is not here, so data/shards is not compared with it" in said
+    assert "data/sample does not exist, so data/shards is not compared with it" in said
     assert json.loads((second.folder / "results/metrics.json").read_text())["source"] == "demo"
     assert {path.name for path in (second.folder / "data").iterdir()} == {"shards", "weights.json", "predictions"}
 

@@ -1,1 +1,1 @@
-"""Checks over what the other rooms made: Great Expectations suites, the row funnel, the gates."""
+"""Validation of the tables that the stages write: Great Expectations suites, row accounting and gates."""

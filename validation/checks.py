@@ -1,7 +1,7 @@
-"""What is checked of each table: of a category alone, and across categories.
+"""Checks of each table, per category and across categories.
 
-In: the folders of the tables. Out: verdicts. A table that another is compared with may be absent, in a clone that has
-pulled one table alone: what needs it is then left out, and no gate is written (see `validation.validate`).
+Input: the tables' folders. Output: verdicts. The tables that one is compared with may be absent, for example in a clone
+that pulled a single table: the checks that need them are then skipped, and no gate is written (`validation.validate`).
 """
 
 from collections import Counter
@@ -26,34 +26,34 @@ from validation import columns, funnel, links, near_duplicates, profile, proport
 from validation.suites import Suite, suite
 from validation.verdicts import Verdict, judge
 
-ACCEPTED = "accepted.csv"  # the profile that was accepted last, beside the folder of the tables
+ACCEPTED = "accepted.csv"  # the accepted profile, next to the data folder
 
 
 class CategoryTables(NamedTuple):
-    """One category of the data."""
+    """The table folders of one category."""
 
     params: Params
     data: Path
     category: str
 
     def folder(self, table: str) -> Path:
-        """Return the category's folder of a table."""
+        """Return the folder of this category in a table."""
         return self.data / table / self.category
 
     def has(self, table: str) -> bool:
-        """Tell whether the category's folder of another table is there to be compared with."""
+        """Return whether this category's folder of a table exists."""
         return self.folder(table).is_dir()
 
     def suite(self, name: str) -> Suite:
-        """Return the suite of a table's files."""
+        """Return the expectation suite of a table."""
         return suite(name, self.params, self.category)
 
     def counts(self, table: str) -> dict[str, funnel.Counts]:
-        """Return the funnels of the report of the stage that made a table."""
+        """Return the row counts in a table's ``report.json``, by name."""
         return funnel.counts(self.folder(table) / "report.json")
 
     def rows_out(self, table: str, name: str) -> int | None:
-        """Return how many rows came out of the stage that made a table; None where it is not there."""
+        """Return the rows that the stage of a table wrote according to its report; None if the table is absent."""
         if not self.has(table):
             return None
         counts = self.counts(table)
@@ -65,10 +65,10 @@ def _count_rows(paths: Iterable[Path]) -> int:
 
 
 def _check_files(table: str, expected: Iterable[str], paths: Iterable[Path]) -> Verdict:
-    """Check that a table has its files, so that one that is missing does not pass as one without rows."""
+    """Check that exactly the expected files exist; a missing file would otherwise look like one without rows."""
     wanted, found = set(expected), {path.name for path in paths}
     wrong = [f"{name} ({'missing' if name in wanted else 'unknown'})" for name in sorted(wanted ^ found)]
-    return judge(table, "the files of the stage", len(wanted), wrong)
+    return judge(table, "exactly the files that the stage writes", len(wanted), wrong)
 
 
 def _check_raw(tables: CategoryTables) -> list[Verdict]:
@@ -120,11 +120,11 @@ def _check_groups(tables: CategoryTables) -> list[Verdict]:
 
 def _check_all_groups(params: Params, data: Path) -> list[Verdict]:
     paths = [path for c in params.source.categories for path in bucket_files(data / "groups" / c, "groups")]
-    out = [CategoryTables(params, data, category).rows_out("items", "items") for category in params.source.categories]
-    before = None if None in out else sum(filter(None, out))
+    rows = [CategoryTables(params, data, category).rows_out("items", "items") for category in params.source.categories]
+    upstream = None if None in rows else sum(filter(None, rows))
     counts = funnel.counts(data / "groups" / "report.json")
     return [
-        *funnel.check_row_counts(counts, "groups", _count_rows(paths), before, "data/items"),
+        *funnel.check_row_counts(counts, "groups", _count_rows(paths), upstream, "data/items"),
         links.group_sizes(links.read_groups(paths)),
     ]
 
@@ -165,23 +165,25 @@ def _check_images(tables: CategoryTables) -> list[Verdict]:
     verdicts = columns.check_columns("images", tables.suite("images"), paths)
     if not verdicts[0].passed:
         return verdicts
-    counts, before = tables.counts("images"), tables.rows_out("sample", "items")
+    counts, upstream = tables.counts("images"), tables.rows_out("sample", "items")
     outcomes = Counter(columns.read_columns(paths, ["outcome"], IMAGES)["outcome"].to_pylist())
-    had = outcomes.pop(OK, 0)
+    fetched = outcomes.pop(OK, 0)
     dropped = counts["images"].dropped if "images" in counts else {}
     if tables.has("sample"):
         verdicts.append(links.aligned(part_files(tables.folder("sample")), paths))
     return [
         *verdicts,
         links.image_bytes(paths),
-        *funnel.check_row_counts(counts, "images", had, before, "data/sample"),
+        *funnel.check_row_counts(counts, "images", fetched, upstream, "data/sample"),
         funnel.reasons("images", dropped, outcomes),
     ]
 
 
 def _check_all_images(params: Params, data: Path) -> list[Verdict]:
     found, measured = near_duplicates.find_near_duplicates(data, params.source.categories)
-    with files.atomic_write(data / "near_duplicates.csv") as partial:  # written before it is judged, for whom it stops
+    with files.atomic_write(
+        data / "near_duplicates.csv"
+    ) as partial:  # before the verdict: a failed check points to this file
         found.to_csv(partial, index=False, lineterminator="\n")
     return [near_duplicates.verdict(found, measured, params.validation.near_duplicate_fraction)]
 
@@ -224,7 +226,7 @@ def _check_all_predictions(params: Params, data: Path) -> list[Verdict]:
     return [
         *verdicts,
         *funnel.check_row_counts(
-            counts, "predictions", predictions.num_rows, samples.num_rows, "data/sample, test and validation"
+            counts, "predictions", predictions.num_rows, samples.num_rows, "data/sample (test and validation)"
         ),
         links.same_items("predictions", "data/sample", _whole_key(samples), _whole_key(predictions)),
         links.same_labels(samples, predictions),
@@ -247,33 +249,33 @@ def _check_all_profiles(params: Params, data: Path) -> list[Verdict]:
 
 
 def profiles(data: Path) -> pd.DataFrame:
-    """Return the profiles of all tables there are, in the order of `profile.PROFILED_COLUMNS`.
+    """Return the profiles of all tables that have one, in the order of `profile.PROFILED_COLUMNS`.
 
     Raises:
-        UserError: one is no profile.
+        UserError: a profile file is not valid.
     """
     found = [profile.read_profile(data / "profiles" / f"{table}.csv") for table in profile.PROFILED_COLUMNS]
     return pd.concat([part for part in found if len(part)] or found)
 
 
 def _no_checks(_: Params, __: Path) -> list[Verdict]:
-    """Check nothing across categories."""
+    """Return no verdicts: the table has no checks across categories."""
     return []
 
 
-READS = ("source.kind", "source.categories")  # of every gate
+READS = ("source.kind", "source.categories")  # parameters that every gate reads
 
 
 class Gate(NamedTuple):
     """How a table is checked."""
 
-    stage: str  # makes the table
-    reads: tuple[str, ...]  # the parameters that its checks read, beside `READS`
-    compared_with: tuple[str, ...]  # the tables it is compared with
+    stage: str  # the stage that writes the table
+    reads: tuple[str, ...]  # parameters that its checks read in addition to `READS`
+    compared_with: tuple[str, ...]  # upstream tables that it is compared with
     check_category: Callable[[CategoryTables], list[Verdict]] | None
     check_all: Callable[[Params, Path], list[Verdict]] = _no_checks
-    path: str = ""  # where the table is, when not in the folder of its name
-    hash_files: bool = True  # whether another content of the table makes what is behind the gate anew
+    path: str = ""  # path of the table below the data folder; by default its name
+    hash_files: bool = True  # whether the gate lists the files' hashes, so that new content reruns downstream stages
 
 
 _OF_SAMPLE = (

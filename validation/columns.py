@@ -1,11 +1,11 @@
-"""The checks of one table's own columns: schema, the suite's rules, and the uniqueness of its key.
+"""Checks of the columns of one table: schema, the rules of its suite, and unique keys.
 
-In: a suite and the files of a table, parquet or Arrow, or a table in memory. Out: verdicts. Guaranteed: rows are
-looked at in batches of at most `ROWS_PER_BATCH` and the counts are summed, and keys are compared `ROWS_PER_PART` rows
-at a time, so that memory does not grow with the rows, save for the key columns as they are.
+Input: a suite, and the table's parquet or Arrow files or a table in memory. Output: verdicts. Guarantees: rules are
+evaluated on batches of at most `ROWS_PER_BATCH` rows and keys are compared about `ROWS_PER_PART` rows at a time, so
+that memory grows with the number of rows only by the key columns.
 
-Besides its own columns a table has derived ones: "size of title" is the number of characters of a text or of elements
-of a list, and "size of hi_res + large" their sum; null, an empty text and an empty JSON object have size 0.
+Rules can also name derived columns: "size of title" is the number of characters of a string or of elements of a list,
+and "size of hi_res + large" is the sum of two sizes; null, an empty string and an empty JSON object have size 0.
 """
 
 import logging
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pandas as pd
 
-SCHEMA = "columns, their order and their types as in prep/core/tables"
-ROWS_PER_BATCH = 200_000  # rows that Great Expectations sees at once
-ROWS_PER_PART = 1_000_000  # rows whose keys are compared at once
+SCHEMA = "columns, column order and types as in prep/core/tables"
+ROWS_PER_BATCH = 200_000  # rows that Great Expectations validates at once
+ROWS_PER_PART = 1_000_000  # rows with keys compared at once
 SIZE = "size of "
-_CHUNK = 10_000  # rows read at once; an image part of so many is about 100 MB
+_CHUNK = 10_000  # rows read at once; 10,000 images take about 100 MB
 
-Rows: TypeAlias = "Path | pa.Table"  # a file, or what is in memory
+Rows: TypeAlias = "Path | pa.Table"  # a file, or a table in memory
 
 
 def schema_of(path: Rows) -> pa.Schema:
@@ -58,7 +58,7 @@ def rows_of(path: Rows) -> int:
 
 
 def chunks(paths: Sequence[Rows], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of files in order, some at a time, with `columns` only; of a derived one those it is made of."""
+    """Yield the rows of files in order as batches with `columns` only; a derived column gives its source columns."""
     names = list(dict.fromkeys(part for column in columns for part in source_columns(column)))
     for path in paths:
         if isinstance(path, pa.Table):
@@ -73,14 +73,14 @@ def chunks(paths: Sequence[Rows], columns: Sequence[str]) -> Iterator[pa.RecordB
 
 
 def values(chunk: pa.RecordBatch, column: str) -> pa.Array:
-    """Return a column of a chunk, its own or a derived one (int64, never null)."""
+    """Return a column of a chunk; a derived column is int64 without nulls."""
     if not column.startswith(SIZE):
         return chunk[column]
     return reduce(pc.add, (_size(chunk[part]) for part in source_columns(column)))
 
 
 def source_columns(column: str) -> list[str]:
-    """Return the columns of the table that a column, its own or a derived one, is made of."""
+    """Return the table's columns that a column is computed from: itself, unless it is derived."""
     return column.removeprefix(SIZE).split(" + ") if column.startswith(SIZE) else [column]
 
 
@@ -93,7 +93,7 @@ def _size(array: pa.Array) -> pa.Array:
 
 
 def read_columns(paths: Sequence[Rows], columns: Sequence[str], schema: pa.Schema) -> pa.Table:
-    """Return `columns` of all rows of files in order."""
+    """Return `columns` of all rows of the files, in order."""
     wanted = pa.schema([field.with_nullable(True) for field in schema if field.name in columns])
     return pa.Table.from_batches([_cast(chunk, wanted) for chunk in chunks(paths, wanted.names)], wanted)
 
@@ -103,9 +103,12 @@ def _cast(chunk: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
 
 def by_key(key: str, *tables: pa.Table) -> Iterator[tuple[pa.Table, ...]]:
-    """Yield tables in parts of about `ROWS_PER_PART` rows, by a hash of a column: equal keys share a part.
+    """Split tables by a hash of column `key` into parts of about `ROWS_PER_PART` rows, with equal keys in one part.
 
-    What groups or looks up rows by key thus needs its memory for a part only.
+    A join or group-by on the key then needs the memory of one part only.
+
+    Yields:
+        For each part, one table per input table.
     """
     count = max(1, -(-max(table.num_rows for table in tables) // ROWS_PER_PART))
     if count == 1:
@@ -113,7 +116,7 @@ def by_key(key: str, *tables: pa.Table) -> Iterator[tuple[pa.Table, ...]]:
         return
     numbers = [_parts_of(table[key], count) for table in tables]
     for number in range(count):
-        yield tuple(table.filter(pa.array(of == number)) for table, of in zip(tables, numbers, strict=True))
+        yield tuple(table.filter(pa.array(part == number)) for table, part in zip(tables, numbers, strict=True))
 
 
 def _parts_of(keys: pa.ChunkedArray, count: int) -> "npt.NDArray[np.uint16]":
@@ -123,10 +126,10 @@ def _parts_of(keys: pa.ChunkedArray, count: int) -> "npt.NDArray[np.uint16]":
 
 
 def check_columns(table: str, suite: Suite, paths: Sequence[Rows]) -> list[Verdict]:
-    """Check the files of one table, or a table in memory, against its suite.
+    """Check the files of a table, or a table in memory, against its suite.
 
     Returns:
-        A verdict on the schema; if that passes, one on each rule and one on the key.
+        A verdict for the schema; if that passes, also one for each rule and one for the key.
     """
     faults = ((path, _schema_fault(schema_of(path), suite.schema)) for path in paths)
     wrong = [f"{path.name}: {fault}" if isinstance(path, Path) else fault for path, fault in faults if fault]
@@ -138,11 +141,13 @@ def check_columns(table: str, suite: Suite, paths: Sequence[Rows]) -> list[Verdi
 
 
 def _schema_fault(found: pa.Schema, expected: pa.Schema) -> str:
-    """Say the first difference in names, order or types; null in a required column is a rule of its own."""
+    """Return the first difference in names, order or types, or ""; nulls in required columns have their own rules."""
     if found.names != expected.names:
         missing = [name for name in expected.names if name not in found.names]
-        more = [name for name in found.names if name not in expected.names]
-        return f"columns missing {missing}, unknown {more}" if missing or more else f"columns in order {found.names}"
+        unknown = [name for name in found.names if name not in expected.names]
+        if missing or unknown:
+            return f"columns missing {missing}, unknown {unknown}"
+        return f"columns in order {found.names}"
     different = [(a, b) for a, b in zip(found, expected, strict=True) if a.type != b.type]
     return f"{different[0][0].name} is {different[0][0].type}, not {different[0][1].type}" if different else ""
 
@@ -167,32 +172,32 @@ def _check_rules(table: str, suite: Suite, paths: Sequence[Rows]) -> list[Verdic
 
 
 def _frames(suite: Suite, paths: Sequence[Rows]) -> Iterator["pd.DataFrame"]:
-    """Yield batches for Great Expectations; a column that only has to be there is given as true or null.
+    """Yield batches for Great Expectations; a column that is only checked for nulls is reduced to true or null.
 
-    Texts, lists and images are thus never held for more than a chunk of rows.
+    This keeps texts, lists and images in memory for one chunk of rows only.
     """
     valued = {*suite.label} | {c for r in suite.rules if r.kind != "ExpectColumnValuesToNotBeNull" for c in r.columns}
     columns = list(dict.fromkeys([*suite.label, *(column for rule in suite.rules for column in rule.columns)]))
-    held: list[pa.Table] = []
+    batch: list[pa.Table] = []
     for chunk in chunks(paths, columns):
         arrays = [
             values(chunk, name) if name in valued else pc.if_else(pc.is_valid(chunk[name]), True, None)
             for name in columns
         ]
-        held.append(pa.table(arrays, columns))
-        if sum(part.num_rows for part in held) + _CHUNK > ROWS_PER_BATCH:
-            yield pa.concat_tables(held).to_pandas()
-            held = []
-    if any(part.num_rows for part in held):
-        yield pa.concat_tables(held).to_pandas()
+        batch.append(pa.table(arrays, columns))
+        if sum(part.num_rows for part in batch) + _CHUNK > ROWS_PER_BATCH:
+            yield pa.concat_tables(batch).to_pandas()
+            batch = []
+    if any(part.num_rows for part in batch):
+        yield pa.concat_tables(batch).to_pandas()
 
 
 @cache
 def _great_expectations() -> tuple[Any, Any]:
-    """Import Great Expectations (seconds); return it with a batch definition for frames, bars and noise off."""
+    """Import Great Expectations (takes seconds); return it and a batch definition for frames, without progress bars."""
     log = logging.getLogger("great_expectations")
     log.setLevel(logging.ERROR)  # before the import, which logs hundreds of lines
-    log.propagate = False  # some of its modules set a level of their own; errors still reach stderr
+    log.propagate = False  # some of its modules set their own level; errors still go to stderr
     import great_expectations as gx  # noqa: PLC0415
     from great_expectations.data_context.types.base import ProgressBarsConfig  # noqa: PLC0415
 
@@ -204,10 +209,10 @@ def _great_expectations() -> tuple[Any, Any]:
 
 
 def _expect(rules: Sequence[Rule], frame: "pd.DataFrame") -> Iterator[tuple[Rule, int, list[int]]]:
-    """Run the rules on a frame; yield each with its count of unexpected rows and the positions of some.
+    """Evaluate rules on a frame; yield each rule, its number of unexpected rows and the positions of some of them.
 
     Raises:
-        RuntimeError: Great Expectations could not evaluate one, which is a bug of the suite.
+        RuntimeError: Great Expectations could not evaluate a rule, which is a bug in the suite.
     """
     gx, definition = _great_expectations()
     named = {rule.name: rule for rule in rules}
@@ -230,13 +235,13 @@ def _describe_row(suite: Suite, rule: Rule, frame: "pd.DataFrame", position: int
 
 
 def _check_key(table: str, suite: Suite, paths: Sequence[Rows]) -> Verdict:
-    keys = read_columns(paths, suite.key, suite.schema).drop_null()  # that a key is there is a rule of its own
+    keys = read_columns(paths, suite.key, suite.schema).drop_null()  # null keys have their own rule
     different, repeated = 0, []
     for (part,) in by_key(suite.key[-1], keys):
         counted = part.group_by(list(suite.key)).aggregate([([], "count_all")])
         different += counted.num_rows
-        again = counted.filter(pc.greater(counted["count_all"], 1))
-        repeated += again.sort_by([(name, "ascending") for name in suite.key]).slice(0, EXAMPLES_SHOWN).to_pylist()
+        duplicates = counted.filter(pc.greater(counted["count_all"], 1))
+        repeated += duplicates.sort_by([(name, "ascending") for name in suite.key]).slice(0, EXAMPLES_SHOWN).to_pylist()
     repeated.sort(key=lambda row: [row[name] for name in suite.key])
     return Verdict(
         table,

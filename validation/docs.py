@@ -1,9 +1,9 @@
-"""The Data Docs of a table: one page that opens offline and shows every expectation with what was found.
+"""The Data Docs of a table: an HTML page with every expectation and its result.
 
-In: verdicts, and for tables that have one the profile. Out: HTML. Guaranteed: the page asks for nothing, holds no time
-and no random id, and says so where the data is made.
+Input: verdicts, and the profile if the table has one. Output: HTML. Guarantees: the page makes no requests, contains no
+time and no random id, and has a notice if the data is synthetic.
 
-Great Expectations' own pages are of single batches, of which a table has many, and load their styles from the network.
+Great Expectations' Data Docs show single batches, of which a table has many, and load their styles from the network.
 """
 
 from collections import Counter
@@ -23,36 +23,36 @@ def docs_page(
     *,
     demo: bool,
     profile: pd.DataFrame | None = None,
-    moved: pd.DataFrame | None = None,
-    fresh: Sequence[str] = (),
+    drift: pd.DataFrame | None = None,
+    added: Sequence[str] = (),
 ) -> str:
     """Return the page as HTML.
 
     Args:
-        table: what was checked.
-        tables: all that have a page.
-        found: the verdicts in the order found, by where.
-        demo: whether the data is the made catalogue.
-        profile: of the table's categories.
-        moved: what `validation.profile.compare_profiles` found.
-        fresh: what of it stands in no accepted profile.
+        table: the checked table.
+        tables: all tables that have a page.
+        found: the verdicts by checked folder or file, in the order of the checks.
+        demo: whether the data is synthetic.
+        profile: the profile of the table's categories.
+        drift: the result of `validation.profile.compare_profiles`.
+        added: the result of `validation.profile.new_columns`.
     """
-    every = [(where, verdict) for where, verdicts in found for verdict in verdicts]
-    counts = Counter(verdict.level for _, verdict in every)
-    told = [row for row in every if row[1].level != "pass"]
+    rows = [(where, verdict) for where, verdicts in found for verdict in verdicts]
+    counts = Counter(verdict.level for _, verdict in rows)
+    problems = [row for row in rows if row[1].level != "pass"]
     columns = [] if profile is None else profile.groupby("category", sort=False)
     values = {
         "table": table,
         "tables": tables,
         "demo": DEMO_NOTICE if demo else "",
         "counts": {level: counts[level] for level in ("pass", "warn", "fail")},
-        "told": sorted(told, key=lambda row: row[1].level),  # fail before warn
+        "problems": sorted(problems, key=lambda row: row[1].level),  # fail before warn
         "places": [(where, verdicts) for where, verdicts in found if verdicts],
         "profiles": [(category, rows.to_dict("records")) for category, rows in columns],
         "quantiles": list(QUANTILES),
-        "moved": []
-        if moved is None
-        else moved.sort_values("moved", ascending=False, kind="stable").head(100).to_dict("records"),
-        "fresh": fresh,
+        "drift": []
+        if drift is None
+        else drift.sort_values("drift", ascending=False, kind="stable").head(100).to_dict("records"),
+        "added": added,
     }
     return render("validation", "docs.html.jinja", values)

@@ -1,6 +1,6 @@
-"""The checks between tables: the same items in both, no product in two splits, parts true to their names.
+"""Checks between tables: the same items in both, no product in two splits, parts that match their file names.
 
-In: files of the stages, by the columns needed. Out: verdicts. Memory is that of the key columns as they are.
+Input: the stages' files, of which only the needed columns are read. Output: verdicts. Memory: the key columns.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ from validation.verdicts import EXAMPLES_SHOWN, Verdict, judge
 
 
 def same_items(table: str, source: str, expected: pa.ChunkedArray, found: pa.ChunkedArray) -> Verdict:
-    """Check that two tables hold the same keys, in any order.
+    """Check that two tables have the same keys, in any order.
 
     Args:
-        table: the table checked.
-        source: the table it is compared with, in words.
+        table: the checked table.
+        source: path of the table that it is compared with, for the expectation's name.
         expected: the keys of `source`.
         found: the keys of `table`.
     """
@@ -38,7 +38,7 @@ def same_items(table: str, source: str, expected: pa.ChunkedArray, found: pa.Chu
 
 
 def group_sizes(groups: pa.Table) -> Verdict:
-    """Check that ``group_size`` is the number of different items that have the group, over all categories."""
+    """Check that ``group_size`` is the number of distinct items of the group over all categories."""
     different, examples = 0, []
     for (part,) in by_key("group", groups):
         items = part.group_by(["group", "parent_asin", "group_size"]).aggregate([])
@@ -46,31 +46,31 @@ def group_sizes(groups: pa.Table) -> Verdict:
         different += sizes.num_rows
         wrong = sizes.filter(pc.not_equal(sizes["group_size"], pc.cast(sizes["count_all"], pa.int32())))
         examples += [f"{r['group']} ({r['count_all']} items, group_size {r['group_size']})" for r in wrong.to_pylist()]
-    return judge("groups", "group_size = items of the group", different, sorted(examples))
+    return judge("groups", "group_size = number of items in the group", different, sorted(examples))
 
 
 def groups_of(samples: pa.Table, groups: pa.Table) -> Verdict:
-    """Check that every sampled item has the group that the groups table gives it."""
+    """Check that every sampled item has its group of the groups table."""
     wrong: list[str] = []
     for ours, theirs in by_key("parent_asin", samples, groups):
         expected = pc.take(theirs["group"], pc.index_in(ours["parent_asin"], value_set=theirs["parent_asin"]))
         same = pc.fill_null(pc.equal(ours["group"], expected), False)
         wrong += ours.filter(pc.invert(same))["parent_asin"].to_pylist()
-    return judge("sample", "group as in data/groups", samples.num_rows, wrong)
+    return judge("sample", "the same group as in data/groups", samples.num_rows, wrong)
 
 
 def one_split(samples: pa.Table, column: str) -> Verdict:
-    """Check that no value of `column` stands in two splits, in whatever categories (promise 3)."""
+    """Check that no value of `column` is in two splits, over all categories."""
     different, wrong = 0, []
     for (part,) in by_key(column, samples):
         splits = part.group_by([column]).aggregate([("split", "count_distinct")])
         different += splits.num_rows
         wrong += splits.filter(pc.greater(splits["split_count_distinct"], 1))[column].to_pylist()
-    return judge("sample", f"each {column} in one split only", different, sorted(wrong))
+    return judge("sample", f"each {column} in only one split", different, sorted(wrong))
 
 
 def check_parts(paths: Sequence[Path]) -> Verdict:
-    """Check that each part of the sample holds the split and band in its name; outside train the band is -1."""
+    """Check that the rows of each part have the split and band in its file name; outside train the band is -1."""
     rows, wrong = 0, []
     for path in paths:
         split, _, number = path.stem.partition("-")
@@ -80,29 +80,29 @@ def check_parts(paths: Sequence[Path]) -> Verdict:
         fits = pc.and_(pc.equal(part["split"], split), pc.equal(part["band"], band))
         strays = part.filter(pc.invert(fits)).to_pylist()
         wrong += [f"{r['parent_asin']} (split {r['split']}, band {r['band']} in {path.name})" for r in strays]
-    return judge("sample", "split and band as in the part's name", rows, wrong)
+    return judge("sample", "split and band as in the part's file name", rows, wrong)
 
 
 def band_limit(paths: Sequence[Path], limit: int, minimum: int) -> Verdict:
-    """Check that no band is taken beyond the fraction's, save to reach ``sample.min_per_category``.
+    """Check that there are no more bands than the fraction selects, unless ``sample.min_per_category`` needs them.
 
     Args:
-        paths: the parts of the sample of a category.
-        limit: bands of the fraction.
-        minimum: training items a category keeps whatever the fraction.
+        paths: the sample's parts of a category.
+        limit: number of bands that the fraction selects.
+        minimum: training items that a category keeps at any fraction.
     """
     train = [(path, int(pq.read_metadata(path).num_rows)) for path in paths if path.stem.startswith(f"{TRAIN}-")]
-    before = [0, *accumulate(rows for _, rows in train)]
+    rows_below = [0, *accumulate(rows for _, rows in train)]
     wrong = [
-        f"{path.stem} ({have} rows below it)"
-        for (path, _), have in zip(train, before, strict=False)
-        if int(path.stem.removeprefix(f"{TRAIN}-")) >= limit and have >= minimum
+        f"{path.stem} ({below} rows in lower bands)"
+        for (path, _), below in zip(train, rows_below, strict=False)
+        if int(path.stem.removeprefix(f"{TRAIN}-")) >= limit and below >= minimum
     ]
-    return judge("sample", f"training bands below {limit}, or as few more as hold {minimum} items", len(train), wrong)
+    return judge("sample", f"training bands below {limit}, or the fewest with {minimum} items", len(train), wrong)
 
 
 def aligned(sample: Sequence[Path], images: Sequence[Path]) -> Verdict:
-    """Check that the images' parts hold the items of the sample's parts, in the same order."""
+    """Check that the parts of the images have the items of the sample's parts, in the same order."""
     ours, theirs = {path.name: path for path in images}, {path.name: path for path in sample}
     wrong = [f"{name} ({'missing' if name in theirs else 'unknown'})" for name in sorted({*ours} ^ {*theirs})]
     rows = 0
@@ -111,15 +111,15 @@ def aligned(sample: Sequence[Path], images: Sequence[Path]) -> Verdict:
         expected = read_columns([theirs[name]], ["parent_asin"], SAMPLE)["parent_asin"].to_pylist()
         rows += len(expected)
         if len(found) != len(expected):
-            wrong.append(f"{name} ({len(found)} rows for {len(expected)})")
+            wrong.append(f"{name} ({len(found)} rows, sample {len(expected)})")
         else:
             pairs = zip(found, expected, strict=True)
             wrong += [f"{a} ({name} row {i}, sample {b})" for i, (a, b) in enumerate(pairs) if a != b]
-    return judge("images", "the sample's items in the sample's order", rows, wrong)
+    return judge("images", "the items of the sample, in the same order", rows, wrong)
 
 
 def image_bytes(images: Sequence[Path]) -> Verdict:
-    """Check that there is a JPEG where the outcome is ok and nothing elsewhere."""
+    """Check that ``image`` is a JPEG if the outcome is ok, and empty otherwise."""
     rows, wrong = 0, 0
     examples: list[str] = []
     for chunk in chunks(images, ["parent_asin", "outcome", "image"]):
@@ -132,7 +132,7 @@ def image_bytes(images: Sequence[Path]) -> Verdict:
         examples = examples[:EXAMPLES_SHOWN]
     return Verdict(
         "images",
-        f"a JPEG where the outcome is {OK}, nothing elsewhere",
+        f"a JPEG if the outcome is {OK}, else an empty image",
         rows,
         wrong,
         examples=tuple(examples),
@@ -140,7 +140,7 @@ def image_bytes(images: Sequence[Path]) -> Verdict:
 
 
 def same_labels(samples: pa.Table, predictions: pa.Table) -> Verdict:
-    """Check that the predictions carry the sample's label (by category and parent_asin)."""
+    """Check that each prediction has the label of its sample (by category and parent_asin)."""
     keys = ["category", "parent_asin"]
     wanted = samples.select([*keys, "average_rating"]).rename_columns([*keys, "label"])
     both = (
@@ -150,9 +150,9 @@ def same_labels(samples: pa.Table, predictions: pa.Table) -> Verdict:
     )
     wrong = both.filter(pc.not_equal(both["average_rating"], pc.cast(both["label"], pa.float32(), safe=False)))
     examples = [f"{r['parent_asin']} ({r['average_rating']:g}, sample {r['label']:g})" for r in wrong.to_pylist()]
-    return judge("predictions", "average_rating as in the sample", both.num_rows, examples)
+    return judge("predictions", "the same average_rating as in data/sample", both.num_rows, examples)
 
 
 def read_groups(paths: Sequence[Path]) -> pa.Table:
-    """Return the groups of the given categories' files."""
+    """Return the rows of the given groups files."""
     return read_columns(paths, GROUPS.names, GROUPS)

@@ -1,6 +1,6 @@
-"""The checks of the sample's proportions: each stratum gives its share of training items, and none is made up.
+"""Checks of the sample's strata: each gives its fraction of training items, and ``strata.csv`` counts them correctly.
 
-In: ``strata.csv`` of a category and the parts of its sample. Out: verdicts.
+Input: ``strata.csv`` of a category and the parts of its sample. Output: verdicts.
 """
 
 from collections.abc import Sequence
@@ -26,13 +26,13 @@ def check_strata(table: Path, parts: Sequence[Path], fraction: float, bands: int
 
     Args:
         table: ``strata.csv``.
-        parts: of the sample.
+        parts: the parts of the sample.
         fraction: ``sample.fraction``.
         bands: ``sample.bands``.
-        usable: items that passed the filter, taken or not, as the report counts them.
+        usable: items that passed the filter, sampled or not, according to the report.
 
     Raises:
-        UserError: the table is absent, or has other columns.
+        UserError: the file is missing or has other columns.
     """
     try:
         strata = pd.read_csv(table)[[*_KEY, "population", "taken"]]
@@ -42,42 +42,47 @@ def check_strata(table: Path, parts: Sequence[Path], fraction: float, bands: int
     return [
         judge(
             "sample",
-            f"items of {STRATA_FILE} = items that passed the filter",
+            f"items in {STRATA_FILE} = items that passed the filter",
             population,
             [population] * (population != usable),
         ),
-        _as_in_the_parts(strata, parts),
+        _sampled_counts(strata, parts),
         _stratum_fractions(strata, max(round(fraction * bands), _bands_taken(parts)) / bands),
     ]
 
 
-def _as_in_the_parts(strata: pd.DataFrame, parts: Sequence[Path]) -> Verdict:
+def _sampled_counts(strata: pd.DataFrame, parts: Sequence[Path]) -> Verdict:
     counts = pd.concat([_stratum_counts(part) for part in parts] or [pd.Series(dtype="int64", name="found")])
     found = counts.groupby(level=_KEY).sum() if len(counts) else counts
     both = pd.concat([strata[strata["taken"] > 0].set_index(_KEY)["taken"], found], axis=1).fillna(0)
     wrong = both[both["taken"] != both["found"]].sort_index()
-    examples = [f"{_name(key)} ({row['taken']:.0f}, in the parts {row['found']:.0f})" for key, row in wrong.iterrows()]
-    return judge("sample", f"taken items of each stratum in {STRATA_FILE} as in the parts", len(both), examples)
+    examples = [f"{_name(key)} ({row['taken']:.0f}, {row['found']:.0f} in the parts)" for key, row in wrong.iterrows()]
+    return judge("sample", f"sampled items of each stratum in {STRATA_FILE} = items in the parts", len(both), examples)
 
 
 def _stratum_counts(part: Path) -> pd.Series:
-    """Return how many items of each stratum stand in a part."""
+    """Return the number of items of each stratum in a part."""
     found = read_columns([part], ["split", "average_rating", "rating_number"], SAMPLE).to_pandas()
     found["average_rating"] = np.rint(found["average_rating"] * 10) / 10
     found["rating_number_from"] = np.array(COUNT_BUCKETS)[count_bucket(found["rating_number"].to_numpy())]
     return found.groupby(_KEY).size().rename("found")
 
 
-def _stratum_fractions(strata: pd.DataFrame, share: float) -> Verdict:
-    """Check that each stratum gives its share of training items, to less than one item."""
+def _stratum_fractions(strata: pd.DataFrame, fraction: float) -> Verdict:
+    """Check that each stratum gives `fraction` of its training items, to within one item."""
     train = strata[strata["split"] == TRAIN].set_index(_KEY)
-    wrong = train[(train["taken"] - share * train["population"]).abs() >= 1]
+    wrong = train[(train["taken"] - fraction * train["population"]).abs() >= 1]
     examples = [f"{_name(key)} ({row['taken']} of {row['population']})" for key, row in wrong.iterrows()]
-    return judge("sample", f"{share:.3g} of each stratum's training items, to within one", len(train), examples)
+    return judge(
+        "sample",
+        f"a fraction {fraction:.3g} of each stratum's training items, to within one item",
+        len(train),
+        examples,
+    )
 
 
 def _bands_taken(parts: Sequence[Path]) -> int:
-    """Return how many bands the parts reach to: more than the fraction's where a category has few items."""
+    """Return the number of bands in the parts; a category with few items has more than the fraction selects."""
     return max(
         (int(part.stem.removeprefix(f"{TRAIN}-")) + 1 for part in parts if part.stem.startswith(TRAIN)), default=0
     )

@@ -1,74 +1,74 @@
-"""Which stage to begin with where a table is wrong: the earliest one that DVC holds for out of date.
+"""The earliest stale stage upstream of a table that failed validation.
 
-In: a stage's name, and the DVC project of the working directory. Out: the name of a stage, or nothing. Guaranteed: no
-lock of DVC is taken or waited for, so that a stage may ask while `dvc repro` runs it; nothing is written but what DVC
-remembers of the hashes of files.
+Input: a stage's name, and the DVC project in the working directory. Output: the name of a stage, or None. Guarantees:
+DVC's locks are neither acquired nor waited for, so that a stage can call this while `dvc repro` runs it; only DVC's
+cache of file hashes is written.
 """
 
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-GATE = "validate_"  # how the stages begin that make no table
+GATE = "validate_"  # prefix of the stages that check a table and do not write one
 
 
 def earliest_stale(stage: str) -> str | None:
-    """Return the first stage on the way to `stage`, itself included, that `dvc repro` would run for what changed.
+    """Return the first stage upstream of `stage`, or `stage` itself, that `dvc repro` would run because of a change.
 
-    That is its command, parameters, code or data, or its own outputs. What is merely absent, here or in DVC's cache,
-    is no change, as under ``--allow-missing``: it was not pulled, say. Gates (validate_*) are passed over.
+    A change is one of its command, parameters, code, data or outputs. Missing data is not a change, as with
+    ``--allow-missing``: it may not have been pulled. Gates (validate_*) are skipped.
 
     Args:
-        stage: as DVC names it; with no ``@category`` all of its stages are meant.
+        stage: name of the stage in DVC; without ``@category``, the stages of all categories.
 
     Returns:
-        The stage, of several the one that stands first in dvc.yaml. None if nothing is stale, if the working directory
-        is no DVC project, or if DVC cannot tell.
+        The name of the stage, the first in dvc.yaml if there are several. None if nothing is stale, if the working
+        directory is not a DVC project, or if DVC cannot read it.
     """
     if not Path(".dvc").is_dir():
         return None
-    from dvc.exceptions import DvcException  # noqa: PLC0415 -- a second, and a table that passes does not ask
+    from dvc.exceptions import DvcException  # noqa: PLC0415 -- takes a second, and only failed tables need it
     from dvc.repo import Repo  # noqa: PLC0415
 
     try:
         with Repo() as repo:
-            place = {found: at for at, found in enumerate(repo.index.stages)}
-            way = _way_to(repo.stage.collect(stage), repo.index.graph)
-            way.prepare()
-            while ready := sorted(way.get_ready(), key=place.__getitem__):
+            position = {found: i for i, found in enumerate(repo.index.stages)}
+            upstream = _with_upstream(repo.stage.collect(stage), repo.index.graph)
+            upstream.prepare()
+            while ready := sorted(upstream.get_ready(), key=position.__getitem__):
                 for found in ready:
                     name = str(found.addressing)
-                    if not name.startswith(GATE) and _changed_dependency(found):
+                    if not name.startswith(GATE) and _is_stale(found):
                         return name
-                way.done(*ready)
+                upstream.done(*ready)
     except DvcException:
-        return None  # a dvc.yaml that is being edited, say: DVC cannot tell
+        return None  # for example, dvc.yaml is being edited and is not valid
     return None
 
 
-def _way_to(stages: list[Any], graph: Any) -> TopologicalSorter[Any]:
-    """Return the stages and all before them, each after those it depends on: an edge of DVC's graph leads back.
+def _with_upstream(stages: list[Any], graph: Any) -> TopologicalSorter[Any]:
+    """Sort the stages and everything upstream of them; DVC's graph has edges from a stage to its dependencies.
 
-    `dvc repro` does not look behind a frozen stage, nor does this.
+    Stages upstream of a frozen stage are left out, as in `dvc repro`.
     """
-    way: TopologicalSorter[Any] = TopologicalSorter()
+    sorter: TopologicalSorter[Any] = TopologicalSorter()
     todo, seen = list(stages), set(stages)
     while todo:
         stage = todo.pop()
-        before = [] if stage.frozen else list(graph.successors(stage))
-        way.add(stage, *before)
-        todo += set(before) - seen
-        seen.update(before)
-    return way
+        dependencies = [] if stage.frozen else list(graph.successors(stage))
+        sorter.add(stage, *dependencies)
+        todo += set(dependencies) - seen
+        seen.update(dependencies)
+    return sorter
 
 
-def _changed_dependency(stage: Any) -> bool:
-    """Say whether a stage is stale; `Stage.changed` and `Stage.status` ask the same and take DVC's locks for it."""
-    read = [] if stage.frozen else stage.deps
-    return bool(stage.changed_stage()) or any(_differs(one) for one in [*read, *stage.outs])
+def _is_stale(stage: Any) -> bool:
+    """Return whether a stage is stale, like `Stage.changed` and `Stage.status`, which acquire DVC's locks."""
+    dependencies = [] if stage.frozen else stage.deps
+    return bool(stage.changed_stage()) or any(_differs(file) for file in [*dependencies, *stage.outs])
 
 
-def _differs(one: Any) -> bool:
-    status = one.workspace_status()
-    absent = status.get(str(one)) == "deleted" and one.hash_info
-    return bool(status) and not absent
+def _differs(file: Any) -> bool:
+    status = file.workspace_status()
+    missing = status.get(str(file)) == "deleted" and file.hash_info
+    return bool(status) and not missing

@@ -1,10 +1,10 @@
-"""What each table must hold: the expectations, declared.
+"""Declarations of the expectations of each table.
 
-In: the parameters and a category. Out: a `Suite` a table, whose rules carry the names and arguments of
-Great Expectations' own classes. Nothing is run here and Great Expectations is not imported.
+Input: the parameters and a category. Output: a `Suite` per table, with rules that name classes of Great Expectations
+and their arguments. This module only declares them and does not import Great Expectations.
 
-Besides its rules every suite expects the columns and types of `prep.core.tables`, no null in a column declared
-required there, and, where it has a key, that the key is unique over all files of the category.
+In addition to its rules, every suite expects the columns and types of `prep.core.tables`, no nulls in the columns that
+are required there and, if it has a key, that the key is unique over all files of the category.
 """
 
 from typing import Any, NamedTuple
@@ -22,37 +22,37 @@ from prep.core.tables.raw import ASIN, ITEMS, REJECTS, REVIEWS
 from prep.core.tables.sample import SAMPLE, TEXTS
 from prep.core.tables.shards import INDEX
 
-# The dataset begins in May 1996; a time in seconds instead of milliseconds lies before 1995.
+# The dataset begins in May 1996; a time in seconds instead of milliseconds would be before 1995.
 TIMES = (788_918_400_000, 4_102_444_800_000)  # 1995 to 2100, ms since 1970
-LONGEST = 20_000  # characters of a text; the hub's have a few thousand
+LONGEST = 20_000  # characters of a text; those of the dataset have a few thousand
 
 
 class Rule(NamedTuple):
-    """One expectation: its name in gate files and sentences, and the class that checks it."""
+    """One expectation: its name in results and messages, and the class of Great Expectations that checks it."""
 
     name: str
     kind: str
     arguments: dict[str, Any]
-    fail_above: float = 0.0  # of the rows that may break it; more stop the run
-    warn_above: float = 0.0  # of the rows that may break it without a warning
+    fail_above: float = 0.0  # fraction of unexpected rows above which the table fails
+    warn_above: float = 0.0  # fraction of unexpected rows above which a warning is logged
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns it looks at."""
+        """The columns that the rule reads."""
         return tuple(value for key, value in self.arguments.items() if key.startswith("column"))
 
 
 class Suite(NamedTuple):
-    """What a table must hold."""
+    """All expectations of a table."""
 
     schema: pa.Schema
-    label: tuple[str, ...]  # the columns that name a row to the user
-    key: tuple[str, ...]  # the columns that are unique together; none: rows may repeat
+    label: tuple[str, ...]  # the columns that identify a row in messages
+    key: tuple[str, ...]  # the columns that are unique together; empty if rows may repeat
     rules: tuple[Rule, ...]
 
 
 def not_null(column: str, limits: Limits | None = None) -> Rule:
-    """Every row has a value; `limits` are the shares that may lack one."""
+    """Expect a value in every row; `limits` are the fractions of rows that may be null."""
     kind, arguments = "ExpectColumnValuesToNotBeNull", {"column": column}
     if limits is None:
         return Rule(f"{column} not null", kind, arguments)
@@ -62,22 +62,22 @@ def not_null(column: str, limits: Limits | None = None) -> Rule:
 
 
 def not_empty(name: str, *columns: str, limits: Limits | None = None) -> Rule:
-    """One of the texts or lists `columns` is not empty; `limits` are the shares of rows where all may be."""
-    words = f"{name} present" + ("" if limits is None else f" (validation.null_fraction.{name})")
+    """Expect one of `columns` (texts or lists) not to be empty; `limits` are the fractions of rows with all empty."""
+    expectation = f"{name} present" + ("" if limits is None else f" (validation.null_fraction.{name})")
     fail_above, warn_above = (0.0, 0.0) if limits is None else (limits.fail_above, limits.warn_above)
-    return Rule(words, "ExpectColumnValuesToBeBetween", _sized(1, None, *columns), fail_above, warn_above)
+    return Rule(expectation, "ExpectColumnValuesToBeBetween", _sized(1, None, *columns), fail_above, warn_above)
 
 
 def at_most(size: int, column: str, limits: Limits) -> Rule:
-    """A text has not more than `size` characters; `limits` are the shares of longer ones."""
-    words = f"{column} of at most {size} characters (validation.long_text_fraction)"
+    """Expect texts of at most `size` characters; `limits` are the fractions of longer ones."""
+    expectation = f"{column} of at most {size} characters (validation.long_text_fraction)"
     return Rule(
-        words, "ExpectColumnValuesToBeBetween", _sized(None, size, column), limits.fail_above, limits.warn_above
+        expectation, "ExpectColumnValuesToBeBetween", _sized(None, size, column), limits.fail_above, limits.warn_above
     )
 
 
 def sized(column: str, low: int, high: int) -> Rule:
-    """A list has from `low` to `high` elements."""
+    """Expect lists of `low` to `high` elements."""
     return Rule(f"{low} to {high} {column}", "ExpectColumnValuesToBeBetween", _sized(low, high, column))
 
 
@@ -86,25 +86,25 @@ def _sized(low: int | None, high: int | None, *columns: str) -> dict[str, Any]:
 
 
 def between(column: str, low: float, high: float | None = None, fail_above: float = 0.0) -> Rule:
-    """Every value there is lies in [low, high]."""
-    words = f"{column} at least {low}" if high is None else f"{column} between {low} and {high}"
+    """Expect every value that is not null to be in [low, high]."""
+    expectation = f"{column} at least {low}" if high is None else f"{column} between {low} and {high}"
     arguments = {"column": column, "min_value": low, "max_value": high}
-    return Rule(words, "ExpectColumnValuesToBeBetween", arguments, fail_above)
+    return Rule(expectation, "ExpectColumnValuesToBeBetween", arguments, fail_above)
 
 
 def one_of(column: str, values: tuple[str, ...]) -> Rule:
-    """Every value is one of `values`."""
-    words = f"{column} one of {', '.join(values)}"
-    return Rule(words, "ExpectColumnValuesToBeInSet", {"column": column, "value_set": list(values)})
+    """Expect every value to be one of `values`."""
+    expectation = f"{column} one of {', '.join(values)}"
+    return Rule(expectation, "ExpectColumnValuesToBeInSet", {"column": column, "value_set": list(values)})
 
 
 def matches(column: str, regex: str) -> Rule:
-    """Every value matches `regex`."""
-    return Rule(f"{column} like {regex}", "ExpectColumnValuesToMatchRegex", {"column": column, "regex": regex})
+    """Expect every value to match `regex`."""
+    return Rule(f"{column} matching {regex}", "ExpectColumnValuesToMatchRegex", {"column": column, "regex": regex})
 
 
 def ordered(low: str, high: str) -> Rule:
-    """Where both have a value, that of `low` is not above that of `high`."""
+    """Expect `low` to be at most `high` in rows where neither is null."""
     arguments = {
         "column_A": high,
         "column_B": low,
@@ -114,9 +114,9 @@ def ordered(low: str, high: str) -> Rule:
     return Rule(f"{low} at most {high}", "ExpectColumnPairValuesAToBeGreaterThanB", arguments)
 
 
-def none(column: str, words: str) -> Rule:
-    """No row has a value, which would say what is wrong with it."""
-    return Rule(words, "ExpectColumnValuesToBeNull", {"column": column})
+def null(column: str, name: str) -> Rule:
+    """Expect every row to be null; a value describes what is wrong with the row."""
+    return Rule(name, "ExpectColumnValuesToBeNull", {"column": column})
 
 
 def _suite(schema: pa.Schema, label: tuple[str, ...], key: tuple[str, ...], *rules: Rule) -> Suite:
@@ -124,28 +124,28 @@ def _suite(schema: pa.Schema, label: tuple[str, ...], key: tuple[str, ...], *rul
     return Suite(schema, label, key, (*required, *rules))
 
 
-# What comes from outside at prediction time, as `effimini.predict` lays it out.
+# The user's input for predictions, as `effimini.predict` prepares it.
 PREDICT_INPUT_SUITE = _suite(
     INPUT_ROWS,
     ("line",),
     ("parent_asin",),
     not_null("parent_asin"),
-    none("not_text", "features and description as text or lists of texts"),
-    none("outside", "image paths that stay in the images folder"),
-    none("missing", "images that exist"),
+    null("not_text", "features and description as text or lists of texts"),
+    null("outside", "image paths inside the images folder"),
+    null("missing", "image files that exist"),
 )
 
 
 def suite(table: str, params: Params, category: str = "") -> Suite:
     """Return the suite of a table of `category`.
 
-    Raw rows stand as they came, so that a share of them, ``download.max_bad_fraction``, may be out of range;
-    join and sample drop those. What a source may lack is judged on the joined items, one row an item.
+    Raw rows are kept unchanged, so a fraction ``download.max_bad_fraction`` of them may be out of range; join and
+    sample drop those. Null fractions are limited on the joined table, which has one row per item.
 
     Args:
-        table: its name in gate files: items, reviews, rejects, joined, groups, sample, images, index, predictions.
-        params: those that the table's gate reads (`validation.checks.GATES`).
-        category: a name of ``source.categories``; predictions are of all.
+        table: a key of `SUITES`: items, reviews, rejects, joined, groups, sample, images, index or predictions.
+        params: the parameters that the table's gate reads (`validation.checks.GATES`).
+        category: a name in ``source.categories``; not used for predictions, which are of all categories.
     """
     return SUITES[table](params, category)
 
@@ -174,7 +174,7 @@ def _reviews_suite(params: Params, _: str) -> Suite:
         _ASIN,
         (),
         matches("parent_asin", ASIN),
-        between("rating", 0, 5, fail_above=bad),  # the dataset has a row with 0.0
+        between("rating", 0, 5, fail_above=bad),  # the dataset has a rating of 0.0
         between("timestamp", *TIMES, fail_above=bad),
     )
 
@@ -184,7 +184,7 @@ def _rejects_suite(_: Params, __: str) -> Suite:
 
 
 def _joined_suite(params: Params, _: str) -> Suite:
-    bad, absent = params.download.max_bad_fraction, params.validation.null_fraction
+    bad, nulls = params.download.max_bad_fraction, params.validation.null_fraction
     return _suite(
         JOINED,
         _ASIN,
@@ -197,10 +197,10 @@ def _joined_suite(params: Params, _: str) -> Suite:
         between("review_spread", 0, 2),
         between("verified_share", 0, 1),
         ordered("first_review", "last_review"),
-        not_null("average_rating", absent.average_rating),
-        not_null("rating_number", absent.rating_number),
-        *(not_empty(name, name, limits=getattr(absent, name)) for name in TEXTS),
-        not_empty("image", "hi_res", "large", limits=absent.image),
+        not_null("average_rating", nulls.average_rating),
+        not_null("rating_number", nulls.rating_number),
+        *(not_empty(name, name, limits=getattr(nulls, name)) for name in TEXTS),
+        not_empty("image", "hi_res", "large", limits=nulls.image),
     )
 
 
@@ -247,7 +247,7 @@ def _index_suite(params: Params, _: str) -> Suite:
         ("key",),
         ("key",),
         matches("key", ASIN),
-        between("jpg_offset", 512),  # a tar header stands before the first member
+        between("jpg_offset", 512),  # a tar header precedes the first member
         between("jpg_length", 1),
         between("json_offset", 512),
         between("json_length", 2),

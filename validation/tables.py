@@ -1,3 +1,3 @@
-"""The tables that are checked, in the order of the stages."""
+"""Names of the validated tables, in pipeline order."""
 
 TABLES = ("raw", "items", "groups", "sample", "images", "shards", "weights", "profiles", "predictions")

@@ -1,17 +1,16 @@
-"""Validate: the gate behind a table, which wrong data does not pass.
+"""Validation of a table, which writes its gate.
 
-In: ``data/<table>/`` of all categories, and what it was made from. Out:
+Input: ``data/<table>/`` of all categories, and the tables that it was computed from. Output:
 
-- ``data/gates/<table>/`` with ``<category>.json`` a category, which depends on that category alone, and ``all.json``
-  for the rest: what was checked, by its hashes, and that it passed;
-- ``results/validation/<table>.json`` and ``.html``, the Data Docs: every expectation with its counts, its severity and
-  example keys, whether the table passed or not;
-- ``data/profiles/<table>.csv`` for items, sample and images, and for images ``data/near_duplicates.csv``: the images
-  of one split that are near duplicates of another split's.
+- ``data/gates/<table>/``, the gate: the hashes of the files that were checked, and that they passed. It has one
+  ``<category>.json`` per category, which depends only on that category, and ``all.json`` for the other files;
+- ``results/validation/<table>.json`` and ``.html``, the Data Docs: every expectation with its counts, severity and
+  example keys, whether the table passed or failed;
+- ``data/profiles/<table>.csv`` for items, sample and images, and ``data/near_duplicates.csv`` for images: the images of
+  validation and test that are near duplicates of an image in another split.
 
-Guaranteed: a table with an expectation that fails leaves no gate behind, so that no stage behind it runs; a gate says
-nothing of what the expectations allow, so that another budget makes nothing behind it anew; the same data gives the
-same bytes.
+Guarantees: if an expectation fails, there is no gate, so that no downstream stage runs; a gate does not contain limits,
+so that changing a limit does not rerun downstream stages; the same data gives the same bytes.
 """
 
 import logging
@@ -38,131 +37,131 @@ log = logging.getLogger(__name__)
 
 
 class _File(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A file that was checked."""
+    """A checked file."""
 
     sha256: str
-    rows: int | None = None  # of a table
+    rows: int | None = None  # for parquet files
 
 
 def validate(table: str, params: Params, data: Path = Path("data")) -> None:
     """Check a table, and write its gate and its Data Docs.
 
-    Where the tables that it is compared with are not there (a clone that pulled the shards alone), what does not need
-    them is checked, a warning says so, and no gate is written.
+    If a table that it is compared with is missing (for example, in a clone that pulled only the shards), the checks
+    that need it are skipped with a warning, and no gate is written.
 
     Args:
         table: a key of `GATES`.
-        params: of the run; ``source.categories`` are checked.
-        data: the folder of all tables; the Data Docs go to results/validation beside it.
+        params: the parameters of the run; the categories in ``source.categories`` are checked.
+        data: the folder of all tables; the Data Docs are written to results/validation next to it.
 
     Raises:
-        UserError: there is no such table, it is absent, or an expectation fails.
+        UserError: there is no such table, it is missing, or an expectation fails.
     """
     if table not in GATES:
-        raise UserError(f"{table} is no table; the tables are {', '.join(GATES)}")
+        raise UserError(f"there is no table {table}; the tables are {', '.join(GATES)}")
     gate = GATES[table]
     params = narrow(params, (*READS, *gate.reads))
-    held = data / (gate.path or table)
-    if not held.exists():
-        raise UserError(f"{held} does not exist; run `dvc repro`, or `dvc pull`, to have it")
+    path = data / (gate.path or table)
+    if not path.exists():
+        raise UserError(f"{path} does not exist; run `dvc repro` or `dvc pull` to get it")
     warn_of_strays(data, [table], params.source.categories)
-    places = [CategoryTables(params, data, category) for category in params.source.categories]
-    absent = [name for name in gate.compared_with if not all(tables.has(name) for tables in places)]
-    if absent:
+    categories = [CategoryTables(params, data, category) for category in params.source.categories]
+    missing = [name for name in gate.compared_with if not all(tables.has(name) for tables in categories)]
+    if missing:
         log.warning(
-            "warning: %s is not here, so %s is not compared with it, and no gate is written",
-            " and ".join(f"{data}/{name}" for name in absent),
-            held,
+            "warning: %s does not exist, so %s is not compared with it and no gate is written",
+            " and ".join(f"{data}/{name}" for name in missing),
+            path,
         )
     else:
-        shutil.rmtree(data / "gates" / table, ignore_errors=True)  # a gate of other data must not stand
-    found: list[tuple[str, list[Verdict]]] = []  # where, and what was found
+        shutil.rmtree(data / "gates" / table, ignore_errors=True)  # it may be the gate of other data
+    found: list[tuple[str, list[Verdict]]] = []  # the verdicts by folder or file
     try:
         if gate.check_category:
-            for tables in places:
+            for tables in categories:
                 if not tables.has(table):
-                    raise UserError(
-                        f"{tables.folder(table)} does not exist; run `dvc repro`, or `dvc pull`, to have it"
-                    )
+                    raise UserError(f"{tables.folder(table)} does not exist; run `dvc repro` or `dvc pull` to get it")
                 unit = gate.stage if table == "groups" else f"{gate.stage}@{tables.category}"
                 found.append((str(tables.folder(table)), gate.check_category(tables)))
                 require(*found[-1], partial(_hint, table, unit, data))
-        found.append((str(held), gate.check_all(params, data)))
-        require(*found[-1], partial(_hint, table, gate.stage, data, of_all=True))
+        found.append((str(path), gate.check_all(params, data)))
+        require(*found[-1], partial(_hint, table, gate.stage, data, across_categories=True))
         if table in profile.PROFILED_COLUMNS:
             _write_profile(table, params, data)
     finally:
         if found:
             _write_docs(table, found, params, data)
-    if not absent:
+    if not missing:
         _write_gate(table, gate, params, data)
 
 
 def present_tables(data: Path) -> list[str]:
-    """Return the tables that are in a folder of tables, in the order of the stages.
+    """Return the tables that exist in a data folder, in pipeline order.
 
     Raises:
         UserError: there is none.
     """
     found = [table for table, gate in GATES.items() if (data / (gate.path or table)).exists()]
     if not found:
-        raise UserError(f"{data} holds no table; run `dvc repro`, or `dvc pull`, to have one")
+        raise UserError(f"{data} contains no table; run `dvc repro` or `dvc pull` to get the tables")
     return found
 
 
 def accept(data: Path = Path("data")) -> Path:
-    """Take the profiles of the data as those that later runs are compared with; return the file written.
+    """Accept the profiles of the data: write the file that later runs are compared with, and return its path.
 
     Args:
-        data: the folder of all tables; the file is beside it.
+        data: the folder of all tables; the file is written next to it.
 
     Raises:
         UserError: there is no profile.
     """
     found = profiles(data)
     if found.empty:
-        raise UserError(f"{data / 'profiles'} holds no profile; run `dvc repro` to have them")
+        raise UserError(f"{data / 'profiles'} contains no profile; run `dvc repro` to compute the profiles")
     with files.atomic_write(data.parent / ACCEPTED) as out:
         _write_csv(found, out)
     return data.parent / ACCEPTED
 
 
-def _hint(table: str, stage: str, data: Path, *, of_all: bool = False) -> str:
-    """Return what can be done about a table that a stage made."""
-    here = data.resolve() == Path("data").resolve()  # what DVC says here says nothing of another clone's tables
-    if here and (stale := earliest_stale(stage)):
+def _hint(table: str, stage: str, data: Path, *, across_categories: bool = False) -> str:
+    """Return what to do about a failed table that a stage wrote."""
+    own_data = data.resolve() == Path("data").resolve()  # DVC's status here does not apply to other data folders
+    if own_data and (stale := earliest_stale(stage)):
         return f"{stale} is stale: run `dvc repro {stage}`"
-    again = f"make it again with `dvc repro --force --single-item {stage}`"
-    if table == "images" and of_all:
-        return f"see data/near_duplicates.csv; set validation.near_duplicate_fraction to what you accept, or {again}"
+    rerun = f"run the stage again with `dvc repro --force --single-item {stage}`"
+    if table == "images" and across_categories:
+        return (
+            f"see data/near_duplicates.csv; raise validation.near_duplicate_fraction if this is acceptable, or {rerun}"
+        )
     if table == "raw":
-        return f"look at these rows in the source's files, set download.max_bad_fraction to what you accept, or {again}"
+        return (
+            f"check these rows in the source files; raise download.max_bad_fraction if they are acceptable, or {rerun}"
+        )
     if table == "profiles":
-        return f"if the data should be like this now, run `effimini accept` and commit {ACCEPTED}"
-    return (
-        f"set the parameter named to what you accept, or {again}; if that fails too, the rows show a fault of the stage"
-    )
+        return f"if this change of the data is correct, run `effimini accept` and commit {ACCEPTED}"
+    return f"change the named limit if this is acceptable, or {rerun}; if it fails again, the stage has a bug"
 
 
 def _write_gate(table: str, gate: Gate, params: Params, data: Path) -> None:
     with files.atomic_folder(data / "gates" / table) as out:
         for category in params.source.categories if gate.check_category else ():
-            about = {"table": table, "category": category, "files": _files(data / table / category, data)}
-            writers.write_json(out / f"{category}.json", about | {"passed": True})
-        about = {"table": table, "categories": params.source.categories}
+            content = {"table": table, "category": category, "files": _files(data / table / category, data)}
+            writers.write_json(out / f"{category}.json", content | {"passed": True})
+        content = {"table": table, "categories": params.source.categories}
         if not gate.check_category and gate.hash_files:
-            about["files"] = _files(data / (gate.path or table), data)
-        writers.write_json(out / "all.json", about | {"passed": True})
+            content["files"] = _files(data / (gate.path or table), data)
+        writers.write_json(out / "all.json", content | {"passed": True})
 
 
-def _files(held: Path, data: Path) -> dict[str, _File]:
-    """Return hash and rows of the files checked; for shards the manifest, which holds the hashes."""
-    paths = [held] if held.is_file() else sorted(p for p in held.iterdir() if p.suffix in {".parquet", ".json"})
+def _files(path: Path, data: Path) -> dict[str, _File]:
+    """Return the hashes and row counts of the checked files; for shards of the manifest, which has their hashes."""
+    paths = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in {".parquet", ".json"})
     return {
-        path.relative_to(data).as_posix(): _File(
-            files.sha256(path), columns.rows_of(path) if path.suffix == ".parquet" else None
+        file.relative_to(data).as_posix(): _File(
+            files.sha256(file), columns.rows_of(file) if file.suffix == ".parquet" else None
         )
-        for path in paths
+        for file in paths
     }
 
 
@@ -182,14 +181,14 @@ def _write_csv(frame: pd.DataFrame, path: Path) -> None:
 
 def _write_docs(table: str, found: Sequence[tuple[str, list[Verdict]]], params: Params, data: Path) -> None:
     """Write the Data Docs of a table."""
-    about: pd.DataFrame | None = None
-    moved: pd.DataFrame | None = None
-    fresh: Sequence[str] = ()
+    own: pd.DataFrame | None = None
+    drift: pd.DataFrame | None = None
+    added: Sequence[str] = ()
     if table == "profiles":
         now, accepted = profiles(data), profile.read_profile(data.parent / ACCEPTED)
-        moved, fresh = profile.compare_profiles(now, accepted), profile.new_columns(now, accepted)
+        drift, added = profile.compare_profiles(now, accepted), profile.new_columns(now, accepted)
     elif (path := data / "profiles" / f"{table}.csv").exists():
-        about = profile.read_profile(path)
+        own = profile.read_profile(path)
     folder = data.parent / "results/validation"
     rows = [
         {"where": where, "level": verdict.level} | msgspec.to_builtins(verdict)
@@ -199,5 +198,5 @@ def _write_docs(table: str, found: Sequence[tuple[str, list[Verdict]]], params: 
     writers.write_json(folder / f"{table}.json", rows)
     demo = params.source.kind == "demo"
     with files.atomic_write(folder / f"{table}.html") as out:
-        page = docs.docs_page(table, list(GATES), found, demo=demo, profile=about, moved=moved, fresh=fresh)
+        page = docs.docs_page(table, list(GATES), found, demo=demo, profile=own, drift=drift, added=added)
         out.write_text(page, encoding="utf-8")

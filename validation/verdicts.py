@@ -1,7 +1,8 @@
-"""What a check found, and what a user is told when it found something.
+"""Results of checks, and the warnings and errors for those that do not pass.
 
-In: the counts of checks. Out: verdicts, and one sentence for those that warn or fail. Guaranteed: a verdict holds
-counts and example keys only, no time and no random id, so that what is written of it is the same on every run.
+Input: the counts of checks. Output: verdicts, a warning for each that warns and one error for those that fail.
+Guarantees: a verdict contains only counts and example keys, no time and no random id, so that its JSON is the same in
+every run.
 """
 
 import logging
@@ -14,60 +15,60 @@ from prep.core.errors import UserError
 
 log = logging.getLogger(__name__)
 
-EXAMPLES_SHOWN = 5  # keys shown to the user
+EXAMPLES_SHOWN = 5  # example keys in messages and results
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """One expectation over the rows of one table."""
+    """The result of one expectation for one table."""
 
     table: str
     expectation: str
-    rows: int  # looked at
-    unexpected: int  # of them, against the expectation
-    allowed: int = 0  # unexpected rows that a parameter's budget lets pass
+    rows: int  # rows (or files, groups, ...) checked
+    unexpected: int  # those that do not meet the expectation
+    allowed: int = 0  # unexpected rows above which it fails
     examples: tuple[str, ...] = ()
-    warn_above: int = 0  # unexpected rows that are no cause for a warning
+    warn_above: int = 0  # unexpected rows above which it warns
 
     @property
     def passed(self) -> bool:
-        """Whether the table may be used."""
+        """Whether the expectation did not fail."""
         return self.unexpected <= self.allowed
 
     @property
     def level(self) -> Literal["pass", "warn", "fail"]:
-        """What it means: fail stops the run, warn is said and written."""
+        """The severity: fail stops the run, warn is logged and written to the results."""
         if not self.passed:
             return "fail"
         return "warn" if self.unexpected > self.warn_above else "pass"
 
     def __str__(self) -> str:
-        """Return it as a clause: the table, the expectation, the count, the share and example keys."""
+        """Return table, expectation, count, fraction and example keys as part of a message."""
         budget = f", {self.allowed} are allowed" if self.allowed else ""
-        share = self.unexpected / max(self.rows, 1)
+        fraction = self.unexpected / max(self.rows, 1)
         return (
-            f"table {self.table}: expected {self.expectation}, but {self.unexpected} of {self.rows} ({share:.1%}) are "
-            f"not so{budget}, for example {', '.join(self.examples)}"
+            f"table {self.table}: expected {self.expectation}, but {self.unexpected} of {self.rows} "
+            f"({fraction:.1%}) do not meet this{budget}, for example {', '.join(self.examples)}"
         )
 
 
 def judge(
     table: str, expectation: str, rows: int, wrong: Iterable[object], allowed: int = 0, warn_above: int = 0
 ) -> Verdict:
-    """Make a verdict from `wrong`: one printable thing for each row, file or group against it."""
+    """Return a verdict from `wrong`, which has a description of each unexpected row, file or group."""
     listed = [str(one) for one in wrong]
     return Verdict(table, expectation, rows, len(listed), allowed, tuple(listed[:EXAMPLES_SHOWN]), warn_above)
 
 
 def require(where: str, verdicts: Iterable[Verdict], hint: Callable[[], str]) -> None:
-    """Say the warnings, and stop at verdicts that did not pass.
+    """Log the warnings, and raise if a verdict failed.
 
     Args:
         where: the folder or file that was checked.
-        verdicts: of all its checks.
-        hint: says what the user can do next; it is asked only where a verdict did not pass.
+        verdicts: the results of its checks.
+        hint: returns what to do next; called only if a verdict failed.
 
     Raises:
-        UserError: one did not pass; the first is told in full, the others are named.
+        UserError: a verdict failed; the message describes the first and names the others.
     """
     failed = []
     for verdict in verdicts:

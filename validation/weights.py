@@ -1,6 +1,6 @@
-"""The checks of ``data/weights.json``: a mean weight of 1 over the training samples, and bounds.
+"""Checks of ``data/weights.json``: a mean weight of 1 over the training samples, and valid weights.
 
-In: the file and the parts of the sample. Out: verdicts. The mean is computed anew here, part by part.
+Input: the file and the parts of the sample. Output: verdicts. The mean is recomputed from the sample, part by part.
 """
 
 from collections.abc import Sequence
@@ -15,36 +15,34 @@ from prep.weights import read_weights
 from validation.columns import read_columns
 from validation.verdicts import Verdict, judge
 
-_NEAR = 1e-6  # of a mean weight; the file has 12 digits of it
+_TOLERANCE = 1e-6  # of the mean weight; the file has 12 digits
 
 
 def check_weights_file(path: Path, parts: Sequence[Path], chosen: WeightsParams) -> list[Verdict]:
-    """Check the weights of a run.
+    """Check the sample weights.
 
     Args:
         path: ``data/weights.json``.
-        parts: of the sample, of all categories; none where it is not there, and then the mean is not checked.
+        parts: the parts of the sample of all categories; if empty, the mean is not checked.
         chosen: the parameters ``weights``.
 
     Raises:
-        UserError: the file is absent, or holds no weights.
-
-    Source: reference section 1 (weight).
+        UserError: the file is missing or has no weights.
     """
     written = read_weights(path)
-    as_chosen = [
+    different = [
         f"{name} {getattr(written, name)}, not {getattr(chosen, name)}"
         for name in ("count", "clip")
         if getattr(written, name) != getattr(chosen, name)
     ]
-    verdicts = [judge("weights", "count and clip as in params.yaml", 2, as_chosen)]
+    verdicts = [judge("weights", "count and clip as in params.yaml", 2, different)]
     train = [part for part in parts if part.stem.startswith(TRAIN)]
     if not train or written.count not in SAMPLE.names:
         return verdicts
     samples, total, outside = 0, 0.0, []
     for part in train:
         rows = read_columns([part], ["parent_asin", written.count], SAMPLE)
-        with np.errstate(all="ignore"):  # a negative count, or a mean of 0, is found below
+        with np.errstate(all="ignore"):  # a negative count or a mean of 0 is reported below
             weight = np.log1p(rows[written.count].to_numpy()) / written.mean
         samples, total = samples + len(weight), total + float(weight.sum())
         wrong = np.flatnonzero(~((weight >= 0) & np.isfinite(weight)))
@@ -52,12 +50,14 @@ def check_weights_file(path: Path, parts: Sequence[Path], chosen: WeightsParams)
     mean = total / max(samples, 1)
     return [
         *verdicts,
-        judge("weights", "samples as in the training parts", samples, [written.samples] * (written.samples != samples)),
+        judge(
+            "weights", "samples = rows of the training parts", samples, [written.samples] * (written.samples != samples)
+        ),
         judge(
             "weights",
-            "mean weight of the training samples 1 before the clip",
+            "a mean weight of 1 over the training samples before clipping",
             samples,
-            [mean] * (not abs(mean - 1) < _NEAR),
+            [mean] * (not abs(mean - 1) < _TOLERANCE),
         ),
-        judge("weights", "each weight a number not below 0", samples, outside),
+        judge("weights", "finite weights of at least 0", samples, outside),
     ]

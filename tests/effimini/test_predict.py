@@ -82,16 +82,16 @@ def test_a_list_may_be_json_python_or_plain(run: Path, tmp_path: Path, cell: str
         ([row(), row()], r"expected parent_asin unique, .* for example A1 \(2 times\)"),
         (
             [row(image_paths="../secret.jpg")],
-            r"stay in the images folder, .* line 2 \(outside ../secret.jpg\)",
+            r"inside the images folder, .* line 2 \(outside ../secret.jpg\)",
         ),
-        ([row(image_paths="/etc/hostname")], "stay in the images folder"),
-        ([row(image_paths="link.jpg")], "stay in the images folder"),
+        ([row(image_paths="/etc/hostname")], "inside the images folder"),
+        ([row(image_paths="link.jpg")], "inside the images folder"),
         (
             [row(features="[1, 2]")],
             r"as text or lists of texts, .* line 2 \(not_text \[1, 2\]\)",
         ),
         ([row(), row(), row(parent_asin="")], "parent_asin not null, .*; also failed: input: parent_asin unique"),
-        ([row(image_paths="none.jpg")], r"expected images that exist, .* line 2 \(missing none.jpg\)"),
+        ([row(image_paths="none.jpg")], r"expected image files that exist, .* line 2 \(missing none.jpg\)"),
         ([row(image_paths="text.jpg")], r"item A1: image .*text.jpg is unusable \(not_an_image\)"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The clean tree, made once for all tests of the gates by the stages themselves."""
+"""A valid data/ folder, written once by the stages for all tests of the gates."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +13,8 @@ def clean(tmp_path_factory: pytest.TempPathFactory, run_to: Callable[..., None])
     home = tmp_path_factory.mktemp("clean")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EFFIMINI_STORE", str(home / "store"))
-        patch.chdir(tree.ROOT)  # the tokenizer is named relative to it
-        run_to(tree.of_source(home / "source"), home / "data", "weights")
+        patch.chdir(tree.ROOT)  # the path of the tokenizer is relative to it
+        run_to(tree.params_with_source(home / "source"), home / "data", "weights")
     tree.predictions(home / "data")
     tree.items_to_score(home / "data")
     return home / "data"
@@ -22,5 +22,5 @@ def clean(tmp_path_factory: pytest.TempPathFactory, run_to: Callable[..., None])
 
 @pytest.fixture
 def data(clean: Path, tmp_path: Path) -> Path:
-    """A copy of the clean tree, to corrupt."""
+    """A copy of the valid data/ folder, to be corrupted."""
     return tree.copy(clean, tmp_path / "data")

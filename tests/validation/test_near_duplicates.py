@@ -1,4 +1,4 @@
-"""A picture of validation or test that another split has too is found, however it was saved."""
+"""Images of validation or test that are also in another split are found, even if saved differently."""
 
 import io
 from pathlib import Path
@@ -20,7 +20,7 @@ HASHES = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=6)
 
 
 def row(asin: str, picture: bytes) -> dict[str, object]:
-    """Return a row of the images table, of a hash where `picture` is none."""
+    """Return a row of the images table for a picture."""
     made = pixels.to_training(picture, 64, "squash", 90, 10**7)
     values = {"parent_asin": asin, "outcome": "ok", "url": asin, "source_sha256": str(hash(picture))}
     numbers = {"status": 200, "tries": 1, "source_bytes": len(picture), "source_width": 80, "source_height": 60}
@@ -28,7 +28,7 @@ def row(asin: str, picture: bytes) -> dict[str, object]:
 
 
 def saved(seed: int, quality: int = 90, width: int = 120) -> bytes:
-    """Return a JPEG of a made picture."""
+    """Return a JPEG of a synthetic picture."""
     noise = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).resize((width, width * 3 // 4)).save(buffer, "JPEG", quality=quality)
@@ -40,7 +40,7 @@ def write(data: Path, parts: dict[str, list[dict[str, object]]]) -> None:
         writers.write_table(data / "images" / f"{name}.parquet", pa.Table.from_pylist(rows, IMAGES))
 
 
-def test_twins_are_listed_with_the_nearest_of_another_split(tmp_path: Path) -> None:
+def test_near_duplicates_are_listed_with_the_nearest_of_another_split(tmp_path: Path) -> None:
     lost = row("LOST", saved(1)) | {"outcome": "gone", "image": b""}
     write(
         tmp_path,
@@ -63,17 +63,17 @@ def test_twins_are_listed_with_the_nearest_of_another_split(tmp_path: Path) -> N
     assert found["bits"].max() <= near_duplicates.MAX_BITS
 
 
-@pytest.mark.parametrize(("share", "passes"), [(0.49, False), (0.5, True)])
-def test_the_budget_decides(tmp_path: Path, share: float, passes: bool) -> None:
+@pytest.mark.parametrize(("limit", "passes"), [(0.49, False), (0.5, True)])
+def test_the_limit_decides(tmp_path: Path, limit: float, passes: bool) -> None:
     write(tmp_path, {"A/train-00": [row("T1", saved(1))], "A/test": [row("E1", saved(1)), row("E2", saved(2))]})
     verdict = near_duplicates.verdict(
-        *near_duplicates.find_near_duplicates(tmp_path, ["A"]), Limits(warn_above=0.0, fail_above=share)
+        *near_duplicates.find_near_duplicates(tmp_path, ["A"]), Limits(warn_above=0.0, fail_above=limit)
     )
     assert verdict.passed is passes
     assert verdict.examples == ("A/E1 (test) like A/T1 (train)",)
 
 
-def test_no_images_have_no_twins(tmp_path: Path) -> None:
+def test_no_images_have_no_near_duplicates(tmp_path: Path) -> None:
     write(tmp_path, {"A/train-00": [], "A/test": []})
     found, measured = near_duplicates.find_near_duplicates(tmp_path, ["A"])
     assert (len(found), measured) == (0, 0)
@@ -81,8 +81,8 @@ def test_no_images_have_no_twins(tmp_path: Path) -> None:
 
 
 @given(st.data(), HASHES, HASHES)
-def test_the_nearest_is_that_of_comparing_all(data: st.DataObject, ours: list[int], theirs: list[int]) -> None:
-    flips = st.sets(st.integers(0, 63), max_size=5)  # hashes near to one of the others
+def test_the_nearest_is_the_same_as_by_brute_force(data: st.DataObject, ours: list[int], theirs: list[int]) -> None:
+    flips = st.sets(st.integers(0, 63), max_size=5)  # hashes close to one of the others
     theirs += [mine ^ sum(1 << bit for bit in data.draw(flips)) for mine in ours]
     near, bits = near_duplicates._nearest(np.array(ours, np.uint64), np.array(theirs, np.uint64))
     for mine, place, distance in zip(ours, near.tolist(), bits.tolist(), strict=True):

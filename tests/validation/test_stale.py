@@ -1,4 +1,4 @@
-"""The stage to begin with: what DVC says of a small project, from outside and from within its own run."""
+"""The earliest stale stage of a small DVC project, from outside and from within its own `dvc repro`."""
 
 import sys
 from pathlib import Path
@@ -41,15 +41,15 @@ stages:
     outs: ['raw-${{item.category}}.txt']
   report:
     cmd:
-      - {sys.executable} ask.py > told.txt
+      - {sys.executable} ask.py > stale.txt
       - dvc status groups report 2> busy.txt || true
     deps: [groups.txt]
-    outs: [told.txt, busy.txt]
+    outs: [stale.txt, busy.txt]
 """
 
 
-def made(folder: Path, stages: str) -> Clone:
-    """Make a project of git and DVC, and run its stages."""
+def create(folder: Path, stages: str) -> Clone:
+    """Create a git and DVC project, and run its stages."""
     (folder / "dvc.yaml").write_text(stages)
     (folder / "params.yaml").write_text("join: 1\n")
     clone = Clone(folder)
@@ -65,12 +65,12 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "ask.py").write_text(ASK)
     for name in ("code", "limits", "list-a", "list-b"):
         (folder / f"{name}.txt").write_text(f"{name}\n")
-    return made(folder, STAGES).folder
+    return create(folder, STAGES).folder
 
 
 @pytest.fixture
 def project(ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clone:
-    """A project all of whose stages ran, in the working directory."""
+    """A project with all stages up to date, in the working directory."""
     monkeypatch.chdir(tree.copy(ran, tmp_path / "project"))
     return Clone(tmp_path / "project")
 
@@ -80,18 +80,18 @@ CHANGES = {
     "a parameter": ("echo 'join: 2' > params.yaml", "join@b"),  # as dvc.yaml lists it, not as the alphabet does
     "code": ("echo >> code.txt", "join@b"),
     "a command": ("sed -i 's/cp raw/cp -f raw/' dvc.yaml", "join@b"),
-    "a stage run by hand": ("echo >> items-a.txt", "join@a"),
+    "an output edited by hand": ("echo >> items-a.txt", "join@a"),
     "an early stage and later ones": ("echo | tee -a groups.txt items-b.txt list-a.txt", "download@a"),
     "the stage itself": ("echo >> groups.txt", "groups"),
-    "a gate's own budget": ("echo >> limits.txt", None),
+    "a limit of a gate": ("echo >> limits.txt", None),
     "a gate": ("echo >> gate.txt", "groups"),
-    "a stage behind": ("echo >> told.txt", None),
-    "data that is not here": ("rm raw-*.txt items-*.txt gate.txt", None),
-    "data that left the cache": ("rm -r .dvc/cache", None),
-    "data that left the cache and then changed": ("rm -r .dvc/cache; echo >> items-a.txt", "join@a"),
+    "a downstream stage": ("echo >> stale.txt", None),
+    "missing data": ("rm raw-*.txt items-*.txt gate.txt", None),
+    "data removed from the cache": ("rm -r .dvc/cache", None),
+    "data removed from the cache and then changed": ("rm -r .dvc/cache; echo >> items-a.txt", "join@a"),
     "stages that never ran": ("rm -r dvc.lock raw-*.txt items-*.txt groups.txt", "download@b"),
-    "what a frozen stage depends on": ("dvc freeze groups; echo | tee -a gate.txt code.txt", None),
-    "a dvc.yaml that DVC cannot read": ("echo 'stages: [' > dvc.yaml", None),
+    "a dependency of a frozen stage": ("dvc freeze groups; echo | tee -a gate.txt code.txt", None),
+    "an invalid dvc.yaml": ("echo 'stages: [' > dvc.yaml", None),
 }
 
 
@@ -102,19 +102,19 @@ def test_the_earliest_stale_stage_is_named(project: Clone, change: str) -> None:
     assert earliest_stale("groups") == stale
 
 
-def test_stages_on_the_way_count_and_a_name_without_category_means_all(project: Clone) -> None:
+def test_upstream_stages_count_and_a_name_without_category_means_all(project: Clone) -> None:
     project.run("sh", "-c", "echo >> list-a.txt")
     assert [earliest_stale(name) for name in ("join", "join@a", "join@b")] == ["download@a", "download@a", None]
     assert earliest_stale("no_such_stage") is None
 
 
-def test_only_the_working_directory_s_own_project_is_asked(project: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_project_in_the_working_directory_is_checked(project: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
     project.run("sh", "-c", "echo >> list-a.txt; mkdir below")
     monkeypatch.chdir(project.folder / "below")
     assert earliest_stale("groups") is None
 
 
-def test_the_answer_needs_no_lock_of_dvc(project: Clone) -> None:
+def test_no_lock_of_dvc_is_needed(project: Clone) -> None:
     project.run("sh", "-c", "echo >> items-a.txt")
     with Repo().lock:
         assert earliest_stale("groups") == "join@a"
@@ -122,11 +122,11 @@ def test_the_answer_needs_no_lock_of_dvc(project: Clone) -> None:
             Repo().status("groups")
 
 
-def test_a_stage_may_ask_while_dvc_runs_it(project: Clone) -> None:
-    project.run("sh", "-c", "echo | tee -a list-a.txt code.txt limits.txt; rm told.txt")
+def test_it_works_in_a_stage_that_dvc_runs(project: Clone) -> None:
+    project.run("sh", "-c", "echo | tee -a list-a.txt code.txt limits.txt; rm stale.txt")
     project.run("dvc", "repro", "-q")
-    # Those before it are saved. It itself is not yet, and DVC holds write locks on what it makes.
-    assert Path("told.txt").read_text() == "[None, None, None, 'report']\n"
+    # The upstream stages are in dvc.lock; the stage itself is not yet, and DVC holds write locks on its outputs.
+    assert Path("stale.txt").read_text() == "[None, None, None, 'report']\n"
     assert "is busy, it is being blocked by" in Path("busy.txt").read_text()
 
 
@@ -145,26 +145,26 @@ stages:
 """
 
 
-def test_a_table_that_fails_is_said_to_come_from_a_stale_stage(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made(data.parent, PIPELINE)
+def test_the_error_of_a_failed_table_names_the_stale_stage(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    create(data.parent, PIPELINE)
     monkeypatch.chdir(data.parent)
     here, elsewhere = Path("data"), tree.copy(data, data.parent / "team/data")
     for folder in (here, elsewhere):
         tree.edit(folder / "sample" / ONE / "train-00.parquet", lambda rows: rows[0].update(average_rating=7.0))
-    again = f"make it again with `dvc repro --force --single-item sample@{ONE}`"
-    for folder, edited, advice in [
-        (here, False, again),
+    rerun = f"run the stage again with `dvc repro --force --single-item sample@{ONE}`"
+    for folder, edited, hint in [
+        (here, False, rerun),
         (here, True, f"; join@{ONE} is stale: run `dvc repro sample@{ONE}`"),
-        (elsewhere, True, again),
+        (elsewhere, True, rerun),
     ]:
         if edited:
             Path("params.yaml").write_text("join: 2\n")
         with pytest.raises(UserError) as error:
             validate("sample", tree.small_params(), folder)
-        sentence = str(error.value)
-        assert sentence.startswith(f"{folder}/sample/{ONE}, table sample: expected average_rating between 1 and 5, but")
-        assert advice in sentence
-        assert ("stale" in sentence) is ("stale" in advice)
+        message = str(error.value)
+        assert message.startswith(f"{folder}/sample/{ONE}, table sample: expected average_rating between 1 and 5, but")
+        assert hint in message
+        assert ("stale" in message) is ("stale" in hint)
 
 
 def test_a_table_that_passes_does_not_import_dvc(project: Clone) -> None:

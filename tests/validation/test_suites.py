@@ -1,4 +1,4 @@
-"""Every expectation declared in validation/suites.py fails on a table corrupted against it, and it alone."""
+"""Each expectation in validation/suites.py, and only it, fails on a table that is corrupted to break it."""
 
 import shutil
 import subprocess
@@ -16,7 +16,7 @@ from validation.suites import PREDICT_INPUT_SUITE, Rule, Suite, suite
 from validation.suites import SUITES as DECLARED
 
 SUITES = {name: suite(name, tree.small_params(), tree.ONE) for name in DECLARED} | {"input": PREDICT_INPUT_SUITE}
-# A file of each suite's table in the clean tree; the largest part where there are several.
+# A file of each table in the valid data/ folder; the largest if there are several.
 FILES = {
     "items": f"raw/{tree.ONE}/items-000.parquet",
     "reviews": f"raw/{tree.ONE}/reviews-000.parquet",
@@ -29,12 +29,12 @@ FILES = {
     "predictions": "predictions/test.parquet",
     "input": "input.parquet",
 }
-EMPTY = {"None", "", "[]", "{}"}  # how what is absent prints
+EMPTY = {"None", "", "[]", "{}"}  # how a missing value prints
 BY_TABLE = pytest.mark.parametrize("table", SUITES)
 
 
 def _set(row: dict[str, Any], column: str, value: float) -> None:
-    """Set a column, or those that a size is of, to a text or list of that size."""
+    """Set a column, or the source columns of a size to texts or lists of that size."""
     if not column.startswith(columns.SIZE):
         row[column] = value
         return
@@ -55,7 +55,7 @@ def _swap(row: dict[str, Any], rule: Rule) -> None:
     row[rule.arguments["column_B"]] = row[rule.arguments["column_A"]] + 1
 
 
-# What breaks a rule of each kind. A new kind without an entry here fails the tests below.
+# What breaks a rule of each kind; a new kind without an entry fails the tests below.
 CORRUPT: dict[str, Callable[[dict[str, Any], Rule], None]] = {
     "ExpectColumnValuesToNotBeNull": _put(None),
     "ExpectColumnValuesToBeNull": _put("x"),
@@ -75,7 +75,7 @@ def failed(table: str, path: Path) -> list[str]:
 
 
 def broken(table: str, path: Path, rules: Sequence[Rule], corrupt: Callable[[dict[str, Any], Rule], None]) -> None:
-    """Break each rule in a row of its own, and assert that it is broken there and that nothing else is."""
+    """Break each rule in a separate row, and assert that it fails for that row and that nothing else fails."""
 
     def change(rows: list[dict[str, Any]]) -> None:
         used = [
@@ -110,7 +110,7 @@ def broken(table: str, path: Path, rules: Sequence[Rule], corrupt: Callable[[dic
 
 
 def of_null(other: Rule, rule: Rule) -> bool:
-    """Tell whether the null that breaks `other` is a text or list of size 0 to `rule`."""
+    """Return whether the null that breaks `other` is a text or list of size 0 for `rule`."""
     missing = {other.arguments.get("column")} if other.kind == "ExpectColumnValuesToNotBeNull" else set()
     (column,) = rule.columns[:1]
     return (
@@ -121,13 +121,13 @@ def of_null(other: Rule, rule: Rule) -> bool:
 
 
 @BY_TABLE
-def test_a_row_against_a_rule_fails_that_rule_alone(table: str, clean: Path, tmp_path: Path) -> None:
+def test_a_row_that_breaks_a_rule_fails_only_that_rule(table: str, clean: Path, tmp_path: Path) -> None:
     path = copied(clean / FILES[table], tmp_path)
     broken(table, path, SUITES[table].rules, lambda row, rule: CORRUPT[rule.kind](row, rule))
 
 
 @pytest.mark.parametrize("table", [t for t in SUITES if any("max_value" in r.arguments for r in SUITES[t].rules)])
-def test_a_value_above_a_range_fails_that_range_alone(table: str, clean: Path, tmp_path: Path) -> None:
+def test_a_value_above_a_range_fails_only_that_range(table: str, clean: Path, tmp_path: Path) -> None:
     ranges = [rule for rule in SUITES[table].rules if rule.arguments.get("max_value") is not None]
 
     def above(row: dict[str, Any], rule: Rule) -> None:
@@ -137,7 +137,7 @@ def test_a_value_above_a_range_fails_that_range_alone(table: str, clean: Path, t
 
 
 @BY_TABLE
-def test_a_missing_column_fails_the_schema_alone(table: str, clean: Path, tmp_path: Path) -> None:
+def test_a_missing_column_fails_only_the_schema(table: str, clean: Path, tmp_path: Path) -> None:
     path = copied(clean / FILES[table], tmp_path)
     tree.write_loose(path, read(table, path).drop_columns(SUITES[table].schema.names[-1:]))
     (verdict,) = columns.check_columns(table, SUITES[table], [path])
@@ -173,7 +173,7 @@ def test_a_repeated_key_fails_across_files(table: str, clean: Path, tmp_path: Pa
     assert "(2 times)" in wrong[0].examples[0]
 
 
-def test_a_share_of_raw_values_within_the_budget_passes(clean: Path, tmp_path: Path) -> None:
+def test_a_fraction_of_bad_raw_values_within_the_limit_passes(clean: Path, tmp_path: Path) -> None:
     path = copied(clean / FILES["reviews"], tmp_path)
     rule = next(rule for rule in SUITES["reviews"].rules if rule.name == "rating between 0 and 5")
     allowed = int(rule.fail_above * columns.rows_of(path))

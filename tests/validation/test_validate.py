@@ -1,4 +1,4 @@
-"""The gates: clean data passes with the same bytes every time, and data that is wrong does not pass."""
+"""The gates: clean data passes with the same bytes every time, and wrong data fails."""
 
 import dataclasses
 import subprocess
@@ -45,8 +45,8 @@ def passed(clean: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return data
 
 
-def told(data: Path, table: str) -> list[dict[str, Any]]:
-    """What the Data Docs say of a table."""
+def results(data: Path, table: str) -> list[dict[str, Any]]:
+    """Return the verdicts in the Data Docs of a table."""
     found: list[dict[str, Any]] = files.read_json(data.parent / "results/validation" / f"{table}.json")
     return found
 
@@ -59,7 +59,7 @@ def test_clean_data_passes_every_gate_with_the_same_bytes(passed: Path, data: Pa
     assert gates(data) == gates(passed)
 
 
-def test_a_gate_tells_what_was_checked(passed: Path) -> None:
+def test_a_gate_lists_the_checked_files(passed: Path) -> None:
     gate = files.read_json(passed / "gates" / "raw" / f"{ONE}.json")
     paths = sorted((passed / "raw" / ONE).glob("items-*.parquet"))
     rows = [pq.read_metadata(path).num_rows for path in paths]
@@ -67,13 +67,13 @@ def test_a_gate_tells_what_was_checked(passed: Path) -> None:
     assert gate["passed"] is True
     (checked,) = [
         e
-        for e in told(passed, "raw")
+        for e in results(passed, "raw")
         if (e["where"], e["expectation"]) == (str(passed / "raw" / ONE), "line at least 1") and e["table"] == "items"
     ]
     assert checked | {"rows": sum(rows), "unexpected": 0, "allowed": 0, "level": "pass"} == checked
 
 
-def test_a_category_more_leaves_the_gates_of_the_others_alone(data: Path) -> None:
+def test_another_category_does_not_change_the_gates_of_the_others(data: Path) -> None:
     alone = dataclasses.replace(PARAMS, source=dataclasses.replace(PARAMS.source, categories=(ONE,)))
     for run in (alone, PARAMS):
         validate("raw", run, data)
@@ -107,19 +107,20 @@ def _more(*keys: str) -> Callable[[dict[str, Any]], object]:
     return change
 
 
-SUM = "rows in = rows out + dropped"
-OUT = "rows out of the report = rows in the files"
+SUM = "rows in = rows out + rows dropped"
+OUT = "rows out in report.json = rows in the files"
+FRACTION = "a fraction 0.5 of each stratum's training items, to within one item"
 
 
-def _funnel(table: str, name: str, before: str = "", category: str = ONE, shown: str = "") -> dict[Any, Any]:
-    """The mutations of a funnel: a row that is not accounted for, one too many out, one too many in."""
+def _funnel(table: str, name: str, upstream: str = "", category: str = ONE, shown: str = "") -> dict[Any, Any]:
+    """Return the mutations of row counts: an extra row dropped, an extra row out, an extra row in."""
     shown = shown or name
     found = {
         (table, shown, SUM): _report(table, name, _more("dropped"), category),
         (table, shown, OUT): _report(table, name, _more("rows_in", "rows_out"), category),
     }
-    if before:
-        expectation = f"rows in = rows out of {before}"
+    if upstream:
+        expectation = f"rows in = rows of {upstream}"
         found[table, shown, expectation] = _report(table, name, _more("rows_in", "dropped"), category)
     return found
 
@@ -137,16 +138,16 @@ def _drop_row(name: str) -> Callable[[Path], None]:
     return lambda data: tree.edit(data / name, lambda rows: rows.pop())
 
 
-def _band_beyond(data: Path) -> None:
+def _band_above_fraction(data: Path) -> None:
     (data / f"sample/{ONE}/train-01.parquet").rename(data / f"sample/{ONE}/train-03.parquet")
 
 
 def _group_in_two_splits(data: Path) -> None:
-    there = pq.read_table(data / f"sample/{ONE}/train-00.parquet")["group"][0].as_py()
+    other = pq.read_table(data / f"sample/{ONE}/train-00.parquet")["group"][0].as_py()
     path = data / f"sample/{OTHER}/test.parquet"
     stray = pq.read_table(path)["parent_asin"][-1].as_py()
-    tree.edit(path, lambda rows: rows[-1].update(group=there))
-    _edit_groups(data, lambda rows: [r.update(group=there) for r in rows if r["parent_asin"] == stray])
+    tree.edit(path, lambda rows: rows[-1].update(group=other))
+    _edit_groups(data, lambda rows: [r.update(group=other) for r in rows if r["parent_asin"] == stray])
 
 
 def _edit_groups(data: Path, change: Callable[[list[dict[str, Any]]], object]) -> None:
@@ -155,13 +156,13 @@ def _edit_groups(data: Path, change: Callable[[list[dict[str, Any]]], object]) -
 
 
 def _item_in_two_splits(data: Path) -> None:
-    there = pq.read_table(data / f"sample/{ONE}/train-00.parquet")["parent_asin"][0].as_py()
+    other = pq.read_table(data / f"sample/{ONE}/train-00.parquet")["parent_asin"][0].as_py()
     path = data / f"sample/{OTHER}/test.parquet"
     stray = pq.read_table(path)["parent_asin"][-1].as_py()
 
     def rename(rows: list[dict[str, Any]]) -> None:
         for row in rows:
-            row["parent_asin"] = there if row["parent_asin"] == stray else row["parent_asin"]
+            row["parent_asin"] = other if row["parent_asin"] == stray else row["parent_asin"]
 
     tree.edit(path, rename)
     _edit_groups(data, rename)
@@ -196,7 +197,7 @@ def _one_picture(data: Path) -> None:
 
 
 def _shards(change: Callable[[Path], object], about: Callable[[dict[str, Any]], object] = lambda _: None) -> Any:
-    """Change files of a category's shards, bring the manifest in line with them, and change it."""
+    """Change files of a category's shards, update the manifest to match them, and then change the manifest."""
 
     def mutate(data: Path) -> None:
         change(data / "shards" / ONE)
@@ -205,8 +206,8 @@ def _shards(change: Callable[[Path], object], about: Callable[[dict[str, Any]], 
     return mutate
 
 
-def _whole(folder: Path) -> None:
-    """Change no file."""
+def _unchanged(folder: Path) -> None:
+    """Leave the files unchanged."""
 
 
 def _other_name_in_json(folder: Path) -> None:
@@ -220,7 +221,7 @@ def _no_jpeg(folder: Path) -> None:
 
 
 def _flip_padding(data: Path) -> None:
-    """Change a byte that is no member's: one before the header of the first JSON."""
+    """Change a byte outside all members: the one before the header of the first JSON."""
     index = columns.read_columns([data / f"shards/{ONE}/train-00-000.arrow"], ["json_offset"], INDEX)
     damage.flip(data / f"shards/{ONE}/train-00-000.tar", index["json_offset"][0].as_py() - 513)
 
@@ -246,81 +247,86 @@ def _weights(**values: object) -> Callable[[Path], None]:
     return mutate
 
 
-def _drifted(table: str, share: float) -> Callable[[Path], None]:
-    """Let a share more of a column's values be absent than was accepted."""
+def _drifted(table: str, fraction: float) -> Callable[[Path], None]:
+    """Increase the fraction of nulls of a column over the accepted one."""
 
     def mutate(data: Path) -> None:
         path = data / f"profiles/{table}.csv"
         frame = pd.read_csv(path)
         frame["absent"] = frame["absent"].astype(float)
-        frame.loc[0, "absent"] += share
+        frame.loc[0, "absent"] += fraction
         frame.to_csv(path, index=False)
 
     return mutate
 
 
-# What breaks each expectation that is no suite's (those are in test_suites.py), by gate, table and expectation.
+# What breaks each expectation that is not in a suite (see test_suites.py), by gate, table and expectation.
 MUTATIONS: dict[tuple[str, str, str], Callable[[Path], None]] = {
-    ("raw", "items", "the files of the stage"): _remove(f"raw/{ONE}/items-001.parquet"),
-    ("raw", "reviews", "the files of the stage"): _remove(f"raw/{ONE}/reviews-000.parquet"),
+    ("raw", "items", "exactly the files that the stage writes"): _remove(f"raw/{ONE}/items-001.parquet"),
+    ("raw", "reviews", "exactly the files that the stage writes"): _remove(f"raw/{ONE}/reviews-000.parquet"),
     **_funnel("raw", "items"),
     **_funnel("raw", "reviews"),
-    ("raw", "rejects", "rows by reason as in the report"): _set(f"raw/{ONE}/rejects.parquet", reason="other"),
-    ("items", "joined", "the files of the stage"): _remove(f"items/{ONE}/items-001.parquet"),
+    ("raw", "rejects", "dropped rows per reason as in report.json"): _set(f"raw/{ONE}/rejects.parquet", reason="other"),
+    ("items", "joined", "exactly the files that the stage writes"): _remove(f"items/{ONE}/items-001.parquet"),
     **_funnel("items", "items", "data/raw"),
     **_funnel("items", "reviews", "data/raw"),
-    ("groups", "groups", "the files of the stage"): _remove(f"groups/{ONE}/groups-001.parquet"),
+    ("groups", "groups", "exactly the files that the stage writes"): _remove(f"groups/{ONE}/groups-001.parquet"),
     ("groups", "groups", "the same items as data/items"): _drop_row(f"groups/{ONE}/groups-000.parquet"),
     **_funnel("groups", "groups", "data/items", category="."),
-    ("groups", "groups", "group_size = items of the group"): _set(f"groups/{ONE}/groups-000.parquet", group_size=9),
-    ("sample", "sample", "the files of the stage"): _remove(f"sample/{ONE}/train-01.parquet"),
-    ("sample", "sample", "split and band as in the part's name"): _set(f"sample/{ONE}/train-01.parquet", band=0),
-    ("sample", "sample", "training bands below 2, or as few more as hold 0 items"): _band_beyond,
-    ("sample", "sample", "group as in data/groups"): _set(f"sample/{ONE}/train-01.parquet", group="B0OTHER"),
+    ("groups", "groups", "group_size = number of items in the group"): _set(
+        f"groups/{ONE}/groups-000.parquet", group_size=9
+    ),
+    ("sample", "sample", "exactly the files that the stage writes"): _remove(f"sample/{ONE}/train-01.parquet"),
+    ("sample", "sample", "split and band as in the part's file name"): _set(f"sample/{ONE}/train-01.parquet", band=0),
+    ("sample", "sample", "training bands below 2, or the fewest with 0 items"): _band_above_fraction,
+    ("sample", "sample", "the same group as in data/groups"): _set(f"sample/{ONE}/train-01.parquet", group="B0OTHER"),
     **_funnel("sample", "items", "data/items"),
-    ("sample", "sample", "items of strata.csv = items that passed the filter"): _strata(population=1),
-    ("sample", "sample", "taken items of each stratum in strata.csv as in the parts"): _strata(taken=1),
-    ("sample", "sample", "0.5 of each stratum's training items, to within one"): _strata(taken=3, population=3),
-    ("sample", "sample", "each group in one split only"): _group_in_two_splits,
-    ("sample", "sample", "each parent_asin in one split only"): _item_in_two_splits,
+    ("sample", "sample", "items in strata.csv = items that passed the filter"): _strata(population=1),
+    ("sample", "sample", "sampled items of each stratum in strata.csv = items in the parts"): _strata(taken=1),
+    ("sample", "sample", FRACTION): _strata(taken=3, population=3),
+    ("sample", "sample", "each group in only one split"): _group_in_two_splits,
+    ("sample", "sample", "each parent_asin in only one split"): _item_in_two_splits,
     **{
-        ("sample", "sample", f"{name} not the same for most items (validation.mode_fraction)"): _one_value(name, value)
+        ("sample", "sample", f"no dominant value of {name} (validation.mode_fraction)"): _one_value(name, value)
         for name, value in {"average_rating": 3.0, "rating_number": 7}.items()
     },
-    ("images", "images", "the sample's items in the sample's order"): _swap_images,
-    ("images", "images", "a JPEG where the outcome is ok, nothing elsewhere"): _set(
+    ("images", "images", "the items of the sample, in the same order"): _swap_images,
+    ("images", "images", "a JPEG if the outcome is ok, else an empty image"): _set(
         f"images/{ONE}/train-01.parquet", image=b"GIF89a"
     ),
     **_funnel("images", "images", "data/sample"),
-    ("images", "images", "rows by reason as in the report"): _image_lost,
+    ("images", "images", "dropped rows per reason as in report.json"): _image_lost,
     ("images", "images", "no near duplicates across splits (validation.near_duplicate_fraction)"): _one_picture,
-    ("shards", "shards", LintRule.MANIFEST): _shards(_whole, lambda m: m.update(category=OTHER)),
+    ("shards", "shards", LintRule.MANIFEST): _shards(_unchanged, lambda m: m.update(category=OTHER)),
     ("shards", "shards", LintRule.FILES): _remove(f"shards/{ONE}/test-000.arrow"),
     ("shards", "shards", LintRule.BYTES): _flip_padding,
     ("shards", "shards", LintRule.TAR): _shards(lambda f: damage.flip(f / "train-00-000.tar", 0)),
     ("shards", "shards", LintRule.INDEX): _shards(lambda f: damage.set_index(f / "train-00-000.arrow", fields="title")),
-    ("shards", "shards", LintRule.COUNT): _shards(_whole, lambda m: m["shards"][0].update(samples=1)),
+    ("shards", "shards", LintRule.COUNT): _shards(_unchanged, lambda m: m["shards"][0].update(samples=1)),
     ("shards", "shards", LintRule.METADATA): _shards(lambda f: damage.set_facts(f / "train-00-000.tar", 0, store=None)),
     ("shards", "shards", LintRule.IMAGE): _shards(_no_jpeg),
     ("shards", "shards", LintRule.MEMBERS): _shards(
         lambda f: damage.set_index(f / "train-00-000.arrow", lambda rows: rows[-1].update(jpg_offset=3073))
     ),
     ("shards", "shards", LintRule.ONCE): _shards(_a_split_twice),
-    ("shards", "shards", "the items of the sample's part"): _drop_row(f"sample/{ONE}/train-00.parquet"),
+    ("shards", "shards", "the same items as the parts of the sample"): _drop_row(f"sample/{ONE}/train-00.parquet"),
     ("shards", "shards", "readable by datasets"): _shards(_other_name_in_json),
     **_funnel("shards", "samples", "data/sample"),
-    **_funnel("predictions", "predictions", "data/sample, test and validation", category="."),
+    **_funnel("predictions", "predictions", "data/sample (test and validation)", category="."),
     ("predictions", "predictions", "the same items as data/sample"): _drop_row("predictions/test.parquet"),
-    ("predictions", "predictions", "average_rating as in the sample"): _set(
+    ("predictions", "predictions", "the same average_rating as in data/sample"): _set(
         "predictions/test.parquet", average_rating=1.5
     ),
     ("weights", "weights", "count and clip as in params.yaml"): _weights(clip=9.0),
-    ("weights", "weights", "samples as in the training parts"): _weights(samples=1),
-    ("weights", "weights", "mean weight of the training samples 1 before the clip"): _weights(mean=1.0),
-    ("weights", "weights", "each weight a number not below 0"): _weights(mean=0.0),
-    **{("profiles", t, "each column within 0.1 of accepted.csv"): _drifted(t, 0.2) for t in PROFILED_COLUMNS},
+    ("weights", "weights", "samples = rows of the training parts"): _weights(samples=1),
+    ("weights", "weights", "a mean weight of 1 over the training samples before clipping"): _weights(mean=1.0),
+    ("weights", "weights", "finite weights of at least 0"): _weights(mean=0.0),
     **{
-        ("profiles", t, "each column within 1 of accepted.csv (validation.drift)"): _drifted(t, 1.5)
+        ("profiles", t, "a drift from accepted.csv of at most 0.1 in each column"): _drifted(t, 0.2)
+        for t in PROFILED_COLUMNS
+    },
+    **{
+        ("profiles", t, "a drift from accepted.csv of at most 1 in each column (validation.drift)"): _drifted(t, 1.5)
         for t in PROFILED_COLUMNS
     },
 }  # fmt: skip
@@ -333,68 +339,68 @@ def test_every_expectation_has_a_mutation(passed: Path) -> None:
     declared |= {(t, columns.SCHEMA) for t in suites[ONE]}
     checked = set()
     for table in GATES:
-        checked |= {(table, e["table"], e["expectation"]) for e in told(passed, table)}
+        checked |= {(table, e["table"], e["expectation"]) for e in results(passed, table)}
     assert {key for key in checked if key[1:] not in declared} == set(MUTATIONS)
     declared -= {
         key for key in declared if key[0] == "input"
-    }  # of what comes from outside: tests/effimini/test_predict.py
+    }  # the input of predictions: tests/effimini/test_predict.py
     assert {(t, name) for t, name in declared if "category one of" not in name} <= {key[1:] for key in checked}
 
 
-# What fails besides, where one fault is several: the table is then another one in more than one respect.
-STRATA = "taken items of each stratum in strata.csv as in the parts"
+# The other expectations that fail too, for mutations that break several.
+STRATA = "sampled items of each stratum in strata.csv = items in the parts"
 ALSO: dict[tuple[str, str, str], set[str]] = {
-    ("raw", "items", "the files of the stage"): {OUT},
-    ("raw", "reviews", "the files of the stage"): {OUT},
-    ("raw", "items", SUM): {"rows by reason as in the report"},
-    ("raw", "reviews", SUM): {"rows by reason as in the report"},
-    ("items", "joined", "the files of the stage"): {OUT},
-    ("items", "items", OUT): {"rows in = rows out of data/raw"},
-    ("items", "reviews", OUT): {"rows in = rows out of data/raw"},
-    ("groups", "groups", "the files of the stage"): {"the same items as data/items"},
-    ("groups", "groups", OUT): {"rows in = rows out of data/items"},
-    ("sample", "sample", "the files of the stage"): {OUT, STRATA},
-    ("sample", "sample", "training bands below 2, or as few more as hold 0 items"): {
-        *("the files of the stage", "split and band as in the part's name"),
-        "1 of each stratum's training items, to within one",
+    ("raw", "items", "exactly the files that the stage writes"): {OUT},
+    ("raw", "reviews", "exactly the files that the stage writes"): {OUT},
+    ("raw", "items", SUM): {"dropped rows per reason as in report.json"},
+    ("raw", "reviews", SUM): {"dropped rows per reason as in report.json"},
+    ("items", "joined", "exactly the files that the stage writes"): {OUT},
+    ("items", "items", OUT): {"rows in = rows of data/raw"},
+    ("items", "reviews", OUT): {"rows in = rows of data/raw"},
+    ("groups", "groups", "exactly the files that the stage writes"): {"the same items as data/items"},
+    ("groups", "groups", OUT): {"rows in = rows of data/items"},
+    ("sample", "sample", "exactly the files that the stage writes"): {OUT, STRATA},
+    ("sample", "sample", "training bands below 2, or the fewest with 0 items"): {
+        *("exactly the files that the stage writes", "split and band as in the part's file name"),
+        "a fraction 1 of each stratum's training items, to within one item",
     },
     ("sample", "items", OUT): {
-        "rows in = rows out of data/items",
-        "items of strata.csv = items that passed the filter",
+        "rows in = rows of data/items",
+        "items in strata.csv = items that passed the filter",
     },
-    ("sample", "sample", "items of strata.csv = items that passed the filter"): {
-        "0.5 of each stratum's training items, to within one"
-    },
-    ("sample", "sample", "0.5 of each stratum's training items, to within one"): {
+    ("sample", "sample", "items in strata.csv = items that passed the filter"): {FRACTION},
+    ("sample", "sample", FRACTION): {
         STRATA,
-        "items of strata.csv = items that passed the filter",
+        "items in strata.csv = items that passed the filter",
     },
-    ("sample", "sample", "average_rating not the same for most items (validation.mode_fraction)"): {STRATA},
-    ("sample", "sample", "rating_number not the same for most items (validation.mode_fraction)"): {STRATA},
-    ("images", "images", SUM): {"rows by reason as in the report"},
-    ("images", "images", OUT): {"rows in = rows out of data/sample"},
-    ("images", "images", "rows in = rows out of data/sample"): {"rows by reason as in the report"},
-    ("images", "images", "rows by reason as in the report"): {OUT},
+    ("sample", "sample", "no dominant value of average_rating (validation.mode_fraction)"): {STRATA},
+    ("sample", "sample", "no dominant value of rating_number (validation.mode_fraction)"): {STRATA},
+    ("images", "images", SUM): {"dropped rows per reason as in report.json"},
+    ("images", "images", OUT): {"rows in = rows of data/sample"},
+    ("images", "images", "rows in = rows of data/sample"): {"dropped rows per reason as in report.json"},
+    ("images", "images", "dropped rows per reason as in report.json"): {OUT},
     ("shards", "shards", LintRule.TAR): {LintRule.MEMBERS, LintRule.COUNT},
     ("shards", "shards", LintRule.METADATA): {LintRule.MEMBERS},
-    ("shards", "shards", LintRule.ONCE): {"key unique", "the items of the sample's part"},
+    ("shards", "shards", LintRule.ONCE): {"key unique", "the same items as the parts of the sample"},
     ("shards", "shards", "readable by datasets"): {LintRule.METADATA},
-    ("shards", "samples", OUT): {"rows in = rows out of data/sample"},
-    ("predictions", "predictions", OUT): {"rows in = rows out of data/sample, test and validation"},
+    ("shards", "samples", OUT): {"rows in = rows of data/sample"},
+    ("predictions", "predictions", OUT): {"rows in = rows of data/sample (test and validation)"},
     ("predictions", "predictions", "the same items as data/sample"): {OUT},
-    ("weights", "weights", "each weight a number not below 0"): {
-        "mean weight of the training samples 1 before the clip"
+    ("weights", "weights", "finite weights of at least 0"): {
+        "a mean weight of 1 over the training samples before clipping"
     },
 }
 
 
 @pytest.mark.parametrize(("table", "shown", "expectation"), MUTATIONS)
-def test_data_that_is_wrong_does_not_pass_and_nothing_else_fails(
+def test_wrong_data_fails_and_nothing_else_does(
     table: str, shown: str, expectation: str, passed: Path, tmp_path: Path
 ) -> None:
     data = tree.copy(passed.parent, tmp_path / "project") / "data"
     MUTATIONS[table, shown, expectation](data)
-    before = {(e["where"][len(str(passed)) :], e["table"], e["expectation"], e["level"]) for e in told(passed, table)}
+    before = {
+        (e["where"][len(str(passed)) :], e["table"], e["expectation"], e["level"]) for e in results(passed, table)
+    }
     only_warns = "validation.drift" not in expectation and shown in PROFILED_COLUMNS and table == "profiles"
     try:
         validate(table, PARAMS, data)
@@ -405,7 +411,7 @@ def test_data_that_is_wrong_does_not_pass_and_nothing_else_fails(
         assert str(data / GATES[table].path or table) in str(error)
         assert "for example" in str(error)
     assert (data / "gates" / table).exists() is only_warns
-    now = {(e["where"][len(str(data)) :], e["table"], e["expectation"], e["level"]) for e in told(data, table)}
+    now = {(e["where"][len(str(data)) :], e["table"], e["expectation"], e["level"]) for e in results(data, table)}
     worse = {(name, level) for _, _, name, level in now - before if level != "pass"}
     assert (expectation, "warn" if only_warns else "fail") in worse
     assert {name for name, level in worse if level == "fail"} - {expectation} == ALSO.get(
@@ -413,7 +419,7 @@ def test_data_that_is_wrong_does_not_pass_and_nothing_else_fails(
     )
 
 
-def test_the_sentence_names_table_category_expectation_count_share_examples_and_remedy(data: Path) -> None:
+def test_the_error_names_table_category_expectation_count_fraction_examples_and_hint(data: Path) -> None:
     path = data / "sample" / ONE / "train-00.parquet"
     tree.edit(path, lambda rows: [row.update(average_rating=7.0) for row in rows[:2]])
     first, second = pq.read_table(path)["parent_asin"].to_pylist()[:2]
@@ -422,16 +428,16 @@ def test_the_sentence_names_table_category_expectation_count_share_examples_and_
         validate("sample", PARAMS, data)
     assert str(error.value) == (
         f"{data}/sample/{ONE}, table sample: expected average_rating between 1 and 5, "
-        f"but 2 of {total} ({2 / total:.1%}) are not so, "
+        f"but 2 of {total} ({2 / total:.1%}) do not meet this, "
         f"for example {first} (average_rating 7.0), {second} (average_rating 7.0); "
-        "also failed: sample: taken items of each stratum in strata.csv as in the parts; "
-        "set the parameter named to what you accept, "
-        f"or make it again with `dvc repro --force --single-item sample@{ONE}`; "
-        "if that fails too, the rows show a fault of the stage"
+        "also failed: sample: sampled items of each stratum in strata.csv = items in the parts; "
+        "change the named limit if this is acceptable, "
+        f"or run the stage again with `dvc repro --force --single-item sample@{ONE}`; "
+        "if it fails again, the stage has a bug"
     )
 
 
-def test_a_band_beyond_the_fraction_passes_to_reach_the_least_number_of_items(data: Path) -> None:
+def test_a_band_above_the_fraction_passes_if_min_per_category_needs_it(data: Path) -> None:
     def with_minimum(items: int) -> None:
         rules = dataclasses.replace(PARAMS.sample, fraction=0.25, min_per_category=items)
         validate("sample", dataclasses.replace(PARAMS, sample=rules), data)
@@ -443,30 +449,32 @@ def test_a_band_beyond_the_fraction_passes_to_reach_the_least_number_of_items(da
         with_minimum(below)
 
 
-def test_a_clone_that_pulled_the_shards_alone_can_check_them(
+def test_a_clone_with_only_the_shards_can_check_them(
     clean: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = tmp_path / "data"
     tree.copy(clean / "shards", data / "shards")
     validate("shards", PARAMS, data)
-    assert f"{data}/sample is not here, so {data}/shards is not compared with it, and no gate is written" in caplog.text
+    assert (
+        f"{data}/sample does not exist, so {data}/shards is not compared with it and no gate is written" in caplog.text
+    )
     assert not (data / "gates").exists()
-    assert {e["expectation"] for e in told(data, "shards")} > {str(LintRule.BYTES), "key unique", SUM}
+    assert {e["expectation"] for e in results(data, "shards")} > {str(LintRule.BYTES), "key unique", SUM}
     damage.flip(data / f"shards/{ONE}/train-00-000.tar", 2000)
     with pytest.raises(UserError, match="shards: expected"):
         validate("shards", PARAMS, data)
 
 
 @pytest.mark.parametrize("table", [name for name in GATES if GATES[name].check_category])
-def test_a_table_alone_is_checked_in_itself(table: str, clean: Path, tmp_path: Path) -> None:
+def test_a_table_without_upstream_tables_is_checked(table: str, clean: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     tree.copy(clean / table, data / table)
     validate(table, PARAMS, data)
-    assert {e["level"] for e in told(data, table)} <= {"pass", "warn"}
+    assert {e["level"] for e in results(data, table)} <= {"pass", "warn"}
     assert (data / "gates" / table).exists() is (GATES[table].compared_with == ())
 
 
-def test_another_budget_makes_no_gate_anew(passed: Path, tmp_path: Path) -> None:
+def test_another_limit_does_not_change_a_gate(passed: Path, tmp_path: Path) -> None:
     data = tree.copy(passed.parent, tmp_path / "project") / "data"
     before = gates(data)
     loose = params.Limits(warn_above=0.9, fail_above=1.0)
@@ -478,46 +486,46 @@ def test_another_budget_makes_no_gate_anew(passed: Path, tmp_path: Path) -> None
     assert gates(data) == before
 
 
-def test_a_warning_is_said_and_written_and_stops_nothing(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_warning_is_logged_and_written_and_stops_nothing(data: Path, caplog: pytest.LogCaptureFixture) -> None:
     strict = params.Limits(warn_above=0.0, fail_above=1.0)
-    absent = dataclasses.replace(PARAMS.validation.null_fraction, description=strict)
-    run = dataclasses.replace(PARAMS, validation=dataclasses.replace(PARAMS.validation, null_fraction=absent))
+    nulls = dataclasses.replace(PARAMS.validation.null_fraction, description=strict)
+    run = dataclasses.replace(PARAMS, validation=dataclasses.replace(PARAMS.validation, null_fraction=nulls))
     validate("items", run, data)
-    words = "description present (validation.null_fraction.description)"
-    assert f"warning: {data}/items/{ONE}, table joined: expected {words}, but" in caplog.text
-    found = [e for e in told(data, "items") if e["expectation"] == words]
+    name = "description present (validation.null_fraction.description)"
+    assert f"warning: {data}/items/{ONE}, table joined: expected {name}, but" in caplog.text
+    found = [e for e in results(data, "items") if e["expectation"] == name]
     assert {e["level"] for e in found} == {"warn"}
     page = (data.parent / "results/validation/items.html").read_text()
-    assert words in page
+    assert name in page
     assert found[0]["examples"][0] in page
 
 
 @pytest.mark.parametrize("table", GATES)
-def test_a_table_that_is_absent_does_not_pass(table: str, tmp_path: Path) -> None:
+def test_a_missing_table_is_an_error(table: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         validate(table, PARAMS, tmp_path)
 
 
-def test_a_table_that_is_none_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="pictures is no table; the tables are raw, items"):
+def test_an_unknown_table_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no table pictures; the tables are raw, items"):
         validate("pictures", PARAMS, tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", '{"tables": {"items": {"rows_in": "5"}}}', "{"])
-def test_a_report_that_cannot_be_read_is_a_sentence(text: str, data: Path) -> None:
+def test_an_invalid_report_is_an_error(text: str, data: Path) -> None:
     (data / "raw" / ONE / "report.json").write_text(text)
     with pytest.raises(UserError, match=r"report\.json"):
         validate("raw", PARAMS, data)
 
 
 @pytest.mark.parametrize("text", ["{}", '{"shards": [{"name": 5}]}', '{"shards": []}', "[]"])
-def test_a_manifest_that_cannot_be_read_is_a_sentence(text: str, data: Path) -> None:
+def test_an_invalid_manifest_is_an_error(text: str, data: Path) -> None:
     (data / "shards" / ONE / "manifest.json").write_text(text)
     with pytest.raises(UserError, match="manifest"):
         validate("shards", PARAMS, data)
 
 
-def test_a_wrong_schema_is_told_for_every_table(data: Path) -> None:
+def test_a_wrong_schema_fails_every_table(data: Path) -> None:
     for table, name in {
         "raw": f"raw/{ONE}/rejects.parquet",
         "items": f"items/{ONE}/items-000.parquet",

@@ -1,6 +1,6 @@
-"""Parameters and predictions for a small data/ tree of two categories, and how its tables are corrupted.
+"""Parameters and predictions for a small data/ folder of two categories, and helpers to corrupt its tables.
 
-The rows are films of the corpus where it is there, and else of the demo catalogue.
+The rows are films of the corpus if it exists, otherwise synthetic.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ def small_params() -> params.Params:
         source=replace(
             read.source,
             kind="mirror" if FILMS.is_dir() else "demo",
-            location=str(FILMS),  # not read from: `of_source` has a copy with bad lines
+            location=str(FILMS),  # not read: `params_with_source` uses a copy with bad lines
             categories=CATEGORIES,
             demo=params.DemoParams(items=60, seed=3),
             reviews=True,
@@ -46,18 +46,18 @@ def small_params() -> params.Params:
     )
 
 
-def of_source(folder: Path) -> params.Params:
-    """Return the parameters with a source in `folder`: the films of two categories and a few lines that are none."""
-    made = small_params()
-    if made.source.kind == "demo":
-        return made
+def params_with_source(folder: Path) -> params.Params:
+    """Return the parameters with a source in `folder`: the films of two categories and a few invalid lines."""
+    small = small_params()
+    if small.source.kind == "demo":
+        return small
     for kind, prefix in (("meta_categories", "meta_"), ("review_categories", "")):
         (folder / "raw" / kind).mkdir(parents=True)
         for category in CATEGORIES:
             name = f"raw/{kind}/{prefix}{category}.jsonl"
             (folder / name).write_bytes(b'{"no": "film"}\n<html>\n' + (FILMS / name).read_bytes())
     (folder / "images").symlink_to(FILMS / "images")
-    return dataclasses.replace(made, source=dataclasses.replace(made.source, location=str(folder)))
+    return dataclasses.replace(small, source=dataclasses.replace(small.source, location=str(folder)))
 
 
 def predictions(data: Path) -> None:
@@ -79,7 +79,7 @@ def predictions(data: Path) -> None:
 
 
 def items_to_score(data: Path) -> None:
-    """Write what prediction checks of the items of a test split."""
+    """Write the prediction input of the items of a test split."""
     asins = pq.read_table(data / "sample" / ONE / "test.parquet")["parent_asin"]
     lines = [f"line {number}" for number in range(2, len(asins) + 2)]
     nothing = pa.nulls(len(asins), pa.string())
@@ -87,7 +87,7 @@ def items_to_score(data: Path) -> None:
 
 
 def edit(path: Path, change: Callable[[list[dict[str, object]]], object]) -> None:
-    """Change the rows of a table in place, as a list of dictionaries; nulls are let in everywhere."""
+    """Change the rows of a table in place, as a list of dictionaries; all columns become nullable."""
     arrow = path.suffix == ".arrow"
     table = pa.ipc.open_file(path).read_all() if arrow else pq.read_table(path)
     rows = table.to_pylist()
@@ -97,7 +97,7 @@ def edit(path: Path, change: Callable[[list[dict[str, object]]], object]) -> Non
 
 
 def write_loose(path: Path, table: pa.Table) -> None:
-    path.unlink(missing_ok=True)  # a shard is a hardlink of the store's
+    path.unlink(missing_ok=True)  # a shard is a hard link to a file in the store
     if path.suffix == ".arrow":
         with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)
@@ -106,6 +106,6 @@ def write_loose(path: Path, table: pa.Table) -> None:
 
 
 def copy(data: Path, to: Path) -> Path:
-    """Copy a tree; nothing in the copy is linked to the original."""
+    """Copy a folder without links to the original."""
     shutil.copytree(data, to)
     return to
