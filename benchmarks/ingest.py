@@ -1,20 +1,21 @@
-"""How fast raw lines become typed tables, beside pandas, DuckDB and polars, in one run on the same files.
+"""Measure how fast raw lines become typed tables, compared with pandas, DuckDB and polars on the same files.
 
     make bench-ingest                 # or, with the peers of benchmarks/requirements-ingest.txt in another environment:
     python -m benchmarks.ingest [--peers build/bench-ingest/venv/bin/python] [--megabytes 400] [--repeats 5]
 
-In: the corpus (EFFIMINI_CORPUS, or ../shared/corpus). Out: tables, and every measurement in
-build/bench-ingest/results.json. The items are the corpus's real metadata rows, again and again, each with another
-parent_asin; the reviews are made, in the dataset's layout. Guaranteed: each measurement is made in a process of its
-own; repeats are interleaved (A B C A B C); files are in the page cache; every side gives as many rows as there are
-lines. Time is of the work, imports left out; ours has in it the start and the end of its workers, which stands by
-itself too, and that it flushes its files to disk. Memory is what is of no file (resident less shared), sampled over the
-tree of processes. Ours alone goes on past a bad line and keeps the line's number and reason; pandas and polars stop at
-it, DuckDB stops or, with ignore_errors, makes it a row of nulls. Ours alone spreads rows over buckets and keeps no
-user id.
+Input: the corpus (EFFIMINI_CORPUS, or ../shared/corpus). Output: tables, and every measurement in
+build/bench-ingest/results.json. The items are the corpus's real metadata rows, repeated with different parent_asins;
+the reviews are synthetic, in the dataset's layout. Guarantees: each measurement has a separate process; repeats are
+interleaved (A B C A B C); files are in the page cache; every side gives as many rows as there are lines. Time excludes
+imports; ours includes starting and stopping the workers, which is also shown separately, and flushing files to disk.
+Memory is resident minus shared memory of the process tree, sampled.
+
+The sides do not do the same work: only ours continues after a bad line and records its number and reason (pandas and
+polars stop at it, DuckDB stops or, with ignore_errors, writes a row of nulls), and only ours writes rows into buckets
+and hashes user ids.
 """
 
-# ruff: noqa: PLC0415 -- a side imports what is its own, and peers run without the project
+# ruff: noqa: PLC0415 -- each side imports only its own packages, and peers run without the project
 
 import argparse
 import json
@@ -37,7 +38,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from benchmarks.tables import spread, table
+from benchmarks.tables import median_range, table
 
 BUILD = Path("build/bench-ingest")
 KINDS = ("items", "reviews")
@@ -54,25 +55,25 @@ _WORDS = ("works", "great", "love", "it", "was", "not", "for", "my", "hair", "an
 
 
 class Peaks(NamedTuple):
-    """The most memory of a tree of processes that is of no file, MB."""
+    """Peak memory of a process tree, resident minus shared, in MB."""
 
-    main: float  # its first process
-    worker: float  # the largest of the others, 0 where there are none
-    total: float  # of all at one time
+    main: float  # of the root process
+    worker: float  # of the largest child process, 0 if there is none
+    total: float  # of all processes at the same time
 
     @property
     def largest(self) -> float:
-        """Of a single process."""
+        """The peak of a single process."""
         return max(self.main, self.worker)
 
 
 def watched(words: Sequence[str], **environment: str) -> tuple[dict[str, float], Peaks]:
-    """Run a command that prints figures as JSON, and return them with the peaks of its memory."""
+    """Run a command that prints figures as JSON; return the figures and its peak memory."""
     peaks = Peaks(0, 0, 0)
     with subprocess.Popen(words, env=os.environ | environment, stdout=subprocess.PIPE, text=True) as process:
         root = psutil.Process(process.pid)
         while process.poll() is None:
-            main, *workers = [_own(each) for each in (root, *_children(root))]
+            main, *workers = [_private_memory(each) for each in (root, *_children(root))]
             now = (main, max(workers, default=0.0), main + sum(workers))
             peaks = Peaks(*map(max, peaks, now))
             time.sleep(0.05)
@@ -90,7 +91,7 @@ def _children(root: psutil.Process) -> list[psutil.Process]:
         return []
 
 
-def _own(process: psutil.Process) -> float:
+def _private_memory(process: psutil.Process) -> float:
     try:
         memory = process.memory_info()
     except psutil.Error:  # it has ended
@@ -99,18 +100,18 @@ def _own(process: psutil.Process) -> float:
 
 
 def raw(kind: str) -> Path:
-    """Return the path of a made file."""
+    """Return the path of a source file."""
     return BUILD / "source" / "raw" / PLACES[kind]
 
 
 def make(megabytes: int) -> None:
-    """Write the two files, and one item as the metadata of the category of reviews."""
+    """Write the two source files, and one item as metadata of the category with the reviews."""
     corpus = Path(os.environ.get("EFFIMINI_CORPUS", "../shared/corpus"))
     real = corpus / "amazon/raw/meta_categories/meta_Health_and_Personal_Care.jsonl"
     if not real.exists():
-        sys.exit(f"{real} does not exist; name the corpus folder in EFFIMINI_CORPUS")
-    rows, chance = real.read_bytes().splitlines(), random.Random(0)
-    makers = {"items": partial(_item, rows), "reviews": partial(_review, chance)}
+        sys.exit(f"{real} does not exist; set EFFIMINI_CORPUS to the corpus folder")
+    rows, rng = real.read_bytes().splitlines(), random.Random(0)
+    makers = {"items": partial(_item, rows), "reviews": partial(_review, rng)}
     for kind, line in makers.items():
         path = raw(kind)
         if path.exists() and path.stat().st_size >= megabytes * 1e6 > path.stat().st_size - 1e5:
@@ -129,31 +130,31 @@ def _item(rows: list[bytes], number: int) -> bytes:
     return b"%sB%09d%s" % (row[:begin], number, row[begin + 10 :])
 
 
-def _review(chance: random.Random, number: int) -> bytes:
+def _review(rng: random.Random, number: int) -> bytes:
     review = {
-        "rating": float(chance.randint(1, 5)),
-        "title": " ".join(chance.choices(_WORDS, k=4)),
-        "text": " ".join(chance.choices(_WORDS, k=int(chance.lognormvariate(3.2, 0.9)))),
+        "rating": float(rng.randint(1, 5)),
+        "title": " ".join(rng.choices(_WORDS, k=4)),
+        "text": " ".join(rng.choices(_WORDS, k=int(rng.lognormvariate(3.2, 0.9)))),
         "images": [],
         "asin": f"B{number % 10**6:09d}",
         "parent_asin": f"B{number % 10**6:09d}",
-        "user_id": f"A{chance.getrandbits(135):027X}"[:28],
-        "timestamp": 1500000000000 + chance.randrange(10**11),
-        "helpful_vote": chance.randrange(3),
-        "verified_purchase": chance.random() < 0.9,
+        "user_id": f"A{rng.getrandbits(135):027X}"[:28],
+        "timestamp": 1500000000000 + rng.randrange(10**11),
+        "helpful_vote": rng.randrange(3),
+        "verified_purchase": rng.random() < 0.9,
     }
     return json.dumps(review).encode()
 
 
 def now() -> tuple[float, float]:
-    """Return the time, and what this process and its ended children have computed, s."""
+    """Return the time, and the CPU time of this process and its ended children, in seconds."""
     return time.perf_counter(), sum(os.times()[:4])
 
 
 def since(begin: tuple[float, float]) -> dict[str, float]:
-    """Return the time and the computing since then."""
+    """Return the time and the CPU time since `begin`, in seconds."""
     seconds = time.perf_counter() - begin[0]
-    forkserver._forkserver._stop()  # type: ignore[attr-defined]  # Dask's workers are its children, and count when it ends
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]  # its children, Dask's workers, count once it has ended
     return {"seconds": seconds, "cpu": now()[1] - begin[1]}
 
 
@@ -179,7 +180,7 @@ def ours(kind: str, out: Path, *, scheduler: str) -> dict[str, float]:
         download=replace(params.download, buckets=4),
         dask=DaskParams(scheduler=scheduler, workers=CORES),
     )
-    pool, starting = stage.workers, 0.0
+    pool, starting = stage.dask_pool, 0.0
 
     @contextmanager
     def timed(settings: DaskParams) -> Iterator[Any]:
@@ -191,14 +192,14 @@ def ours(kind: str, out: Path, *, scheduler: str) -> dict[str, float]:
             begin = time.perf_counter()
         starting += time.perf_counter() - begin
 
-    stage.workers = timed
+    stage.dask_pool = timed
     begin = now()
     stage.download(category, params, out)
     return since(begin) | {"start": starting, "rows": _rows(out.glob(f"raw/*/{kind}-*.parquet"))}
 
 
 def pandas(kind: str, out: Path, *, whole: bool) -> dict[str, float]:
-    """pandas: read_json of the whole file, or in chunks of 10,000 lines with types as they come; pyarrow's writer."""
+    """pandas: read_json of the whole file, or in chunks of 10,000 lines without type inference; pyarrow's writer."""
     import pandas as pd
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -239,9 +240,9 @@ def duckdb(kind: str, out: Path, *, write: bool) -> dict[str, float]:
         if write:
             database.execute(f"COPY ({query}) TO '{out / 'rows.parquet'}' (FORMAT parquet, COMPRESSION zstd)")
             return since(begin) | {"rows": _rows(out.glob("*.parquet"))}
-        database.execute(f"CREATE TABLE made AS {query}")
-        spent = since(begin)
-        return spent | {"rows": database.execute("SELECT count(*) FROM made").fetchone()[0]}
+        database.execute(f"CREATE TABLE loaded AS {query}")
+        figures = since(begin)
+        return figures | {"rows": database.execute("SELECT count(*) FROM loaded").fetchone()[0]}
 
 
 def polars(kind: str, out: Path) -> dict[str, float]:
@@ -278,7 +279,7 @@ SIDES: dict[str, Callable[[str, Path], dict[str, float]]] = {
 
 
 def measured(side: str, kind: str, peers: Path) -> dict[str, float]:
-    """Make one measurement in a fresh process; files are read once before."""
+    """Run one measurement in a new process, after reading the file into the page cache."""
     with raw(kind).open("rb") as file:
         while file.read(1 << 24):
             pass
@@ -305,38 +306,40 @@ def report(kind: str, found: dict[str, dict[str, list[float]]]) -> None:
         rows.append(
             (
                 side,
-                spread(figures["seconds"], ".2f"),
-                spread(rates[side]),
+                median_range(figures["seconds"], ".2f"),
+                median_range(rates[side]),
                 f"{statistics.median(without):,.0f}" if any(figures["start"]) else "",
                 f"{median[side] / median[PANDAS]:.2f}",
                 f"{median[side] / median[CHUNKS]:.2f}",
                 f"{median[side] / median[DUCKDB]:.2f}",
-                spread(figures["cpu"], ".2f"),
-                spread(figures["largest"]),
-                spread(figures["sum"]),
+                median_range(figures["cpu"], ".2f"),
+                median_range(figures["largest"]),
+                median_range(figures["sum"]),
                 "kept" if side.startswith("EffiMini") else "no",
             )
         )
     repeats = len(found[OURS]["seconds"])
     table(
-        f"{kind.capitalize()}: {size:.0f} MB, {found[OURS]['rows'][0]:,.0f} lines; median of {repeats} (least to most)",
+        f"{kind}: {size:.0f} MB, {found[OURS]['rows'][0]:,.0f} lines; median of {repeats} (minimum to maximum)",
         (
-            "side", "seconds", "MB/s", "MB/s without the start of workers", "times pandas", "times pandas in chunks",
-            "times DuckDB", "CPU seconds", "largest process, MB", "all processes, MB", "rejects",
+            "side", "seconds", "MB/s", "MB/s without starting workers", "x pandas", "x pandas in chunks",
+            "x DuckDB", "CPU seconds", "largest process, MB", "all processes, MB", "rejects",
         ),
         rows,
     )  # fmt: skip
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the measurements and print them."""
     parser = argparse.ArgumentParser("python -m benchmarks.ingest", description=__doc__.splitlines()[0])
-    parser.add_argument("--peers", type=Path, default=BUILD / "venv/bin/python", help="their Python")
+    parser.add_argument(
+        "--peers", type=Path, default=BUILD / "venv/bin/python", help="Python of the environment with the peers"
+    )
     parser.add_argument("--megabytes", type=int, default=400)
     parser.add_argument("--repeats", type=int, default=5)
     chosen = parser.parse_args()
     if not chosen.peers.exists():
-        sys.exit(f"{chosen.peers} does not exist; run `make bench-ingest`, or name the peers' Python by --peers")
+        sys.exit(f"{chosen.peers} does not exist; run `make bench-ingest`, or set --peers to the Python of the peers")
     make(chosen.megabytes)
     names = ("duckdb", "polars", "pandas", "pyarrow")
     code = f"from importlib.metadata import version as v; print(', '.join(n + ' ' + v(n) for n in {names}))"

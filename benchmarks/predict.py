@@ -1,13 +1,13 @@
-"""How fast a CPU scores: torch in float32, the same with weights channels last, onnxruntime, and torch in bfloat16.
+"""Measure prediction on a CPU: torch in float32, torch with channels-last weights, onnxruntime, torch in bfloat16.
 
     make bench-predict                # or: python -m benchmarks.predict [--repeats 5]
 
-In: nothing; the paper's architecture (EfficientNet-B0, MiniLM-L6, a head) with random weights, images of 224 px, texts
-of 160 tokens. Out: a table, and each measurement in build/bench-predict/results.json. Guaranteed: each measurement is
-made in a process of its own; repeats are interleaved (A B C A B C); the sides are given the same arrays, laid out as
-`effimini predict` lays them out; opening the model, decoding and tokenising are left out; how far the scores of a side
-are from those of torch in float32 stands beside it. bfloat16 is left out where the CPU does not multiply it: there it
-takes ten times as long.
+Input: none; the model is the paper's architecture (EfficientNet-B0, MiniLM-L6, a head) with random weights, images of
+224 px and texts of 160 tokens. Output: a table, and each measurement in build/bench-predict/results.json. Guarantees:
+each measurement has a separate process; repeats are interleaved (A B C A B C); all sides get the same arrays, with the
+memory layout of `effimini predict`; loading the model, decoding and tokenizing are not measured; the largest difference
+of a side's scores from those of torch in float32 is shown. bfloat16 is skipped on CPUs without bfloat16 instructions,
+where it is ten times slower.
 """
 
 import argparse
@@ -33,7 +33,7 @@ import numpy as np
 import torch
 
 from benchmarks.hardware import multiplies_bfloat16
-from benchmarks.tables import spread
+from benchmarks.tables import median_range
 from effimini.export import GRAPH, Array, Graph, export
 from effimini.model import EffiMini, build
 from prep.core import memory
@@ -42,13 +42,13 @@ from prep.core.params import EncoderParams, load_params
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build/bench-predict"
 SIZE, TOKENS, BATCH = 224, 160, 32
-ENOUGH = 5.0  # seconds of calls that a measurement times
+MIN_SECONDS = 5.0  # total duration of the timed calls of a measurement
 VERSIONS = ("torch", "onnxruntime", "onnx", "onnxscript", "transformers", "timm", "numpy")
 
 Score = Callable[..., Array]
 
 
-def made(folder: Path) -> None:
+def save_model(folder: Path) -> None:
     """Save the model to `folder`/torch and export it to `folder`/onnx."""
     params = load_params(ROOT / "params/paper.yaml")
     text = EncoderParams(name=str(ROOT / "effimini/minilm"), weights="random")
@@ -64,7 +64,7 @@ def made(folder: Path) -> None:
 
 
 def inputs() -> tuple[Array, Array, Array, Array]:
-    """Return a batch as arrays; every tenth item is without an image."""
+    """Return a batch as arrays; every tenth item has no image."""
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8)
     ids = random.integers(5, 30_000, (BATCH, TOKENS), np.int64)
@@ -72,7 +72,7 @@ def inputs() -> tuple[Array, Array, Array, Array]:
 
 
 def in_torch(folder: Path, *, channels_last: bool = False, autocast: bool = False) -> Score:
-    """Torch; without options as `effimini predict` runs a model folder."""
+    """Torch; without options, as in `effimini predict` with a model folder."""
     network = EffiMini.from_pretrained(folder / "torch")
     memory.keep_freed()
     if channels_last:
@@ -88,7 +88,7 @@ def in_torch(folder: Path, *, channels_last: bool = False, autocast: bool = Fals
 
 
 def in_onnxruntime(folder: Path) -> Score:
-    """The exported graph, as `effimini predict` runs it."""
+    """The exported ONNX graph, as in `effimini predict`."""
     return Graph(folder / "onnx" / GRAPH, SIZE).score
 
 
@@ -103,10 +103,10 @@ if multiplies_bfloat16():
 
 
 def seconds(score: Score, arrays: Sequence[Array]) -> float:
-    """Return how long a call takes, the median of those that `ENOUGH` has room for after a first."""
+    """Return the median duration of a call, repeated for `MIN_SECONDS` after a warm-up call."""
     score(*arrays)
     found: list[float] = []
-    while sum(found) < ENOUGH:
+    while sum(found) < MIN_SECONDS:
         start = time.perf_counter()
         score(*arrays)
         found.append(time.perf_counter() - start)
@@ -114,7 +114,7 @@ def seconds(score: Score, arrays: Sequence[Array]) -> float:
 
 
 def measure(side: str, folder: Path) -> dict[str, Any]:
-    """Return samples/s of batches, ms of one item, and the batch's scores."""
+    """Return samples/s for batches, ms for one item, and the scores of the batch."""
     score, batch = SIDES[side](folder), inputs()
     return {
         "rate": BATCH / seconds(score, batch),
@@ -124,7 +124,7 @@ def measure(side: str, folder: Path) -> dict[str, Any]:
 
 
 def measured(side: str, folder: Path) -> dict[str, Any]:
-    """Make one measurement in a fresh process."""
+    """Run one measurement in a new process."""
     words = [sys.executable, "-m", "benchmarks.predict", "--job", side, str(folder)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -135,33 +135,33 @@ def measured(side: str, folder: Path) -> dict[str, Any]:
 
 
 def show(found: dict[str, list[dict[str, Any]]], repeats: int) -> None:
-    """Print what was measured as a Markdown table."""
+    """Print the measurements as a Markdown table."""
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
     print(
         f"EffiMini {commit.stdout.strip()}, {', '.join(f'{name} {version(name)}' for name in VERSIONS)}, Python "
         f"{platform.python_version()}, {platform.machine()}, {len(os.sched_getaffinity(0))} cores, "
         f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}. Images of {SIZE} px, texts of "
-        f"{TOKENS} tokens; median of {repeats} (least to most).\n"
+        f"{TOKENS} tokens; median of {repeats} (minimum to maximum).\n"
     )
-    print(f"| side | samples/s, batch {BATCH} | ms, one item | x {_REFERENCE} | furthest score, stars |\n{'|---' * 5}|")
+    print(f"| side | samples/s, batch {BATCH} | ms, one item | x {_REFERENCE} | max difference, stars |\n{'|---' * 5}|")
     rates = {side: [float(run["rate"]) for run in runs] for side, runs in found.items()}
     reference = np.array(found[_REFERENCE][0]["scores"])
     for side, runs in found.items():
-        furthest = max(float(np.abs(np.array(run["scores"]) - reference).max()) for run in runs)
+        largest = max(float(np.abs(np.array(run["scores"]) - reference).max()) for run in runs)
         ratio = statistics.median(rates[side]) / statistics.median(rates[_REFERENCE])
-        latency = spread([float(run["latency"]) for run in runs], ".1f")
-        print(f"| {side} | {spread(rates[side], '.1f')} | {latency} | {ratio:.2f} | {furthest:.1e} |")
-    print(f"\nThe scores of {_REFERENCE} lie from {reference.min():.3f} to {reference.max():.3f}.")
+        latency = median_range([float(run["latency"]) for run in runs], ".1f")
+        print(f"| {side} | {median_range(rates[side], '.1f')} | {latency} | {ratio:.2f} | {largest:.1e} |")
+    print(f"\nThe scores of {_REFERENCE} range from {reference.min():.3f} to {reference.max():.3f}.")
 
 
 def main() -> None:
-    """Measure every side, one of each in turn."""
+    """Measure all sides, interleaved."""
     parser = argparse.ArgumentParser("python -m benchmarks.predict", description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
     repeats = parser.parse_args().repeats
     BUILD.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=BUILD) as folder:
-        made(Path(folder))
+        save_model(Path(folder))
         rounds = [{side: measured(side, Path(folder)) for side in SIDES} for _ in range(repeats)]
     found = {side: [one[side] for one in rounds] for side in SIDES}
     show(found, repeats)

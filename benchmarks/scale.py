@@ -1,13 +1,13 @@
-"""How join, groups and sample grow with the data, on made tables of millions of items with ten reviews each.
+"""Measure how join, groups and sample scale, on synthetic tables of millions of items with ten reviews each.
 
     make bench-scale                  # or: python -m benchmarks.scale [--items 1 2 4] [--once 16] [--repeats 3]
 
-In: nothing; numbers of items are in millions. Out: tables, build/bench-scale/results.json and scale.png, and what the
-slopes say of the whole dataset. The tables are made in the layout of data/raw, one category in 64 buckets: items with a
-short title (14 % share one with others, up to five), a store, an image (6 % share one; one placeholder in 200), a
-rating and a count, and no further text; one review in a hundred is an exact duplicate. Guaranteed: each stage runs in a
-process of its own with two worker processes; repeats are interleaved; memory is what is of no file (resident less
-shared), sampled every 50 ms of every process. Made tables are removed at the end.
+Input: none; numbers of items are in millions. Output: tables, build/bench-scale/results.json and scale.png, and a
+projection to the whole dataset. The synthetic tables have the layout of data/raw, with one category in 64 buckets:
+items with a short title (14 % have the same title as up to four others), a store, an image (6 % have the same image as
+others, and one in 200 a placeholder), a rating and a rating count, and no further text; 1 % of the reviews are exact
+duplicates. Guarantees: each stage has a separate process with two worker processes; repeats are interleaved; memory is
+resident minus shared memory of every process, sampled every 50 ms. The tables are removed at the end.
 """
 
 import argparse
@@ -31,15 +31,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from benchmarks.ingest import now, since, watched
-from benchmarks.tables import spread, table
+from benchmarks.tables import median_range, table
 from prep import groups, join, sample
 from prep.core import buckets, cluster, writers
 from prep.core.params import DaskParams, Params, load_params
 from prep.core.tables.raw import ITEMS, REVIEWS
 
 BUILD = Path("build/bench-scale")
-CATEGORY, BUCKETS, REVIEWS_AN_ITEM, WORKERS = "Made", 64, 10, 2
-WHOLE = {"items": 48.19, "reviews": 571.54, "largest": 13.2}  # millions; items of the largest category
+CATEGORY, BUCKETS, REVIEWS_PER_ITEM, WORKERS = "Synthetic", 64, 10, 2
+FULL_DATASET = {"items": 48.19, "reviews": 571.54, "largest": 13.2}  # millions; items of the largest category
 CORES = (2, 16, 64)
 _CHUNK = 1 << 20  # numbers hashed at once
 _URL = "https://m.media-amazon.com/images/I/"
@@ -48,27 +48,27 @@ Numbers = npt.NDArray[np.int64]
 
 
 def ids_of(numbers: Numbers) -> pa.Array:
-    """Return the parent_asin of made items."""
+    """Return the parent_asins of synthetic items."""
     return pc.binary_join_element_wise("B", pc.utf8_lpad(pa.array(numbers).cast(pa.string()), 9, "0"), "")
 
 
-def made_items(numbers: Numbers) -> pa.Table:
-    """Return the rows of made items; equal numbers give equal rows."""
-    place = numbers % 100  # of a hundred items 5, 4, 3 and 2 share a title
-    first = np.select([place < 5, place < 9, place < 12, place < 14], [0, 5, 9, 12], place)
-    title = numbers - place + first
-    pictured = np.where(numbers % 50 // 3 == 10, numbers // 50 * 50 + 30, numbers)  # 3 of 50 share an image
+def synthetic_items(numbers: Numbers) -> pa.Table:
+    """Return the rows of synthetic items; equal numbers give equal rows."""
+    position = numbers % 100  # of a hundred items, 5, 4, 3 and 2 have the same title
+    first = np.select([position < 5, position < 9, position < 12, position < 14], [0, 5, 9, 12], position)
+    title = numbers - position + first
+    pictured = np.where(numbers % 50 // 3 == 10, numbers // 50 * 50 + 30, numbers)  # 3 of 50 have the same image
     images = pc.binary_join_element_wise(pa.array(pictured).cast(pa.string()), "L._AC_.jpg", "")
     images = pc.if_else(pa.array(numbers % 200 == 199), "placeholder._AC_.jpg", images)
-    chance = np.random.default_rng(numbers[:1])
+    rng = np.random.default_rng(numbers[:1])
     nothing = pa.array([[]], pa.list_(pa.string())).take(pa.array(np.zeros(len(numbers), np.int64)))
     columns = {
         "parent_asin": ids_of(numbers),
         "line": numbers + 1,
-        "main_category": pa.repeat("Made things", len(numbers)),
-        "title": pc.binary_join_element_wise("A made thing, number", pa.array(title).cast(pa.string()), " "),
-        "average_rating": np.round(5 - 4 * chance.beta(1.3, 5, len(numbers)), 1),
-        "rating_number": np.exp(chance.normal(2.5, 1.8, len(numbers))).astype(np.int64) + 1,
+        "main_category": pa.repeat("Synthetic things", len(numbers)),
+        "title": pc.binary_join_element_wise("A synthetic thing, number", pa.array(title).cast(pa.string()), " "),
+        "average_rating": np.round(5 - 4 * rng.beta(1.3, 5, len(numbers)), 1),
+        "rating_number": np.exp(rng.normal(2.5, 1.8, len(numbers))).astype(np.int64) + 1,
         "features": nothing,
         "description": nothing,
         "store": pc.binary_join_element_wise("Store", pa.array(title % 5003).cast(pa.string()), " "),
@@ -79,48 +79,49 @@ def made_items(numbers: Numbers) -> pa.Table:
     return pa.table([pa.array(columns[name]) for name in ITEMS.names], schema=ITEMS)
 
 
-def made_reviews(numbers: Numbers, each: int) -> pa.Table:
-    """Return `each` reviews of made items in any order."""
-    chance = np.random.default_rng(numbers[:1])
-    rows = len(numbers) * each
-    places = chance.permutation(np.repeat(np.arange(len(numbers)), each))
-    lines, users = (chance.integers(0, 2**64, rows, np.uint64) for _ in range(2))
-    again = np.arange(1, rows, 100)
-    lines[again], users[again], places[again] = lines[again - 1], users[again - 1], places[again - 1]
+def synthetic_reviews(numbers: Numbers, per_item: int) -> pa.Table:
+    """Return `per_item` reviews of each synthetic item, in random order."""
+    rng = np.random.default_rng(numbers[:1])
+    rows = len(numbers) * per_item
+    positions = rng.permutation(np.repeat(np.arange(len(numbers)), per_item))
+    lines, users = (rng.integers(0, 2**64, rows, np.uint64) for _ in range(2))
+    copies = np.arange(1, rows, 100)
+    for column in (lines, users, positions):
+        column[copies] = column[copies - 1]
     columns = {
-        "parent_asin": ids_of(numbers).take(pa.array(places)),
+        "parent_asin": ids_of(numbers).take(pa.array(positions)),
         "line_hash": lines,
         "user_hash": users,
-        "rating": chance.integers(1, 6, rows).astype(float),
-        "timestamp": chance.integers(1_000_000_000_000, 1_690_000_000_000, rows),
-        "verified_purchase": chance.random(rows) < 0.9,
+        "rating": rng.integers(1, 6, rows).astype(float),
+        "timestamp": rng.integers(1_000_000_000_000, 1_690_000_000_000, rows),
+        "verified_purchase": rng.random(rows) < 0.9,
     }
     return pa.table([pa.array(columns[name]) for name in REVIEWS.names], schema=REVIEWS)
 
 
 def make(
-    data: Path, category: str, numbers: Numbers, count: int = BUCKETS, reviews_an_item: int = REVIEWS_AN_ITEM
+    data: Path, category: str, numbers: Numbers, count: int = BUCKETS, reviews_per_item: int = REVIEWS_PER_ITEM
 ) -> None:
-    """Write ``data/raw/<category>`` with the made items of these numbers."""
+    """Write ``data/raw/<category>`` with the synthetic items of these numbers."""
     out = data / "raw" / category
     chunks = [numbers[start : start + _CHUNK] for start in range(0, len(numbers), _CHUNK)]
     with ProcessPoolExecutor(WORKERS) as pool:
         bucket = np.concatenate(list(pool.map(_buckets, chunks, [count] * len(chunks))))
-        share = [numbers[bucket == number] for number in range(count)]
-        list(pool.map(partial(_write, out=out, reviews_an_item=reviews_an_item), share, range(count)))
+        by_bucket = [numbers[bucket == number] for number in range(count)]
+        list(pool.map(partial(_write, out=out, reviews_per_item=reviews_per_item), by_bucket, range(count)))
 
 
 def _buckets(numbers: Numbers, count: int) -> npt.NDArray[np.int16]:
     return buckets.bucket_of(buckets.item_order(ids_of(numbers)), count).astype(np.int16)
 
 
-def _write(numbers: Numbers, bucket: int, out: Path, reviews_an_item: int) -> None:
-    writers.write_table(out / f"items-{bucket:03d}.parquet", made_items(numbers))
-    writers.write_table(out / f"reviews-{bucket:03d}.parquet", made_reviews(numbers, reviews_an_item))
+def _write(numbers: Numbers, bucket: int, out: Path, reviews_per_item: int) -> None:
+    writers.write_table(out / f"items-{bucket:03d}.parquet", synthetic_items(numbers))
+    writers.write_table(out / f"reviews-{bucket:03d}.parquet", synthetic_reviews(numbers, reviews_per_item))
 
 
 def parameters(categories: Iterable[str], count: int, scheduler: str) -> Params:
-    """Return the paper's parameters for made items."""
+    """Return the paper's parameters for synthetic items."""
     params = load_params(Path("params/paper.yaml"))
     return replace(
         params,
@@ -139,31 +140,31 @@ STAGES: dict[str, Callable[[Params, Path], None]] = {
 
 
 def run_stage(stage: str, data: Path) -> dict[str, float]:
-    """Run a stage; return its seconds, and how many were its workers' and went to starting and ending them."""
-    spent = {"start": 0.0, "workers": 0.0}
-    pool, run = cluster.dask_pool, cluster.DaskPool.run
+    """Run a stage; return its seconds, those in its workers, and those for starting and stopping them."""
+    seconds = {"start": 0.0, "workers": 0.0}
+    pool, run_map = cluster.dask_pool, cluster.DaskPool.map
 
     @contextmanager
-    def timed_crew(settings: DaskParams) -> Iterator[cluster.DaskPool]:
+    def timed_pool(settings: DaskParams) -> Iterator[cluster.DaskPool]:
         begin = time.perf_counter()
         with pool(settings) as given:
-            spent["start"] += time.perf_counter() - begin
+            seconds["start"] += time.perf_counter() - begin
             yield given
             begin = time.perf_counter()
-        spent["start"] += time.perf_counter() - begin
+        seconds["start"] += time.perf_counter() - begin
 
-    def timed_run(self: cluster.DaskPool, *given: Any) -> list[Any]:
+    def timed_map(self: cluster.DaskPool, *arguments: Any) -> list[Any]:
         begin = time.perf_counter()
-        found = run(self, *given)
-        spent["workers"] += time.perf_counter() - begin
+        found = run_map(self, *arguments)
+        seconds["workers"] += time.perf_counter() - begin
         return found
 
-    cluster.DaskPool.run = timed_run
+    cluster.DaskPool.map = timed_map
     for module in (join, groups, sample):
-        module.workers = timed_crew
+        module.dask_pool = timed_pool
     begin = now()
     STAGES[stage](parameters([CATEGORY], BUCKETS, "processes"), data)
-    return since(begin) | spent
+    return since(begin) | seconds
 
 
 def measured(millions: float) -> dict[str, dict[str, float]]:
@@ -187,18 +188,18 @@ def line(points: list[tuple[float, float]]) -> tuple[float, float, float]:
 
 
 def points(found: dict[float, list[Any]], stage: str, figure: str) -> list[tuple[float, float]]:
-    """Return millions of items and the figure, of each repeat."""
+    """Return the millions of items and the figure of each repeat."""
     return [(millions, each[stage][figure]) for millions, repeats in found.items() for each in repeats]
 
 
 def report(found: dict[float, list[Any]]) -> None:
-    """Print what was measured, and the fitted lines."""
+    """Print the measurements and the linear fits."""
     rows = [
         (
             f"{millions:g} M",
             stage,
             *(
-                spread([each[stage][figure] for each in repeats], form)
+                median_range([each[stage][figure] for each in repeats], form)
                 for figure, form in (("seconds", ".1f"), ("worker", ",.0f"), ("main", ",.0f"))
             ),
             f"{statistics.median(each[stage]['seconds'] for each in repeats) / millions:.1f}",
@@ -209,15 +210,15 @@ def report(found: dict[float, list[Any]]) -> None:
         for stage in STAGES
     ]
     table(
-        "Median (least to most)",
+        "Median (minimum to maximum)",
         (
             "items",
             "stage",
             "seconds",
             "largest worker, MB",
             "main process, MB",
-            "seconds a million",
-            "CPU seconds a million",
+            "seconds per million",
+            "CPU seconds per million",
             "runs",
         ),
         rows,
@@ -227,43 +228,48 @@ def report(found: dict[float, list[Any]]) -> None:
         for stage in STAGES:
             slope, start, r2 = line(points(found, stage, figure))
             rows.append((label, stage, f"{slope:.2f}", f"{start:.1f}", f"{r2:.4f}"))
-    head = ("of", "stage", "seconds a million items", "at the start, s", "R²")
-    table("Straight lines through all runs", head, rows)
+    head = ("figure", "stage", "seconds per million items", "intercept, s", "R²")
+    table("Linear fits of all runs", head, rows)
 
 
 def project(found: dict[float, list[Any]]) -> None:
-    """Print what the slopes say of the whole dataset, and what would break first."""
-    million = {"join": WHOLE["reviews"] / REVIEWS_AN_ITEM, "groups": WHOLE["items"], "sample": WHOLE["items"]}
+    """Print the projection to the whole dataset, and the largest memory."""
+    million = {
+        "join": FULL_DATASET["reviews"] / REVIEWS_PER_ITEM,
+        "groups": FULL_DATASET["items"],
+        "sample": FULL_DATASET["items"],
+    }
     rows, total = [], dict.fromkeys(CORES, 0.0)
     for stage, size in million.items():
-        spread_out = line(points(found, stage, "workers"))[0] * size
-        alone = [(x, each - w - s) for (x, each), (_, w), (_, s) in _three(found, stage)]
-        serial = max(0.0, line(alone)[0]) * size
-        minutes = {cores: (serial + spread_out * WORKERS / cores) / 60 for cores in CORES}
+        in_workers = line(points(found, stage, "workers"))[0] * size
+        outside = [(x, seconds - w - s) for (x, seconds), (_, w), (_, s) in _three(found, stage)]
+        serial = max(0.0, line(outside)[0]) * size
+        minutes = {cores: (serial + in_workers * WORKERS / cores) / 60 for cores in CORES}
         for cores in CORES:
             total[cores] += minutes[cores]
         rows.append((stage, *(f"{minutes[cores]:.1f}" for cores in CORES), f"{serial / 60:.1f}"))
     rows.append(("all three", *(f"{total[cores]:.1f}" for cores in CORES), ""))
     table(
-        f"Projected to {WHOLE['items']} M items and {WHOLE['reviews']} M reviews (the join by its reviews), minutes",
-        ("stage", *(f"{cores} cores" for cores in CORES), "of it the main process alone"),
+        f"Projected to {FULL_DATASET['items']} M items and {FULL_DATASET['reviews']} M reviews "
+        "(join: in proportion to reviews), minutes",
+        ("stage", *(f"{cores} cores" for cores in CORES), "of these, in the main process only"),
         rows,
     )
     # groups sees all categories at once, join and sample one category at a time
-    at = {"join": WHOLE["largest"], "groups": WHOLE["items"], "sample": WHOLE["largest"]}
+    items = {"join": FULL_DATASET["largest"], "groups": FULL_DATASET["items"], "sample": FULL_DATASET["largest"]}
     memory = {}
-    for stage, size in at.items():
+    for stage, size in items.items():
         for who in ("worker", "main"):
             slope, start, _ = line(points(found, stage, who))
             memory[stage, who] = max(0.0, slope) * size + start
-    rows = [(s, f"{at[s]:g} M", f"{memory[s, 'worker']:,.0f}", f"{memory[s, 'main']:,.0f}") for s in at]
-    head = ("stage", "items at once", "a worker, MB", "main process, MB")
+    rows = [(s, f"{items[s]:g} M", f"{memory[s, 'worker']:,.0f}", f"{memory[s, 'main']:,.0f}") for s in items]
+    head = ("stage", "items at once", "each worker, MB", "main process, MB")
     table(f"Projected peaks of memory with {BUCKETS} buckets", head, rows)
-    (stage, who), most = max(memory.items(), key=lambda each: each[1])
-    remedy = "more download.buckets make it smaller" if who == "worker" else "no parameter makes it smaller"
+    (stage, who), peak = max(memory.items(), key=lambda item: item[1])
+    hint = "more download.buckets reduce it" if who == "worker" else "no parameter reduces it"
     print(
-        f"\nFirst to break: the memory of the {who if who == 'worker' else 'main process'} of {stage}, "
-        f"{most / 1e3:.1f} GB; {remedy}. More cores than the {BUCKETS} buckets have nothing to do."
+        f"\nLargest memory: the {who if who == 'worker' else 'main process'} of {stage}, {peak / 1e3:.1f} GB; {hint}. "
+        f"At most {BUCKETS} cores are used, one per bucket."
     )
 
 
@@ -272,17 +278,17 @@ def _three(found: dict[float, list[Any]], stage: str) -> Iterable[tuple[tuple[fl
 
 
 def plot(found: dict[float, list[Any]], path: Path) -> None:
-    """Draw time and memory against the number of items."""
+    """Plot time and memory over the number of items."""
     from matplotlib import pyplot  # noqa: PLC0415 -- workers import this module too
 
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
     labels = {"seconds": "time, s", "worker": "largest worker, MB", "main": "main process, MB"}
     for axis, (name, label) in zip(axes, labels.items(), strict=True):
         for stage in STAGES:
-            given = points(found, stage, name)
-            slope, start, _ = line(given)
+            measurements = points(found, stage, name)
+            slope, start, _ = line(measurements)
             x = np.array([0, max(found)])
-            drawn = axis.plot(*np.array(given).T, "o", label=stage)
+            drawn = axis.plot(*np.array(measurements).T, "o", label=stage)
             axis.plot(x, slope * x + start, color=drawn[0].get_color(), linewidth=1)
         axis.set(xlabel="items, millions", ylabel=label, ylim=(0, None))
     axes[1].axhline(2**31 / 1e6, color="grey", linestyle=":", label="2 GiB")
@@ -291,10 +297,12 @@ def plot(found: dict[float, list[Any]], path: Path) -> None:
 
 
 def main() -> None:
-    """Make tables, measure, print, and remove the tables."""
+    """Write tables, measure the stages, print the results and remove the tables."""
     parser = argparse.ArgumentParser("python -m benchmarks.scale", description=__doc__.splitlines()[0])
-    parser.add_argument("--items", type=float, nargs="+", default=[1, 2, 4], help="millions, each `repeats` times")
-    parser.add_argument("--once", type=float, nargs="*", default=[16], help="millions, once")
+    parser.add_argument(
+        "--items", type=float, nargs="+", default=[1, 2, 4], help="millions of items, each measured --repeats times"
+    )
+    parser.add_argument("--once", type=float, nargs="*", default=[16], help="millions of items, measured once")
     parser.add_argument("--repeats", type=int, default=3)
     chosen = parser.parse_args()
     os.environ["EFFIMINI_STORE"] = str(BUILD / "store")
@@ -304,7 +312,7 @@ def main() -> None:
             for millions in sizes:
                 begin = time.perf_counter()
                 make(BUILD / f"{millions:g}", CATEGORY, np.arange(int(millions * 1e6)))
-                print(f"{millions:g} M made in {time.perf_counter() - begin:.0f} s", file=sys.stderr)
+                print(f"{millions:g} M written in {time.perf_counter() - begin:.0f} s", file=sys.stderr)
             for _ in range(repeats):
                 for millions in sizes:
                     found[millions].append(measured(millions))

