@@ -32,7 +32,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-Category = Annotated[str, typer.Argument(help="One of source.categories.")]
+CategoryArgument = Annotated[str, typer.Argument(help="One of source.categories.")]
 ParamsFile = Annotated[Path, typer.Option("--params", help="The parameter file.")]
 Data = Annotated[Path, typer.Option("--data", help="The folder that contains the tables and shards.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
@@ -40,7 +40,7 @@ ShardsAt = Annotated[
     str,
     typer.Option("--shards", help="Read shards from a folder, an http(s) or s3 URL, or dvc+URL@REVISION#FOLDER."),
 ]
-Categories = Annotated[
+CategoriesArgument = Annotated[
     list[str] | None, typer.Argument(help="The categories to read; all by default.", show_default=False)
 ]
 PARAMS, DATA = Path("params.yaml"), Path("data")
@@ -150,7 +150,7 @@ def pipeline(params: ParamsFile = PARAMS) -> None:
 
 
 @app.command()
-def download(category: Category, params: ParamsFile = PARAMS, data: Data = DATA, as_json: Json = False) -> None:
+def download(category: CategoryArgument, params: ParamsFile = PARAMS, data: Data = DATA, as_json: Json = False) -> None:
     """Download the raw files of a category and convert them to typed tables.
 
     Reads the files of the source; writes data/raw/CATEGORY.
@@ -163,7 +163,7 @@ def download(category: Category, params: ParamsFile = PARAMS, data: Data = DATA,
 
 
 @app.command()
-def join(category: Category, params: ParamsFile = PARAMS, data: Data = DATA, as_json: Json = False) -> None:
+def join(category: CategoryArgument, params: ParamsFile = PARAMS, data: Data = DATA, as_json: Json = False) -> None:
     """Join the reviews of a category to its items.
 
     Reads data/raw/CATEGORY; writes data/items/CATEGORY.
@@ -190,7 +190,7 @@ def groups(params: ParamsFile = PARAMS, data: Data = DATA, as_json: Json = False
 
 
 @app.command()
-def sample(category: Category, params: ParamsFile = PARAMS, data: Data = DATA, as_json: Json = False) -> None:
+def sample(category: CategoryArgument, params: ParamsFile = PARAMS, data: Data = DATA, as_json: Json = False) -> None:
     """Filter the items of a category, assign them to splits, and select the configured fraction.
 
     Reads data/items/CATEGORY and data/groups/CATEGORY; writes data/sample/CATEGORY.
@@ -210,7 +210,7 @@ def sample(category: Category, params: ParamsFile = PARAMS, data: Data = DATA, a
 
 @app.command()
 def fetch(
-    category: Category,
+    category: CategoryArgument,
     params: ParamsFile = PARAMS,
     data: Data = DATA,
     as_json: Json = False,
@@ -235,7 +235,7 @@ def fetch(
 
 
 @app.command()
-def shard(category: Category, params: ParamsFile = PARAMS, data: Data = DATA, as_json: Json = False) -> None:
+def shard(category: CategoryArgument, params: ParamsFile = PARAMS, data: Data = DATA, as_json: Json = False) -> None:
     """Write the sample and images of a category as WebDataset tars with indexes and a manifest.
 
     Reads data/sample/CATEGORY and data/images/CATEGORY; writes data/shards/CATEGORY.
@@ -365,7 +365,7 @@ def export(
 @app.command()
 def lint(
     shards: Annotated[str, typer.Argument(help="The folder or URL of the shards.")] = "data/shards",
-    categories: Categories = None,
+    categories: CategoriesArgument = None,
     params: ParamsFile = PARAMS,
     as_json: Json = False,
 ) -> None:
@@ -394,7 +394,7 @@ def lint(
 @app.command()
 def info(
     shards: Annotated[str, typer.Argument(help="The folder or URL of the shards.", show_default=False)] = "",
-    categories: Categories = None,
+    categories: CategoriesArgument = None,
     params: ParamsFile = PARAMS,
     as_json: Json = False,
 ) -> None:
@@ -418,7 +418,7 @@ def info(
 @app.command()
 def card(
     shards: Annotated[str, typer.Argument(help="The folder or URL of the shards.")] = "data/shards",
-    categories: Categories = None,
+    categories: CategoriesArgument = None,
     params: ParamsFile = PARAMS,
 ) -> None:
     """Print a dataset card for several categories: the README.md at the root of a hub repository.
@@ -435,7 +435,7 @@ def card(
 @app.command()
 def preview(
     shards: Annotated[str, typer.Argument(help="The folder or URL of the shards.")] = "data/shards",
-    categories: Categories = None,
+    categories: CategoriesArgument = None,
     split: Annotated[Literal["train", "validation", "test"], typer.Option(help="The split to show.")] = "train",
     samples: Annotated[
         int, typer.Option(min=1, max=1000, help="Number of samples, spread evenly over the categories.")
@@ -470,7 +470,7 @@ def diff(
         str, typer.Argument(metavar="REV1", help="A git tag, branch or commit; or a folder or URL of shards.")
     ],
     new: Annotated[str, typer.Argument(metavar="REV2", help="The version to compare with it.")],
-    categories: Categories = None,
+    categories: CategoriesArgument = None,
     repo: Annotated[str, typer.Option(help="The project that the revisions belong to: a path or a git URL.")] = ".",
     folder: Annotated[str, typer.Option(help="The folder of the shards within the project.")] = "data/shards",
     params: ParamsFile = PARAMS,

@@ -129,7 +129,7 @@ def report_page(
             "funnel": _funnel_rows(reports),
             "shards": shards,
             "versions": [(name, version(name)) for name in LIBRARIES],
-            "parameters": _flatten(_shown_parameters(params, training)),
+            "parameters": _flat_parameters(_shown_parameters(params, training)),
             "plots": {
                 "scatter": plots.plot_predictions(tables["predictions"]),
                 "calibration": plots.plot_calibration(tables["calibration"]),
@@ -205,11 +205,11 @@ def _shown_parameters(params: Params, training: Training | None) -> dict[str, An
     return recorded | {name: msgspec.to_builtins(getattr(params, name)) for name in ("weights", "evaluate")}
 
 
-def _flatten(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def _flat_parameters(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     rows = []
     for key, value in content.items():
         if isinstance(value, dict):
-            rows += _flatten(value, f"{prefix}{key}.")
+            rows += _flat_parameters(value, f"{prefix}{key}.")
         else:
             shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
             rows.append((prefix + key, shown))

@@ -29,7 +29,7 @@ TIMEOUT = 30.0  # seconds without data before a request fails
 
 T = TypeVar("T")
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class Remote(NamedTuple):
@@ -118,7 +118,7 @@ def read_ranges(
         )
     seconds = time.monotonic() - started
     fetched = position - begin
-    _log.info("%s: %d bytes in %.1f s, %.1f MB/s", name, fetched, seconds, fetched / 1e6 / max(seconds, 1e-6))
+    log.info("%s: %d bytes in %.1f s, %.1f MB/s", name, fetched, seconds, fetched / 1e6 / max(seconds, 1e-6))
 
 
 class CorruptError(UserError):

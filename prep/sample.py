@@ -33,7 +33,7 @@ from prep.core.tables.sample import SAMPLE, TEXTS
 from prep.core.text import clean, clean_details, clean_list
 
 READS = ("download.buckets", "sample", "images.prefer", "dask")
-_ROWS_PER_READ = 2000  # rows whose texts are in memory at once
+_ROWS_PER_CHUNK = 2000  # rows whose texts are in memory at once
 _SPLITS = (TEST, TRAIN, VALIDATION)
 _NUMBERS = ("parent_asin", "average_rating", "rating_number", "review_count")
 _COUNTED = ("title", "features", "description")  # texts whose total length must reach sample.min_chars
@@ -57,7 +57,7 @@ _SLIM = pa.schema(
 )
 
 
-class _Row(NamedTuple):
+class _SampleRow(NamedTuple):
     """An item with the values of its row in the sample."""
 
     number: int  # index in its bucket
@@ -189,13 +189,13 @@ def _rank(items: Path, groups: Path, out: Path, params: Params) -> Counter[str]:
 
 def _sample_rows(
     items: Path, params: Params, texts: tuple[str, ...], chosen: npt.NDArray[np.int32] | None = None
-) -> Iterator[list[_Row]]:
+) -> Iterator[list[_SampleRow]]:
     """Yield the rows of a bucket with the named texts, in batches; only the rows in `chosen` if given."""
     columns = [*_NUMBERS, "hi_res", "large", *texts]
     numbers: npt.NDArray[np.int64]
     last = 0
     with pq.ParquetFile(items) as file:
-        for batch in file.iter_batches(_ROWS_PER_READ, columns=columns):
+        for batch in file.iter_batches(_ROWS_PER_CHUNK, columns=columns):
             first, last = last, last + batch.num_rows
             numbers = np.arange(first, last)
             if chosen is not None:
@@ -204,9 +204,9 @@ def _sample_rows(
             yield [_sample_row(number, row, params, texts) for number, row in zip(numbers.tolist(), rows, strict=True)]
 
 
-def _sample_row(number: int, item: Mapping[str, Any], params: Params, texts: tuple[str, ...]) -> _Row:
+def _sample_row(number: int, item: Mapping[str, Any], params: Params, texts: tuple[str, ...]) -> _SampleRow:
     """Return the row of an item, given its columns by name."""
-    return _Row(
+    return _SampleRow(
         number=number,
         parent_asin=item["parent_asin"],
         average_rating=item["average_rating"],
@@ -217,7 +217,7 @@ def _sample_row(number: int, item: Mapping[str, Any], params: Params, texts: tup
     )
 
 
-def _unusable(row: _Row, rules: SampleParams) -> str:
+def _unusable(row: _SampleRow, rules: SampleParams) -> str:
     """Return the reason to drop a row, or "" for a row that is kept."""
     if row.average_rating is None:  # an item without the label cannot be used
         return "no_average_rating"

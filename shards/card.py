@@ -55,7 +55,7 @@ FIELDS = {
 }  # fmt: skip
 
 
-class _Row(NamedTuple):
+class _CardRow(NamedTuple):
     """Counts of a set of shards."""
 
     name: str
@@ -141,9 +141,9 @@ def _count(manifests: Sequence[Manifest], images: Callable[[Manifest, Shard], in
     return counted
 
 
-def _card_row(name: str, shards: Sequence[tuple[str, Shard]], with_image: WithImage) -> _Row:
+def _card_row(name: str, shards: Sequence[tuple[str, Shard]], with_image: WithImage) -> _CardRow:
     parts = sorted({(category, shard.split) for category, shard in shards})
-    return _Row(
+    return _CardRow(
         name,
         sum(shard.samples for _, shard in shards),
         sum(with_image[part] for part in parts),

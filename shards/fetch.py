@@ -52,7 +52,7 @@ FAILURES = frozenset(OUTCOMES) - {OK, NO_URL}
 SETTLED = TRANSIENT | {OK}
 ROWS_PER_GROUP = 1_000  # a row group: some 10 MB of images
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def fetch(category: str, params: Params, data: Path = Path("data"), retry: Collection[str] = TRANSIENT) -> None:
@@ -93,7 +93,7 @@ def fetch(category: str, params: Params, data: Path = Path("data"), retry: Colle
                     _merge_spools(journal, spools)
             finally:
                 for error, count in errors.most_common(5):
-                    _log.warning("%d x %s", count, error)
+                    log.warning("%d x %s", count, error)
         _write_images(category, parts, params, journal, data)
 
 
@@ -307,7 +307,7 @@ def _write_images(category: str, parts: list[Path], params: Params, journal: Jou
         rows = outcomes.total()
         faults = Counter({outcome: n for outcome, n in outcomes.items() if outcome not in {OK, NO_URL}})
         for outcome, count in outcomes.most_common():
-            _log.info("%s: %s %d (%.1f %%)", category, outcome, count, 100 * count / rows)
+            log.info("%s: %s %d (%.1f %%)", category, outcome, count, 100 * count / rows)
         check_budget(
             faults,
             rows - outcomes[NO_URL],

@@ -22,7 +22,7 @@ from shards.manifest import Manifest, Shard
 _HEADINGS = ("category", "split", "shards", "samples", "MB", "image", "label", "ratings", "tokens")
 
 
-class Counts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class SplitSummary(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Counts of a split of a category; for the total both names are empty."""
 
     category: str = ""
@@ -55,8 +55,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
     location: str
     demo: bool  # whether any category is synthetic
-    splits: list[Counts]
-    total: Counts
+    splits: list[SplitSummary]
+    total: SplitSummary
     made: list[Made]
 
 
@@ -76,7 +76,7 @@ def summarise(location: ShardLocation, categories: Sequence[str] | None = None) 
     Raises:
         UserError: the location, a manifest or an index cannot be read.
     """
-    splits: list[Counts] = []
+    splits: list[SplitSummary] = []
     made: dict[bytes, Made] = {}
     everything: list[_Sums] = []
     for category in categories or location.categories():
@@ -123,7 +123,7 @@ def summary_table(summary: Summary) -> Group:
     return Group(shown, about, made, *note)
 
 
-def _cells(row: Counts) -> Iterable[str]:
+def _cells(row: SplitSummary) -> Iterable[str]:
     yield f"{row.shards:,}"
     yield f"{row.samples:,}"
     yield f"{row.bytes / 1e6:,.2f}"
@@ -148,9 +148,9 @@ def _made(about: Manifest) -> Made:
     )
 
 
-def _counts(sums: Sequence[_Sums], category: str = "", split: str = "") -> Counts:
+def _counts(sums: Sequence[_Sums], category: str = "", split: str = "") -> SplitSummary:
     samples = sum(len(each.rating_number) for each in sums)
-    return Counts(
+    return SplitSummary(
         category=category,
         split=split,
         shards=len(sums),

@@ -24,7 +24,7 @@ _HEAD = struct.Struct("<4sII")
 _LONGEST = 1 << 26  # bytes; a record with a larger length is damaged
 _BLOCK = 1 << 20
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True):
@@ -59,7 +59,7 @@ class Journal:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _log.warning("%s is in use by another fetch; waiting for it to end", path)
+            log.warning("%s is in use by another fetch; waiting for it to end", path)
             fcntl.flock(self._file, fcntl.LOCK_EX)
         self._end = self._read_through()
         self._file.truncate(self._end)
@@ -126,7 +126,7 @@ class Journal:
                     found = _next(file, offset)
                     if found is None:
                         break
-                    _log.warning("%s: skipped %d damaged bytes at offset %d", self._path, found - offset, offset)
+                    log.warning("%s: skipped %d damaged bytes at offset %d", self._path, found - offset, offset)
                     offset = found
                     continue
                 record = msgspec.msgpack.decode(body, type=Record)
@@ -135,7 +135,7 @@ class Journal:
                 offset = end = offset + _HEAD.size + len(body)
             size = file.seek(0, os.SEEK_END)
         if size > end:
-            _log.warning("%s: removed a truncated record of %d bytes at the end", self._path, size - end)
+            log.warning("%s: removed a truncated record of %d bytes at the end", self._path, size - end)
         return end
 
 
