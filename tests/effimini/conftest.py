@@ -1,4 +1,4 @@
-"""A small catalogue in real shards, and parameters with encoders small enough to train in a second."""
+"""Fixtures: a small data set in real shards, and parameters with encoders small enough to train in a second."""
 
 import dataclasses
 import io
@@ -23,10 +23,10 @@ from shards.images.pixels import to_training
 from shards.shard import shard
 
 ROOT = Path(__file__).parents[2]
-torch.set_num_threads(1)  # threads that wait for each other on a busy machine take longer than the work
+torch.set_num_threads(1)  # on a busy machine, waiting threads would be slower
 
 CATEGORIES = ("Alpha", "Beta")
-SPLITS = {"train-00": 40, "validation": 12, "test": 14}  # rows a category
+SPLITS = {"train-00": 40, "validation": 12, "test": 14}  # rows per category
 GOOD, POOR = ("sturdy", "premium", "refined"), ("flimsy", "basic", "rough")
 
 
@@ -79,7 +79,7 @@ def _part(folder: Path, category: str, part: str, rows: int, size: int) -> None:
 
 @pytest.fixture(scope="session")
 def small_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text encoder's folder: the committed tokenizer beside a BERT of two narrow layers."""
+    """A text encoder folder: the committed tokenizer with a BERT of two narrow layers."""
     folder = tmp_path_factory.mktemp("text")
     shutil.copytree(ROOT / "effimini/minilm", folder, dirs_exist_ok=True)
     config = json.loads((folder / "config.json").read_text())

@@ -15,7 +15,7 @@ from .conftest import replace
 
 
 class Seen(TorchDispatchMode):
-    """The type in which each operation of a kind computed."""
+    """Records the dtypes that each kind of operation computed in."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -82,7 +82,7 @@ def test_dvc_shows_few_metrics_all_of_the_model(run: Path) -> None:
     assert metrics == ["results/metrics.json"]
 
 
-def test_results_as_json_are_all_that_was_measured(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_as_json_is_the_whole_evaluation(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run)
     done = CliRunner().invoke(app, ["results", "--json"])
     assert done.exit_code == 0, done
@@ -97,7 +97,7 @@ def test_a_second_evaluation_gives_the_same_bytes(run_params: Params, run: Path,
     assert tree(tmp_path / "data") == tree(run / "data")
 
 
-def test_the_saved_tokenizer_is_the_one_the_indexes_were_made_with(
+def test_the_saved_tokenizer_is_that_of_the_indexes(
     run_params: Params, run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO"):
@@ -105,7 +105,7 @@ def test_the_saved_tokenizer_is_the_one_the_indexes_were_made_with(
     assert "token ids are recomputed" not in caplog.text
 
 
-def test_groups_hold_every_test_sample_once(run: Path) -> None:
+def test_groups_contain_every_test_sample_once(run: Path) -> None:
     table = pd.read_csv(run / "results/plots/groups.csv")
     sums = table.groupby("by")["samples"].sum()
     assert sums.to_dict() == {"category": measured(run)["samples"], "rating_number": measured(run)["samples"]}
@@ -127,7 +127,7 @@ def test_the_baselines_are_fitted_on_training_samples_with_their_weights(small: 
     assert plcc(found["TF-IDF + ridge"], test.labels) > 0.5  # the words of a title follow its rating
 
 
-def test_a_part_alone_is_the_model_without_the_other(run_params: Params, run: Path) -> None:
+def test_a_single_modality_is_the_model_without_the_other(run_params: Params, run: Path) -> None:
     model = EffiMini.from_pretrained(run / "models/best")
     tokenization = TokenizationConfig(str(run / "models/best"), model.config.fields, model.config.max_tokens)
     test = open_split(run / "data/shards", run_params, "test", tokenization, model.config.size)
@@ -137,9 +137,9 @@ def test_a_part_alone_is_the_model_without_the_other(run_params: Params, run: Pa
         assert found[name]["plcc"] == pytest.approx(plcc(clamp(stars), test.labels), abs=1e-6)
         assert found[name]["spread"] == pytest.approx(np.std(clamp(stars)), abs=1e-6)
     without = ~test.has_image
-    np.testing.assert_allclose(text[without], both[without], rtol=1e-5)  # nothing was taken from them
+    np.testing.assert_allclose(text[without], both[without], rtol=1e-5)  # they have no image to remove
     assert np.abs(text - both)[~without].max() > 1e-4
-    np.testing.assert_allclose(image[without], image[without][0], rtol=1e-5)  # nothing is left of them
+    np.testing.assert_allclose(image[without], image[without][0], rtol=1e-5)  # no input is left
     assert np.std(image[~without]) > 1e-4
 
 
@@ -151,17 +151,17 @@ def test_a_frozen_training_is_compared_with_ridge_on_its_features(small: Params,
     model = EffiMini.from_pretrained(Path("models/best"))
     tokenization = TokenizationConfig("models/best", model.config.fields, model.config.max_tokens)
     splits = [open_split("data/shards", frozen, name, tokenization, 32) for name in ("train", "validation", "test")]
-    known, unseen, asked = (features.of_split(model, split, ONE, frozen) for split in splits)
-    middle, scale = known.features.mean(axis=0), known.features.std(axis=0)
+    train_, validation, test = (features.of_split(model, split, ONE, frozen) for split in splits)
+    middle, scale = train_.features.mean(axis=0), train_.features.std(axis=0)
     scale = np.where(scale > 1e-6, scale, 1)
-    weights = sample_weights(known.rating_number, read_weights(Path("data/weights.json")))
+    weights = sample_weights(train_.rating_number, read_weights(Path("data/weights.json")))
 
     def stars(alpha: float, split: features.FeatureDataset) -> Any:
-        ridge = Ridge(alpha=alpha).fit((known.features - middle) / scale, known.labels, weights)
+        ridge = Ridge(alpha=alpha).fit((train_.features - middle) / scale, train_.labels, weights)
         return np.clip(ridge.predict((split.features - middle) / scale), 1, 5)
 
-    best = max(FEATURE_ALPHAS, key=lambda alpha: plcc(stars(alpha, unseen), unseen.labels))
-    assert found.plcc == pytest.approx(plcc(stars(best, asked), asked.labels), abs=1e-3)
+    best = max(FEATURE_ALPHAS, key=lambda alpha: plcc(stars(alpha, validation), validation.labels))
+    assert found.plcc == pytest.approx(plcc(stars(best, test), test.labels), abs=1e-3)
 
 
 def test_each_predictor_is_compared_with_the_model(run: Path) -> None:
@@ -174,7 +174,7 @@ def test_each_predictor_is_compared_with_the_model(run: Path) -> None:
             assert row["behind_low"] <= row["behind"] <= row["behind_high"]
 
 
-def test_the_weights_are_told_by_bucket(small: Params, data: Path) -> None:
+def test_weights_are_reported_by_bucket(small: Params, data: Path) -> None:
     train = ShardDataset(data / "shards", small.source.categories, "train")
     weights = msgspec.structs.replace(read_weights(data / "weights.json"), clip=1.2)
     table = weights_by_count(train, weights).set_index("ratings")
@@ -194,7 +194,7 @@ def test_the_weights_are_told_by_bucket(small: Params, data: Path) -> None:
     assert set(alike["clipped"]) == {0.0}
 
 
-def test_examples_are_the_farthest_off_on_both_sides_and_the_nearest(small: Params, data: Path) -> None:
+def test_examples_are_the_largest_errors_on_both_sides_and_the_smallest(small: Params, data: Path) -> None:
     test = ShardDataset(data / "shards", small.source.categories, "test")
     off = np.zeros(len(test), np.float32)
     off[[3, 5, 8]] = -1.0, -2.0, -0.5
@@ -221,11 +221,11 @@ def test_calibration_bins_are_of_equal_size_and_ordered() -> None:
     assert (bins["prediction"] == bins["average_rating"]).all()
 
 
-def test_the_page_says_that_demo_data_is_demo_data_and_needs_no_network(run: Path) -> None:
+def test_the_page_marks_demo_data_and_needs_no_network(run: Path) -> None:
     page = (run / "results/report.html").read_text()
     assert DEMO_NOTICE in page
-    asked = re.findall(r'(?:src|href)="((?!#|data:image/jpeg;base64,)[^"]*)"', page)
-    assert asked == [f"validation/{table}.html" for table in GATES]
+    links = re.findall(r'(?:src|href)="((?!#|data:image/jpeg;base64,)[^"]*)"', page)
+    assert links == [f"validation/{table}.html" for table in GATES]
     assert "<td>samples</td>" in page  # the funnel of the shard stage
     assert DEMO_NOTICE in str(report.metrics_table(report.read_evaluation(run / "results/evaluation.json")).title)
 

@@ -52,7 +52,7 @@ def lines(path: Path) -> list[dict[str, str]]:
 def test_real_rows_score_as_in_torch(
     run_params: Params, run: Path, model: Path, exported: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The folder holds no weights of torch's network, so it is onnxruntime that scores."""
+    """The folder has no torch weights, so onnxruntime computes the scores."""
     assert sorted(path.name for path in exported.iterdir()) == sorted([GRAPH, *BESIDE])
     items = write_csv(tmp_path / "items.csv", raw_rows(run_params, run))
     predict(model, items, run / "data/pictures", tmp_path / "torch.csv")
@@ -63,13 +63,15 @@ def test_real_rows_score_as_in_torch(
     found, expected = lines(tmp_path / "onnx.csv"), lines(tmp_path / "torch.csv")
     assert len({line["score"] for line in expected}) > 5
     for ours, theirs in zip(found, expected, strict=True):
-        assert float(ours.pop("score")) == pytest.approx(float(theirs.pop("score")), abs=0.0101)  # rounded both
+        assert float(ours.pop("score")) == pytest.approx(float(theirs.pop("score")), abs=0.0101)  # both are rounded
         assert ours == theirs
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize(("rows", "tokens"), [(1, 1), (1, 24), (2, 2), (5, 3), (33, 24)])
-def test_a_graph_takes_any_batch_and_length(small: Params, model: Path, exported: Path, rows: int, tokens: int) -> None:
+def test_the_graph_accepts_any_batch_size_and_length(
+    small: Params, model: Path, exported: Path, rows: int, tokens: int
+) -> None:
     network, size = EffiMini.from_pretrained(model), small.images.resolution
     random = np.random.default_rng(rows)
     images = random.integers(0, 256, (rows, 3, size, size), np.uint8)
@@ -84,18 +86,18 @@ def test_a_graph_takes_any_batch_and_length(small: Params, model: Path, exported
 
 
 @torch.inference_mode()
-def test_terms_and_mean_pooling_are_in_the_graph(small: Params, tmp_path: Path) -> None:
+def test_hashed_ngrams_and_mean_pooling_are_exported(small: Params, tmp_path: Path) -> None:
     network = build(replace(small, model={"hashed_ngrams": 1 << 12, "pooling": "mean"})).eval()
     assert network.ngrams is not None
     network.ngrams.weight.copy_(torch.randn(1 << 12))
     network.ngrams.fraction.fill_(0.5)
     network.save_pretrained(tmp_path / "best")
-    export(tmp_path / "best", tmp_path / "onnx")  # which compares the two
+    export(tmp_path / "best", tmp_path / "onnx")  # compares the two
     graph, given = Graph(tmp_path / "onnx" / GRAPH, small.images.resolution), inputs(rows=4)
     torch.testing.assert_close(torch.from_numpy(graph.score(*(each.numpy() for each in given))), network(*given))
 
 
-def test_an_item_without_an_image_is_scored_from_its_text_alone(small: Params, exported: Path) -> None:
+def test_an_item_without_an_image_is_scored_from_its_text(small: Params, exported: Path) -> None:
     graph = Graph(exported / GRAPH, small.images.resolution)
     images = np.full((2, 3, small.images.resolution, small.images.resolution), 90, np.uint8)
     ids, has_image = np.full((2, 4), 7), np.array([True, False])
@@ -104,7 +106,7 @@ def test_an_item_without_an_image_is_scored_from_its_text_alone(small: Params, e
     assert found[1] == other[1]
 
 
-def test_configuration_and_tokenizer_are_the_models_own(model: Path, exported: Path) -> None:
+def test_configuration_and_tokenizer_are_copied_from_the_model(model: Path, exported: Path) -> None:
     for name in BESIDE:
         assert (exported / name).read_bytes() == (model / name).read_bytes()
 
@@ -115,8 +117,8 @@ def test_all_exported_files_have_the_mode_of_new_files(exported: Path) -> None:
     )
 
 
-def test_scores_that_differ_are_a_sentence_and_nothing_is_written(model: Path, tmp_path: Path) -> None:
-    """Stars of millions, where the rounding of float32 is far over the tolerance."""
+def test_different_scores_are_an_error_and_nothing_is_written(model: Path, tmp_path: Path) -> None:
+    """Scores of millions, where float32 rounding exceeds the tolerance."""
     model = Path(shutil.copytree(model, tmp_path / "model"))
     weights = load_file(model / "model.safetensors")
     last = max(name for name in weights if name.startswith("head.") and name.endswith("weight"))
@@ -126,10 +128,10 @@ def test_scores_that_differ_are_a_sentence_and_nothing_is_written(model: Path, t
     assert not (tmp_path / "out").exists()
 
 
-def test_an_interrupted_export_leaves_what_was_there_and_the_next_has_the_same_bytes(
+def test_an_interrupted_export_keeps_the_old_one_and_a_rerun_gives_the_same_bytes(
     model: Path, exported: Path, tmp_path: Path
 ) -> None:
-    """The disk takes no more in the middle of the graph."""
+    """The disk is full in the middle of writing the graph."""
     out = Path(shutil.copytree(exported, tmp_path / "onnx"))
     (out / GRAPH).write_bytes(b"old")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -145,7 +147,7 @@ def test_an_interrupted_export_leaves_what_was_there_and_the_next_has_the_same_b
     assert [path.name for path in tmp_path.iterdir()] == ["onnx"]
 
 
-def test_what_is_no_export_is_not_replaced(run: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_an_export_is_not_replaced(run: Path, tmp_path: Path) -> None:
     models = Path(shutil.copytree(run / "models", tmp_path / "models"))
     for out in (models, models / "best"):
         with pytest.raises(UserError, match="exists and is not an exported model"):
@@ -156,7 +158,7 @@ def test_what_is_no_export_is_not_replaced(run: Path, tmp_path: Path) -> None:
     assert EffiMini.from_pretrained(models / "best")
 
 
-def test_a_folder_without_a_model_is_a_sentence(model: Path, exported: Path, tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_an_error(model: Path, exported: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a saved model"):
         export(tmp_path / "nothing", tmp_path / "out")
     with pytest.raises(UserError, match=r"model\.safetensors cannot be read"):
@@ -167,7 +169,7 @@ def test_a_folder_without_a_model_is_a_sentence(model: Path, exported: Path, tmp
         export(model, tmp_path / "out")
 
 
-def test_without_the_extra_both_commands_say_how_to_have_it(
+def test_without_the_extra_both_commands_say_how_to_install_it(
     model: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     items = write_csv(tmp_path / "items.csv", [row()])
@@ -181,7 +183,7 @@ def test_without_the_extra_both_commands_say_how_to_have_it(
 
 
 def other_graph() -> bytes:
-    """Return a whole ONNX file of another origin."""
+    """Return a valid ONNX file that was not written by `export`."""
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "other", ends[:1], ends[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
@@ -189,7 +191,7 @@ def other_graph() -> bytes:
 
 
 def damage(folder: Path, how: str) -> None:
-    """Spoil an exported folder."""
+    """Damage an exported folder."""
     graph, config = folder / GRAPH, folder / "config.json"
     if how == "text":
         graph.write_text("no graph")
@@ -214,7 +216,7 @@ def damage(folder: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "sentence"),
+    ("how", "message"),
     [
         ("text", r"model\.onnx cannot be read as ONNX"),
         ("empty", r"model\.onnx cannot be read as ONNX"),
@@ -227,12 +229,12 @@ def damage(folder: Path, how: str) -> None:
         ("tokenizer", r"tokenizer\.json is no tokenizer"),
     ],
 )
-def test_a_spoilt_folder_is_a_sentence_and_nothing_is_written(
-    exported: Path, tmp_path: Path, how: str, sentence: str
+def test_a_damaged_export_is_an_error_and_nothing_is_written(
+    exported: Path, tmp_path: Path, how: str, message: str
 ) -> None:
     folder = Path(shutil.copytree(exported, tmp_path / "onnx"))
     damage(folder, how)
-    with pytest.raises(UserError, match=sentence) as raised:
+    with pytest.raises(UserError, match=message) as raised:
         predict(folder, write_csv(tmp_path / "items.csv", [row()]), tmp_path, tmp_path / "out.csv")
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "out.csv").exists()

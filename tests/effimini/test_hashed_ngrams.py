@@ -1,4 +1,4 @@
-"""The linear model of a text's terms: what it is, how it is fitted, and what part it has in the score."""
+"""The linear model on hashed n-grams: its features, its fit, and its fraction of the score."""
 
 import math
 from itertools import pairwise
@@ -37,13 +37,13 @@ def splits(small: Params, data: Path) -> dict[str, ShardDataset]:
 
 
 def counted(ids: list[int]) -> dict[Any, float]:
-    """Return the terms of a text and what each counts, without hashing."""
+    """Return the n-grams of a text and their values, without hashing."""
     apart = zip(ids, ids[2:], strict=False)
     every = {*ids, *(("pair", *two) for two in pairwise(ids)), *(("apart", *two) for two in apart)}
     return {str(term): 1 / math.sqrt(len(every)) for term in every}
 
 
-def test_the_fit_is_ridge_on_the_terms_without_hashing(
+def test_the_fit_equals_ridge_on_unhashed_ngrams(
     splits: dict[str, ShardDataset], data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hashed_ngrams, "ALPHAS", (3.0,))
@@ -61,9 +61,7 @@ def test_the_fit_is_ridge_on_the_terms_without_hashing(
     assert np.ptp(found) > 0.5
 
 
-def test_the_module_scores_as_it_was_fitted_and_padding_counts_nothing(
-    splits: dict[str, ShardDataset], data: Path
-) -> None:
+def test_the_module_scores_as_fitted_and_ignores_padding(splits: dict[str, ShardDataset], data: Path) -> None:
     module = HashedNgrams(1 << 16)
     found = hashed_ngrams.fit_ngrams(module, splits["train"], splits["validation"], read_weights(data / "weights.json"))
     for ids, star in zip(splits["validation"].texts(), found, strict=True):
@@ -75,7 +73,7 @@ def test_the_module_scores_as_it_was_fitted_and_padding_counts_nothing(
 
 
 @pytest.mark.parametrize(("good", "share"), [("network", 0.0), ("hashed_ngrams", 1.0), ("both", 0.5)])
-def test_the_share_is_the_one_that_correlates_best(good: str, share: float) -> None:
+def test_the_fraction_is_the_one_that_correlates_best(good: str, share: float) -> None:
     rng = np.random.default_rng(0)
     one, other = rng.normal(size=(2, 500)).astype(np.float32)
     labels = {"network": one, "hashed_ngrams": other, "both": one + other}[good]
@@ -86,7 +84,7 @@ def test_the_share_is_the_one_that_correlates_best(good: str, share: float) -> N
 
 
 @torch.inference_mode()
-def test_the_network_trains_alone_and_scores_with_the_terms(small: Params, tmp_path: Path) -> None:
+def test_ngrams_contribute_in_evaluation_mode_only(small: Params, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = build(replace(small, model={"hashed_ngrams": 1 << 12}))
     assert model.ngrams is not None
@@ -107,7 +105,7 @@ def test_the_network_trains_alone_and_scores_with_the_terms(small: Params, tmp_p
 
 
 @torch.inference_mode()
-def test_mean_pooling_is_the_mean_of_the_tokens_that_are_there(small: Params) -> None:
+def test_mean_pooling_ignores_padding(small: Params) -> None:
     model = build(replace(small, model={"pooling": "mean"})).eval()
     _, ids, mask, _ = inputs()
     states = model.text(input_ids=ids, attention_mask=mask).last_hidden_state
@@ -116,7 +114,7 @@ def test_mean_pooling_is_the_mean_of_the_tokens_that_are_there(small: Params) ->
     torch.testing.assert_close(model.text_features(*padded), states.mean(dim=1))
 
 
-def test_the_head_has_a_learning_rate_of_its_own(small: Params) -> None:
+def test_the_head_has_its_own_learning_rate(small: Params) -> None:
     recipe = replace(small, train={"learning_rate": 0.1, "head_learning_rate": 0.3}).train
     model = build(small)
     encoders, head = parameter_groups(model, recipe)
@@ -128,7 +126,7 @@ def test_the_head_has_a_learning_rate_of_its_own(small: Params) -> None:
     assert [group["lr"] for group in parameter_groups(model, same)] == [0.1, 0.1]
 
 
-def test_a_trained_model_carries_its_terms(
+def test_a_trained_model_contains_its_fitted_ngrams(
     small: Params, data: Path, splits: dict[str, ShardDataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EFFIMINI_STORE", str(tmp_path / "store"))

@@ -19,11 +19,11 @@ def test_a_weight_is_log1p_of_the_count_over_the_mean_and_clipped() -> None:
     assert found.dtype == np.float32
 
 
-def test_without_a_count_every_sample_weighs_one() -> None:
+def test_without_a_count_every_weight_is_one() -> None:
     assert sample_weights(np.array([0, 4, 1000]), replace(WEIGHTS, count="none")).tolist() == [1.0, 1.0, 1.0]
 
 
-def test_the_loss_is_the_one_computed_by_hand() -> None:
+def test_the_loss_of_a_worked_example() -> None:
     predictions, labels = torch.tensor([3.0, 1.0, 4.5]), torch.tensor([3.5, 4.0, 4.5])
     weights = torch.tensor([2.0, 0.5, 1.0])
     # 2 x 0.5 x 0.5^2 + 0.5 x (3 - 0.5) + 0, over 3 samples
@@ -38,7 +38,7 @@ def test_delta_moves_where_the_loss_turns_linear() -> None:
 
 
 @given(st.lists(st.floats(1, 5), min_size=2, max_size=12), st.integers(1, 4))
-def test_the_shares_of_the_ranks_add_up_to_the_loss_of_the_global_batch(stars: list[float], world: int) -> None:
+def test_the_losses_of_the_ranks_add_up_to_that_of_the_global_batch(stars: list[float], world: int) -> None:
     predictions, labels = torch.tensor(stars), torch.full((len(stars),), 3.0)
     weights = torch.arange(1.0, len(stars) + 1)
     whole = weighted_huber(predictions, labels, weights, 1.0, len(stars))

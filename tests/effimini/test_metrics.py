@@ -28,13 +28,13 @@ def test_a_constant_prediction_has_plcc_zero() -> None:
     assert metrics.plcc(labels[:1], labels[:1]) == 0
 
 
-def test_errors_are_the_ones_computed_by_hand() -> None:
+def test_the_errors_of_a_worked_example() -> None:
     predictions, labels = np.array([1.0, 2.0, 5.0]), np.array([2.0, 2.0, 3.0])
     assert metrics.mae(predictions, labels) == pytest.approx(1.0)
     assert metrics.rmse(predictions, labels) == pytest.approx(math.sqrt(5 / 3))
 
 
-def test_the_interval_holds_the_value_narrows_with_samples_and_follows_the_seed() -> None:
+def test_the_interval_contains_the_value_narrows_with_samples_and_depends_on_the_seed() -> None:
     random = np.random.default_rng(1)
     labels = random.normal(size=400)
     predictions = labels + random.normal(size=400)
@@ -49,7 +49,7 @@ def test_the_interval_holds_the_value_narrows_with_samples_and_follows_the_seed(
 def test_a_lead_is_paired_by_sample() -> None:
     random = np.random.default_rng(2)
     labels = random.normal(size=300)
-    hard = random.normal(size=300)  # what both find hard
+    hard = random.normal(size=300)  # errors that both make
     ours, theirs = labels + hard, labels + 1.3 * hard
     lead, low, high = metrics.lead(ours, theirs, labels, 300, 0)
     assert lead == pytest.approx(metrics.plcc(ours, labels) - metrics.plcc(theirs, labels))
@@ -66,7 +66,7 @@ def test_cost_and_efficiency_are_those_of_the_paper() -> None:
     assert round(metrics.ces(0.36, cost.efficiency(c)), 2) == 0.40
 
 
-def test_efficiency_rewards_to_a_cap_and_punishes_above_one() -> None:
+def test_efficiency_is_capped_and_drops_above_a_cost_of_one() -> None:
     assert cost.efficiency(1.0) == 1.0
     assert cost.efficiency(math.exp(-1)) == pytest.approx(1.05)
     assert cost.efficiency(math.e) == pytest.approx(1 / 3)

@@ -45,7 +45,7 @@ def test_a_saved_model_gives_the_same_outputs_without_its_sources(
 
 @pytest.fixture(params=[(0o022, 0o644), (0o027, 0o640)], ids=["022", "027"])
 def mode(request: pytest.FixtureRequest) -> Iterator[int]:
-    """The mode of a new file, under the umask that is set meanwhile."""
+    """The mode of a new file under the umask set during the test."""
     umask, expected = request.param
     before = os.umask(umask)
     yield expected
@@ -69,7 +69,7 @@ def test_weights_written_over_a_private_file_have_the_mode_of_a_new_one(tmp_path
 
 
 @torch.inference_mode()
-def test_an_item_without_an_image_is_scored_from_its_text_alone(small: Params) -> None:
+def test_an_item_without_an_image_is_scored_from_its_text(small: Params) -> None:
     model = build(small).eval()
     images, ids, mask, _ = inputs()
     none = torch.zeros(3, dtype=torch.bool)
@@ -85,7 +85,7 @@ def test_padding_does_not_change_a_score(small: Params) -> None:
     torch.testing.assert_close(model(images, ids, mask, has_image), model(images, *more, has_image))
 
 
-def test_normalisation_is_the_image_encoders_own(small: Params) -> None:
+def test_normalization_is_that_of_the_image_encoder(small: Params) -> None:
     lite = with_encoder(small, "image", "tf_efficientnet_lite0", "random")
     assert build(lite).config.mean == (0.5, 0.5, 0.5)
     b0 = with_encoder(small, "image", "efficientnet_b0", "random")
@@ -117,7 +117,7 @@ def text_folder(small_text: Path, out: Path, drop: str) -> Path:
     return out
 
 
-def test_a_pretrained_folder_is_loaded_and_may_lack_the_unused_pooler(
+def test_a_pretrained_folder_is_loaded_even_without_the_unused_pooler(
     small: Params, small_text: Path, tmp_path: Path
 ) -> None:
     folder = text_folder(small_text, tmp_path / "text", drop="pooler.")
@@ -126,9 +126,7 @@ def test_a_pretrained_folder_is_loaded_and_may_lack_the_unused_pooler(
     assert torch.equal(model.text.state_dict()[name], load_file(folder / "model.safetensors")[name])
 
 
-def test_weights_that_lack_a_layer_are_an_error_and_no_random_start(
-    small: Params, small_text: Path, tmp_path: Path
-) -> None:
+def test_weights_without_a_layer_are_an_error(small: Params, small_text: Path, tmp_path: Path) -> None:
     folder = text_folder(small_text, tmp_path / "text", drop="encoder.layer.1.")
     with pytest.raises(
         UserError, match=r"16 tensors of the model are missing from the weights of .*, first encoder\.layer\.1\."
@@ -139,21 +137,21 @@ def test_weights_that_lack_a_layer_are_an_error_and_no_random_start(
 
 
 @pytest.mark.parametrize(
-    ("part", "name", "weights", "sentence"),
+    ("part", "name", "weights", "message"),
     [
         ("image", "efficientnet_b00", "random", "did you mean efficientnet_b0"),
         ("image", "test_efficientnet", "nowhere.safetensors", "nowhere.safetensors cannot be read"),
         ("text", "no/such/folder", "random", "cannot be loaded"),
     ],
 )
-def test_an_encoder_that_cannot_be_had_is_a_sentence(
-    small: Params, part: str, name: str, weights: str, sentence: str
+def test_an_encoder_that_cannot_be_loaded_is_an_error(
+    small: Params, part: str, name: str, weights: str, message: str
 ) -> None:
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=message):
         build(with_encoder(small, part, name, weights))
 
 
-def test_weights_of_another_shape_are_a_sentence(small: Params, tmp_path: Path) -> None:
+def test_weights_of_another_shape_are_an_error(small: Params, tmp_path: Path) -> None:
     import timm
 
     state = timm.create_model("test_efficientnet", pretrained=False).state_dict()
@@ -162,9 +160,7 @@ def test_weights_of_another_shape_are_a_sentence(small: Params, tmp_path: Path) 
         build(with_encoder(small, "image", "test_efficientnet", str(tmp_path / "image.safetensors")))
 
 
-def test_a_text_longer_than_the_encoder_and_a_foreign_tokenizer_are_sentences(
-    small: Params, small_text: Path, tmp_path: Path
-) -> None:
+def test_too_few_positions_and_a_foreign_tokenizer_are_errors(small: Params, small_text: Path, tmp_path: Path) -> None:
     config = json.loads((small_text / "config.json").read_text())
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_text((small_text / name).read_text())
@@ -176,7 +172,7 @@ def test_a_text_longer_than_the_encoder_and_a_foreign_tokenizer_are_sentences(
         build(with_encoder(small, "text", str(tmp_path), "random"))
 
 
-def test_a_folder_without_a_model_and_a_broken_configuration_are_sentences(small: Params, tmp_path: Path) -> None:
+def test_a_folder_without_a_model_and_an_invalid_configuration_are_errors(small: Params, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a saved model"):
         EffiMini.from_pretrained(tmp_path)
     build(small).save_pretrained(tmp_path / "saved")

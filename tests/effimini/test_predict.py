@@ -57,7 +57,7 @@ def test_scores_are_those_of_the_evaluation(
         predict(run / "models/best", items, run / "data/pictures", tmp_path / "out.csv")
     assert "demo data" in caplog.text
     expected = pq.read_table(run / "data/predictions/test.parquet").to_pandas()
-    assert np.ptp(expected["prediction"]) > 1  # or equal scores would say nothing
+    assert np.ptp(expected["prediction"]) > 1  # else equal scores would prove nothing
     found = scores(tmp_path / "out.csv")
     assert list(found) == list(expected["parent_asin"])
     for asin, stars in zip(expected["parent_asin"], expected["prediction"], strict=True):
@@ -76,7 +76,7 @@ def test_a_list_may_be_json_python_or_plain(run: Path, tmp_path: Path, cell: str
 
 
 @pytest.mark.parametrize(
-    ("rows", "sentence"),
+    ("rows", "message"),
     [
         ([row(parent_asin=" ")], "expected parent_asin not null, but 1 of 1 .* for example line 2"),
         ([row(), row()], r"expected parent_asin unique, .* for example A1 \(2 times\)"),
@@ -95,21 +95,21 @@ def test_a_list_may_be_json_python_or_plain(run: Path, tmp_path: Path, cell: str
         ([row(image_paths="text.jpg")], r"item A1: image .*text.jpg is unusable \(not_an_image\)"),
     ],
 )
-def test_a_bad_row_is_a_sentence_and_nothing_is_written(
-    run: Path, tmp_path: Path, rows: list[dict[str, str]], sentence: str
+def test_a_bad_row_is_an_error_and_nothing_is_written(
+    run: Path, tmp_path: Path, rows: list[dict[str, str]], message: str
 ) -> None:
     images = tmp_path / "images"
     images.mkdir()
     (tmp_path / "secret.jpg").write_bytes(b"secret")
     (images / "link.jpg").symlink_to(tmp_path / "secret.jpg")
     (images / "text.jpg").write_text("no image")
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=message):
         predict(run / "models/best", write_csv(tmp_path / "items.csv", rows), images, tmp_path / "out.csv")
     assert not (tmp_path / "out.csv").exists()
 
 
 @pytest.mark.parametrize(
-    ("content", "sentence"),
+    ("content", "message"),
     [
         (b"", "line 1: no column parent_asin"),
         (b"parent_asin,title\nA1,x\n", "no column main_category, features, description, image_paths"),
@@ -118,14 +118,12 @@ def test_a_bad_row_is_a_sentence_and_nothing_is_written(
         (",".join(INPUT_COLUMNS).encode() + b'\nA1,x,"a"b,,,\n', "not valid CSV"),
     ],
 )
-def test_a_file_that_is_not_the_challenges_is_a_sentence(
-    run: Path, tmp_path: Path, content: bytes, sentence: str
-) -> None:
+def test_a_file_in_another_format_is_an_error(run: Path, tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "items.csv").write_bytes(content)
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=message):
         predict(run / "models/best", tmp_path / "items.csv", tmp_path, tmp_path / "out.csv")
 
 
-def test_a_missing_file_is_a_sentence(run: Path, tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         predict(run / "models/best", tmp_path / "no.csv", tmp_path, tmp_path / "out.csv")

@@ -1,4 +1,4 @@
-"""Parameters, shards, weights and model of different runs are noticed wherever two of them meet."""
+"""Parameters, shards, weights and models of different runs are detected where they are used together."""
 
 import json
 import logging
@@ -38,7 +38,7 @@ def other_shards(params: Params, project: Path, folder: Path) -> Path:
     return folder / "shards"
 
 
-def test_a_model_keeps_what_it_was_trained_on_and_with(run_params: Params, run: Path) -> None:
+def test_a_model_records_its_training_data_and_parameters(run_params: Params, run: Path) -> None:
     data = open_split(run / "data/shards", run_params, "train", None, 32)
     for name in ("best", "last"):
         training = provenance.read_training(run / "models" / name)
@@ -51,7 +51,7 @@ def test_a_model_keeps_what_it_was_trained_on_and_with(run_params: Params, run: 
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("changes", "message"),
     [
         ({"sample": {"fraction": 0.4}}, r"Alpha was made with sample\.fraction 0\.2 and the parameters say 0\.4"),
         ({"images": {"fit": "crop"}}, r"Alpha was made with images\.fit squash and the parameters say crop"),
@@ -60,11 +60,11 @@ def test_a_model_keeps_what_it_was_trained_on_and_with(run_params: Params, run: 
     ],
 )
 def test_shards_or_weights_of_other_parameters_are_refused(
-    run_params: Params, project: Path, changes: dict[str, dict[str, object]], sentence: str
+    run_params: Params, project: Path, changes: dict[str, dict[str, object]], message: str
 ) -> None:
     params = replace(run_params, **changes)
     for stage in (train, evaluate):
-        with pytest.raises(UserError, match=sentence) as caught:
+        with pytest.raises(UserError, match=message) as caught:
             stage(params)
         assert "run `dvc checkout`" in str(caught.value)
 
@@ -88,7 +88,7 @@ def test_a_model_of_other_shards_or_another_recipe_is_not_evaluated(run_params: 
         evaluate(params)
 
 
-def test_shards_from_elsewhere_are_trained_on_with_weights_of_their_own(run_params: Params, project: Path) -> None:
+def test_external_shards_are_trained_on_with_their_own_weights(run_params: Params, project: Path) -> None:
     weights = read_weights(project / "data/weights.json")
     elsewhere = other_shards(replace(run_params, sample={"fraction": 0.4}), project, project / "other")
     (project / "data/weights.json").unlink()
@@ -109,13 +109,13 @@ def test_the_report_states_the_parameters_of_the_model_and_not_of_params_yaml(
     assert "trained on shards made with sample.salt effimini, and these were made with other" in caplog.text
     page = Path("results/report.html").read_text()
     assert "trained on fraction 0.2 of the training items" in page
-    assert ", fraction 0.4, images of 32 px" in page  # of the shards measured on
+    assert ", fraction 0.4, images of 32 px" in page  # of the evaluated shards
     assert "0.8" not in [cell for cell in page.split("<td") if cell.startswith(">0.8<")]
     assert "stream.workers" not in page
     assert "validation.drift" not in page
 
 
-def test_a_model_that_does_not_say_how_it_was_trained_is_evaluated(run_params: Params, project: Path) -> None:
+def test_a_model_without_a_training_record_is_evaluated(run_params: Params, project: Path) -> None:
     (project / "models/best" / provenance.TRAINING_FILE).unlink()
     evaluate(run_params)
     assert "trained on fraction" not in Path("results/report.html").read_text()

@@ -1,4 +1,4 @@
-"""The report in a real browser, offline: clicked through, it shows everything and asks for nothing."""
+"""The report in a real browser: it shows everything and makes no requests."""
 
 import re
 import shutil
@@ -15,17 +15,17 @@ FIGURES = 6
 
 
 def test_a_click_on_each_section_shows_it(run: Path, visit: Visit) -> None:
-    page, asked = visit(run / "results/report.html")
+    page, requests = visit(run / "results/report.html")
     links = page.get_by_role("navigation", name="Sections").get_by_role("link")
     assert [link.get_attribute("href") for link in links.all()] == [f"#{name}" for name in SECTIONS]
     for name, link in zip(SECTIONS, links.all(), strict=True):
         link.click()
         expect(page.locator(f"h2#{name}")).to_be_in_viewport()
-    assert asked == []
+    assert requests == []
 
 
-def test_every_figure_picture_and_table_is_there(run: Path, visit: Visit) -> None:
-    page, asked = visit(run / "results/report.html")
+def test_every_figure_image_and_table_is_shown(run: Path, visit: Visit) -> None:
+    page, requests = visit(run / "results/report.html")
     for words in ("DEMO DATA", "EffiMini, image alone", "TF-IDF + ridge", "SmolVLM2", "Rows in = rows out"):
         expect(page.get_by_text(words).first).to_be_visible()
     figures = page.locator("figure svg")
@@ -38,11 +38,11 @@ def test_every_figure_picture_and_table_is_there(run: Path, visit: Visit) -> Non
     off = frame["prediction"] - frame["average_rating"]
     assert page.locator("article").count() == min(6, (off < 0).sum()) + min(6, (off > 0).sum()) + 6
     assert min(table.locator("tbody tr").count() for table in page.locator("table").all()) > 0
-    assert asked == []
+    assert requests == []
 
 
-def test_what_is_folded_opens(run: Path, visit: Visit) -> None:
-    page, asked = visit(run / "results/report.html")
+def test_collapsed_details_open(run: Path, visit: Visit) -> None:
+    page, requests = visit(run / "results/report.html")
     text = page.locator("article pre").first
     expect(text).to_be_hidden()
     page.locator("article summary").first.click()
@@ -52,25 +52,25 @@ def test_what_is_folded_opens(run: Path, visit: Visit) -> None:
     expect(row).to_be_hidden()
     page.get_by_text("parameters that shards, model and evaluation depend on").click()
     expect(row).to_be_visible()
-    assert asked == []
+    assert requests == []
 
 
-def test_the_links_to_the_checks_lead_beside_the_report(run: Path, visit: Visit, tmp_path: Path) -> None:
+def test_the_links_to_the_checks_work_next_to_the_report(run: Path, visit: Visit, tmp_path: Path) -> None:
     shutil.copytree(run / "results", tmp_path / "results")
     docs = tmp_path / "results/validation"
     docs.mkdir()
     for table in GATES:
         (docs / f"{table}.html").write_text(f"<title>{table}</title>")
-    page, asked = visit(tmp_path / "results/report.html")
+    page, requests = visit(tmp_path / "results/report.html")
     for table in GATES:
         page.get_by_role("navigation", name="Data Docs").get_by_role("link", name=table, exact=True).click()
         assert page.title() == table
         page.go_back()
-    assert asked == []
+    assert requests == []
 
 
-def test_a_page_that_asks_for_something_would_be_seen(visit: Visit, tmp_path: Path) -> None:
+def test_requests_of_a_page_are_detected(visit: Visit, tmp_path: Path) -> None:
     asks = '<img src="/picture.png"><link rel="stylesheet" href="http://127.0.0.1:9/style.css">'
     (tmp_path / "page.html").write_text(asks)
-    _, asked = visit(tmp_path / "page.html")
-    assert {url.rsplit("/", 1)[-1] for url in asked} == {"picture.png", "style.css"}
+    _, requests = visit(tmp_path / "page.html")
+    assert {url.rsplit("/", 1)[-1] for url in requests} == {"picture.png", "style.css"}

@@ -40,7 +40,7 @@ def test_the_clock_counts_each_moment_once() -> None:
         ({"data": 2.0, "forward": 3.0, "backward": 5.0, "optimizer": 1.0, "features": 0.0}, "the number of steps"),
     ],
 )
-def test_what_bounds_a_training_is_said(seconds: dict[str, float], bound: str) -> None:
+def test_the_bottleneck_is_named(seconds: dict[str, float], bound: str) -> None:
     found = time_profile.time_profile({**seconds, "validation": 7.0}, 22.0, ONE)
     assert bound in found.bound
     assert sum(found.shares.values()) == pytest.approx(1)
@@ -66,7 +66,7 @@ def test_a_training_accounts_for_its_time(
     assert f"bottleneck: {found['bound']}" in caplog.text
 
 
-def test_a_training_of_the_head_alone_accounts_for_its_features(small: Params, data: Path, tmp_path: Path) -> None:
+def test_a_training_with_frozen_encoders_accounts_for_its_features(small: Params, data: Path, tmp_path: Path) -> None:
     frozen = dataclasses.replace(small, train=dataclasses.replace(small.train, freeze_encoders=True))
     train(frozen, data / "shards", data / "weights.json", tmp_path / "models", tmp_path / "results")
     found = files.read_json(tmp_path / "results/time.json")

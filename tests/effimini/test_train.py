@@ -44,11 +44,11 @@ def trained_on(params: Params) -> TokenizationConfig:
 
 def trained(params: Params, data: Path, out: Path) -> tuple[list[dict[str, float]], dict[str, str]]:
     history = train(params, data / "shards", data / "weights.json", out / "models", out / "results/train")
-    (out / "results/train/time.json").unlink()  # no two trainings take the same time
+    (out / "results/train/time.json").unlink()  # times differ between runs
     return history, tree(out)
 
 
-def test_the_learning_rate_is_the_one_computed_by_hand() -> None:
+def test_the_learning_rate_schedule_of_a_worked_example() -> None:
     found = [schedule(step, 10, 0.2) for step in range(10)]
     cosine = [0.5 * (1 + math.cos(math.pi * k / 8)) for k in range(8)]
     assert found == pytest.approx([0.0, 0.5, *cosine])
@@ -91,7 +91,7 @@ def test_all_files_of_a_run_have_the_mode_of_a_new_file(run: Path, tmp_path: Pat
 
 
 def interrupted(params: Params, data: Path, after: int) -> int:
-    """Train until a SIGTERM comes in step `after`; return the steps that the saved state has."""
+    """Train until a SIGTERM comes in step `after`; return the number of steps of the checkpoint."""
     trainer = Interrupted(params, data / "shards", data / "weights.json", ONE)
     trainer.after = after
     with pytest.raises(Stopped) as stopped:
@@ -102,7 +102,7 @@ def interrupted(params: Params, data: Path, after: int) -> int:
     return int(state.name)
 
 
-def test_a_training_stopped_after_any_step_goes_on_with_the_losses_of_an_undisturbed_one(
+def test_a_training_stopped_after_any_step_resumes_with_the_losses_of_an_uninterrupted_one(
     small: Params, data: Path, tmp_path: Path
 ) -> None:
     params = replace(small, train={"epochs": 2})
@@ -111,14 +111,14 @@ def test_a_training_stopped_after_any_step_goes_on_with_the_losses_of_an_undistu
     for after in range(1, 2 * steps):
         out = tmp_path / str(after)
         saved = interrupted(params, data, after)
-        assert after <= saved <= after + 2  # the flag goes with the next step, and one more is on its way by then
+        assert after <= saved <= after + 2  # the flag is sent with the next step, when one more is already queued
         if after + 4 < 2 * steps:
             interrupted(replace(params, train={"save_every_steps": 2}), data, saved + 1)  # and once more
         assert trained(params, data, out) == (whole, files_whole), after
-    assert not any((files.store() / "train").iterdir()), "the state is dropped when the training is done"
+    assert not any((files.store() / "train").iterdir()), "the checkpoint is removed when the training is done"
 
 
-def test_a_state_is_saved_every_few_steps_and_the_others_go(small: Params, data: Path) -> None:
+def test_a_checkpoint_is_saved_every_few_steps_and_replaces_the_last(small: Params, data: Path) -> None:
     params = replace(small, train={"save_every_steps": 2})
     trainer = Trainer(params, data / "shards", data / "weights.json", ONE)
     states: list[str] = []
@@ -158,22 +158,22 @@ def test_the_command_ends_cleanly_when_it_is_stopped(small: Params, data: Path, 
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as running:
         assert running.stderr is not None
-        for line in running.stderr:  # once an epoch is through, it trains on
+        for line in running.stderr:  # after the first epoch, in the middle of training
             if line.startswith("epoch 1 "):
                 break
         running.send_signal(signal.SIGTERM)
-        said = running.stderr.read()
-    assert (running.returncode, said.count("\n")) == (128 + signal.SIGTERM, said.count("epoch ") + 1), said
-    assert re.search(r"stopped by a signal after step \d+; run the same command to resume\n$", said)
+        log = running.stderr.read()
+    assert (running.returncode, log.count("\n")) == (128 + signal.SIGTERM, log.count("epoch ") + 1), log
+    assert re.search(r"stopped by a signal after step \d+; run the same command to resume\n$", log)
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert "resuming an interrupted training after step" in done.stderr
-    _, undisturbed = trained(small, data, tmp_path / "whole")
+    _, uninterrupted = trained(small, data, tmp_path / "whole")
     assert tree(tmp_path / "models") == {
-        name.removeprefix("models/"): sha for name, sha in undisturbed.items() if name.startswith("models/")
+        name.removeprefix("models/"): sha for name, sha in uninterrupted.items() if name.startswith("models/")
     }
 
 
-def test_a_disk_that_is_full_keeps_the_state_before(small: Params, data: Path, tmp_path: Path) -> None:
+def test_a_full_disk_keeps_the_previous_checkpoint(small: Params, data: Path, tmp_path: Path) -> None:
     whole = trained(small, data, tmp_path / "whole")
     running = Trainer(small, data / "shards", data / "weights.json", ONE).run()
     next(running)
@@ -189,7 +189,7 @@ def test_a_disk_that_is_full_keeps_the_state_before(small: Params, data: Path, t
     assert trained(small, data, tmp_path / "resumed") == whole
 
 
-def test_a_damaged_state_is_a_sentence(small: Params, data: Path) -> None:
+def test_a_damaged_checkpoint_is_an_error(small: Params, data: Path) -> None:
     trainer = Trainer(small, data / "shards", data / "weights.json", ONE)
     next(trainer.run())
     state = checkpoint.newest_checkpoint(trainer.state)
@@ -197,7 +197,7 @@ def test_a_damaged_state_is_a_sentence(small: Params, data: Path) -> None:
     for name in ("optimizer.pt", "last/model.safetensors", "progress.json"):
         whole = (state / name).read_bytes()
         for content in (whole[: len(whole) // 2], b"", b"nothing"):
-            (state / name).unlink()  # it may be another name of the best model's
+            (state / name).unlink()  # it may be a hard link to the best model
             (state / name).write_bytes(content)
             with pytest.raises(UserError, match=r"checkpoint in .* cannot be read \(.*\); remove .* to start again"):
                 Trainer(small, data / "shards", data / "weights.json", ONE)
@@ -216,7 +216,7 @@ def test_running_out_of_memory_is_an_error(small: Params, data: Path) -> None:
 
 
 @pytest.mark.parametrize("micro_batches", [2, 3, 99])
-def test_parts_of_a_step_add_up_to_it(small: Params, data: Path, micro_batches: int) -> None:
+def test_micro_batches_add_up_to_a_step(small: Params, data: Path, micro_batches: int) -> None:
     ours, parts = (
         gradients(replace(small, train={"gradient_accumulation_steps": n, "batch_size": 15}), data, ONE)
         for n in (1, micro_batches)
@@ -243,7 +243,7 @@ def test_faster_arithmetic_changes_scores_by_rounding(
     assert math.isfinite(other.progress.history[0]["train/loss"])
 
 
-def test_the_frozen_encoders_are_read_once(small: Params, data: Path, tmp_path: Path) -> None:
+def test_frozen_encoders_run_once(small: Params, data: Path, tmp_path: Path) -> None:
     shutil.copytree(data, tmp_path / "data")
     frozen = replace(small, train={"freeze_encoders": True, "learning_rate": 0.01})
     trainer = Trainer(frozen, tmp_path / "data/shards", tmp_path / "data/weights.json", ONE)
@@ -266,7 +266,7 @@ def test_the_frozen_encoders_are_read_once(small: Params, data: Path, tmp_path: 
         Trainer(frozen, data / "shards", data / "weights.json", Distributed(0, 2, torch.device("cpu")))
 
 
-def test_synchronised_batch_statistics_keep_the_network(small: Params, data: Path) -> None:
+def test_sync_batchnorm_keeps_the_outputs(small: Params, data: Path) -> None:
     params = replace(small, train={"sync_batchnorm": True})
     with pytest.raises(UserError, match="train.sync_batchnorm is true and there is no GPU"):
         prepare(build(params), params, Distributed(0, 2, torch.device("cpu")))
@@ -279,7 +279,7 @@ def test_synchronised_batch_statistics_keep_the_network(small: Params, data: Pat
     torch.testing.assert_close(converted.image(images), expected)
 
 
-def test_other_parameters_do_not_take_up_the_state(small: Params, data: Path) -> None:
+def test_other_parameters_do_not_resume_the_training(small: Params, data: Path) -> None:
     next(Trainer(small, data / "shards", data / "weights.json", ONE).run())
     same = Trainer(replace(small, stream={"workers": 1}), data / "shards", data / "weights.json", ONE)
     assert same.loader.epoch == 1
@@ -287,7 +287,7 @@ def test_other_parameters_do_not_take_up_the_state(small: Params, data: Path) ->
     assert other.loader.epoch == 0
 
 
-def test_training_stops_when_no_epoch_gets_better(small: Params, data: Path) -> None:
+def test_training_stops_after_epochs_without_improvement(small: Params, data: Path) -> None:
     trainer = Trainer(replace(small, train={"patience": 2, "epochs": 9}), data / "shards", data / "weights.json", ONE)
     running = trainer.run()
     next(running)
@@ -296,7 +296,7 @@ def test_training_stops_when_no_epoch_gets_better(small: Params, data: Path) -> 
     assert trainer.finished()
 
 
-def test_a_loss_that_is_not_finite_is_a_sentence(small: Params, data: Path, tmp_path: Path) -> None:
+def test_a_gradient_that_is_not_finite_is_an_error(small: Params, data: Path, tmp_path: Path) -> None:
     wild = replace(small, train={"learning_rate": 1e30})
     with pytest.raises(UserError, match=r"step \d+ in epoch 1 .* lower train.learning_rate"):
         trained(wild, data, tmp_path)
@@ -316,7 +316,7 @@ def on_two_ranks(params: Params, data: Path, out: Path, after: int = 0) -> subpr
 
 
 def test_two_ranks_take_the_step_of_one(small: Params, data: Path, tmp_path: Path) -> None:
-    # odd: the ranks' shares differ in size, and the parts of them
+    # odd: the parts of the ranks differ in size, and their micro-batches too
     params = replace(small, train={"batch_size": 15, "epochs": 2, "gradient_accumulation_steps": 2})
     done = on_two_ranks(params, data, tmp_path)
     assert done.returncode == 0, done.stderr
@@ -327,7 +327,7 @@ def test_two_ranks_take_the_step_of_one(small: Params, data: Path, tmp_path: Pat
     for name, gradient in ours.items():
         torch.testing.assert_close(theirs[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
-    # the validation PLCC they agreed on is that of every sample counted once
+    # the validation PLCC counts every sample once
     last = EffiMini.from_pretrained(tmp_path / "models/last")
     validation = ShardDataset(data / "shards", params.source.categories, "validation")
     with init_distributed() as dist:
@@ -335,7 +335,7 @@ def test_two_ranks_take_the_step_of_one(small: Params, data: Path, tmp_path: Pat
     found = files.read_json(tmp_path / "results/train/metrics.json")
     assert found["validation"]["plcc"] == pytest.approx(plcc(stars, validation.labels), abs=1e-5)
 
-    # a signal to one of them stops both after the same step, and they go on with the losses of an undisturbed training
+    # a signal to one rank stops both after the same step, and they resume with the losses of an uninterrupted training
     stopped = on_two_ranks(params, data, tmp_path / "again", after=3)
     assert stopped.returncode != 0
     assert stopped.stderr.count("stopped by a signal after step 5") == 2, stopped.stderr

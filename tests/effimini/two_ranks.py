@@ -1,7 +1,7 @@
 """Run under torchrun: the gradients of one step on all ranks, and a whole training.
 
-In: a pickled (parameters, data folder), an output folder, and after which step the second rank gets a SIGTERM, 0 for
-none. Out: gradients.pt by rank 0, models and results by the training.
+Input: a pickled (parameters, data folder), an output folder, and the step after which rank 1 gets a SIGTERM, 0 for
+none. Output: gradients.pt of rank 0, models and results of the training.
 """
 
 import os
@@ -25,10 +25,10 @@ class Interrupted(Trainer):
     after = 0
 
     def step(self, epoch: int, step: int, batch: Batch) -> StepResult:
-        told = super().step(epoch, step, batch)
+        result = super().step(epoch, step, batch)
         if self.progress.steps == self.after:
             os.kill(os.getpid(), signal.SIGTERM)
-        return told
+        return result
 
 
 def gradients(params: Params, data: Path, dist: Distributed) -> dict[str, torch.Tensor]:
