@@ -430,7 +430,7 @@ def test_the_command_retries_outcomes_by_name_and_refuses_others(host, monkeypat
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert end.value.code == 2
-    assert "--retry lost: no outcome of an image; they are bad_url, corrupt, gone" in capsys.readouterr().err
+    assert "--retry lost is not an outcome; choose from bad_url, corrupt, gone" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("scheduler", ["threads", "processes", "tcp"])
