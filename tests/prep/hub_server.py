@@ -1,7 +1,7 @@
-"""Two real HTTP servers on loopback that speak the hub's protocol, and do wrong what they are told to.
+"""Two real HTTP servers on loopback that implement the hub's protocol and can inject faults.
 
-One is the hub: listings, paths-info, refs, and a redirect of each file. The other, on another port, is where its files
-are. Both write down what they were asked. A plain mirror is the second one alone.
+One is the hub: listings, paths-info, refs, and redirects to files. The other one, on another port, serves the files.
+Both record their requests. The second server on its own is a plain mirror.
 """
 
 import email.utils
@@ -24,7 +24,7 @@ API, RESOLVE = f"/api/datasets/{REPO}/", f"/datasets/{REPO}/resolve/"
 
 
 class Asked(NamedTuple):
-    """A request that came."""
+    """A received request."""
 
     method: str
     path: str
@@ -51,7 +51,7 @@ class _Request(BaseHTTPRequestHandler):
         self.send_response(status)
         given = {name.replace("_", "-"): value for name, value in headers.items()}
         for name, value in ({"Content-Length": str(len(body))} | given).items():
-            if value:  # Content_Length="" leaves it out
+            if value:  # Content_Length="" omits the header
                 self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
@@ -64,7 +64,7 @@ class _Request(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def file(self, content: bytes, etag: str, cut: float = 1) -> None:
-        """Answer with the range asked for; `cut` is the share of it that is sent before the connection ends."""
+        """Respond with the requested range; `cut` is the fraction of it that is sent before the connection ends."""
         begin, end = 0, len(content)
         headers = {"ETag": f'"{etag}"'}
         if asked := self.headers.get("Range"):
@@ -93,20 +93,20 @@ class _Server(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, *_: object) -> None:
-        """A client that hangs up is no news."""
+        """Ignore clients that close the connection."""
 
 
 class Hub:
-    """The hub with its files; use it in a `with`.
+    """The hub with its files, a context manager.
 
-    `faults` are taken one by one by requests for the bytes of a file, `api_faults` by other requests to the hub; None
-    is a request that goes well.
+    Each request for the bytes of a file consumes one of `faults`, each other request to the hub one of `api_faults`;
+    None is a request that succeeds.
     """
 
     def __init__(self, files: dict[str, bytes]) -> None:
         self.files = files
-        self.announced: dict[str, int] = {}  # sizes that are not the file's
-        self.violations: deque[Callable[[_Request, bytes, str], None] | None] = deque()
+        self.announced: dict[str, int] = {}  # wrong sizes, by path
+        self.faults: deque[Callable[[_Request, bytes, str], None] | None] = deque()
         self.api_faults: deque[Callable[[_Request], None] | None] = deque()
         self.hub, self.cdn = _Server(self._hub), _Server(self._cdn)
         self.url = self.hub.url
@@ -122,7 +122,7 @@ class Hub:
             server.server_close()
 
     def ranges(self) -> list[str]:
-        """Return the ranges of a file's bytes that were asked, in order."""
+        """Return the requested byte ranges, in order."""
         return [asked.range.removeprefix("bytes=") for asked in self.cdn.asked if asked.method == "GET"]
 
     def _entry(self, path: str) -> dict[str, object]:
@@ -185,7 +185,7 @@ class Hub:
         etag = f"cdn-{_sha(content)[:8]}"
         if path in self.announced and request.command == "HEAD":
             request.answer(200, Content_Length=str(self.announced[path]), ETag=etag)
-        elif request.command == "GET" and self.violations and (fault := self.violations.popleft()):
+        elif request.command == "GET" and self.faults and (fault := self.faults.popleft()):
             fault(request, content, etag)
         else:
             request.file(content, etag)
@@ -204,27 +204,27 @@ def _refuse(request: _Request, status: int, code: str, message: str = "") -> Non
 
 
 def refusing(status: int, code: str, message: str = "") -> Callable[[_Request], None]:
-    """Return a fault of the hub: an answer that refuses, with the hub's word for why."""
+    """Return a fault of the hub: an error response with the hub's error code."""
     return lambda request: _refuse(request, status, code, message)
 
 
 def status(code: int, **headers: str) -> Callable[..., None]:
-    """Return a fault: this status and nothing else."""
+    """Return a fault: a response with this status and no body."""
     return lambda request, *_: request.answer(code, **headers)
 
 
 def closed_for(hub: "Hub", seconds: float, **headers: str) -> None:
-    """Let the hub's files refuse with 429 until so many seconds from now, and serve after that."""
+    """Make the file server respond with 429 for a number of seconds, and serve files after that."""
     end = time.time() + seconds
 
     def fault(request: _Request, content: bytes, etag: str) -> None:
         if time.time() < end:
-            hub.violations.appendleft(fault)
+            hub.faults.appendleft(fault)
             request.answer(429, **headers)
         else:
             request.file(content, etag)
 
-    hub.violations.appendleft(fault)
+    hub.faults.appendleft(fault)
 
 
 def http_date(seconds: float) -> str:
@@ -243,18 +243,18 @@ def cut(request: _Request, content: bytes, etag: str) -> None:
 
 
 def short(request: _Request, content: bytes, etag: str) -> None:
-    """Fault: fewer bytes than asked for, and a length that says so."""
+    """Fault: fewer bytes than requested, with the correct Content-Length."""
     request.answer(206, content[:10], ETag=etag, Content_Range=f"bytes 0-{len(content) - 1}/{len(content)}")
 
 
 def elsewhere(request: _Request, content: bytes, etag: str) -> None:
-    """Fault: another range than the one asked for, without a length."""
+    """Fault: another range than the requested one, without Content-Length."""
     request.close_connection = True
     request.answer(206, content[1:9], ETag=etag, Content_Length="", Content_Range=f"bytes 1-8/{len(content)}")
 
 
 def faint(request: _Request, content: bytes, etag: str) -> None:
-    """Fault: the connection ends early, without a length that would tell."""
+    """Fault: the connection ends early, without a Content-Length that would show it."""
     request.close_connection = True
     begin = int(request.headers["Range"].removeprefix("bytes=").partition("-")[0])
     given = f"bytes {begin}-{begin + 99}/{len(content)}"
@@ -262,12 +262,12 @@ def faint(request: _Request, content: bytes, etag: str) -> None:
 
 
 def page(request: _Request, *_: object) -> None:
-    """Fault: an error page that calls itself a success."""
+    """Fault: an error page with status 200."""
     request.answer(200, b"<html>come back later</html>", Content_Type="text/html")
 
 
 def whole(request: _Request, content: bytes, etag: str) -> None:
-    """Fault: Range is ignored."""
+    """Fault: the Range header is ignored."""
     request.answer(200, content, ETag=f'"{etag}"')
 
 
@@ -277,10 +277,10 @@ def corrupt(request: _Request, content: bytes, etag: str) -> None:
 
 
 def grown(request: _Request, content: bytes, etag: str) -> None:
-    """Fault: the file is a longer one now, with the same tag."""
+    """Fault: the file has become longer, with the same ETag."""
     request.file(content + b"more", etag)
 
 
 def changed(request: _Request, content: bytes, _: str) -> None:
-    """Fault: the file is another one now."""
+    """Fault: the file has changed."""
     request.file(content, "another")

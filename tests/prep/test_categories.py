@@ -34,7 +34,7 @@ def sizes(found: categories.Listing) -> dict[str, tuple]:
     return {row.category: (row.metadata_bytes, row.review_bytes) for row in found.categories}
 
 
-def test_a_directory_and_the_hub_are_listed_whole_and_a_server_as_far_as_it_is_chosen(
+def test_all_categories_of_a_directory_and_the_hub_are_listed_and_the_chosen_ones_of_a_server(
     tmp_path: Path, source: Callable[..., SourceParams], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, content in FILES.items():
@@ -55,7 +55,7 @@ def test_a_directory_and_the_hub_are_listed_whole_and_a_server_as_far_as_it_is_c
         assert hub.ranges() == []  # no file is read
 
 
-def test_counts_are_those_of_the_downloads_here_or_of_the_footers(
+def test_counts_come_from_download_reports_or_parquet_footers(
     tmp_path: Path, source: Callable[..., SourceParams], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     report = {"tables": {"items": {"rows_in": 7}, "reviews": {"rows_in": 9}}}

@@ -29,7 +29,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
     assert digests(tmp_path / "a") == digests(tmp_path / "b") != digests(tmp_path / "c")
 
 
-def test_it_has_what_real_data_has(tmp_path: Path) -> None:
+def test_the_catalogue_has_the_defects_of_real_data(tmp_path: Path) -> None:
     demo.write_catalogue(tmp_path, [CATEGORY], 500, 7)
     items = products(tmp_path)
     lines = (tmp_path / f"raw/meta_categories/meta_{CATEGORY}.jsonl").read_text().splitlines()
@@ -45,11 +45,11 @@ def test_it_has_what_real_data_has(tmp_path: Path) -> None:
     assert any('"rating": 0.0' in review for review in reviews)
     files = {path.name: path.read_bytes() for path in (tmp_path / "images/I").iterdir()}
     urls = {images[0]["large"].rsplit("/", 1)[-1] for images in items["images"] if images}
-    assert urls - files.keys()  # dead links
+    assert urls - files.keys()  # missing images
     assert any(not content.startswith(b"\xff\xd8") for content in files.values())
 
 
-def test_averages_are_noisier_the_fewer_ratings(tmp_path: Path, make_params: Callable[..., Params]) -> None:
+def test_averages_of_fewer_ratings_are_noisier(tmp_path: Path, make_params: Callable[..., Params]) -> None:
     demo.write_catalogue(tmp_path, [CATEGORY], 500, 7)
     items = products(tmp_path)
     items = items[items["average_rating"] != "four"]

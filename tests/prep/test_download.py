@@ -75,7 +75,7 @@ def rows(data: Path, table: str) -> list[dict]:
         (line()[:-30], "truncated"),
     ],
 )
-def test_a_bad_line_is_set_aside_with_its_reason(
+def test_a_bad_line_is_rejected_with_its_reason(
     tmp_path: Path, settings: Callable[..., Params], bad: bytes, reason: str
 ) -> None:
     content = line() + line(parent_asin="B02") + bad
@@ -86,7 +86,7 @@ def test_a_bad_line_is_set_aside_with_its_reason(
     assert report["tables"]["items"] == {"rows_in": 3, "rows_out": 2, "dropped": {reason: 1}}
 
 
-def test_only_the_columns_used_are_kept_and_no_review_text_or_user(
+def test_only_used_columns_are_stored_and_no_review_text_or_user_id(
     tmp_path: Path, settings: Callable[..., Params]
 ) -> None:
     reviews = json.dumps(REVIEW).encode() + b"\n"
@@ -101,7 +101,7 @@ def test_only_the_columns_used_are_kept_and_no_review_text_or_user(
     }  # fmt: skip
 
 
-def test_items_and_reviews_of_a_product_stand_in_one_bucket(tmp_path: Path, make_params: Callable[..., Params]) -> None:
+def test_items_and_reviews_of_a_product_are_in_one_bucket(tmp_path: Path, make_params: Callable[..., Params]) -> None:
     params = make_params(**{"download.buckets": 7})
     download.download("Demo_Toys", params, tmp_path)
     folder = tmp_path / "raw/Demo_Toys"
@@ -112,7 +112,7 @@ def test_items_and_reviews_of_a_product_stand_in_one_bucket(tmp_path: Path, make
         assert reviews <= items
 
 
-def test_too_many_bad_lines_stop_the_stage_and_leave_nothing(tmp_path: Path, settings: Callable[..., Params]) -> None:
+def test_too_many_bad_lines_are_an_error_and_no_output_is_left(tmp_path: Path, settings: Callable[..., Params]) -> None:
     params = settings(mirror(tmp_path / "m", line() + b"<html>\n" * 3), **{"download.max_bad_fraction": 0.5})
     with pytest.raises(
         UserError, match=r"3 of 4 lines of meta_Toys.jsonl are unusable \(not_json 3\).*max_bad_fraction"
@@ -121,14 +121,14 @@ def test_too_many_bad_lines_stop_the_stage_and_leave_nothing(tmp_path: Path, set
     assert not (tmp_path / "raw/Toys").exists()
 
 
-def test_an_empty_file_and_a_missing_one_are_sentences(tmp_path: Path, settings: Callable[..., Params]) -> None:
+def test_an_empty_file_and_a_missing_file_are_errors(tmp_path: Path, settings: Callable[..., Params]) -> None:
     with pytest.raises(UserError, match="meta_Toys.jsonl of Toys is empty"):
         download.download("Toys", settings(mirror(tmp_path / "m", b"")), tmp_path)
     with pytest.raises(UserError, match="has no file raw/meta_categories/meta_Toys.jsonl"):
         download.download("Toys", settings(tmp_path / "nowhere"), tmp_path)
 
 
-def test_a_source_without_reviews_is_said_to_have_none(tmp_path: Path, settings: Callable[..., Params]) -> None:
+def test_a_source_without_reviews_gives_empty_tables(tmp_path: Path, settings: Callable[..., Params]) -> None:
     folder = mirror(tmp_path / "m", line())
     (folder / "raw/review_categories/Toys.jsonl").unlink()
     with pytest.raises(UserError, match="review_categories/Toys.jsonl"):

@@ -11,7 +11,7 @@ from prep.core.buckets import bucket_files
 from prep.core.files import read_json
 from prep.core.params import Params
 from prep.groups import groups, image_key, title_key
-from tests.prep.made import write_items
+from tests.prep.joined import write_items
 
 HOST = "https://m.media-amazon.com/images/I"
 BUCKETS = 4  # of params.yaml
@@ -36,7 +36,7 @@ def groups_of(data: Path, *categories: str) -> dict[tuple[str, str], str]:
     return {(c, row["parent_asin"]): row["group"] for c, row in rows}
 
 
-def test_the_same_title_and_store_or_the_same_image_is_the_same_product() -> None:
+def test_keys_ignore_case_punctuation_and_image_size() -> None:
     assert title_key("A Pan!", "Store") == title_key("  a  PAN", "store") != title_key("A pot", "Store")
     assert title_key("A pan", "S") != title_key("A pan", "T")
     assert title_key(" - ", "S") == title_key(None, "S") == ""
@@ -45,7 +45,7 @@ def test_the_same_title_and_store_or_the_same_image_is_the_same_product() -> Non
     assert image_key(None, None) == image_key("", "") == ""
 
 
-def test_links_chain_across_ids_titles_images_and_categories(
+def test_links_are_transitive_across_ids_titles_images_and_categories(
     tmp_path: Path, make_params: Callable[..., Params]
 ) -> None:
     write(tmp_path, "Toys", [("C", "pan", "1"), ("B", "pot", "1"), ("X", "lamp", "9")])
@@ -59,7 +59,7 @@ def test_links_chain_across_ids_titles_images_and_categories(
     assert report["largest"] == [{"group": "A", "items": 4}]
 
 
-def test_a_placeholder_shared_by_many_chains_nothing(tmp_path: Path, make_params: Callable[..., Params]) -> None:
+def test_a_placeholder_of_many_items_links_none_of_them(tmp_path: Path, make_params: Callable[..., Params]) -> None:
     write(tmp_path, "Toys", [(f"I{i}", f"title {i}", "placeholder") for i in range(4)])
     params = {"source.categories": ["Toys"]}
     groups(make_params(**params, **{"groups.max_items_per_key": 3}), tmp_path)

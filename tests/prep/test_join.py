@@ -38,7 +38,7 @@ def joined(tmp_path: Path, make_params: Callable[..., Params]) -> Callable[..., 
     return run
 
 
-def test_an_item_gets_what_its_reviews_say(joined: Callable[..., tuple[dict, dict]]) -> None:
+def test_an_item_has_the_statistics_of_its_reviews(joined: Callable[..., tuple[dict, dict]]) -> None:
     reviews = [review("A", 5.0, line=1, time=10), review("A", 2.0, line=2, time=30), review("A", 2.0, line=3, time=20)]
     rows, _ = joined([item("A", 1), item("B", 2)], reviews)
     assert rows["A"]["review_count"] == 3
@@ -68,13 +68,13 @@ def test_duplicates_orphans_and_zero_ratings_are_counted_and_do_not_count(
     assert report["items_without_reviews"] == 1
 
 
-def test_of_one_id_the_row_with_most_ratings_is_kept_then_the_first(joined: Callable[..., tuple[dict, dict]]) -> None:
+def test_the_first_row_with_the_most_ratings_of_an_id_is_kept(joined: Callable[..., tuple[dict, dict]]) -> None:
     rows, report = joined([item("A", 1, 3), item("A", 2, 9), item("A", 3, 9), item("B", 4, None)], [])
     assert rows["A"]["title"] == "title 2"
     assert report["tables"]["items"] == {"rows_in": 4, "rows_out": 2, "dropped": {"duplicate_id": 2}}
 
 
-def test_by_choice_only_the_first_review_of_a_user_counts(joined: Callable[..., tuple[dict, dict]]) -> None:
+def test_first_by_user_counts_only_the_first_review_of_a_user(joined: Callable[..., tuple[dict, dict]]) -> None:
     reviews = [review("A", 1.0, line=1, user=7, time=20), review("A", 5.0, line=2, user=7, time=10)]
     assert joined([item("A", 1)], reviews)[0]["A"]["review_mean"] == 3.0
     rows, report = joined([item("A", 1)], reviews, "first_by_user")
@@ -82,7 +82,7 @@ def test_by_choice_only_the_first_review_of_a_user_counts(joined: Callable[..., 
     assert report["tables"]["reviews"]["dropped"] == {"later_by_user": 1}
 
 
-def test_what_the_metadata_says_is_compared_with_the_reviews(joined: Callable[..., tuple[dict, dict]]) -> None:
+def test_metadata_and_reviews_are_compared(joined: Callable[..., tuple[dict, dict]]) -> None:
     reviews = [review("A", 4.0, line=1), review("A", 4.0, line=2), review("B", 1.0, line=3)]
     _, report = joined([item("A", 1, 2), item("B", 2, 5), item("C", 3, 0), item("D", 4, None)], reviews)
     assert report["rating_number_less_review_count"] == {

@@ -32,7 +32,7 @@ HUB = pa.schema(
 
 
 def write(folder: Path, rows: list[dict[str, Any]], files: int = 1, row_group_size: int = 3_000) -> Path:
-    """Write lines of the JSONL as the hub's parquet."""
+    """Write JSONL rows as parquet in the hub's schema."""
     folder = folder / "raw_meta_Toys"
     folder.mkdir(parents=True)
     keys = ("hi_res", "large", "thumb", "variant")
@@ -67,7 +67,7 @@ def item(number: int = 0, **changes: Any) -> dict[str, Any]:
 
 
 def expected(row: dict[str, Any]) -> dict[str, Any]:
-    """Return what the reader of JSONL makes of a row."""
+    """Return the result of the JSONL reader for a row."""
     row = {name: row.get(name) for name in ITEM_BATCH_SCHEMA.names} | {"images": row["images"]}
     for name in ("features", "description"):
         row[name] = [part for part in row[name] or () if part is not None]
@@ -93,8 +93,8 @@ def rows(source: SourceParams) -> list[dict[str, Any]]:
     return [row for batch in batches for row in batch.to_pylist()]
 
 
-def test_files_over_10_mb_give_the_rows_of_the_jsonl(tmp_path: Path, settings: Callable[..., SourceParams]) -> None:
-    # The types are given, so what a first block would teach is of no weight: here it has nulls and no images alone.
+def test_parquet_over_10_mb_gives_the_same_rows_as_jsonl(tmp_path: Path, settings: Callable[..., SourceParams]) -> None:
+    # Types must not be inferred from the first block, which has only nulls and no images.
     dull = {"store": None, "images": [], "features": [], "description": None, "details": {}, "average_rating": None}
     made = [item(n, **dull) for n in range(12_000)]
     text = random.Random(0).randbytes
@@ -114,13 +114,13 @@ def test_files_over_10_mb_give_the_rows_of_the_jsonl(tmp_path: Path, settings: C
         {"title": None, "average_rating": None, "rating_number": None},
     ],
 )
-def test_what_a_row_can_lack(tmp_path: Path, settings: Callable[..., SourceParams], changes: dict[str, Any]) -> None:
+def test_rows_may_lack_values(tmp_path: Path, settings: Callable[..., SourceParams], changes: dict[str, Any]) -> None:
     made = [item(0), item(1, **changes), item(2)]
     write(tmp_path, made)
     assert rows(settings(tmp_path)) == [expected(row) for row in made]
 
 
-def test_the_real_rows_give_what_their_jsonl_gives(
+def test_real_rows_are_the_same_in_parquet_and_jsonl(
     corpus: Path, tmp_path: Path, settings: Callable[..., SourceParams]
 ) -> None:
     lines = (corpus / "amazon/raw/meta_categories/meta_Health_and_Personal_Care.jsonl").read_bytes().splitlines()
@@ -138,14 +138,14 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def test_the_hubs_files_are_read_at_the_commit(hub: Hub, settings: Callable[..., SourceParams]) -> None:
-    hub.violations.append(hub_server.cut)
+    hub.faults.append(hub_server.cut)
     hub.api_faults.extend([hub_server.status(429, Retry_After="0"), None, hub_server.status(503)])
     assert [row["parent_asin"] for row in rows(settings())] == [f"B{n}" for n in range(100)]
     assert all(COMMIT in asked.path for asked in hub.hub.asked if REPO in asked.path)
     assert {asked.token for asked in hub.cdn.asked} == {""}
 
 
-def test_what_is_no_metadata_is_a_sentence(tmp_path: Path, settings: Callable[..., SourceParams]) -> None:
+def test_files_that_are_not_metadata_are_an_error(tmp_path: Path, settings: Callable[..., SourceParams]) -> None:
     with pytest.raises(UserError, match=r"has no raw_meta_Toys/full-\*.parquet; check source.categories"):
         rows(settings(tmp_path))
     with pytest.raises(UserError, match=r"cannot be listed at http://.*metadata: jsonl.* a directory, or use the hub"):

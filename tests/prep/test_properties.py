@@ -1,4 +1,4 @@
-"""Promises 1 to 3 from raw lines or joined items through groups and sample, over made categories."""
+"""Properties of groups and sample, from raw lines or joined items, on generated categories."""
 
 import json
 from collections import defaultdict
@@ -28,7 +28,7 @@ from prep.join import join
 from prep.sample import sample
 from prep.source import PATHS
 from prep.strata import split_of
-from tests.prep.made import write_items
+from tests.prep.joined import write_items
 
 CATEGORIES = ("Home", "Toys")
 LINK = 4
@@ -52,7 +52,7 @@ def row(asin: str, title: int, picture: int, stars: float, ratings: int) -> dict
 
 @st.composite
 def catalogues(draw: st.DrawFn) -> Items:
-    """Make two categories with tiny strata, ids in both of them, and chains of titles and images."""
+    """Generate two categories with tiny strata, ids in both of them, and chains of titles and images."""
     size = draw(st.integers(1, 60))
     drawn = st.tuples(
         st.sampled_from(CATEGORIES),
@@ -85,7 +85,7 @@ def settings_of(make_params: Callable[..., Params], items: Items, **changes: Any
 
 
 def draw_sample(items: Items, params: Params, data: Path) -> None:
-    """Write the items, in as many buckets as the parameters say, and take them through groups and sample."""
+    """Write the items in `download.buckets` buckets, and run groups and sample."""
     for category in params.source.categories:
         write_items(data, category, of(items, category), params.download.buckets)
     groups(params, data)
@@ -96,7 +96,7 @@ def sample_all(params: Params, data: Path) -> None:
     for category in params.source.categories:
         try:
             sample(category, params, data)
-        except UserError as error:  # a handful of groups may all fall outside train
+        except UserError as error:  # with few groups, none may be in the training split
             assert "no training items are left" in str(error)
             assume(False)
 
@@ -111,7 +111,7 @@ def rows(data: Path, categories: Iterable[str]) -> pd.DataFrame:
 
 
 def same_products(items: Items) -> list[set[tuple[str, str]]]:
-    """Return which items are the same product, found in another way than the stage does."""
+    """Return which items are the same product, with another algorithm than the stage."""
     shared: dict[tuple[str, object], set[str]] = defaultdict(set)
     for item in items.values():
         shared["title", item["title"]].add(item["parent_asin"])
@@ -126,7 +126,7 @@ def same_products(items: Items) -> list[set[tuple[str, str]]]:
 
 
 def write_lines(folder: Path, items: Items, random: Random) -> None:
-    """Write the items and some reviews of them as raw files of a mirror, in some order."""
+    """Write the items and some reviews of them as the raw files of a mirror, in random order."""
     for category in CATEGORIES:
         lines = {"items": of(items, category), "reviews": []}
         for number, item in enumerate(lines["items"]):
@@ -141,7 +141,7 @@ def write_lines(folder: Path, items: Items, random: Random) -> None:
 
 @FEW
 @given(items=catalogues(), buckets=BUCKETS, seed=st.integers(0, 9))
-def test_neither_the_buckets_nor_the_order_of_the_lines_change_a_byte_of_the_sample(
+def test_the_bytes_of_the_sample_do_not_depend_on_buckets_or_line_order(
     make_params: Callable[..., Params],
     digests: Callable[[Path], dict[str, str]],
     items: Items,
@@ -173,7 +173,7 @@ def test_neither_the_buckets_nor_the_order_of_the_lines_change_a_byte_of_the_sam
 
 @FEW
 @given(items=catalogues(), buckets=BUCKETS)
-def test_no_product_stands_in_two_splits_in_whatever_categories_its_ids_are(
+def test_no_product_is_in_two_splits_even_across_categories(
     make_params: Callable[..., Params], items: Items, buckets: int
 ) -> None:
     with TemporaryDirectory() as folder:
@@ -230,7 +230,7 @@ def test_a_larger_fraction_adds_parts_and_changes_none(
 
 @FEW
 @given(items=catalogues(), fraction=st.integers(4, 16), shares=st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)))
-def test_the_share_that_is_measured_on_nests_and_leaves_the_training_alone(
+def test_evaluation_fractions_are_nested_and_do_not_change_training(
     make_params: Callable[..., Params],
     digests: Callable[[Path], dict[str, str]],
     items: Items,
@@ -253,7 +253,7 @@ def test_the_share_that_is_measured_on_nests_and_leaves_the_training_alone(
 
 @FEW
 @given(items=catalogues(), fraction=st.integers(2, 20), eval_fraction=st.floats(0.05, 1))
-def test_every_stratum_gives_its_share_to_within_one_item(
+def test_every_stratum_is_sampled_to_within_one_item(
     make_params: Callable[..., Params], items: Items, fraction: int, eval_fraction: float
 ) -> None:
     with TemporaryDirectory() as folder:
@@ -271,11 +271,11 @@ def test_every_stratum_gives_its_share_to_within_one_item(
 
 
 def in_split(split: str) -> str:
-    """Return an id whose group, if it is alone in it, stands in that split."""
+    """Return an id that is in this split if it is the only one in its group."""
     return next(f"X{n}" for n in count() if split_of([f"X{n}"], "effimini", 0.1, 0.1)[0] == split)
 
 
-def test_a_category_of_one_item_is_taken_whole_or_said_to_have_nothing(
+def test_a_category_of_one_item_is_used_completely_or_is_an_error(
     tmp_path: Path, make_params: Callable[..., Params]
 ) -> None:
     items: Items = {("Home", in_split("train")): row(in_split("train"), 1, 0, 4.0, 3)}
@@ -289,7 +289,7 @@ def test_a_category_of_one_item_is_taken_whole_or_said_to_have_nothing(
         sample("Home", params, tmp_path)
 
 
-def test_a_category_that_is_added_moves_only_what_it_links(tmp_path: Path, make_params: Callable[..., Params]) -> None:
+def test_a_new_category_moves_only_the_items_it_links(tmp_path: Path, make_params: Callable[..., Params]) -> None:
     toys: Items = {("Toys", f"I{n:03d}"): row(f"I{n:03d}", n, 0, 4.0, 3) for n in range(40)}
     alone, both = tmp_path / "alone", tmp_path / "both"
     draw_sample(toys, settings_of(make_params, toys), alone)
@@ -312,7 +312,7 @@ def test_a_hundred_ids_in_a_chain_are_one_product(tmp_path: Path, make_params: C
     assert (len(taken), set(taken["group"])) == (100, {"I000"})
 
 
-def test_an_id_of_two_categories_counts_once_towards_the_widest_link(
+def test_an_id_in_two_categories_counts_once_for_max_items_per_key(
     tmp_path: Path, make_params: Callable[..., Params]
 ) -> None:
     ids = [f"I{n}" for n in range(LINK)]

@@ -1,4 +1,4 @@
-"""Promise 4 on lines: each is a row or a reject with its reason, whatever stands beside it."""
+"""Every line is a row or a reject with its reason, independent of the other lines."""
 
 import json
 from typing import Any
@@ -29,7 +29,7 @@ def item(**changes: Any) -> bytes:
 
 
 def item_with(name: str, value: bytes) -> bytes:
-    """Return an item with a field given as JSON."""
+    """Return an item line with the JSON `value` for a field."""
     return item(**{name: "HERE"}).replace(b'"HERE"', value)
 
 
@@ -43,7 +43,7 @@ def without(kind: Kind, key: str) -> bytes:
 
 
 def only(line: bytes) -> dict[str, Any]:
-    """Return the row of an item that is read alone."""
+    """Parse a single item line and return its row."""
     table, rejects = parse_lines("items", line + b"\n", 1)
     assert rejects == []
     row: dict[str, Any] = table.to_pylist()[0]
@@ -121,13 +121,13 @@ def test_a_bad_line_is_a_reject_with_its_number_and_reason(kind: Kind, line: byt
 
 @pytest.mark.parametrize("kind", ["items", "reviews"])
 @pytest.mark.parametrize("first", [b"\n", b"\r\n"])
-def test_two_objects_on_a_line_behind_an_empty_one_are_no_rows(kind: Kind, first: bytes) -> None:
+def test_two_objects_on_a_line_are_rejected(kind: Kind, first: bytes) -> None:
     table, rejects = parse_lines(kind, first + GOOD[kind] * 2, 1)
     assert (table.num_rows, [reject.line for reject in rejects]) == (0, [1, 2])
 
 
 @pytest.mark.parametrize("kind", ["items", "reviews"])
-def test_the_last_line_may_lack_its_end_and_is_truncated_if_it_lacks_more(kind: Kind) -> None:
+def test_the_last_line_may_lack_its_newline_and_is_truncated_if_incomplete(kind: Kind) -> None:
     good = GOOD[kind]
     for end in (b"", b"\n", b"\r\n"):
         assert parse_lines(kind, good + b"\n" + good + end, 1)[0].num_rows == 2
@@ -137,7 +137,7 @@ def test_the_last_line_may_lack_its_end_and_is_truncated_if_it_lacks_more(kind: 
 
 
 @pytest.mark.parametrize(("kind", "schema"), [("items", ITEMS), ("reviews", REVIEWS)])
-def test_no_bytes_are_no_rows(kind: Kind, schema: pa.Schema) -> None:
+def test_empty_content_gives_no_rows(kind: Kind, schema: pa.Schema) -> None:
     table, rejects = parse_lines(kind, b"", 1)
     assert (table.schema, table.num_rows, rejects) == (schema, 0, [])
 
@@ -165,11 +165,11 @@ def mixtures(draw: st.DrawFn) -> tuple[Kind, list[bytes], bytes]:
 
 @settings(max_examples=300, deadline=None)
 @given(mixture=mixtures(), first=st.integers(1, 10**9))
-def test_every_line_is_read_as_if_it_stood_alone(mixture: tuple[Kind, list[bytes], bytes], first: int) -> None:
+def test_every_line_is_parsed_independently(mixture: tuple[Kind, list[bytes], bytes], first: int) -> None:
     kind, lines, end = mixture
     content = b"\n".join(lines) + (end if lines else b"")
     if lines and not end and not lines[-1]:
-        return  # an empty last line without an end is none
+        return  # an empty last line without a newline is not a line
     table, rejects = parse_lines(kind, content, first)
     alone = [
         parse_lines(kind, line + (end if number == len(lines) - 1 else b"\n"), first + number)
@@ -191,21 +191,21 @@ def test_every_line_is_read_as_if_it_stood_alone(mixture: tuple[Kind, list[bytes
         [b'{"parent_asin": "B01", "details":', b"{}}" + GOOD["items"]],
     ],
 )
-def test_objects_in_one_line_and_lines_of_none_do_not_make_up_for_each_other(lines: list[bytes]) -> None:
+def test_several_objects_on_one_line_do_not_compensate_for_empty_lines(lines: list[bytes]) -> None:
     table, rejects = parse_lines("items", b"\n".join(lines) + b"\n", 1)
     assert (table.num_rows, [reject.line for reject in rejects]) == (0, [1, 2])
 
 
 @pytest.mark.parametrize("name", ["price", "details", "features", "unknown"])
 @pytest.mark.parametrize(("begin", "end"), [(b"[", b"]"), (b'{"a":', b"}")])
-def test_nesting_without_end_is_a_reject_and_no_crash(name: str, begin: bytes, end: bytes) -> None:
+def test_unlimited_nesting_is_rejected_without_a_crash(name: str, begin: bytes, end: bytes) -> None:
     deep = item_with(name, begin * DEEP + b"1" + end * DEEP)
     table, rejects = parse_lines("items", b"\n".join([GOOD["items"], deep, begin * DEEP, GOOD["items"]]) + b"\n", 1)
     assert [reject.line for reject in rejects] == [2, 3]
     assert table["line"].to_pylist() == [1, 4]
 
 
-def test_line_ends_of_windows_change_nothing() -> None:
+def test_windows_line_endings_change_nothing() -> None:
     for kind, good in GOOD.items():
         unix = parse_lines(kind, b"\n".join([good] * 3) + b"\n", 1)
         windows = parse_lines(kind, b"\r\n".join([good] * 3) + b"\r\n", 1)
@@ -213,7 +213,7 @@ def test_line_ends_of_windows_change_nothing() -> None:
         assert windows[1] == unix[1] == []
 
 
-def test_a_whole_number_is_a_rating_too() -> None:
+def test_an_integer_is_a_valid_rating() -> None:
     assert [only(item_with("average_rating", value))["average_rating"] for value in (b"4", b"4.0", b"40e-1")] == [
         4.0
     ] * 3
@@ -234,12 +234,12 @@ def test_a_whole_number_is_a_rating_too() -> None:
         (b"7", "{}"),
     ],
 )
-def test_details_are_an_object_as_it_stands_in_the_line_or_none(details: bytes, text: str) -> None:
+def test_details_are_the_unchanged_object_or_empty(details: bytes, text: str) -> None:
     assert only(item_with("details", details))["details"] == text
     assert only(without("items", "details"))["details"] == "{}"
 
 
-def test_lists_come_without_nulls_and_are_never_null() -> None:
+def test_lists_have_no_nulls_and_are_never_null() -> None:
     row = only(item(features=[None, "a", None, ""], description=None))
     assert (row["features"], row["description"]) == (["a", ""], [])
     assert only(without("items", "features"))["features"] == []
@@ -261,7 +261,7 @@ def test_an_image_is_the_first_url_of_its_kind(images: Any, urls: tuple[str | No
     assert (row["hi_res"], row["large"]) == urls
 
 
-def test_neither_a_reviews_words_nor_its_user_are_in_the_table() -> None:
+def test_neither_the_text_nor_the_user_of_a_review_is_stored() -> None:
     table, _ = parse_lines("reviews", GOOD["reviews"] + b"\n", 1)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
@@ -272,7 +272,7 @@ def test_neither_a_reviews_words_nor_its_user_are_in_the_table() -> None:
     assert b"AGNOBODY" not in content
 
 
-def test_a_users_hash_is_the_users_and_a_lines_is_the_lines() -> None:
+def test_hashes_depend_only_on_the_user_and_on_the_line() -> None:
     lines = [review(), review(rating=1.0), review(user_id="V"), review() + b"\r", review()]
     table, _ = parse_lines("reviews", b"\n".join(lines) + b"\n", 1)
     users, hashed = table["user_hash"].to_pylist(), table["line_hash"].to_pylist()
@@ -281,6 +281,6 @@ def test_a_users_hash_is_the_users_and_a_lines_is_the_lines() -> None:
     assert len({*hashed}) == 3
 
 
-def test_hashes_of_reviews_are_those_of_every_machine_and_version() -> None:
+def test_review_hashes_are_the_same_on_every_machine_and_version() -> None:
     row = parse_lines("reviews", GOOD["reviews"] + b"\n", 1)[0].to_pylist()[0]
     assert (f"{row['line_hash']:016x}", f"{row['user_hash']:016x}") == ("13a5ff8445f254eb", "dda7ff206bcfa7e4")

@@ -1,4 +1,4 @@
-"""Promises 1 to 4 on the sample stage, over made categories and pairs of fractions."""
+"""Properties of the sample stage on generated categories and pairs of fractions."""
 
 import json
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from prep.core.errors import UserError
 from prep.core.params import Params
 from prep.groups import groups
 from prep.sample import candidate_urls, sample
-from tests.prep.made import write_items
+from tests.prep.joined import write_items
 
 ITEM = st.tuples(
     st.integers(0, 30),  # the title: equal ones are the same product
@@ -59,7 +59,7 @@ BASE = {"source.categories": ["Toys"], "groups.max_items_per_key": 200, "sample.
     minimum=st.sampled_from([0, 5, 40]),
     eval_fraction=st.sampled_from([0.05, 0.5, 1.0]),
 )
-def test_fractions_nest_splits_stay_and_the_bytes_know_nothing_of_fraction_or_partitioning(
+def test_fractions_are_nested_and_part_bytes_do_not_depend_on_fraction_or_partitioning(
     tmp_path: Path,
     make_params: Callable[..., Params],
     digests: Callable[[Path], dict[str, str]],
@@ -78,18 +78,18 @@ def test_fractions_nest_splits_stay_and_the_bytes_know_nothing_of_fraction_or_pa
         write(tmp_path, items, buckets)
         other = {"sample.fraction": large / 20, "download.buckets": buckets}
         many, many_parts = drawn(tmp_path, make_params(**common, **other), digests)
-    except UserError as error:  # a handful of groups may all fall outside train
+    except UserError as error:  # with few groups, none may be in the training split
         assert "no training items are left" in str(error)
         return
     assert few_parts.items() <= many_parts.items()
     split = dict(zip(many["parent_asin"], many["split"], strict=True))
     assert all(split[asin] == before for asin, before in zip(few["parent_asin"], few["split"], strict=True))
     assert (many.groupby("group")["split"].nunique() == 1).all()
-    assert many.groupby("title")["split"].nunique().max() == 1  # the same product stands in one split
+    assert many.groupby("title")["split"].nunique().max() == 1  # the same product is in one split
     train = many[many["split"] == "train"]
     assert (train["part"] == train["band"].map(lambda b: f"train-{b:02d}")).all()
     held = [rows[rows["split"] != "train"]["parent_asin"].tolist() for rows in (few, many)]
-    assert held[0] == held[1]  # measured on the same items whatever the fraction
+    assert held[0] == held[1]  # the evaluation items are the same for every fraction
     report = json.loads((tmp_path / "sample/Toys/report.json").read_text())["tables"]["items"]
     assert report["rows_in"] == len(items)
     assert report["rows_out"] == len(many)
@@ -109,7 +109,7 @@ def test_fractions_nest_splits_stay_and_the_bytes_know_nothing_of_fraction_or_pa
         ({"title": "a", "features": ["b"], "description": ["<b>" + " " * 40 + "</b>c"]}, "short_text"),
     ],
 )
-def test_an_item_without_what_is_required_is_dropped_with_its_reason(
+def test_an_item_without_a_required_field_is_dropped_with_its_reason(
     tmp_path: Path, make_params: Callable[..., Params], change: dict, reason: str
 ) -> None:
     whole = {
@@ -127,7 +127,7 @@ def test_an_item_without_what_is_required_is_dropped_with_its_reason(
     assert report == {"rows_in": 31, "rows_out": 30, "dropped": {reason: 1}}
 
 
-def test_a_category_with_nothing_to_train_on_is_a_sentence(tmp_path: Path, make_params: Callable[..., Params]) -> None:
+def test_a_category_without_training_items_is_an_error(tmp_path: Path, make_params: Callable[..., Params]) -> None:
     write(tmp_path, [(1, 4.0, 3)])
     params = make_params(**BASE, **{"sample.require": ["image"]})
     groups(params, tmp_path)
@@ -135,7 +135,7 @@ def test_a_category_with_nothing_to_train_on_is_a_sentence(tmp_path: Path, make_
         sample("Toys", params, tmp_path)
 
 
-def test_the_first_image_of_the_preferred_kind_is_asked_first() -> None:
+def test_the_url_of_the_preferred_kind_comes_first() -> None:
     assert candidate_urls("h", "l", "hi_res") == ["h", "l"]
     assert candidate_urls("h", "l", "large") == ["l", "h"]
     assert candidate_urls(None, "l", "hi_res") == ["l"]
@@ -162,7 +162,7 @@ def test_the_papers_filter_accounts_for_every_real_row(
     assert 0.05 * lines < report["rows_out"] < 0.3 * lines
 
 
-def test_the_strata_say_what_each_gave_and_the_report_how_far_the_sample_is_from_its_population(
+def test_strata_have_counts_and_the_report_has_the_largest_deviation(
     tmp_path: Path, make_params: Callable[..., Params]
 ) -> None:
     write(tmp_path, [(number, [3.0, 4.5][number % 2], [1, 30][number % 3 == 0]) for number in range(300)])

@@ -32,7 +32,7 @@ QUICK = RetryPolicy(max_attempts=3, first_wait=0.001)
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """Give the hub with one file, read in ranges of 256 KiB, as the endpoint of huggingface_hub."""
+    """Serve the hub with one file as the endpoint of huggingface_hub; files are read in ranges of 256 KiB."""
     with Hub({ITEMS: BODY}) as served:
         point_at(served, monkeypatch)
         monkeypatch.setattr(ranges, "RANGE", 1 << 18)
@@ -87,47 +87,45 @@ FAULTS = {
 @pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("mirror", [True, False])
 @pytest.mark.parametrize("name", FAULTS)
-def test_the_bytes_are_the_files_through_every_passing_fault(
+def test_the_bytes_are_correct_after_every_transient_fault(
     hub: Hub, source: Callable[..., SourceParams], name: str, mirror: bool, keep: bool
 ) -> None:
     fault = FAULTS[name]
-    hub.violations.extend([None, fault, fault, None, fault])
+    hub.faults.extend([None, fault, fault, None, fault])
     assert had(source(hub.cdn.url if mirror else "", keep_raw=keep)) == BODY
-    assert not hub.violations or name == "whole"  # which brings the rest at once
+    assert not hub.faults or name == "whole"  # which sends the rest at once
 
 
-def test_a_fault_that_stays_is_a_sentence_after_the_tries(hub: Hub, source: Callable[..., SourceParams]) -> None:
-    hub.violations.extend([hub_server.status(503)] * 4)
+def test_a_permanent_fault_is_an_error_after_the_attempts(hub: Hub, source: Callable[..., SourceParams]) -> None:
+    hub.faults.extend([hub_server.status(503)] * 4)
     with pytest.raises(UserError, match=rf"{ITEMS} cannot be fetched after 3 attempts \(HTTP 503\).*HF_TOKEN"):
         had(source(keep_raw=False))
-    assert len(hub.violations) == 1
+    assert len(hub.faults) == 1
     with pytest.raises(UserError, match=r"meta_Toys.jsonl cannot be fetched after 3 attempts.*check source.location"):
         had(source("http://127.0.0.1:9"))
 
 
 @pytest.mark.parametrize("headers", [{"Retry_After": "1"}, {"RateLimit": '"api";r=0;t=1'}, "date"])
-def test_a_server_is_left_alone_for_as_long_as_it_asks(
+def test_a_retry_waits_as_long_as_the_server_requests(
     hub: Hub, source: Callable[..., SourceParams], headers: dict[str, str] | str
 ) -> None:
-    # Who does not wait has spent the tries before the server opens.
+    # A client that does not wait uses up its attempts before the server opens.
     given = {"Retry_After": hub_server.http_date(2)} if isinstance(headers, str) else headers
     hub_server.closed_for(hub, 0.9, **given)
     assert had(source(keep_raw=False), RetryPolicy(max_attempts=2, first_wait=0.001)) == BODY
 
 
-def test_an_answer_that_ends_early_costs_a_try(hub: Hub, source: Callable[..., SourceParams]) -> None:
-    hub.violations.extend([hub_server.faint, hub_server.status(503), hub_server.status(503)])
+def test_an_incomplete_response_counts_as_an_attempt(hub: Hub, source: Callable[..., SourceParams]) -> None:
+    hub.faults.extend([hub_server.faint, hub_server.status(503), hub_server.status(503)])
     with pytest.raises(UserError, match="after 3 attempts"):
         had(source(hub.cdn.url, keep_raw=False))
-    hub.violations.extend([hub_server.page] * 3)
+    hub.faults.extend([hub_server.page] * 3)
     with pytest.raises(UserError, match=r"after 3 attempts \(received 28 bytes of text/html, expected"):
         had(source(hub.cdn.url, keep_raw=False))
 
 
-def test_an_answer_that_breaks_off_is_asked_on_from_where_it_broke(
-    hub: Hub, source: Callable[..., SourceParams]
-) -> None:
-    hub.violations.append(hub_server.cut)
+def test_an_interrupted_response_is_resumed_where_it_stopped(hub: Hub, source: Callable[..., SourceParams]) -> None:
+    hub.faults.append(hub_server.cut)
     had(source(hub.cdn.url))
     first, second, *_ = (tuple(map(int, asked.split("-"))) for asked in hub.ranges())
     assert first == (0, (1 << 18) - 1)
@@ -135,26 +133,26 @@ def test_an_answer_that_breaks_off_is_asked_on_from_where_it_broke(
 
 
 @pytest.mark.parametrize("fault", [hub_server.changed, hub_server.grown])
-def test_a_file_that_changes_while_it_is_read_is_refused(
+def test_a_file_that_changes_while_it_is_read_is_an_error(
     hub: Hub, source: Callable[..., SourceParams], fault: Callable[..., None]
 ) -> None:
-    hub.violations.extend([None, fault])
+    hub.faults.extend([None, fault])
     with pytest.raises(UserError, match=r"meta_Toys.jsonl changed while it was read: .*run again"):
         had(source(hub.cdn.url))
     assert not [path for path in left() if path.name == "meta_Toys.jsonl"]
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_other_bytes_of_the_right_length_are_found_by_their_sha256(
+def test_wrong_bytes_of_the_right_length_are_detected_by_sha256(
     hub: Hub, source: Callable[..., SourceParams], keep: bool
 ) -> None:
-    hub.violations.extend([None, hub_server.corrupt])
+    hub.faults.extend([None, hub_server.corrupt])
     with pytest.raises(UserError, match=f"has sha256 .*, expected {hashlib.sha256(BODY).hexdigest()}; run again"):
         had(source(keep_raw=keep))
-    assert had(source(keep_raw=keep)) == BODY  # not with what was wrong
+    assert had(source(keep_raw=keep)) == BODY  # without the wrong bytes
 
 
-def test_a_kept_file_is_asked_once_and_one_not_kept_leaves_nothing(
+def test_a_kept_file_is_requested_once_and_a_streamed_one_leaves_no_file(
     hub: Hub, source: Callable[..., SourceParams]
 ) -> None:
     streamed = raw_file(source(keep_raw=False), "items", "Toys")
@@ -171,7 +169,7 @@ def test_a_kept_file_is_asked_once_and_one_not_kept_leaves_nothing(
 
 
 def run(settings: SourceParams, *code: str, **environment: str) -> subprocess.Popen[bytes]:
-    """Read the raw file in a process of its own, with HF_ENDPOINT as a user sets it."""
+    """Read the raw file in another process, with HF_ENDPOINT in the environment."""
     script = (
         "import sys, msgspec; from prep.core.params import SourceParams; from prep import ranges, source;"
         f"ranges.RANGE = 1 << 18; settings = msgspec.json.decode(sys.argv[1], type=SourceParams);{';'.join(code)}"
@@ -183,8 +181,8 @@ def run(settings: SourceParams, *code: str, **environment: str) -> subprocess.Po
 
 
 @pytest.mark.parametrize("mirror", [True, False])
-def test_what_a_killed_run_had_is_not_asked_again(hub: Hub, source: Callable[..., SourceParams], mirror: bool) -> None:
-    hub.violations.extend([None, None, lambda request, *_: request.connection.recv(1)])  # two ranges, then silence
+def test_a_killed_download_is_resumed(hub: Hub, source: Callable[..., SourceParams], mirror: bool) -> None:
+    hub.faults.extend([None, None, lambda request, *_: request.connection.recv(1)])  # two ranges, then no response
     settings = source(hub.cdn.url if mirror else "", keep_raw=True)
     process = run(settings, 'source.raw_file(settings, "items", "Toys")', HF_ENDPOINT=hub.url)
     while len(hub.ranges()) < 3:
@@ -199,13 +197,13 @@ def test_what_a_killed_run_had_is_not_asked_again(hub: Hub, source: Callable[...
     assert [path.name for path in left() if path.stat().st_size] == ["meta_Toys.jsonl"]
 
 
-def test_the_token_goes_to_the_hub_alone_and_into_no_log(
+def test_the_token_is_sent_only_to_the_hub_and_not_logged(
     hub: Hub, source: Callable[..., SourceParams], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    hub.violations.append(hub_server.status(503))
+    hub.faults.append(hub_server.status(503))
     had(source(keep_raw=False))
-    hub.violations.extend([hub_server.status(503)] * 3)
+    hub.faults.extend([hub_server.status(503)] * 3)
     with pytest.raises(UserError) as caught:
         had(source(keep_raw=False))
     assert {asked.token for asked in hub.hub.asked} == {"Bearer hf_secret"}
@@ -213,12 +211,12 @@ def test_the_token_goes_to_the_hub_alone_and_into_no_log(
     assert "hf_secret" not in caplog.text + str(caught.value) + repr(the_hub.remote(COMMIT, ITEMS))
 
 
-def test_every_url_holds_the_commit(hub: Hub, source: Callable[..., SourceParams]) -> None:
+def test_every_url_contains_the_commit(hub: Hub, source: Callable[..., SourceParams]) -> None:
     had(source())
     assert all(COMMIT in asked.path for asked in hub.hub.asked if the_hub.REPO in asked.path)
 
 
-def test_the_end_of_each_file_is_one_line_with_bytes_time_and_rate(
+def test_each_file_is_logged_with_bytes_time_and_rate(
     hub: Hub, source: Callable[..., SourceParams], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "prep")
@@ -229,7 +227,7 @@ def test_the_end_of_each_file_is_one_line_with_bytes_time_and_rate(
     assert lines[0].endswith(" MB/s")
 
 
-def test_a_disk_without_room_is_said_before_anything_is_fetched(hub: Hub, source: Callable[..., SourceParams]) -> None:
+def test_a_full_disk_is_an_error_before_anything_is_fetched(hub: Hub, source: Callable[..., SourceParams]) -> None:
     hub.announced[ITEMS] = 10**18
     for settings in (source(), source(hub.cdn.url)):
         with pytest.raises(UserError, match=r"needs 1,000,000,.* bytes more in .*EFFIMINI_STORE .*keep_raw: false"):
@@ -237,14 +235,14 @@ def test_a_disk_without_room_is_said_before_anything_is_fetched(hub: Hub, source
     assert hub.ranges() == []
 
 
-def test_a_disk_that_fills_up_meanwhile_is_a_sentence(
+def test_a_disk_that_fills_up_during_the_download_is_an_error(
     hub: Hub, source: Callable[..., SourceParams], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", str(disk)]
     if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("no file system can be mounted here")
+        pytest.skip("file systems cannot be mounted on this machine")
     try:
         monkeypatch.setenv("EFFIMINI_STORE", str(disk))
 
@@ -252,7 +250,7 @@ def test_a_disk_that_fills_up_meanwhile_is_a_sentence(
             (disk / "other").write_bytes(bytes(900_000))
             hub_server.cut(request, *_)  # type: ignore[arg-type]
 
-        hub.violations.append(fill)
+        hub.faults.append(fill)
         with pytest.raises(UserError, match="bytes more in .* are free; free up"):
             had(source())
         (disk / "other").unlink()
@@ -262,7 +260,7 @@ def test_a_disk_that_fills_up_meanwhile_is_a_sentence(
 
 
 @pytest.mark.parametrize(
-    ("fault", "sentence"),
+    ("fault", "message"),
     [
         (hub_server.refusing(403, "GatedRepo"), r"is a gated repository on .*accept its terms"),
         (hub_server.refusing(404, "RepoNotFound"), r"has no repository McAuley-Lab/.*HF_TOKEN"),
@@ -273,18 +271,16 @@ def test_a_disk_that_fills_up_meanwhile_is_a_sentence(
         ),
     ],
 )
-def test_what_the_hub_refuses_is_one_sentence(
-    hub: Hub, source: Callable[..., SourceParams], fault: Callable[..., None], sentence: str
+def test_a_refusal_of_the_hub_is_an_error(
+    hub: Hub, source: Callable[..., SourceParams], fault: Callable[..., None], message: str
 ) -> None:
     hub.api_faults.append(fault)
-    with pytest.raises(UserError, match=sentence) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         had(source())
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_not_there_or_may_not_be_read_is_a_sentence(
-    hub: Hub, source: Callable[..., SourceParams]
-) -> None:
+def test_a_missing_or_inaccessible_file_is_an_error(hub: Hub, source: Callable[..., SourceParams]) -> None:
     with pytest.raises(UserError, match=rf"no file raw/meta_categories/meta_Gone.jsonl at {COMMIT}; check"):
         raw_file(source(), "items", "Gone", QUICK)
     with pytest.raises(UserError, match=r"meta_Gone.jsonl responded with HTTP 404; check source.location"):
@@ -294,18 +290,18 @@ def test_a_file_that_is_not_there_or_may_not_be_read_is_a_sentence(
         had(source())
 
 
-def test_a_hub_that_does_not_answer_is_a_sentence(hub: Hub, source: Callable[..., SourceParams]) -> None:
+def test_a_hub_that_does_not_respond_is_an_error(hub: Hub, source: Callable[..., SourceParams]) -> None:
     hub.api_faults.extend([hub_server.status(503)] * 2)
     assert had(source()) == BODY
     hub.api_faults.extend([hub_server.reset] * 3)
     with pytest.raises(UserError, match=r"does not respond after 3 attempts.*check the network and HF_ENDPOINT"):
         had(source())
     stopped = run(source(), 'source.raw_file(settings, "items", "Toys")', HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="1")
-    _, said = stopped.communicate()
-    assert b"HF_HUB_OFFLINE is set; unset it" in said
+    _, stderr = stopped.communicate()
+    assert b"HF_HUB_OFFLINE is set; unset it" in stderr
 
 
-def test_the_download_has_the_same_bytes_from_wherever_it_comes(
+def test_every_source_gives_the_same_bytes(
     tmp_path: Path, make_params: Callable[..., Params], monkeypatch: pytest.MonkeyPatch, digests: Callable[..., object]
 ) -> None:
     demo = make_params(**{"source.categories": ["Demo_Toys"], "source.demo.items": 500})
@@ -323,5 +319,5 @@ def test_the_download_has_the_same_bytes_from_wherever_it_comes(
             assert digests(tmp_path / str(number)) == digests(tmp_path / "demo")
 
 
-def test_the_hubs_images_come_from_their_own_host(source: Callable[..., SourceParams]) -> None:
+def test_images_of_the_hub_are_fetched_from_their_urls(source: Callable[..., SourceParams]) -> None:
     assert locate(source(), "Toys").base == ""

@@ -13,7 +13,7 @@ ITEMS = st.lists(
 
 
 def place(items: list[tuple[int, int, int]], ids: list[str] | None = None, salt: str = "s") -> dict[str, float]:
-    """Return u by id; ids count through the items as given."""
+    """Return u by id; the default ids number the items."""
     ids = ids or [f"I{i}" for i in range(len(items))]
     ratings = np.array([tenths / 10 for _, tenths, _ in items])
     counts = np.array([count for *_, count in items])
@@ -30,7 +30,7 @@ def test_positions_do_not_depend_on_the_row_order(items: list, random) -> None:
 
 
 @given(ITEMS, st.integers(1, 20))
-def test_a_fraction_takes_its_share_of_every_stratum_to_within_one_item(items: list, twentieths: int) -> None:
+def test_a_fraction_of_every_stratum_is_selected_to_within_one_item(items: list, twentieths: int) -> None:
     u = place(items)
     strata_of: dict[tuple[int, int], list[float]] = {}
     for name, (_, tenths, count) in zip(u, items, strict=True):
@@ -48,7 +48,7 @@ def test_a_fraction_takes_its_share_of_every_stratum_to_within_one_item(items: l
     st.integers(1, 20),
     st.integers(0, 300),
 )
-def test_limits_nest_and_reach_the_minimum(bands: list[int], one: int, other: int, minimum: int) -> None:
+def test_limits_are_nested_and_reach_the_minimum(bands: list[int], one: int, other: int, minimum: int) -> None:
     small, large = sorted((one, other))
     array = np.array(bands)
     limits = [strata.limit(array, f / 20, 20, minimum) for f in (small, large)]
@@ -57,7 +57,7 @@ def test_limits_nest_and_reach_the_minimum(bands: list[int], one: int, other: in
     assert (array < limits[0]).sum() >= min(minimum, len(bands))
 
 
-def test_the_minimum_takes_no_band_more_than_it_needs() -> None:
+def test_the_minimum_selects_no_more_bands_than_needed() -> None:
     bands = np.repeat(np.arange(20), 10)
     assert strata.limit(bands, 0.05, 20, 0) == 1
     assert strata.limit(bands, 0.05, 20, 30) == 3
@@ -66,14 +66,14 @@ def test_the_minimum_takes_no_band_more_than_it_needs() -> None:
     assert strata.limit(bands, 0.05, 20, 10**6) == 20
 
 
-def test_items_of_a_stratum_stand_in_the_order_of_their_groups_hash_then_of_their_ids() -> None:
+def test_items_of_a_stratum_are_sorted_by_group_hash_then_by_id() -> None:
     order = np.array([9, 4, 9, 1], np.uint64)
     u = strata.positions(np.zeros(4, np.int16), order, pa.array(["B", "C", "A", "D"]), "s")
     assert np.argsort(u).tolist() == [3, 1, 2, 0]
     assert np.allclose(np.diff(np.sort(u)), 1 / 4)
 
 
-def test_splits_have_their_shares_and_follow_the_group_alone() -> None:
+def test_splits_have_their_fractions_and_depend_only_on_the_group() -> None:
     groups = [f"G{i}" for i in range(20_000)]
     splits = strata.split_of(groups, "s", 0.1, 0.2).tolist()
     assert abs(splits.count("validation") / 20_000 - 0.1) < 0.01  # over three standard deviations
@@ -82,6 +82,6 @@ def test_splits_have_their_shares_and_follow_the_group_alone() -> None:
     assert splits != strata.split_of(groups, "pepper", 0.1, 0.2).tolist()
 
 
-def test_counts_fall_into_their_buckets() -> None:
+def test_counts_are_assigned_to_buckets() -> None:
     counts = np.array([0, 1, 2, 4, 5, 99, 100, 1000, 10**7])
     assert strata.count_bucket(counts).tolist() == [0, 0, 1, 1, 2, 5, 6, 7, 7]

@@ -1,4 +1,4 @@
-"""The traps of the real dataset (reference, section 3), where size is the trap in files of more than 10 MB."""
+"""The irregularities of the real dataset, including types that change after the first 10 MB of a file."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -19,10 +19,10 @@ from prep.sample import sample
 from prep.source import PATHS
 from tests.prep.test_metadata import write as write_parquet
 
-LARGE = 10 << 20  # bytes; tools that guess types look at the first 10 MB
+LARGE = 10 << 20  # bytes; tools that infer types read the first 10 MB
 TOYS = "Toys"
 IMAGE = "https://m.media-amazon.com/images/I"
-# Of the first 10 MB each field has one type, and another after them.
+# In the first 10 MB each field has one type, and after that another one.
 EARLY: dict[str, Any] = {
     "price": None, "details": {}, "images": [], "main_category": None, "average_rating": 4, "rating_number": None,
     "store": None, "features": [], "description": [], "author": None, "subtitle": None, "videos": [], "categories": [],
@@ -58,14 +58,14 @@ def item(number: int, **changes: Any) -> dict[str, Any]:
 
 
 def large_catalogue() -> list[dict[str, Any]]:
-    """Return items of which those after the first 10 MB, as parquet too, have other types."""
+    """Return items whose types change after the first 10 MB, in JSONL and in parquet."""
     early = [item(number) for number in range(2 * LARGE // len(json.dumps(item(0))))]
     return early + [item(len(early) + number, **LATE[number % len(LATE)]) for number in range(2_000)]
 
 
 @pytest.fixture
 def toys(tmp_path: Path, make_params: Callable[..., Params]) -> Callable[..., Params]:
-    """Write raw files of one category to a mirror and return the parameters to read them with."""
+    """Write raw files of one category to a mirror and return parameters that read them."""
 
     def write(items: bytes, reviews: bytes = b"", **changes: Any) -> Params:
         for name, content in zip(PATHS.values(), (items, reviews), strict=True):
@@ -101,9 +101,7 @@ def first_urls(row: dict[str, Any]) -> Iterator[str | None]:
         yield next((image[kind] for image in row["images"] if image.get(kind)), None)
 
 
-def test_types_that_change_only_after_10_mb_are_read_as_what_they_are(
-    tmp_path: Path, toys: Callable[..., Params]
-) -> None:
+def test_types_that_change_after_10_mb_are_parsed_correctly(tmp_path: Path, toys: Callable[..., Params]) -> None:
     rows = large_catalogue()
     assert len(lines(rows[:-2_000])) > LARGE
     download(TOYS, toys(lines(rows)), tmp_path)
@@ -126,7 +124,7 @@ def test_types_that_change_only_after_10_mb_are_read_as_what_they_are(
         assert [found[number]["hi_res"], found[number]["large"]] == list(first_urls(row))
 
 
-def test_what_is_broken_after_10_mb_is_set_aside_with_its_line(tmp_path: Path, toys: Callable[..., Params]) -> None:
+def test_a_bad_line_after_10_mb_is_rejected_with_its_number(tmp_path: Path, toys: Callable[..., Params]) -> None:
     review = json.dumps(REVIEW).encode() + b"\n"
     many = LARGE // len(review) + 1
     broken = [
@@ -151,7 +149,7 @@ def parquet_of(rows: list[dict[str, Any]], toys: Callable[..., Params], tmp_path
 
 
 @pytest.mark.parametrize("rows", ["of more than 10 MB", "real"])
-def test_the_same_items_come_out_of_jsonl_and_of_parquet(
+def test_jsonl_and_parquet_give_the_same_items(
     tmp_path: Path, toys: Callable[..., Params], request: pytest.FixtureRequest, rows: str
 ) -> None:
     if rows == "real":
@@ -177,7 +175,7 @@ def test_the_same_items_come_out_of_jsonl_and_of_parquet(
     "change",
     [{"rating_number": -1}, {"rating_number": 2**53 + 1}, {"average_rating": float("nan")}, {"parent_asin": "a.b"}],
 )
-def test_what_is_a_reject_in_jsonl_is_one_in_parquet(
+def test_jsonl_and_parquet_give_the_same_rejects(
     tmp_path: Path, toys: Callable[..., Params], change: dict[str, Any]
 ) -> None:
     made = [item(0), item(1, **change), item(2)]
@@ -188,7 +186,7 @@ def test_what_is_a_reject_in_jsonl_is_one_in_parquet(
         assert sorted(row["line"] for row in table(tmp_path / name, "items")) == [1, 3]
 
 
-def test_details_of_the_parquet_that_are_no_object_are_none(tmp_path: Path, toys: Callable[..., Params]) -> None:
+def test_details_in_parquet_that_are_not_an_object_are_empty(tmp_path: Path, toys: Callable[..., Params]) -> None:
     path = write_parquet(tmp_path / "mirror", [item(0), item(1), item(2)]) / "full-00000-of-00001.parquet"
     whole = pq.read_table(path)
     details = pa.array([None, "", "[1]"], pa.string())
@@ -197,7 +195,7 @@ def test_details_of_the_parquet_that_are_no_object_are_none(tmp_path: Path, toys
     assert [row["details"] for row in table(tmp_path, "items")] == ["{}"] * 3
 
 
-def test_the_rating_of_zero_is_kept_raw_and_counts_nowhere(tmp_path: Path, toys: Callable[..., Params]) -> None:
+def test_a_rating_of_zero_is_in_the_raw_table_and_counts_nowhere(tmp_path: Path, toys: Callable[..., Params]) -> None:
     reviews = lines([REVIEW | {"rating": rating} for rating in (0.0, 5.0, 4.0)])
     params = toys(lines([item(0)]), reviews, **{"download.buckets": 1})
     download(TOYS, params, tmp_path)
@@ -209,12 +207,12 @@ def test_the_rating_of_zero_is_kept_raw_and_counts_nowhere(tmp_path: Path, toys:
 
 
 @pytest.mark.parametrize(("rule", "count", "dropped"), [("all", 3, {}), ("first_by_user", 2, {"later_by_user": 1})])
-def test_reviews_written_twice_count_once_and_several_by_one_user_as_chosen(
+def test_duplicate_reviews_count_once_and_several_of_one_user_as_configured(
     tmp_path: Path, toys: Callable[..., Params], rule: str, count: int, dropped: dict[str, int]
 ) -> None:
     said = [REVIEW, REVIEW | {"rating": 1.0, "timestamp": 2}, REVIEW | {"user_id": "V"}]
     content = lines([*said, REVIEW, REVIEW | {"parent_asin": "B0000001"}])
-    content += json.dumps(REVIEW).encode() + b"\r\n"  # the same line but for its end
+    content += json.dumps(REVIEW).encode() + b"\r\n"  # the same line with another line ending
     params = toys(lines([item(0), item(1)]), content, **{"join.reviews": rule})
     download(TOYS, params, tmp_path)
     join(TOYS, params, tmp_path)
@@ -224,7 +222,7 @@ def test_reviews_written_twice_count_once_and_several_by_one_user_as_chosen(
     assert report(tmp_path, "items")["tables"]["reviews"]["dropped"] == {"duplicate_line": 2} | dropped
 
 
-def test_the_count_of_ratings_and_that_of_reviews_are_compared_not_taken_to_be_the_same(
+def test_rating_number_and_review_count_are_compared_and_may_differ(
     tmp_path: Path, toys: Callable[..., Params]
 ) -> None:
     items = [item(0, rating_number=2), item(1, rating_number=9), item(2, rating_number=None), item(3, rating_number=0)]
@@ -261,9 +259,7 @@ def test_the_files_category_and_main_category_are_both_kept(tmp_path: Path, toys
     ],
     ids=["deep", "deep and a string", "half a character", "a long number", "a large number"],
 )
-def test_details_of_any_kind_come_through_to_the_sample(
-    tmp_path: Path, toys: Callable[..., Params], details: bytes
-) -> None:
+def test_details_of_any_kind_reach_the_sample(tmp_path: Path, toys: Callable[..., Params], details: bytes) -> None:
     rows = [item(number, main_category="Toys", rating_number=1) for number in range(30)]
     params = toys(lines(rows).replace(b'"details": {}', b'"details": ' + details))
     download(TOYS, params, tmp_path)
@@ -275,7 +271,7 @@ def test_details_of_any_kind_come_through_to_the_sample(
 
 
 @pytest.mark.parametrize(
-    ("content", "sentence"),
+    ("content", "message"),
     [
         (b"", "meta_Toys.jsonl of Toys is empty"),
         (
@@ -286,10 +282,10 @@ def test_details_of_any_kind_come_through_to_the_sample(
         (b"\0" * 1_000, "1 of 1 lines"),
     ],
 )
-def test_what_is_no_data_is_a_sentence_and_leaves_nothing(
-    tmp_path: Path, toys: Callable[..., Params], content: bytes, sentence: str
+def test_files_without_data_are_an_error_and_leave_no_output(
+    tmp_path: Path, toys: Callable[..., Params], content: bytes, message: str
 ) -> None:
-    with pytest.raises(UserError, match=sentence) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         download(TOYS, toys(content), tmp_path)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "raw" / TOYS).exists()

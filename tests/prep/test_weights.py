@@ -11,7 +11,7 @@ from prep.core.params import Params
 from prep.weights import weights
 
 
-def test_the_mean_is_that_of_log1p_over_the_training_split(
+def test_the_mean_is_of_log1p_over_the_training_split(
     tmp_path: Path, make_params: Callable[..., Params], run_to: Callable[..., None]
 ) -> None:
     params = make_params()
@@ -25,7 +25,7 @@ def test_the_mean_is_that_of_log1p_over_the_training_split(
     assert json.loads((tmp_path / "weights.json").read_text())["mean"] == 1.0
 
 
-def test_counts_that_are_all_zero_are_a_sentence(
+def test_counts_that_are_all_zero_are_an_error(
     tmp_path: Path, make_params: Callable[..., Params], run_to: Callable[..., None]
 ) -> None:
     params = make_params()

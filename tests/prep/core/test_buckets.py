@@ -1,4 +1,4 @@
-"""Rows go into buckets and come out again: all of them, in order, the same on every machine."""
+"""Buckets contain all rows, in order, and are the same on every machine."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +26,7 @@ IDS = st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=5), un
 
 @settings(max_examples=60, deadline=None)
 @given(pieces=st.lists(st.lists(st.tuples(ROW, st.integers(0, 3)), max_size=6), max_size=4))
-def test_a_bucket_holds_its_rows_in_the_order_of_pieces_and_rows(pieces: list[list[tuple[dict, int]]]) -> None:
+def test_a_bucket_has_its_rows_in_the_order_of_pieces_and_rows(pieces: list[list[tuple[dict, int]]]) -> None:
     with TemporaryDirectory() as folder:
         paths = [Path(folder) / "new" / f"{number}.arrow" for number in range(len(pieces))]
         for path, piece in zip(paths, pieces, strict=True):
@@ -41,7 +41,7 @@ def test_a_bucket_holds_its_rows_in_the_order_of_pieces_and_rows(pieces: list[li
 
 
 @pytest.mark.parametrize("schema", [ITEMS, REVIEWS])
-def test_an_empty_table_has_every_bucket(tmp_path: Path, schema: pa.Schema) -> None:
+def test_an_empty_table_is_written_to_every_bucket(tmp_path: Path, schema: pa.Schema) -> None:
     write_piece(tmp_path / "piece", schema.empty_table(), np.array([], np.int64), 3)
     batches = [batch for number in range(3) for batch in read_bucket([tmp_path / "piece"], number)]
     assert [(batch.schema, batch.num_rows) for batch in batches] == [(schema, 0)] * 3
@@ -55,7 +55,7 @@ def test_a_bucket_is_a_range_of_the_hash(hashes: list[int], count: int) -> None:
     assert (numbers[0], numbers[-1]) == (0, count - 1)
 
 
-def test_buckets_are_of_one_size() -> None:
+def test_buckets_have_equal_sizes() -> None:
     order = item_order(pa.array([f"B{number:09d}" for number in range(40_000)]))
     sizes = np.bincount(bucket_of(order, 8))
     assert len(sizes) == 8
@@ -63,7 +63,7 @@ def test_buckets_are_of_one_size() -> None:
 
 
 @given(ids=IDS, count=COUNTS)
-def test_buckets_one_after_another_are_in_order_whatever_their_number(ids: list[str], count: int) -> None:
+def test_concatenated_buckets_are_sorted_for_any_number_of_buckets(ids: list[str], count: int) -> None:
     table = pa.table({"parent_asin": pa.array(ids, pa.string())})
     whole = sorted_items(table)
     numbers = bucket_of(item_order(table["parent_asin"]), count)
@@ -72,7 +72,7 @@ def test_buckets_one_after_another_are_in_order_whatever_their_number(ids: list[
     assert sorted_items(table.take(np.arange(len(ids))[::-1])).equals(whole)
 
 
-def test_items_have_the_same_order_on_every_machine_and_version() -> None:
+def test_item_order_is_the_same_on_every_machine_and_version() -> None:
     ids = ["B000000001", "B000000002", "0123456789", "b"]
     assert [f"{value:016x}" for value in item_order(pa.array(ids))] == [
         "98778c10eb74eac1",

@@ -1,4 +1,4 @@
-"""Promise 1: the same bytes on any number of workers, here and on a cluster of separate processes, whatever dies."""
+"""The bytes do not depend on the number of workers, local or on a cluster, or on workers that die."""
 
 import shutil
 import threading
@@ -33,7 +33,7 @@ LARGE = {"source.categories": [TOYS], "source.demo.items": 2000, "download.bucke
 def undisturbed(
     tmp_path_factory: pytest.TempPathFactory, make_params: Callable[..., Params], run_to: Callable[..., None]
 ) -> Path:
-    """Give a large catalogue that was taken to the sample in one process, with the local store beside it."""
+    """Run a large catalogue up to the sample stage in one process; return the folder of the data and the store."""
     folder = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EFFIMINI_STORE", str(folder / "store"))
@@ -41,7 +41,7 @@ def undisturbed(
     return folder
 
 
-def test_the_bytes_are_the_same_on_any_workers_and_on_a_cluster(
+def test_bytes_do_not_depend_on_the_scheduler(
     tmp_path: Path,
     make_params: Callable[..., Params],
     run_to: Callable[..., None],
@@ -59,7 +59,7 @@ def test_the_bytes_are_the_same_on_any_workers_and_on_a_cluster(
     assert made["synchronous"] == made["threads"] == made["processes"] == made["tcp"]
 
 
-def test_workers_of_a_cluster_need_not_have_started_where_the_stage_does(
+def test_workers_may_have_another_working_directory(
     tmp_path: Path,
     make_params: Callable[..., Params],
     run_to: Callable[..., None],
@@ -73,14 +73,14 @@ def test_workers_of_a_cluster_need_not_have_started_where_the_stage_does(
 
 
 def when_it_writes(out: Path, files: int, act: Callable[[], None]) -> tuple[threading.Thread, list[bool]]:
-    """Act in a thread as soon as the stage has begun to write so many files; the list tells if it was in the middle."""
+    """Call `act` in a thread when the stage has written `files` files; the list says if the stage was still running."""
     in_the_middle: list[bool] = []
     partial = out.with_name(f".{out.name}.new.partial")
 
     def watch() -> None:
         end = time.monotonic() + 120
         while time.monotonic() < end:
-            with suppress(OSError):  # files come and go
+            with suppress(OSError):  # files appear and disappear
                 if sum(1 for path in partial.rglob("*") if path.suffix in {".arrow", ".parquet"}) >= files:
                     act()
                     in_the_middle.append(partial.exists())
@@ -94,7 +94,7 @@ def when_it_writes(out: Path, files: int, act: Callable[[], None]) -> tuple[thre
 
 @pytest.mark.parametrize("files", [1, 12])
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_survives_the_death_of_a_clusters_worker(
+def test_a_stage_survives_a_killed_cluster_worker(
     tmp_path: Path,
     make_params: Callable[..., Params],
     digests: Callable[[Path], dict[str, str]],
@@ -105,7 +105,7 @@ def test_a_stage_survives_the_death_of_a_clusters_worker(
     files: int,
 ) -> None:
     monkeypatch.setenv("EFFIMINI_STORE", str(undisturbed / "store"))
-    cluster.client().close()  # two workers are there
+    cluster.client().close()  # wait until both workers are connected
     doomed = cluster.workers.pop(0)
 
     def kill() -> None:
@@ -113,13 +113,13 @@ def test_a_stage_survives_the_death_of_a_clusters_worker(
         doomed.wait()
         cluster.workers.append(cluster.start_worker())
 
-    monkeypatch.setattr(blocks, "BLOCK", 1 << 18)  # several blocks a file
+    monkeypatch.setattr(blocks, "BLOCK", 1 << 18)  # several blocks per file
     survives(stage, files, make_params(**LARGE, **{"dask.scheduler": cluster.address}), kill, undisturbed, tmp_path)
     assert digests(tmp_path / "data") == digests(undisturbed / "data")
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_survives_the_death_of_its_own_worker(
+def test_a_stage_survives_a_killed_local_worker(
     tmp_path: Path,
     make_params: Callable[..., Params],
     digests: Callable[[Path], dict[str, str]],
@@ -140,7 +140,7 @@ def test_a_stage_survives_the_death_of_its_own_worker(
 
 
 def survives(stage: str, files: int, params: Params, kill: Callable[[], None], whole: Path, folder: Path) -> None:
-    """Run one stage over the data of an undisturbed run, and kill in its middle."""
+    """Run one stage on the data of an undisturbed run, and kill a worker in the middle."""
     run, name = STAGES[stage]
     shutil.copytree(whole / "data", folder / "data")
     out = folder / "data" / name
@@ -152,13 +152,13 @@ def survives(stage: str, files: int, params: Params, kill: Callable[[], None], w
     assert not list(folder.rglob("*.partial"))
 
 
-def asked_of_dask(key: str) -> object:
+def dask_setting(key: str) -> object:
     import dask
 
     return dask.config.get(key)
 
 
 @pytest.mark.parametrize("scheduler", ["threads", "processes"])
-def test_the_profiler_that_hangs_workers_is_off(scheduler: str) -> None:
+def test_the_dask_profiler_is_disabled(scheduler: str) -> None:
     with dask_pool(DaskParams(scheduler=scheduler, workers=1)) as pool:
-        assert pool.map(asked_of_dask, [("distributed.worker.profile.enabled",)]) == [False]
+        assert pool.map(dask_setting, [("distributed.worker.profile.enabled",)]) == [False]

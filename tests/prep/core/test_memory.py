@@ -22,7 +22,7 @@ print(second - first)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the settings are those of glibc")
-def test_what_was_freed_is_not_taken_from_the_system_again() -> None:
+def test_freed_memory_is_reused_without_page_faults() -> None:
     def pages(setting: str) -> int:
         code = SECOND_ROUND.format(setting=setting, size=SIZE)
         return int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)

@@ -12,11 +12,11 @@ from prep.core.params import TextField, load_params, read_yaml
 
 ROOT = Path(__file__).parents[3]
 TEXT = StringIO()
-YAML().dump(read_yaml(ROOT / "params/demo.yaml"), TEXT)  # not params.yaml, which may be a user's own
+YAML().dump(read_yaml(ROOT / "params/demo.yaml"), TEXT)  # not params.yaml, which a user may have changed
 DEMO = re.sub(" *#.*", "", TEXT.getvalue())
 
 
-def test_the_paper_preset_holds_the_papers_values() -> None:
+def test_the_paper_preset_has_the_papers_values() -> None:
     paper = load_params(ROOT / "params/paper.yaml")
     assert len(paper.source.categories) == 25
     assert (paper.sample.fraction, paper.sample.min_chars) == (0.2, 31)
@@ -73,7 +73,7 @@ def test_an_error_names_the_file_the_key_and_the_value(tmp_path: Path, line: str
 
 
 @pytest.mark.parametrize("revision", ["main", "v1.0", "2b6d039", "2B6D039ED471F2BA5FD2ACB718BF33B0A7E5598E"])
-def test_a_revision_that_could_move_is_refused(tmp_path: Path, revision: str) -> None:
+def test_a_revision_that_can_move_is_an_error(tmp_path: Path, revision: str) -> None:
     path = tmp_path / "params.yaml"
     text = DEMO.replace("kind: demo", "kind: hub")
     path.write_text(text.replace("revision: ''", f"revision: {'a1' * 20}"))
@@ -94,5 +94,5 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
     assert load_params(path).train.learning_rate == 2e-5
 
 
-def test_the_text_fields_are_those_that_a_text_is_assembled_of() -> None:
+def test_text_fields_are_the_fields_with_labels() -> None:
     assert set(get_args(TextField)) == set(LABELS)

@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parents[3] / "params"
 
 
 def values(content: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:
-    """Give each value of a parameter file under its dotted key."""
+    """Yield each value of a parameter file with its dotted key."""
     for key, value in content.items():
         if isinstance(value, Mapping):
             yield from values(value, f"{section}{key}.")
@@ -23,20 +23,20 @@ def values(content: Mapping[str, Any], section: str = "") -> Iterator[tuple[str,
 
 
 @pytest.mark.parametrize("name", presets.names(FOLDER))
-def test_a_preset_loads_and_says_only_what_differs(name: str) -> None:
+def test_a_preset_loads_and_has_only_values_that_differ(name: str) -> None:
     assert load_params(FOLDER / f"{name}.yaml").source.categories
     preset = YAML().load(FOLDER / f"{name}.yaml")
     extended = dict(values(read_yaml(FOLDER / f"{preset.pop('extends')}.yaml")))
     assert [key for key, value in values(preset) if extended[key] == value] == []
 
 
-def test_the_written_file_loads_and_keeps_the_comments(tmp_path: Path) -> None:
+def test_the_written_file_loads_and_keeps_comments(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     assert presets.write_preset("paper", path, FOLDER) == load_params(FOLDER / "paper.yaml") == load_params(path)
     text = path.read_text()
     assert text.startswith("# Written by `effimini preset paper`")
-    assert "  fraction: 0.2 # of the training items" in text
-    assert "  resolution: 224 # stored height and width" in text
+    assert "  fraction: 0.2 # fraction of the training items" in text
+    assert "  resolution: 224 # height and width of stored images" in text
 
 
 def test_a_preset_may_extend_another(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_a_preset_may_extend_another(tmp_path: Path) -> None:
         presets.write_preset("three", tmp_path / "params.yaml", tmp_path)
 
 
-def test_own_values_are_overwritten_only_by_force(tmp_path: Path) -> None:
+def test_values_that_match_no_preset_are_overwritten_only_by_force(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     presets.write_preset("demo", path, FOLDER)
     presets.write_preset("paper", path, FOLDER)

@@ -31,7 +31,7 @@ _PIECES = st.sampled_from(
 
 
 @given(st.lists(_PIECES, max_size=12).map("".join))
-def test_plain_text_is_cleaned_like_any_other(raw: str) -> None:
+def test_the_fast_path_for_plain_text_gives_the_same_result(raw: str) -> None:
     assert clean(f"{raw} é") == f"{clean(raw)} é".strip()
 
 
@@ -42,19 +42,19 @@ def test_clean_text_has_single_spaces_and_no_control_characters(raw: str) -> Non
     assert not any(ord(c) < 32 for c in cleaned)
 
 
-def test_lists_leave_out_what_is_empty() -> None:
+def test_empty_list_elements_are_omitted() -> None:
     assert clean_list(["<b>a</b>", " ", None, "b"], " | ") == "a | b"
     assert clean_list(None, " ") == ""
 
 
-def test_details_are_flattened_in_their_own_order() -> None:
+def test_details_are_flattened_in_order() -> None:
     raw = '{"Brand": "A &amp; B", "Rank": {"Toys": 12}, "Made": ["here", null], "Empty": "", "Price": null}'
     assert clean_details(raw) == "Brand: A & B; Rank: Toys 12; Made: here,"
     assert clean_details("{}") == ""
     assert clean_details("by hand") == "by hand"
 
 
-def test_the_text_has_the_papers_lines_in_the_order_asked() -> None:
+def test_the_text_has_the_papers_lines_in_the_requested_order() -> None:
     fields = {"title": "A pan", "main_category": "Kitchen", "features": "", "description": "Good."}
     order = ("main_category", "title", "features", "description")
     assert assemble(fields, order) == "Main category: Kitchen\nTitle: A pan\nDescription: Good."

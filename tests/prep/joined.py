@@ -1,4 +1,4 @@
-"""Joined items as the join writes them, made by tests that start at the groups or the sample."""
+"""Write joined items as the join stage does, for tests that start at the groups or the sample stage."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,23 +10,23 @@ from prep.core.buckets import bucket_names, bucket_of, item_order, sorted_items
 from prep.core.tables.items import JOINED
 from prep.core.writers import write_table
 
-WHOLE = {
+DEFAULTS = {
     "main_category": "Toys", "average_rating": 4.0, "rating_number": 3, "features": [], "description": [],
     "store": "S", "details": "{}", "review_count": 0,
 }  # fmt: skip
 
 
 def write_items(data: Path, category: str, rows: Iterable[Mapping[str, Any]], buckets: int = 1) -> None:
-    """Write ``data/items/<category>/items-NNN.parquet``, each row in its bucket and in the order of items.
+    """Write ``data/items/<category>/items-NNN.parquet``, each row in its bucket and in item order.
 
     Args:
-        data: the data folder; bucket files of the category that stand there are removed.
-        category: its name.
-        rows: columns of `JOINED`, parent_asin at least; others are those of `WHOLE`, a title of its own, or null.
-        buckets: how many there are.
+        data: the data folder; existing bucket files of the category are removed.
+        category: name of the category.
+        rows: columns of `JOINED`, at least parent_asin; others default to `DEFAULTS`, a unique title, or null.
+        buckets: number of buckets.
     """
-    whole = [WHOLE | {"title": f"product {row['parent_asin']}"} | dict(row) for row in rows]
-    table = sorted_items(pa.Table.from_pylist(whole, JOINED))
+    complete = [DEFAULTS | {"title": f"product {row['parent_asin']}"} | dict(row) for row in rows]
+    table = sorted_items(pa.Table.from_pylist(complete, JOINED))
     numbers = bucket_of(item_order(table["parent_asin"]), buckets)
     folder = data / "items" / category
     for old in folder.glob("*.parquet"):
