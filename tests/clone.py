@@ -1,4 +1,4 @@
-"""A clone of the project with a DVC cache and a local store of its own, in which a test runs DVC as a user does."""
+"""A clone of the project with a separate DVC cache and local store, in which tests run DVC as a user does."""
 
 import os
 import shutil
@@ -19,14 +19,14 @@ SHARDS = Path("data/shards/Demo_Toys")
 SMALL = {
     "source.categories": ["Demo_Toys"],
     "source.demo.items": 100,
-    "download.max_bad_fraction": 0.1,  # few rows: a few bad ones are a large share
+    "download.max_bad_fraction": 0.1,  # with few rows, a few bad ones are a large fraction
     "images.max_bad_fraction": 0.5,
     "validation.near_duplicate_fraction.fail_above": 1.0,
 }
 
 
 class Clone:
-    """A checkout with a DVC cache and a local store of its own."""
+    """A checkout with a separate DVC cache and local store."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -37,8 +37,8 @@ class Clone:
             "EFFIMINI_STORE": str(self.folder / ".effimini"),
             "DVC_NO_ANALYTICS": "1",
         }
-        for who in ("AUTHOR", "COMMITTER"):
-            env |= {f"GIT_{who}_NAME": "test", f"GIT_{who}_EMAIL": "test@example.org"}
+        for role in ("AUTHOR", "COMMITTER"):
+            env |= {f"GIT_{role}_NAME": "test", f"GIT_{role}_EMAIL": "test@example.org"}
         done = subprocess.run(words, cwd=self.folder, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0 or not check, f"{words}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
         return done
@@ -47,13 +47,13 @@ class Clone:
         return {path.name for path in (self.folder / SHARDS).glob("train-*.tar")}
 
     def cloned(self, folder: Path) -> "Clone":
-        """Clone it to `folder`, with an empty DVC cache and store."""
+        """Clone the project to `folder`, with an empty DVC cache and store."""
         self.run("git", "clone", "-q", str(self.folder), str(folder))
         return Clone(folder)
 
 
 def commit_project(folder: Path, changes: Mapping[str, Any]) -> Clone:
-    """Commit the project's files as they stand, parameters of dotted names changed, to a repository of its own."""
+    """Commit the working tree, with parameters (dotted names) changed, to a new repository in `folder`."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True
     )

@@ -1,4 +1,4 @@
-"""A Dask cluster of separate processes, as a user's is."""
+"""A Dask cluster of separate processes, like that of a user."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ from distributed import Client
 
 
 class Cluster:
-    """A scheduler and workers, each a process of its own, that start in a folder of their own."""
+    """A scheduler and workers, each a separate process, that start in another folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._file = folder, folder / "scheduler.json"
@@ -19,7 +19,7 @@ class Cluster:
             self.address: str = client.scheduler.address
 
     def client(self) -> Client:
-        """Return a client once two workers are there."""
+        """Return a client once two workers are connected."""
         client = Client(scheduler_file=str(self._file), timeout=60)
         client.wait_for_workers(2, timeout=60)
         return client

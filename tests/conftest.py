@@ -1,4 +1,4 @@
-"""What several tests need: parameters to vary, a small demo catalogue taken through the stages, the real corpus."""
+"""Shared fixtures: parameters, a small demo catalogue processed by the stages, the real corpus, a browser."""
 
 import os
 import shutil
@@ -22,13 +22,13 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 @pytest.fixture(autouse=True)
 def _own_store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give each test a local store of its own, so that none sees what another made."""
+    """Give each test an empty local store, so that tests do not share results."""
     monkeypatch.setenv("EFFIMINI_STORE", str(tmp_path_factory.mktemp("store")))
 
 
 @pytest.fixture(scope="session")
 def make_params() -> Callable[..., Params]:
-    """Return the demo's parameters, small, with dotted keys changed: make_params(**{"sample.fraction": 0.4})."""
+    """Return small demo parameters with dotted keys changed: make_params(**{"sample.fraction": 0.4})."""
     demo = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text())
 
     def make(**changes: Any) -> Params:
@@ -37,7 +37,7 @@ def make_params() -> Callable[..., Params]:
             "source.categories": ["Demo_Kitchen", "Demo_Toys"],
             "source.demo.items": 80,
             "images.resolution": 32,
-            "download.max_bad_fraction": 0.1,  # few rows: a few bad ones are a large share
+            "download.max_bad_fraction": 0.1,  # with few rows, a few bad ones are a large fraction
             "images.max_bad_fraction": 0.5,
             "validation.near_duplicate_fraction.fail_above": 1.0,
             "model.text.name": str(ROOT / "effimini/minilm"),
@@ -55,7 +55,7 @@ def make_params() -> Callable[..., Params]:
 
 @pytest.fixture(scope="session")
 def run_to() -> Callable[..., None]:
-    """Run the data stages up to and with `last` on every category, in `data`."""
+    """Run the data stages up to and including `last` on every category, in `data`."""
 
     def run(params: Params, data: Path, last: str = "weights") -> None:
         from prep import download, groups, join, sample, weights
@@ -98,7 +98,7 @@ def corpus() -> Path:
     """Return the folder of the real corpus, or skip."""
     folder = Path(os.environ.get("EFFIMINI_CORPUS", ROOT / "../shared/corpus"))
     if not folder.is_dir():
-        pytest.skip(f"the real corpus is not at {folder}; name its folder in EFFIMINI_CORPUS")
+        pytest.skip(f"{folder} does not exist; set EFFIMINI_CORPUS to the folder of the real corpus")
     return folder.resolve()
 
 
@@ -112,24 +112,24 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture
 def visit() -> Iterator[Visit]:
-    """Open a file in Chromium, offline; return the page and the list, which grows, of what pages ask for."""
+    """Open a file in Chromium, offline; return the page and the growing list of URLs that pages request."""
     if CHROMIUM is None:
         pytest.skip("no Chromium on the path; `.ci/run` installs it")
-    asked: list[str] = []
+    requested: list[str] = []
 
     def note(request: Request) -> None:
         if not request.is_navigation_request() and not request.url.startswith("data:"):
-            asked.append(request.url)
+            requested.append(request.url)
 
     with ExitStack() as stack:
 
         def open_file(path: Path) -> tuple[Page, list[str]]:
-            driver = stack.enter_context(sync_playwright())  # not before: beside it no asyncio.run of a test can run
+            driver = stack.enter_context(sync_playwright())  # only now: while it runs, tests cannot call asyncio.run
             browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
             stack.callback(browser.close)
             page = browser.new_context(offline=True).new_page()
             page.on("request", note)
             page.goto(path.as_uri())
-            return page, asked
+            return page, requested
 
         yield open_file

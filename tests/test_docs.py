@@ -1,7 +1,7 @@
-"""What the pages tell a reader to type, follow and write is true: commands, keys, links, Python.
+"""The commands, parameter keys, links and Python code of the documentation are valid.
 
-Commands stand in indented blocks and in fenced ones of `sh`, `bash` or no language; whatever else is shown stands in a
-block of another language (`text`, `yaml`, `csv`). Inline code is checked as far as it goes.
+Commands are in indented blocks and in fenced blocks of `sh`, `bash` or no language; other output is in blocks of
+another language (`text`, `yaml`, `csv`). Inline code is checked where possible.
 """
 
 import ast
@@ -31,7 +31,7 @@ SHELL = {"", "sh", "bash"}
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 SECTIONS = {key.partition(".")[0] for key in KEYS}
 FOLDERS = ("benchmarks", "constraints", "docs", "effimini", "params", "prep", "shards", "tests", "validation")
-FILES = {"onnx", "py", "safetensors"}  # endings of files named as sections are
+FILES = {"onnx", "py", "safetensors"}  # endings of files with the name of a section
 BENCHMARK = re.compile(r"make (ablation|corpus|bench-)|python -m benchmarks\.")
 # Each command of a block, and the file that runs it.
 RUN: dict[str, str] = {
@@ -70,18 +70,18 @@ RUN: dict[str, str] = {
     "make repro": ".ci/run",
     "make test": ".ci/run",
 }
-# Programs of the system and the shell, which are not looked at.
+# Programs of the system and the shell, which are not checked.
 SYSTEM = {"cat", "cd", "cp", "df", "export", "ls", "mkdir", "mv", "rm", "sed", "source", "tail", "tar"}
-# Each of the others, and why no test runs it.
+# The other commands, and why no test runs them.
 NOT_RUN: dict[str, str] = {
-    "benchmarks": "they measure for minutes; tests/test_benchmarks.py checks what they take",
-    "git checkout": "git's own; what it needs here, `dvc checkout`, is told by the provenance tests",
-    "git push": "git's own",
-    "dvc checkout": "DVC's own: links files of its cache",
-    "dvc exp show": "DVC's own: prints",
-    "dvc gc": "DVC's own: removes",
-    "dvc metrics show": "DVC's own: prints",
-    "dvc plots show": "DVC's own: prints",
+    "benchmarks": "they take minutes; tests/test_benchmarks.py imports them",
+    "git checkout": "part of git; the provenance tests cover the missing `dvc checkout`",
+    "git push": "part of git",
+    "dvc checkout": "part of DVC: links files of its cache",
+    "dvc exp show": "part of DVC: prints",
+    "dvc gc": "part of DVC: removes",
+    "dvc metrics show": "part of DVC: prints",
+    "dvc plots show": "part of DVC: prints",
     "make setup": "`make test` does it",
     "pre-commit install": "pre-commit is installed by those who use it",
     "pytest -q": "runs tests itself",
@@ -89,10 +89,10 @@ NOT_RUN: dict[str, str] = {
 
 
 class Page(NamedTuple):
-    """What of a page can be wrong."""
+    """The checked contents of a page."""
 
     path: Path
-    commands: list[list[str]]  # of its blocks, in words
+    commands: list[list[str]]  # of its blocks, split into words
     code: list[str]  # inline
     links: list[str]
     anchors: set[str]  # of its headings
@@ -122,7 +122,7 @@ def python_blocks(path: Path) -> Iterator[Token]:
 
 
 def commands(block: str) -> Iterator[list[str]]:
-    """Yield the words of each command of a block, without comments, variables before it and redirections."""
+    """Yield the words of each command of a block, without comments, leading variables and redirections."""
     for line in block.replace("\\\n", " ").splitlines():
         lexer = shlex.shlex(re.sub(r"(^|\s)#.*", "", line), posix=True, punctuation_chars=True)
         lexer.whitespace_split, lexer.commenters = True, ""
@@ -140,7 +140,7 @@ def commands(block: str) -> Iterator[list[str]]:
 
 
 def name_of(words: list[str]) -> str:
-    """Return the program and what it is asked to do: `dvc exp run`, say."""
+    """Return the program and its subcommand, for example `dvc exp run`."""
     if words[0] == "torchrun":
         return "effimini " + words[words.index("effimini.cli") + 1]
     if BENCHMARK.match(" ".join(words)):
@@ -149,9 +149,9 @@ def name_of(words: list[str]) -> str:
     return " ".join(words[: 3 if of_three else 2])
 
 
-def faults(shown: Page) -> list[str]:
-    """Return what is wrong on a page."""
-    found = [fault for words in shown.commands for fault in in_command(words)]
+def mistakes(shown: Page) -> list[str]:
+    """Return the mistakes on a page."""
+    found = [mistake for words in shown.commands for mistake in in_command(words)]
     for code in shown.code:
         if re.match(r"(effimini|dvc|make) [a-z]", code):
             found += in_command(shlex.split(code), whole=False)
@@ -160,11 +160,11 @@ def faults(shown: Page) -> list[str]:
         section, _, last = code.partition(".")
         if re.fullmatch(r"[a-z]+(\.[a-z_]+)+", code) and section in SECTIONS and last not in FILES:
             found += in_key(code)
-    return found + [fault for link in shown.links for fault in in_link(shown, link)]
+    return found + [mistake for link in shown.links for mistake in in_link(shown, link)]
 
 
 def in_command(words: list[str], *, whole: bool = True) -> Iterator[str]:
-    """Yield what is wrong with a command; one that is not `whole` may lack arguments."""
+    """Yield the mistakes in a command; it may lack arguments unless it is `whole`."""
     if words[0] == "torchrun" and "effimini.cli" in words:
         words = ["effimini", *words[words.index("effimini.cli") + 1 :]]
     match words:
@@ -189,16 +189,16 @@ def in_command(words: list[str], *, whole: bool = True) -> Iterator[str]:
 
 def in_dvc(words: list[str], *, whole: bool) -> Iterator[str]:
     try:
-        asked = get_main_parser().parse_args(words)
+        parsed = get_main_parser().parse_args(words)
     except (DvcParserError, SystemExit):
         if whole:
-            yield f"dvc {shlex.join(words)}: DVC does not take it"
+            yield f"dvc {shlex.join(words)}: DVC rejects it"
         return
-    for setting in getattr(asked, "set_param", None) or ():
+    for setting in getattr(parsed, "set_param", None) or ():
         yield from in_key(setting.partition("=")[0])
-    for target in (getattr(asked, "targets", None) or ()) if asked.cmd != "remote" else ():
+    for target in (getattr(parsed, "targets", None) or ()) if parsed.cmd != "remote" else ():
         if target.partition("@")[0] not in STAGES and not target.startswith(("data/", "models", "results")):
-            yield f"dvc {shlex.join(words)}: {target} is no stage and no output"
+            yield f"dvc {shlex.join(words)}: {target} is neither a stage nor an output"
 
 
 def in_key(key: str) -> Iterator[str]:
@@ -218,8 +218,8 @@ def in_link(shown: Page, link: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_what_a_page_says_is_there(path: Path) -> None:
-    assert faults(page(path)) == []
+def test_a_page_has_no_mistake(path: Path) -> None:
+    assert mistakes(page(path)) == []
 
 
 @pytest.mark.parametrize(
@@ -244,29 +244,31 @@ def test_what_a_page_says_is_there(path: Path) -> None:
     ],
 )
 def test_a_mistake_on_a_page_is_found(mistake: str) -> None:
-    assert len(faults(parse(ROOT / "page.md", f"# A page\n\n{mistake}\n"))) == 1
+    assert len(mistakes(parse(ROOT / "page.md", f"# A page\n\n{mistake}\n"))) == 1
 
 
 def test_each_command_is_run_by_a_test_or_excused() -> None:
     shown = {name_of(words) for path in PAGES for words in page(path).commands if words[0] not in SYSTEM}
     assert not RUN.keys() & NOT_RUN.keys()
     assert shown == shown & (RUN.keys() | NOT_RUN.keys())
-    assert NOT_RUN.keys() - shown == set()  # an excuse that nothing needs
+    assert NOT_RUN.keys() - shown == set()  # no unused excuse
 
 
 @pytest.mark.parametrize("name", RUN)
-def test_a_command_is_in_the_file_that_is_said_to_run_it(name: str) -> None:
+def test_a_command_is_in_the_test_file_listed_for_it(name: str) -> None:
     text = (ROOT / RUN[name]).read_text()
     if RUN[name].endswith(".py"):
         nodes = list(ast.walk(ast.parse(text)))
-        said = {node.value for node in nodes if isinstance(node, ast.Constant)}
+        strings = {node.value for node in nodes if isinstance(node, ast.Constant)}
         called = {node.id for node in nodes if isinstance(node, ast.Name)}  # the function of a command's name
-        assert set(name.split()[1:]) <= said | called | {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+        assert set(name.split()[1:]) <= strings | called | {
+            node.attr for node in nodes if isinstance(node, ast.Attribute)
+        }
     else:
         assert name in text
 
 
-def test_the_hooks_of_a_commit_are_the_checks_of_make_lint() -> None:
+def test_the_pre_commit_hooks_are_the_checks_of_make_lint() -> None:
     (recipe,) = re.findall(r"^lint:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
     (local,) = YAML(typ="safe").load(ROOT / ".pre-commit-config.yaml")["repos"]
     checks = [f"sh -c 'PATH=\".venv/bin:$PATH\" && {line.strip()}'" for line in recipe.splitlines()]
@@ -277,7 +279,7 @@ def test_the_hooks_of_a_commit_are_the_checks_of_make_lint() -> None:
 def project(
     tmp_path_factory: pytest.TempPathFactory, make_params: Callable[..., Params], run_to: Callable[..., None]
 ) -> Path:
-    """A folder with the shards of the demo's categories in data/shards."""
+    """A folder with the shards of the demo categories in data/shards."""
     folder = tmp_path_factory.mktemp("project")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EFFIMINI_STORE", str(folder / "store"))
@@ -289,5 +291,5 @@ def project(
 def test_the_python_of_a_page_runs(path: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project)
     names: dict[str, Any] = {}
-    for block in python_blocks(path):  # one after another, as a reader types them
+    for block in python_blocks(path):  # one after another, as a reader would
         exec(compile(block.content, f"{path.name}:{block.map}", "exec"), names)

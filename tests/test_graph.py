@@ -1,6 +1,6 @@
-"""The pipeline's graph tells the truth: a stage depends on every file and parameter that decides its bytes.
+"""The pipeline's graph is complete: a stage depends on every file and parameter that determines its output.
 
-`docs/parameters.md` states which stages read which parameter; DVC's own hash of each stage has to agree with it.
+`docs/parameters.md` lists which stages read which parameter; DVC's hash of each stage must agree with it.
 """
 
 import ast
@@ -46,25 +46,25 @@ READS = {
     **{f"validate_{table}": (*checks.READS, *gate.reads) for table, gate in checks.GATES.items()},
 }
 
-# Files of the project that a stage imports and that decide no byte of its result: it is not made again for a change of
-# one of them. Names behind a file are the stages for which that holds; without them it holds for all.
+# Files of the project that a stage imports but that do not affect its output, so that changing one does not make the
+# stage stale. The names after a file are the stages for which this holds; without names it holds for all.
 NO_BYTE: dict[str, tuple[str, ...]] = {
-    # how errors, progress and time are told
+    # errors, progress and time
     "prep/core/errors.py": (),
     "prep/core/progress.py": (),
     "effimini/clock.py": (),
     "effimini/time_profile.py": (),
-    # how a file becomes whole and where it is kept; what is written is decided in prep/core/writers.py
+    # atomic writes and the local store; prep/core/writers.py determines the content
     "prep/core/files.py": (),
-    # the parameters' values are what DVC compares
+    # DVC compares the values of the parameters
     "prep/core/params.py": (),
-    # where the work is done: results come in the order of the calls
+    # where the work is done; results are in the order of the calls
     "prep/blocks.py": (),
     "prep/core/cluster.py": (),
     "prep/core/memory.py": (),
     "shards/prefetch.py": (),
     "effimini/stop.py": (),
-    # how bytes travel: they are those that the source announced, or the stage ends
+    # transfers: the bytes are those that the source announced, or the stage fails
     "prep/hub.py": (),
     "prep/ranges.py": (),
     "prep/core/retry.py": (),
@@ -72,14 +72,14 @@ NO_BYTE: dict[str, tuple[str, ...]] = {
     "shards/cache.py": (),
     "shards/location.py": (),
     "shards/revision.py": (),
-    # how a host is asked, and how what came is kept until the table is cut; an image that was had is the same
+    # requests to hosts, and the journal that keeps fetched images until the tables are written; the images are the same
     "shards/images/client.py": (),
     "shards/images/journal.py": (),
     # declares operators that a CPU build of torch lacks; no model runs them
     "effimini/torchvision_shim.py": (),
-    # the raw file's kinds, for types alone
+    # the kinds of raw files, only for types
     "prep/core/tables/raw.py": ("fetch",),
-    # written into dvc.yaml where the demo is the source
+    # added to dvc.yaml if the source is the demo
     "prep/demo.py": ("fetch", "download"),
     # names the stray folders of a table
     "prep/core/pipeline.py": (),
@@ -117,7 +117,7 @@ def expanded(names: Iterable[str]) -> set[str]:
 
 @cache
 def documented() -> dict[str, set[str]]:
-    """Return the stages of each parameter, as docs/parameters.md states them."""
+    """Return the stages of each parameter according to docs/parameters.md."""
     rows = re.findall(r"^\| `([\w.]+)` \| ([^|]*) \|$", (ROOT / "docs/parameters.md").read_text(), re.MULTILINE)
     return {key: set(re.findall(r"`(\w+)`", stages)) for key, stages in rows}
 
@@ -150,7 +150,7 @@ def test_a_stage_declares_the_parameters_it_reads(stage: str) -> None:
     assert read == {key for key, stages in documented().items() if stage in stages}
 
 
-def test_what_is_not_declared_cannot_be_read() -> None:
+def test_an_undeclared_parameter_cannot_be_read() -> None:
     params = load_params(ROOT / "params.yaml")
     narrowed = narrow(params, ("source.kind", "join", "model.text.name"))
     assert (narrowed.source.kind, narrowed.join, narrowed.model.text.name) == ("demo", params.join, "effimini/minilm")
@@ -166,7 +166,7 @@ def test_what_is_not_declared_cannot_be_read() -> None:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The graph and the parameters as a DVC project of their own, without data."""
+    """A DVC project with the graph and the parameters, without data."""
     folder = tmp_path_factory.mktemp("graph")
     (folder / ".dvc").mkdir()
     (folder / ".dvc/config").write_text("[core]\n no_scm = true\n analytics = false\n check_update = false\n")
@@ -176,7 +176,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """Return DVC's own key of each stage in its run cache: equal keys, and DVC takes the outputs from there."""
+    """Return the key of each stage in DVC's run cache; for equal keys, DVC restores the outputs."""
     found = {}
     with Repo(str(folder)) as repo:
         for stage in repo.index.stages:
@@ -222,31 +222,31 @@ def imports(path: str) -> frozenset[str]:
 
 def _imports(tree: ast.AST) -> set[str]:
     found: set[str] = set()
-    left = [tree]
-    while left:
-        node = left.pop()
+    todo = [tree]
+    while todo:
+        node = todo.pop()
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            left += node.orelse
+            todo += node.orelse
             continue
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-        left += list(ast.iter_child_nodes(node))
+        todo += list(ast.iter_child_nodes(node))
     paths = [f"{name.replace('.', '/')}.py" for name in found if name.split(".")[0] in PACKAGES]
     return {path for path in paths if (ROOT / path).exists()}
 
 
 def closure(stage: str) -> set[str]:
-    """Return the files of the project that a stage's command imports, and the templates that these name."""
+    """Return the files of the project that a stage's command imports, and the templates that they use."""
     command = stage.partition("_")[0]
     cli = ast.parse((ROOT / "effimini/cli.py").read_text())
-    left = _imports(next(node for node in cli.body if isinstance(node, ast.FunctionDef) and node.name == command))
+    todo = _imports(next(node for node in cli.body if isinstance(node, ast.FunctionDef) and node.name == command))
     found: set[str] = set()
-    while left:
-        path = left.pop()
+    while todo:
+        path = todo.pop()
         found.add(path)
-        left |= imports(path) - found
+        todo |= imports(path) - found
     for path in sorted(found):
         names = re.findall(r'"(\w[\w.]*\.jinja)"', (ROOT / path).read_text())
         found |= {str((Path(path).parent / name).as_posix()) for name in names}
@@ -255,7 +255,7 @@ def closure(stage: str) -> set[str]:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_depends_on_every_file_that_decides_its_bytes(stage: str) -> None:
+def test_a_stage_depends_on_every_file_that_determines_its_output(stage: str) -> None:
     declared = STAGES[stage]["deps"]
     excused = {path for path, stages in NO_BYTE.items() if not stages or stage in stages}
     needed = {path for path in closure(stage) - excused if not path.startswith("effimini/cli")}
@@ -270,7 +270,7 @@ def test_a_stage_depends_on_no_code_that_it_does_not_import(stage: str) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_depends_on_the_versions_of_the_libraries_that_decide_its_bytes(stage: str) -> None:
+def test_a_stage_depends_on_the_versions_of_the_libraries_that_determine_its_output(stage: str) -> None:
     pinned = [path for path in STAGES[stage]["deps"] if path.startswith("constraints/")]
     imported = {
         name
@@ -282,11 +282,11 @@ def test_a_stage_depends_on_the_versions_of_the_libraries_that_decide_its_bytes(
         libraries = {line.partition("==")[0].lower().replace("-", "_") for line in path.read_text().splitlines()}
         named = {"pillow": "PIL", "scikit_learn": "sklearn"}
         used = {named.get(library, library) for library in libraries} & imported
-        decides = used - EXCUSED.get(stage, set())
-        assert not decides or f"constraints/{path.name}" in pinned, f"{stage} imports {sorted(decides)}"
+        needed = used - EXCUSED.get(stage, set())
+        assert not needed or f"constraints/{path.name}" in pinned, f"{stage} imports {sorted(needed)}"
 
 
-# Libraries that a stage imports and that decide no byte of its result.
+# Libraries that a stage imports but that do not affect its output.
 EXCUSED = {
     "download": {"PIL"},  # the demo catalogue's images, which fetch reads
     **{name: {"PIL", "simplejpeg", "tokenizers", "webdataset"} for name in READS if name.startswith("validate_")},
@@ -294,15 +294,15 @@ EXCUSED = {
 }
 
 
-def test_the_no_byte_list_names_files_that_are_there_and_imported() -> None:
+def test_the_no_byte_list_has_only_imported_files() -> None:
     imported = set().union(*(closure(stage) for stage in STAGES))
     assert set(NO_BYTE) <= imported
 
 
-# --- what follows from the parameters ---
+# --- dependencies that follow from the parameters ---
 
 
-def test_dvc_yaml_is_of_the_parameters() -> None:
+def test_dvc_yaml_matches_the_parameters() -> None:
     pipeline.check_dvc_yaml(load_params(ROOT / "params.yaml"), ROOT / "dvc.yaml")
 
 
@@ -322,7 +322,7 @@ def changed_params(**changes: Any) -> Params:
         ({"source": {"kind": "mirror", "location": "x"}}, "stage download has the dependency prep/demo.py"),
     ],
 )
-def test_a_dvc_yaml_of_other_parameters_is_refused_and_written_anew(
+def test_a_dvc_yaml_of_other_parameters_is_rejected_and_updated(
     tmp_path: Path, changes: dict[str, dict[str, Any]], lacks: str
 ) -> None:
     path = Path(shutil.copyfile(ROOT / "dvc.yaml", tmp_path / "dvc.yaml"))
@@ -334,10 +334,10 @@ def test_a_dvc_yaml_of_other_parameters_is_refused_and_written_anew(
     assert not pipeline.update_dvc_yaml(params, path)
     assert re.findall("^ *#.*", path.read_text(), re.MULTILINE) == re.findall("^ *#.*", before, re.MULTILINE)
     assert pipeline.update_dvc_yaml(load_params(ROOT / "params.yaml"), path)
-    assert path.read_text() == before  # whatever it held in between
+    assert path.read_text() == before  # regardless of its content in between
 
 
-def test_a_teams_own_stages_and_dependencies_are_left_alone(tmp_path: Path) -> None:
+def test_stages_and_dependencies_that_a_team_added_are_kept(tmp_path: Path) -> None:
     path = Path(shutil.copyfile(ROOT / "dvc.yaml", tmp_path / "dvc.yaml"))
     own = "stages:\n  publish:\n    cmd: ./publish.sh\n    deps:\n      - models\n      - notes\n"
     text = path.read_text().replace("stages:\n", own, 1).replace("prep/groups.py", "prep/groups.py, ours/rules", 1)
@@ -370,7 +370,7 @@ def test_local_encoders_are_dependencies(tmp_path: Path, monkeypatch: pytest.Mon
     assert not {"encoder", "image.safetensors", "nobody/an-encoder"} & {d for s in stages.values() for d in s["deps"]}
 
 
-def test_stages_of_a_category_that_was_taken_out_leave_the_lock(tmp_path: Path) -> None:
+def test_stages_of_a_removed_category_are_removed_from_the_lock(tmp_path: Path) -> None:
     path = Path(shutil.copyfile(ROOT / "dvc.yaml", tmp_path / "dvc.yaml"))
     names = ["groups", *(f"join@{category}" for category in ("Demo_Kitchen", "Demo_Toys"))]
     stages = {name: {"cmd": f"effimini {name}", "outs": [{"path": name, "md5": "0"}]} for name in names}
@@ -380,7 +380,7 @@ def test_stages_of_a_category_that_was_taken_out_leave_the_lock(tmp_path: Path) 
     assert yaml.load(lock) == {"schema": "2.0", "stages": {name: stages[name] for name in ("groups", "join@Demo_Toys")}}
 
 
-def test_a_folder_of_no_category_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_of_an_unknown_category_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("items/Demo_Toys", "items/Old", "items/.Old.new.partial", "shards/Old", "profiles"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "items/report.json").touch()

@@ -1,4 +1,4 @@
-"""Promise 7: a stage killed in the middle leaves nothing under a name, and the next run has the undisturbed bytes."""
+"""A killed stage leaves no partial output, and the next run gives the same bytes as an undisturbed one."""
 
 import os
 import random
@@ -35,7 +35,7 @@ def start(stage: str, data: Path, params: Path) -> subprocess.Popen[bytes]:
 
 
 def killed_while_writing(process: subprocess.Popen[bytes], out: Path) -> bool:
-    """Kill the process as soon as it has begun to write `out`; tell whether it was still running."""
+    """Kill the process as soon as it starts to write `out`; return whether it was still running."""
     while process.poll() is None:
         if any(out.parent.glob(f".{out.name}*.partial")):
             process.kill()
@@ -44,7 +44,7 @@ def killed_while_writing(process: subprocess.Popen[bytes], out: Path) -> bool:
     return False
 
 
-def test_a_killed_stage_shows_nothing_and_the_next_run_has_the_undisturbed_bytes(
+def test_a_killed_stage_leaves_no_output_and_the_next_run_gives_the_same_bytes(
     tmp_path: Path, digests: Callable[[Path], dict[str, str]]
 ) -> None:
     params = tmp_path / "params.yaml"
@@ -59,12 +59,12 @@ def test_a_killed_stage_shows_nothing_and_the_next_run_has_the_undisturbed_bytes
         for data in (tmp_path / "undisturbed", disturbed):
             assert start(stage, data, params).wait() == 0
         assert digests(disturbed / out) == digests(tmp_path / "undisturbed" / out)
-    assert kills >= 4  # a stage may be done before it is seen to write
+    assert kills >= 4  # a stage may end before it is seen writing
     leftovers = [path for path in (tmp_path / "disturbed").rglob("*.partial") if "store" not in path.parts]
     assert leftovers == []
 
 
-def test_a_kill_keeps_the_old_table_whole(
+def test_a_kill_keeps_the_old_table(
     tmp_path: Path, run_to: Callable[..., None], digests: Callable[[Path], dict[str, str]]
 ) -> None:
     stage = "sample Demo_Toys"
@@ -76,7 +76,7 @@ def test_a_kill_keeps_the_old_table_whole(
 
 
 def seen_writing(process: subprocess.Popen[bytes], out: Path) -> bool:
-    """Wait until the process has begun to write `out`; tell whether it did before it ended."""
+    """Wait until the process starts to write `out`; return whether it did before it ended."""
     while process.poll() is None:
         if any(out.parent.glob(f".{out.name}*.partial")):
             return True
@@ -85,7 +85,7 @@ def seen_writing(process: subprocess.Popen[bytes], out: Path) -> bool:
 
 
 def killed(process: subprocess.Popen[bytes], group: bool) -> bool:
-    """Kill the process, alone or with all that it started; tell whether it still ran. None of those outlives it."""
+    """Kill the process, or its whole group; return whether it still ran. Check that no child process survives."""
     if process.poll() is not None:
         return False
     started = psutil.Process(process.pid).children(recursive=True)
@@ -102,7 +102,7 @@ def killed(process: subprocess.Popen[bytes], group: bool) -> bool:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("scheduler", ["synchronous", "processes"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_killed_at_random_moments_has_the_undisturbed_bytes_in_the_end(
+def test_a_stage_killed_at_random_moments_gives_the_same_bytes_in_the_end(
     tmp_path: Path, digests: Callable[[Path], dict[str, str]], stage: str, scheduler: str
 ) -> None:
     plain, params = tmp_path / "plain.yaml", tmp_path / "params.yaml"
@@ -116,20 +116,20 @@ def test_a_stage_killed_at_random_moments_has_the_undisturbed_bytes_in_the_end(
     process = start(stage, data, params)
     seen, begin = seen_writing(process, out), time.monotonic()
     assert process.wait() == 0
-    lasts = time.monotonic() - begin if seen else 0.0  # from the first sign of its table to its end
+    duration = time.monotonic() - begin if seen else 0.0  # from the start of writing to the end
     whole = digests(out)
     moments = random.Random(f"{stage} {scheduler}")
     kills = 0
     for attempt in range(40):
         process = start(stage, data, params)
-        if attempt % 4:  # one in four anywhere, even before it has read its parameters
+        if attempt % 4:  # one in four at any time, even before it has read its parameters
             seen_writing(process, out)
-        time.sleep(moments.uniform(0, lasts))
+        time.sleep(moments.uniform(0, duration))
         kills += killed(process, group=attempt % 2 == 0)
         assert digests(out) in ({}, whole)
         if kills == 4:
             break
-        if attempt % 3 == 2:  # from nothing, as well as over the old table
+        if attempt % 3 == 2:  # also without an old table
             shutil.rmtree(out, ignore_errors=True)
     assert kills == 4
     assert start(stage, data, params).wait() == 0

@@ -1,4 +1,4 @@
-"""The package as another program has it: installed from a wheel, typed, with few public names."""
+"""The package as another program uses it: installed from a wheel, typed, with few public names."""
 
 import os
 import subprocess
@@ -60,7 +60,7 @@ def test_a_program_that_uses_the_wheel_runs_and_is_typed(tmp_path: Path) -> None
     python = tmp_path / "venv/bin/python"
     site = Path(run(str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
     run(sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel))
-    # what it needs, from here; the checkout itself is not on that path
+    # its dependencies come from this environment; the checkout itself is not on that path
     (site / "needs.pth").write_text(sysconfig.get_path("purelib") + "\n")
     (tmp_path / "program.py").write_text(PROGRAM)
     assert run(str(python), "program.py").strip() == effimini.__version__

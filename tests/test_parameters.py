@@ -1,4 +1,4 @@
-"""Each parameter that decides bytes decides them in a project that has already run, through DVC and its run cache."""
+"""Changing a parameter changes the output of an up-to-date project, through DVC and its run cache."""
 
 import json
 import re
@@ -59,32 +59,32 @@ CHANGES: dict[str, Any] = {
     "evaluate.bootstrap": 200,
     "evaluate.seed": 1,
 }
-# Parameters whose effect is shown elsewhere, or cannot be shown on this source and machine.
+# Parameters that are tested elsewhere, or cannot be tested with this source and machine.
 ELSEWHERE = {
     "source.kind": "another source has other files",
     "source.categories": "tests/test_team.py",
     "source.location": "another mirror may have the same files",
-    "source.revision": "the hub alone has revisions: tests/prep/test_source.py",
+    "source.revision": "only the hub has revisions: tests/prep/test_source.py",
     "source.metadata": "needs the hub's parquet: tests/prep/test_metadata.py",
-    "source.demo.items": "of the demo alone: tests/prep/test_demo.py",
-    "source.demo.seed": "of the demo alone: tests/prep/test_demo.py",
+    "source.demo.items": "only for the demo: tests/prep/test_demo.py",
+    "source.demo.seed": "only for the demo: tests/prep/test_demo.py",
     "download.max_bad_fraction": "decides whether the stage fails",
     "images.max_bad_fraction": "decides whether the stage fails",
     "fetch.mirror": "another mirror may have the same images",
-    "fetch.max_bytes": "a limit that no image here reaches: tests/shards/test_fetch.py",
-    "fetch.max_pixels": "a limit that no image here reaches: tests/shards/test_pixels.py",
+    "fetch.max_bytes": "no image exceeds this limit: tests/shards/test_fetch.py",
+    "fetch.max_pixels": "no image exceeds this limit: tests/shards/test_pixels.py",
     "model.image.weights": "needs another file of weights: tests/effimini/test_model.py",
     "model.text.name": "needs another encoder: tests/effimini/test_model.py",
     "model.text.weights": "needs another file of weights: tests/effimini/test_model.py",
-    "train.patience": "needs epochs that bring nothing: tests/effimini/test_train.py",
+    "train.patience": "needs epochs without improvement: tests/effimini/test_train.py",
     "train.gradient_accumulation_steps": "equal within rounding: tests/effimini/test_train.py",
-    "train.precision": "needs a processor that multiplies bfloat16: tests/effimini/test_bfloat16.py",
-    "train.compile": "minutes; equal within rounding",
+    "train.precision": "needs a processor with bfloat16 instructions: tests/effimini/test_bfloat16.py",
+    "train.compile": "takes minutes; equal within rounding",
     "train.sync_batchnorm": "needs GPUs",
     **{key: "tests/validation" for key in KEYS if key.startswith("validation.")},
 }
-# What a stage makes, apart from files that state the parameters in words.
-MADE = {
+# The outputs of a stage, except files that contain the parameters.
+OUTPUTS = {
     "download": "data/raw/Demo_Toys/*.parquet",
     "join": "data/items/Demo_Toys/*.parquet",
     "groups": "data/groups/Demo_Toys/*.parquet",
@@ -97,20 +97,20 @@ MADE = {
 }
 
 
-def test_every_parameter_that_decides_bytes_is_changed_or_excused() -> None:
-    deciding = {key for key, stages in documented().items() if stages}
-    assert set(CHANGES) | set(ELSEWHERE) == deciding
+def test_every_parameter_that_affects_outputs_is_tested_or_excused() -> None:
+    affecting = {key for key, stages in documented().items() if stages}
+    assert set(CHANGES) | set(ELSEWHERE) == affecting
     assert not set(CHANGES) & set(ELSEWHERE)
 
 
 def catalogue(folder: Path) -> Path:
-    """Write the demo catalogue with pictures that are not square, and other ones behind hi_res."""
+    """Write the demo catalogue with images that are not square, and different images for hi_res."""
     demo.write_catalogue(folder, ["Demo_Toys"], 200, 7)
     for path in sorted((folder / "images/I").glob("*.jpg")):
         try:
             with Image.open(path) as picture:
                 wide = picture.convert("RGB").crop((0, 8, 96, 80))
-        except OSError:  # the catalogue has broken ones
+        except OSError:  # the catalogue has broken images
             continue
         for name, picture in ((path.stem, wide), (f"{path.stem}-H", ImageOps.mirror(wide))):
             picture.save(path.with_name(f"{name}.jpg"), quality=95)
@@ -125,8 +125,8 @@ def catalogue(folder: Path) -> Path:
     reviews = folder / "raw/review_categories/Demo_Toys.jsonl"
     lines = reviews.read_text().splitlines(keepends=True)
     earlier = [json.loads(line) for line in lines[:50]]
-    again = [json.dumps(one | {"rating": 1.0, "timestamp": one["timestamp"] - 1}) + "\n" for one in earlier]
-    reviews.write_text("".join([*again, *lines]))
+    changed = [json.dumps(one | {"rating": 1.0, "timestamp": one["timestamp"] - 1}) + "\n" for one in earlier]
+    reviews.write_text("".join([*changed, *lines]))
     return folder
 
 
@@ -153,8 +153,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     return clone
 
 
-def made(clone: Clone, stage: str) -> dict[str, str]:
-    found = {str(path.relative_to(clone.folder)): sha256(path) for path in sorted(clone.folder.glob(MADE[stage]))}
+def outputs(clone: Clone, stage: str) -> dict[str, str]:
+    found = {str(path.relative_to(clone.folder)): sha256(path) for path in sorted(clone.folder.glob(OUTPUTS[stage]))}
     assert found
     return found
 
@@ -162,11 +162,11 @@ def made(clone: Clone, stage: str) -> dict[str, str]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("key", CHANGES)
-def test_another_value_reaches_the_bytes_and_the_old_one_brings_them_back(project: Clone, key: str) -> None:
-    stage = next(stage for stage in MADE if stage in documented()[key])
+def test_another_value_changes_the_output_and_the_old_value_restores_it(project: Clone, key: str) -> None:
+    stage = next(stage for stage in OUTPUTS if stage in documented()[key])
     target = stage if stage in {"groups", "weights", "train", "evaluate"} else f"{stage}@Demo_Toys"
     path = project.folder / "params.yaml"
-    before, first = path.read_text(), made(project, stage)
+    before, first = path.read_text(), outputs(project, stage)
     yaml = YAML()
     params = yaml.load(before)
     *sections, name = key.split(".")
@@ -178,13 +178,13 @@ def test_another_value_reaches_the_bytes_and_the_old_one_brings_them_back(projec
     yaml.dump(params, path)
     try:
         project.run("dvc", "repro", "-q", target)
-        assert made(project, stage) != first
+        assert outputs(project, stage) != first
         if key == "images.resolution":
             project.run("dvc", "repro", "-q", "shard")
             shards = json.loads(project.run("effimini", "info", "data/shards", "--json").stdout)
-            assert [made["image_size"] for made in shards["made"]] == [48]
+            assert [group["image_size"] for group in shards["made"]] == [48]
             assert project.run("effimini", "lint").stdout == ""
     finally:
         path.write_text(before)
         project.run("dvc", "repro", "-q", "evaluate")
-    assert made(project, stage) == first
+    assert outputs(project, stage) == first

@@ -12,7 +12,7 @@ from tests.clone import SHARDS, SMALL, Clone, commit_project
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """Make the shards of small parameters in a repository of their own."""
+    """Write the shards of small parameters in a new repository."""
     made = commit_project(tmp_path_factory.mktemp("clone"), SMALL)
     made.run("dvc", "repro", "-q", "validate_shards", "weights")
     made.run("git", "add", "dvc.lock")
@@ -20,7 +20,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     return made
 
 
-def test_a_larger_fraction_writes_only_new_shards_and_back_and_up_again_nothing(
+def test_a_larger_fraction_writes_only_new_shards_and_switching_back_writes_nothing(
     clone: Clone, digests: Callable[[Path], dict[str, str]]
 ) -> None:
     small, before = clone.bands(), digests(clone.folder / SHARDS)
@@ -33,12 +33,12 @@ def test_a_larger_fraction_writes_only_new_shards_and_back_and_up_again_nothing(
     assert digests(clone.folder / SHARDS) == before
     clone.run("dvc", "exp", "run", "-q", "-S", "sample.fraction=0.4", "validate_shards")
     assert digests(clone.folder / SHARDS) == after
-    assert digests(clone.folder / ".effimini") == stored  # nothing was fetched or made again
+    assert digests(clone.folder / ".effimini") == stored  # nothing was fetched or computed again
     clone.run("git", "checkout", "-q", "params.yaml", "dvc.lock")
     clone.run("dvc", "repro", "-q", "validate_shards", "weights")
 
 
-def test_dvc_shows_the_way_of_the_data(clone: Clone) -> None:
+def test_dvc_shows_the_pipeline(clone: Clone) -> None:
     dag = clone.run("dvc", "dag", "--md").stdout
     stages = ["download@Demo_Toys", "join@Demo_Toys", "groups", "sample@Demo_Toys", "fetch@Demo_Toys"]
     for stage in [*stages, "shard@Demo_Toys", "weights", "train", "evaluate"]:
@@ -65,14 +65,14 @@ def test_a_stage_reports_its_rows_as_json(clone: Clone) -> None:
         (["validate", "--data", "nowhere"], "nowhere contains no table; run `dvc repro`"),
     ],
 )
-def test_a_mistake_is_a_sentence_and_exit_code_2(clone: Clone, words: list[str], sentence: str) -> None:
+def test_a_mistake_is_an_error_with_exit_code_2(clone: Clone, words: list[str], sentence: str) -> None:
     done = clone.run("effimini", *words, check=False)
     assert done.returncode == 2
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_every_command_says_what_it_does_with_an_example(clone: Clone) -> None:
+def test_every_command_has_a_help_text_with_an_example(clone: Clone) -> None:
     overview = clone.run("effimini", "--help").stdout
     listed = re.findall(r"^│ (\w+) ", overview, re.MULTILINE)
     assert {"download", "join", "groups", "sample", "fetch", "shard", "weights", "train", "evaluate"} < set(listed)

@@ -1,4 +1,4 @@
-"""Sharing versions of shards: a DVC remote, tags, a second clone that has pulled shards and nothing else."""
+"""Sharing versions of shards: a DVC remote, tags, and a second clone that pulls only shards."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ Files = dict[str, bytes]
 
 
 class Team:
-    """A project with two versions of shards in a remote, and what stood where at each."""
+    """A project with two versions of shards in a remote, and the files of each version."""
 
     def __init__(self, folder: Path, run_to: Callable[..., None]) -> None:
         self.remote = folder / "remote"
@@ -48,10 +48,10 @@ class Team:
         path = self.first.folder / "params.yaml"
         path.write_text(path.read_text().replace("  fraction: 0.2", "  fraction: 0.4"))
         self._publish("v2", run_to)
-        self.second = self.first.cloned(folder / "second")  # its cache stays empty: it reads from the remote
+        self.second = self.first.cloned(folder / "second")  # its cache stays empty, so it reads from the remote
 
     def _publish(self, tag: str, run_to: Callable[..., None]) -> None:
-        """Make a version as `dvc repro` does, in one process; record, tag and push it."""
+        """Create a version as `dvc repro` does, but in one process; record, tag and push it."""
         params, data = load_params(self.first.folder / "params.yaml"), self.first.folder / "data"
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("EFFIMINI_STORE", str(self.first.folder / ".effimini"))
@@ -99,7 +99,7 @@ def test_a_push_uploads_only_what_a_larger_fraction_adds(team: Team) -> None:
     assert uploaded == added | {"manifest.json", "report.json", "README.md"}
 
 
-def test_diff_says_that_only_training_shards_are_new(team: Team) -> None:
+def test_diff_reports_that_only_training_shards_are_new(team: Team) -> None:
     result = json.loads(team.second.run("effimini", "diff", "v1", "v2", "--json").stdout)
     assert [change["name"] for change in result["parameters"]] == ["sample.fraction"]
     (row,) = result["splits"]
@@ -136,7 +136,7 @@ def test_a_revision_is_read_from_the_cache_or_the_remote(team: Team, project: st
         assert all(data.image(i) in tars for i in range(len(data)))
 
 
-def test_a_tag_that_moves_stays_one_commit_for_a_process_and_its_workers(team: Team, tmp_path: Path) -> None:
+def test_a_moved_tag_stays_the_same_commit_for_a_process_and_its_workers(team: Team, tmp_path: Path) -> None:
     clone = team.first.cloned(tmp_path / "moving")
     clone.run("git", "tag", "moving", "v1")
     location = ShardLocation(f"dvc+{clone.folder}@moving#data/shards", 10**9, 4)
@@ -156,12 +156,12 @@ def test_a_tag_that_moves_stays_one_commit_for_a_process_and_its_workers(team: T
         ("dvc+{remote}/none@v1#data/shards", "cannot be cloned"),
     ],
 )
-def test_what_is_no_version_is_a_sentence(team: Team, url: str, sentence: str) -> None:
+def test_an_invalid_version_is_an_error(team: Team, url: str, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         ShardLocation(url.format(first=team.first.folder, remote=team.remote), 10**9, 4).categories()
 
 
-def test_a_version_that_was_not_pushed_is_a_sentence(team: Team, tmp_path: Path) -> None:
+def test_a_version_that_was_not_pushed_is_an_error(team: Team, tmp_path: Path) -> None:
     alone = team.first.cloned(tmp_path / "alone")
     alone.run("dvc", "remote", "add", "-q", "-d", "-f", "team", str(tmp_path / "empty"))
     alone.run("git", "commit", "-qam", "another remote")
@@ -171,7 +171,7 @@ def test_a_version_that_was_not_pushed_is_a_sentence(team: Team, tmp_path: Path)
         ShardLocation(f"dvc+{alone.folder}@HEAD#data/shards", 10**9, 4)
 
 
-def test_a_clone_trains_and_evaluates_on_the_shards_alone(team: Team, tmp_path: Path) -> None:
+def test_a_clone_trains_and_evaluates_on_the_shards_only(team: Team, tmp_path: Path) -> None:
     metrics = Path("results/train/metrics.json")
     second, third = (team.first.cloned(tmp_path / name) for name in ("second", "third"))
     second.run("effimini", "train", "--shards", f"dvc+{team.first.folder}@v2#data/shards")
@@ -180,7 +180,7 @@ def test_a_clone_trains_and_evaluates_on_the_shards_alone(team: Team, tmp_path: 
     assert read(second.folder / SHARDS) == team.shards["v2"]
     assert second.run("effimini", "lint").stdout == ""
     second.run("effimini", "evaluate")
-    said = second.run("effimini", "validate").stderr  # whatever is here
+    said = second.run("effimini", "validate").stderr  # all tables that exist
     assert re.findall(r"^(\w+) passed", said, re.MULTILINE) == ["shards", "weights", "predictions"]
     said = second.run("effimini", "validate", "data/shards").stderr
     assert "data/sample does not exist, so data/shards is not compared with it" in said

@@ -1,4 +1,4 @@
-"""A team's days with a project that has already run: categories come and go, a clone pulls, images are asked again."""
+"""Changes to an up-to-date project: categories are added and removed, a clone pulls, images are retried."""
 
 import json
 import re
@@ -29,7 +29,7 @@ def lock(clone: Clone) -> dict[str, Any]:
 
 
 def choose(clone: Clone, *categories: str) -> str:
-    """Choose the categories of the parameters; return what is said of it."""
+    """Set the categories in params.yaml and update dvc.yaml; return its messages."""
     path = clone.folder / "params.yaml"
     path.write_text(re.sub(r"categories:.*(\n  - .*)*", f"categories: [{', '.join(categories)}]", path.read_text()))
     return clone.run("effimini", "pipeline").stderr
@@ -43,7 +43,7 @@ def is_clean(clone: Clone) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_categories_come_and_go_and_a_clone_pulls_validates_trains_and_evaluates(tmp_path: Path) -> None:
+def test_categories_are_added_and_removed_and_a_clone_pulls_validates_trains_and_evaluates(tmp_path: Path) -> None:
     one = commit_project(tmp_path / "one", SMALL | TINY | {"source.categories": ["Demo_Kitchen", "Demo_Toys"]})
     one.run("dvc", "remote", "add", "-q", "-d", "team", str(tmp_path / "remote"))
     one.run("dvc", "repro", "-q")
@@ -72,7 +72,7 @@ def test_categories_come_and_go_and_a_clone_pulls_validates_trains_and_evaluates
     one.run("git", "add", "-A")
     one.run("git", "commit", "-qm", "two categories")
     one.run("dvc", "push", "-q")
-    assert is_clean(one)  # with the stray folders of the third one beside
+    assert is_clean(one)  # although the folders of the third category still exist
     other = one.cloned(tmp_path / "other")
     other.run("dvc", "pull", "-q")
     assert is_clean(other)
@@ -87,7 +87,7 @@ def test_categories_come_and_go_and_a_clone_pulls_validates_trains_and_evaluates
     assert {path.name for path in (few.folder / "data/shards").iterdir()} == {"Demo_Kitchen", "Demo_Toys"}
 
 
-def test_images_asked_again_reach_the_shards_and_stay(tmp_path: Path) -> None:
+def test_retried_images_are_in_the_shards_and_stay(tmp_path: Path) -> None:
     mirror = tmp_path / "mirror"
     demo.write_catalogue(mirror, ["Demo_Toys"], 100, 7)
     changes = SMALL | {"source.kind": "mirror", "source.location": str(mirror), "images.max_bad_fraction": 1.0}
@@ -99,30 +99,30 @@ def test_images_asked_again_reach_the_shards_and_stay(tmp_path: Path) -> None:
     clone.run("git", "add", "-A")
     clone.run("git", "commit", "-qm", "no image")
 
-    def had() -> int:
+    def fetched() -> int:
         tables = [pq.read_table(path) for path in (clone.folder / "data/images/Demo_Toys").glob("*.parquet")]
         return sum(table["outcome"].to_pylist().count("ok") for table in tables)
 
-    assert had() == 0
+    assert fetched() == 0
     images.rmdir()
     (mirror / "images/away").rename(images)
     clone.run("dvc", "repro", "-q", "shard")
-    assert had() == 0  # nothing changed that DVC knows of
+    assert fetched() == 0  # DVC sees no change
     said = clone.run("effimini", "fetch", "Demo_Toys", "--retry", "gone").stderr
     assert "run `dvc commit --force fetch@Demo_Toys` to keep these images, then `dvc repro`" in said
-    found = had()
+    found = fetched()
     assert found > 10
     clone.run("dvc", "commit", "-q", "--force", "fetch@Demo_Toys")
     done = clone.run("dvc", "repro", "shard").stdout
     assert "> effimini shard Demo_Toys" in done
-    assert had() == found
+    assert fetched() == found
     clone.run("dvc", "exp", "run", "-q", "-S", "images.quality=80", "shard")
     clone.run("dvc", "exp", "run", "-q", "-S", "images.quality=90", "shard")
-    assert had() == found  # DVC's run cache gives the images that were asked again
+    assert fetched() == found  # DVC's run cache restores the retried images
     assert "up to date" in clone.run("dvc", "status", "shard").stdout
 
 
-def test_parameters_of_other_categories_than_dvc_yaml_are_a_sentence(tmp_path: Path) -> None:
+def test_other_categories_in_the_parameters_than_in_dvc_yaml_are_an_error(tmp_path: Path) -> None:
     clone = commit_project(tmp_path / "one", SMALL)
     path = clone.folder / "params.yaml"
     path.write_text(path.read_text().replace("- Demo_Toys", "- Demo_Toys\n  - Demo_Beauty"))

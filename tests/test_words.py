@@ -1,4 +1,4 @@
-"""What a user reads of a stage: its own words, whoever does the work, and one sentence for a mistake."""
+"""The messages of a stage: the same with every scheduler, and one error for a mistake."""
 
 import os
 import subprocess
@@ -31,7 +31,7 @@ def run(stage: str, folder: Path, scheduler: str = "synchronous") -> subprocess.
 
 
 @pytest.mark.parametrize("stage", NEEDS)
-def test_a_stage_without_the_one_before_it_says_which_to_run(stage: str, tmp_path: Path) -> None:
+def test_a_stage_without_its_upstream_stage_names_the_one_to_run(stage: str, tmp_path: Path) -> None:
     lacks, before = NEEDS[stage]
     ended = run(stage, tmp_path)
     assert (ended.returncode, ended.stdout) == (2, "")
@@ -43,9 +43,9 @@ def test_a_stage_without_the_one_before_it_says_which_to_run(stage: str, tmp_pat
 
 
 @pytest.mark.parametrize("scheduler", ["threads", "processes"])
-def test_dask_does_not_talk_between_the_words_of_a_stage(scheduler: str, tmp_path: Path) -> None:
-    told = [run(f"{stage} {TOYS}", tmp_path, scheduler) for stage in ("download", "join")]
-    for stage, ended in zip(("download", "join"), told, strict=True):
+def test_dask_logs_nothing_between_the_messages_of_a_stage(scheduler: str, tmp_path: Path) -> None:
+    runs = [run(f"{stage} {TOYS}", tmp_path, scheduler) for stage in ("download", "join")]
+    for stage, ended in zip(("download", "join"), runs, strict=True):
         assert ended.returncode == 0
         lines = (ended.stdout + ended.stderr).splitlines()
         assert len(lines) == 2
@@ -53,7 +53,7 @@ def test_dask_does_not_talk_between_the_words_of_a_stage(scheduler: str, tmp_pat
 
 
 @pytest.mark.parametrize("scheduler", ["threads", "processes"])
-def test_a_mistake_that_a_worker_finds_is_told_once(scheduler: str, tmp_path: Path) -> None:
+def test_an_error_in_a_worker_is_reported_once(scheduler: str, tmp_path: Path) -> None:
     sample = tmp_path / "data/sample" / TOYS
     sample.mkdir(parents=True)
     for part in ("test", "train-00"):
