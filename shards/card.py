@@ -158,26 +158,26 @@ def _parameters_text(manifests: Sequence[Manifest]) -> dict[str, Any]:
     Raises:
         UserError: the manifests differ in a parameter.
     """
-    each = [
+    by_manifest = [
         {"source.kind": m.source.kind, "source.revision": m.source.revision}
         | {f"{section}.{key}": value for section, values in m.parameters.items() for key, value in values.items()}
         | {"text.fields": m.tokens.fields, "text.max_tokens": m.tokens.max_tokens, "tokenizer": m.tokens.tokenizer}
         for m in manifests
     ]
-    for manifest, found in zip(manifests, each, strict=True):
-        for key in each[0] | found:
-            if found.get(key) != each[0].get(key):
+    for manifest, found in zip(manifests, by_manifest, strict=True):
+        for key in by_manifest[0] | found:
+            if found.get(key) != by_manifest[0].get(key):
                 raise UserError(
                     f"{manifest.category} was made with {key} {found.get(key)} and {manifests[0].category} with "
-                    f"{each[0].get(key)}; run `dvc repro` for both with the same parameters"
+                    f"{by_manifest[0].get(key)}; run `dvc repro` for both with the same parameters"
                 )
-    return each[0]
+    return by_manifest[0]
 
 
 def _size_category(samples: int) -> str:
     """Return the hub's size category for a number of samples."""
-    place = max(0, len(str(samples)) - 3)
-    return f"{_SIZES[place - 1]}<n<{_SIZES[place]}" if place else f"n<{_SIZES[0]}"
+    power = max(0, len(str(samples)) - 3)
+    return f"{_SIZES[power - 1]}<n<{_SIZES[power]}" if power else f"n<{_SIZES[0]}"
 
 
 def _code(value: Any) -> str:

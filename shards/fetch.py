@@ -74,9 +74,9 @@ def fetch(category: str, params: Params, data: Path = Path("data"), retry: Colle
     if not (urls.is_remote(base) or Path(base).is_dir()):
         raise UserError(f"the image mirror {base} is not a folder; check fetch.mirror and source.location")
     store = _store(category, params, base)
-    spools = store.with_suffix(".spools")
+    worker_folder = store.with_suffix(".spools")
     with Journal(store, _fetch_conditions(params, base)) as journal:
-        _merge_spools(journal, spools)  # left by a killed run
+        _merge_worker_journals(journal, worker_folder)  # left by a killed run
         missing = _missing(parts, params.images.request, journal, retry)
         tasks = min(len(missing), params.fetch.connections)  # at least one connection per task
         # start workers only if there is work for more than one
@@ -88,9 +88,9 @@ def fetch(category: str, params: Params, data: Path = Path("data"), retry: Colle
                         [item for part in missing for item in part], params, params.fetch, base, journal, errors
                     )
                 else:
-                    for found in _scatter(missing, tasks, params, base, spools, pool):
+                    for found in _scatter(missing, tasks, params, base, worker_folder, pool):
                         errors.update(found)
-                    _merge_spools(journal, spools)
+                    _merge_worker_journals(journal, worker_folder)
             finally:
                 for error, count in errors.most_common(5):
                     log.warning("%d x %s", count, error)
@@ -130,13 +130,13 @@ def _unknown(candidates: list[str], journal: Journal, retry: Collection[str] = (
 
 
 def _scatter(
-    missing: list[list[list[str]]], tasks: int, params: Params, base: str, spools: Path, pool: DaskPool
+    missing: list[list[list[str]]], tasks: int, params: Params, base: str, worker_folder: Path, pool: DaskPool
 ) -> Iterator[Counter[str]]:
     """Fetch the parts in `tasks` tasks on the workers, which divide the connections; yield the errors of each task."""
     limits = dataclasses.replace(params.fetch, connections=params.fetch.connections // min(tasks, pool.count))
     calls = []
     for number in range(tasks):
-        work = spools / f"{number:04d}.json"
+        work = worker_folder / f"{number:04d}.json"
         writers.write_json(work, [item for part in missing[number::tasks] for item in part])
         calls.append((work, params, limits, base))
     yield from pool.imap(_fetch_file, calls, "images, part by part")
@@ -159,11 +159,11 @@ def _fetch_items(
         asyncio.run(_Fetcher(params, limits, base, journal, decoders, errors).run(items))
 
 
-def _merge_spools(journal: Journal, spools: Path) -> None:
+def _merge_worker_journals(journal: Journal, worker_folder: Path) -> None:
     """Append the records of the workers to the store."""
-    for spool in sorted(spools.glob("*.journal")):
-        journal.take(spool)
-    shutil.rmtree(spools, ignore_errors=True)
+    for worker_journal in sorted(worker_folder.glob("*.journal")):
+        journal.take(worker_journal)
+    shutil.rmtree(worker_folder, ignore_errors=True)
 
 
 def _store(category: str, params: Params, base: str) -> Path:
@@ -280,15 +280,17 @@ def _record(url: str, conditions: str, answer: Answer, params: Params) -> Record
     record = replace(record, source_bytes=len(answer.body), source_sha256=hashlib.sha256(answer.body).hexdigest())
     images = params.images
     try:
-        made = pixels.to_training(answer.body, images.resolution, images.fit, images.quality, params.fetch.max_pixels)
-    except pixels.Unusable as fault:
-        return replace(record, outcome=fault.outcome)
+        decoded = pixels.to_training(
+            answer.body, images.resolution, images.fit, images.quality, params.fetch.max_pixels
+        )
+    except pixels.Unusable as problem:
+        return replace(record, outcome=problem.outcome)
     return replace(
         record,
-        source_width=made.width,
-        source_height=made.height,
-        perceptual_hash=made.perceptual_hash,
-        image=made.image,
+        source_width=decoded.width,
+        source_height=decoded.height,
+        perceptual_hash=decoded.perceptual_hash,
+        image=decoded.image,
     )
 
 
@@ -305,11 +307,11 @@ def _write_images(category: str, parts: list[Path], params: Params, journal: Jou
         for part in parts:
             outcomes.update(_write_image_part(part, params.images.request, journal, partial / part.name))
         rows = outcomes.total()
-        faults = Counter({outcome: n for outcome, n in outcomes.items() if outcome not in {OK, NO_URL}})
+        failures = Counter({outcome: n for outcome, n in outcomes.items() if outcome not in {OK, NO_URL}})
         for outcome, count in outcomes.most_common():
             log.info("%s: %s %d (%.1f %%)", category, outcome, count, 100 * count / rows)
         check_budget(
-            faults,
+            failures,
             rows - outcomes[NO_URL],
             params.images.max_bad_fraction,
             f"images of {category}",

@@ -219,8 +219,8 @@ def _check_tar(handle: BufferedReader, where: str, wanted: _Wanted, violations: 
             row["has_image"] = metadata["has_image"]
         except ValueError as error:
             violations.append(Violation(where, f"{key}.json {error}", LintRule.METADATA))
-        if fault := _image_problem(_content(handle, image), wanted.image_size if row.get("has_image", True) else 1):
-            violations.append(Violation(where, f"{key}.jpg {fault}", LintRule.IMAGE))
+        if problem := _image_problem(_content(handle, image), wanted.image_size if row.get("has_image", True) else 1):
+            violations.append(Violation(where, f"{key}.jpg {problem}", LintRule.IMAGE))
         rows.append(row)
     return rows
 
@@ -301,11 +301,15 @@ def _index_violations(
             where, f"has columns {index.schema.names}, whose names or types are not those of an index", LintRule.INDEX
         )
         return
-    made = {k.decode(errors="replace"): v.decode(errors="replace") for k, v in (index.schema.metadata or {}).items()}
+    recorded = {
+        k.decode(errors="replace"): v.decode(errors="replace") for k, v in (index.schema.metadata or {}).items()
+    }
     required = {"tokenizer": tokens.tokenizer, "fields": " ".join(tokens.fields), "max_tokens": str(tokens.max_tokens)}
     for name, expected in required.items():
-        if made.get(name) != expected:
-            yield Violation(where, f"is stale: made with {name} {made.get(name)}, expected {expected}", LintRule.INDEX)
+        if recorded.get(name) != expected:
+            yield Violation(
+                where, f"is stale: made with {name} {recorded.get(name)}, expected {expected}", LintRule.INDEX
+            )
     lengths = pc.fill_null(pc.list_value_length(index["tokens"]), 0)
     if wrong := pc.sum(pc.or_(pc.less(lengths, 1), pc.greater(lengths, tokens.max_tokens))).as_py():
         yield Violation(

@@ -127,14 +127,14 @@ def _write_index(tar: Path, tokenization: TokenizationConfig, path: Path) -> Non
 
 def _samples(part: Path, images: Path) -> SampleIterator:
     """Yield metadata and JPEG of each sample of a part, with a few rows in memory at once."""
-    with pq.ParquetFile(part) as sample, pq.ParquetFile(images) as pictures:
-        if sample.metadata.num_rows != pictures.metadata.num_rows:
+    with pq.ParquetFile(part) as sample, pq.ParquetFile(images) as image_rows:
+        if sample.metadata.num_rows != image_rows.metadata.num_rows:
             raise UserError(f"{images} does not have the items of {part}; run `dvc repro fetch`")
-        for row, picture in zip(_read_rows(sample), _read_rows(pictures, ["parent_asin", "image"]), strict=True):
-            if row["parent_asin"] != picture["parent_asin"]:
+        for row, image in zip(_read_rows(sample), _read_rows(image_rows, ["parent_asin", "image"]), strict=True):
+            if row["parent_asin"] != image["parent_asin"]:
                 raise UserError(f"{images} does not have the items of {part}; run `dvc repro fetch`")
-            metadata: SampleMetadata = row | {"has_image": bool(picture["image"])}
-            yield metadata, picture["image"] or BLANK
+            metadata: SampleMetadata = row | {"has_image": bool(image["image"])}
+            yield metadata, image["image"] or BLANK
 
 
 def _read_rows(table: pq.ParquetFile, columns: list[str] | None = None) -> Iterator[Any]:

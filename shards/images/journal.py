@@ -77,7 +77,7 @@ class Journal:
         return len(self._index)
 
     def outcome(self, url: str) -> str | None:
-        """Return the latest outcome of `url`, or None if it was not asked."""
+        """Return the latest outcome of `url`, or None if it was not requested."""
         known = self._index.get(url)
         return known[1] if known else None
 

@@ -1,6 +1,6 @@
-"""How shards are damaged for a test: bytes, members, indexes and manifests of one category's folder.
+"""Damage shards for tests: bytes, members, indexes and manifests of the folder of a category.
 
-A file that is changed is written anew: a shard may be a hardlink of the store's.
+A changed file is replaced, not modified: a shard may be a hardlink to the store.
 """
 
 import io
@@ -40,7 +40,7 @@ def member(tar: Path, number: int) -> tarfile.TarInfo:
 
 
 def repack(tar: Path, change: Callable[[list[Member]], object]) -> None:
-    """Change the members of a tar, as (name, content), image and JSON in turn."""
+    """Change the members of a tar, as (name, content), image and JSON alternating."""
     with tarfile.open(tar) as archive:
         members = [(each.name, archive.extractfile(each).read()) for each in archive]
     change(members)
@@ -64,7 +64,7 @@ def swap(tar: Path, one: int, other: int) -> None:
 
 
 def set_facts(tar: Path, number: int, **values: object) -> None:
-    """Change facts of a sample."""
+    """Change metadata of a sample."""
 
     def change(members: list[Member]) -> None:
         name, content = members[2 * number + 1]
@@ -90,7 +90,7 @@ def set_index(path: Path, change: Callable[[list[dict[str, Any]]], object] = lam
 
 
 def index(tar: Path, max_tokens: int | None = None) -> None:
-    """Index a tar anew, by its manifest but for `max_tokens`."""
+    """Rebuild the index of a tar as in its manifest, optionally with another `max_tokens`."""
     made = files.read_json(tar.parent / "manifest.json")["tokens"]
     tokenization = TokenizationConfig(MINILM, tuple(made["fields"]), max_tokens or made["max_tokens"])
     path = tar.with_suffix(".arrow")
@@ -99,7 +99,7 @@ def index(tar: Path, max_tokens: int | None = None) -> None:
 
 
 def reseal(folder: Path, change: Callable[[dict[str, Any]], object] = lambda _: None) -> None:
-    """Bring a manifest in line with the files, then change it."""
+    """Update a manifest to match the files, then change it."""
     manifest = files.read_json(folder / "manifest.json")
     for shard in manifest["shards"]:
         tar = folder / shard["name"]

@@ -1,4 +1,4 @@
-"""A real HTTP server on loopback that serves files and does wrong what it is told to."""
+"""A real HTTP server on loopback that serves files, with configurable faults."""
 
 import socket
 import struct
@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Request(BaseHTTPRequestHandler):
-    """One request, with the wrong answers a host can give."""
+    """A request handler with the faults of real hosts."""
 
     protocol_version = "HTTP/1.1"
     server: "Host"
@@ -49,12 +49,12 @@ class Request(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def truncate(self, body):
-        """Promise the whole body, send half of it and hang up."""
+        """Announce the whole body, send half of it and close the connection."""
         self.answer(200, body[: len(body) // 2], {"Content-Length": str(len(body))})
         self.close_connection = True
 
     def hang(self, seconds=3.0):
-        """Say nothing until the client has gone, or for so long."""
+        """Send nothing until the client disconnects, at most for `seconds`."""
         end = time.monotonic() + seconds
         self.connection.settimeout(0.05)
         while time.monotonic() < end:
@@ -72,7 +72,7 @@ class Request(BaseHTTPRequestHandler):
 
 
 class Host(ThreadingHTTPServer):
-    """A server that counts what it is asked."""
+    """A server that counts the requests by path."""
 
     daemon_threads = True
     request_queue_size = 64
@@ -95,4 +95,4 @@ class Host(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, *_):
-        """A client that hangs up is no news."""
+        """Ignore clients that disconnect."""

@@ -1,4 +1,4 @@
-"""Small shards made for a test: as many of any size as it asks for, with real tars, indexes and manifests."""
+"""Synthetic shards for tests, of any number and size, with real tars, indexes and manifests."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ SIDE = 16
 
 
 def jpeg(number: int) -> bytes:
-    """Return a picture whose every pixel is about `number` modulo 256."""
+    """Return a JPEG whose pixels are all about `number` modulo 256."""
     pixels = np.full((SIDE, SIDE, 3), number % 256, np.uint8)
     encoded: bytes = simplejpeg.encode_jpeg(pixels, quality=95)
     return encoded
@@ -34,13 +34,13 @@ def make_shards(
     words: int = 6,
 ) -> Path:
     """Write ``folder/<category>`` with tars of the given sizes for each split; sample n has n in its key and count."""
-    here = folder / category
-    here.mkdir(parents=True)
+    directory = folder / category
+    directory.mkdir(parents=True)
     tokenizer = tokens.load_tokenizer(tokenization.name)
     shards, number = [], 0
     for split, counts in sizes.items():
         for place, count in enumerate(counts):
-            tar = here / f"{split}-{place:03d}.tar"
+            tar = directory / f"{split}-{place:03d}.tar"
             write_tar(tar, [sample(number + i, category, words) for i in range(count)])
             number += count
             shards.append(seal(tar, split, count, tokenization, tokenizer))
@@ -52,7 +52,7 @@ def make_shards(
         tokens=Tokenization(tokens.tokenizer_fingerprint(tokenizer), tokenization.fields, tokenization.max_tokens),
         shards=tuple(shards),
     )
-    writers.write_json(here / manifest.MANIFEST_FILE, about)
+    writers.write_json(directory / manifest.MANIFEST_FILE, about)
     return folder
 
 
@@ -75,7 +75,7 @@ def sample(number: int, category: str, words: int) -> tuple[dict[str, object], b
 
 
 def seal(tar: Path, split: str, samples: int, tokenization: TokenizationConfig, tokenizer: Tokenizer) -> Shard:
-    """Index a tar and return its line of the manifest."""
+    """Index a tar and return its manifest entry."""
     index = tar.with_suffix(".arrow")
     index_tar(tar, index, tokenization, tokenizer)
     return Shard(

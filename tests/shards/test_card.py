@@ -1,4 +1,4 @@
-"""The dataset card: it loads the shards that it stands beside, and says what is true of them."""
+"""The dataset card: it loads the shards next to it, and its statements are correct."""
 
 import json
 import re
@@ -67,7 +67,7 @@ def written(*manifests: Manifest) -> str:
 
 
 @pytest.mark.parametrize("place", [".", "Demo_Kitchen", "Demo_Toys"])
-def test_datasets_loads_the_splits_of_a_folder_by_its_card_alone(shards: Path, place: str) -> None:
+def test_datasets_loads_the_splits_of_a_folder_from_its_card(shards: Path, place: str) -> None:
     import datasets
 
     loaded = datasets.load_dataset(str(shards / place))
@@ -86,7 +86,7 @@ def test_the_code_in_a_card_runs(shards: Path, place: str, tmp_path: Path) -> No
         runpy.run_path(str(script))
 
 
-def test_the_header_is_the_hubs_and_the_counts_are_the_manifests(shards: Path) -> None:
+def test_the_header_is_valid_and_the_counts_match_the_manifests(shards: Path) -> None:
     loaded = DatasetCard.load(shards / "Demo_Toys" / card.CARD_FILE)
     data = loaded.data.to_dict()
     assert data["size_categories"] == ["n<1K"]
@@ -114,7 +114,7 @@ def pictured(folder: Path) -> dict[str, int]:
     return found
 
 
-def test_every_field_every_parameter_and_the_demo_are_told(shards: Path) -> None:
+def test_all_fields_all_parameters_and_the_demo_notice_are_shown(shards: Path) -> None:
     for place in (".", "Demo_Toys"):
         text = (shards / place / card.CARD_FILE).read_text()
         assert all(f"| `{name}` |" in text for name in METADATA_FIELDS)
@@ -132,7 +132,7 @@ def test_the_same_shards_give_the_same_card(shards: Path) -> None:
         assert (shards / category / card.CARD_FILE).read_bytes() == before[shards / category / card.CARD_FILE]
 
 
-def test_what_the_source_is_and_which_licence_it_states_depends_on_its_kind(shards: Path) -> None:
+def test_source_and_licence_depend_on_the_kind_of_source(shards: Path) -> None:
     manifest = located(shards).manifest("Demo_Toys")
     hub = written(msgspec.structs.replace(manifest, source=Source("hub", "2b6d039ed471")))
     mirror = written(msgspec.structs.replace(manifest, source=Source("mirror", "")))
@@ -156,12 +156,12 @@ def test_limits_follow_the_parameters(shards: Path) -> None:
     assert "at least 10,000" in text
 
 
-def test_a_value_cannot_leave_its_cell(shards: Path) -> None:
+def test_a_value_cannot_break_out_of_its_cell(shards: Path) -> None:
     text = written(changed(located(shards).manifest("Demo_Toys"), **{"sample.salt": "a`|\n# <b>"}))
     assert "| `sample.salt` | `a'\\| # <b>` |" in text
 
 
-def test_categories_of_different_parameters_get_no_common_card(shards: Path) -> None:
+def test_categories_with_different_parameters_have_no_common_card(shards: Path) -> None:
     manifests = [located(shards).manifest(category) for category in located(shards).categories()]
     manifests[1] = changed(manifests[1], **{"sample.fraction": 0.4})
     with pytest.raises(UserError, match=r"Demo_Toys was made with sample.fraction 0.4 and Demo_Kitchen with 0.2; run"):
@@ -172,7 +172,7 @@ def test_categories_of_different_parameters_get_no_common_card(shards: Path) -> 
     ("samples", "word"),
     [(999, "n<1K"), (1000, "1K<n<10K"), (9999, "1K<n<10K"), (250_000, "100K<n<1M"), (35_390_000, "10M<n<100M")],
 )
-def test_the_size_is_the_hubs_word(samples: int, word: str) -> None:
+def test_the_size_is_a_size_category_of_the_hub(samples: int, word: str) -> None:
     assert card._size_category(samples) == word
 
 

@@ -1,4 +1,4 @@
-"""What changed between two versions of shards: parameters, items, tars, labels."""
+"""Differences between two versions of shards: parameters, items, tars, labels."""
 
 import json
 import shutil
@@ -39,11 +39,11 @@ def shown(result: dict[str, Any]) -> str:
 
 
 def rewrite(folder: Path, tar: str, change: Callable[[int, dict[str, Any]], None], to: str | None = None) -> None:
-    """Write a tar of made shards again, its samples' facts changed, as `to` if given."""
+    """Rewrite a tar of synthetic shards with changed metadata, as `to` if given."""
     about = json.loads((folder / "manifest.json").read_text())
     (line,) = (line for line in about["shards"] if line["name"] == tar)
     index = pa.ipc.open_file(str(folder / tar).replace(".tar", ".arrow")).read_all()
-    numbers = index["rating_number"].to_pylist()  # a made sample's number
+    numbers = index["rating_number"].to_pylist()  # the number of a synthetic sample
     samples = [sample(number, folder.name, 6) for number in numbers]
     for number, (metadata, _) in zip(numbers, samples, strict=True):
         change(number, metadata)
@@ -71,13 +71,13 @@ def versions(
     return version
 
 
-def test_the_same_version_differs_in_nothing(versions: Callable[..., Path]) -> None:
+def test_a_version_has_no_differences_to_itself(versions: Callable[..., Path]) -> None:
     result = differ(versions(), versions())
     assert not any(result[part] for part in ("parameters", "splits", "moved", "metadata", "drift", "added", "removed"))
     assert shown(result).split("\n", 1)[1].strip() == "nothing changed"
 
 
-def test_a_larger_fraction_adds_training_items_alone(versions: Callable[..., Path]) -> None:
+def test_a_larger_fraction_adds_only_training_items(versions: Callable[..., Path]) -> None:
     old, new = versions(), versions(**{"sample.fraction": 0.4})
     result = differ(old, new)
     both = ["Demo_Kitchen", "Demo_Toys"]
@@ -109,7 +109,7 @@ def index(tar: Path) -> pa.Table:
     return pa.ipc.open_file(str(tar.with_suffix(".arrow"))).read_all()
 
 
-def test_label_drift_is_that_of_all_samples_of_a_split(versions: Callable[..., Path]) -> None:
+def test_label_drift_covers_all_samples_of_a_split(versions: Callable[..., Path]) -> None:
     sides = versions(), versions(**{"sample.fraction": 0.4})
     drift = differ(*sides)["drift"]
     assert [row["category"] for row in drift] == ["Demo_Kitchen", "Demo_Toys", "all"]
@@ -131,7 +131,7 @@ def test_label_drift_is_that_of_all_samples_of_a_split(versions: Callable[..., P
         assert row["split"] == "train"
 
 
-def test_other_text_fields_change_indexes_and_no_tar(versions: Callable[..., Path]) -> None:
+def test_other_text_fields_change_only_indexes(versions: Callable[..., Path]) -> None:
     result = differ(versions(), versions(**{"text.fields": ["title", "store"]}))
     assert [change["name"] for change in result["parameters"]] == ["tokens.fields"]
     for row in result["splits"]:
@@ -181,7 +181,7 @@ def test_a_category_added_and_one_removed(versions: Callable[..., Path]) -> None
     assert not named["added"]
 
 
-def test_a_changed_label_and_a_lost_image_are_seen(tmp_path: Path) -> None:
+def test_a_changed_label_and_a_lost_image_are_reported(tmp_path: Path) -> None:
     old = make_shards(tmp_path / "old", SIZES)
     new = Path(shutil.copytree(old, tmp_path / "new"))
 
@@ -211,7 +211,7 @@ def test_a_changed_label_and_a_lost_image_are_seen(tmp_path: Path) -> None:
     assert [drift["split"] for drift in result["drift"]] == ["train"]
 
 
-def test_items_that_change_split_without_a_reason_are_called_out(tmp_path: Path) -> None:
+def test_unexplained_split_changes_are_reported(tmp_path: Path) -> None:
     old = make_shards(tmp_path / "old", SIZES)
     new = Path(shutil.copytree(old, tmp_path / "new"))
     rewrite(new / "Made", "train-001.tar", lambda number, metadata: None, to="test-001.tar")
@@ -221,7 +221,7 @@ def test_items_that_change_split_without_a_reason_are_called_out(tmp_path: Path)
     assert "do not evaluate a model" in " ".join(shown(result).split())
 
 
-def test_what_cannot_be_compared_is_a_sentence(tmp_path: Path) -> None:
+def test_an_unreadable_version_is_an_error(tmp_path: Path) -> None:
     old = make_shards(tmp_path / "old", SIZES)
     new = Path(shutil.copytree(old, tmp_path / "new"))
     rewrite(new / "Made", "train-001.tar", lambda number, metadata: metadata.update(title="other"))
@@ -235,7 +235,7 @@ def test_what_cannot_be_compared_is_a_sentence(tmp_path: Path) -> None:
         differ(old, tmp_path)
 
 
-def test_a_name_out_of_the_data_is_no_markup(tmp_path: Path) -> None:
+def test_names_from_the_data_are_not_markup(tmp_path: Path) -> None:
     old = make_shards(tmp_path / "old", SIZES)
     new = Path(shutil.copytree(old, tmp_path / "new"))
     path = new / "Made/manifest.json"

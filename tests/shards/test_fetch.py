@@ -72,7 +72,7 @@ def picture(seed):
 
 
 def write_sample(parts):
-    """Write the sample: part name -> lists of image URLs, one an item."""
+    """Write the sample: part name -> lists of image URLs, one per item."""
     number = 0
     for name, items in parts.items():
         rows = []
@@ -101,7 +101,7 @@ def serve(host, count):
         host.files[f"/images/I/{n}.jpg"] = picture(n)
 
 
-def test_every_item_has_its_image_in_its_place(host):
+def test_every_item_has_its_image_in_the_same_row(host):
     serve(host, 7)
     write_sample({"train-00": [[f"{REAL}{n}.jpg"] for n in (3, 1, 4)], "train-01": [], "test": [[f"{REAL}6.jpg"]]})
     fetch("C", parameters(host.url))
@@ -139,7 +139,7 @@ def test_every_item_has_its_image_in_its_place(host):
 
 
 def nasty(host):
-    """Make the host do everything wrong; return the outcome expected of each URL."""
+    """Configure every kind of failure on the host; return the expected outcome of each URL."""
     serve(host, 1)
     good = picture(0)
     host.files |= {
@@ -182,7 +182,7 @@ def nasty(host):
     }
 
 
-def test_whatever_goes_wrong_every_item_has_its_outcome(host):
+def test_every_kind_of_failure_has_its_outcome(host):
     expected = nasty(host)
     write_sample({"test": [[], ["ftp://host/a.jpg"], *([REAL + name] for name in expected)]})
     fetch("C", parameters(host.url, timeout=1.5, max_attempts=1, max_bytes=50_000))
@@ -194,14 +194,14 @@ def test_whatever_goes_wrong_every_item_has_its_outcome(host):
     assert funnel["dropped"]["not_an_image"] == 2
 
 
-def test_a_host_that_dies_and_comes_back_gives_everything(host):
+def test_all_images_are_fetched_from_a_host_that_restarts(host):
     serve(host, 30)
     write_sample({"test": [[f"{REAL}{n}.jpg"] for n in range(30)]})
     again = []
 
     def die(request, _):
         request.serve()
-        request.close_connection = True  # or the thread of a connection would live on
+        request.close_connection = True  # otherwise the thread of the connection would keep running
         if request.path.endswith("/9.jpg"):  # with others under way
             threading.Thread(target=come_back).start()
 
@@ -220,7 +220,7 @@ def test_a_host_that_dies_and_comes_back_gives_everything(host):
     again[0].__exit__()
 
 
-def test_a_second_run_asks_only_for_what_may_have_passed(host):
+def test_a_second_run_retries_only_transient_failures(host):
     expected = nasty(host)
     write_sample({"test": [[REAL + name] for name in expected]})
     settings = parameters(host.url, timeout=1.5, max_attempts=1, max_bytes=50_000)
@@ -233,7 +233,7 @@ def test_a_second_run_asks_only_for_what_may_have_passed(host):
     assert hashes() == before
 
 
-def test_what_passed_is_had_by_the_next_run(host):
+def test_a_transient_failure_is_fetched_by_the_next_run(host):
     serve(host, 3)
     host.violations["/images/I/1.jpg"] = lambda request, number: request.answer(503) if number <= 2 else request.serve()
     write_sample({"test": [[f"{REAL}{n}.jpg"] for n in range(3)]})
@@ -244,7 +244,7 @@ def test_what_passed_is_had_by_the_next_run(host):
     assert host.asked["/images/I/0.jpg"] == 1
 
 
-def test_the_same_url_is_asked_once(host):
+def test_a_url_is_requested_once(host):
     serve(host, 1)
     host.violations["/images/I/0.jpg"] = lambda request, _: (time.sleep(0.1), request.serve())
     write_sample({"train-00": [[f"{REAL}0.jpg"]] * 20, "test": [[f"{REAL}0.jpg"]] * 5})
@@ -253,7 +253,7 @@ def test_the_same_url_is_asked_once(host):
     assert host.asked.total() == 1
 
 
-def test_the_next_candidate_is_asked_when_the_first_is_gone_but_not_when_it_may_pass(host):
+def test_the_next_candidate_is_requested_after_a_permanent_failure_only(host):
     serve(host, 2)
     host.violations["/images/I/busy.jpg"] = lambda request, _: request.answer(503)
     host.files["/images/I/html.jpg"] = b"<html>"
@@ -279,14 +279,14 @@ def test_the_next_candidate_is_asked_when_the_first_is_gone_but_not_when_it_may_
     assert not host.asked["/images/I/1.jpg"] + host.asked["/images/I/never.jpg"]
 
 
-def test_the_size_wanted_is_asked_for(host):
+def test_the_given_size_is_requested(host):
     host.files["/images/I/a._SL64_.jpg"] = picture(0)
     write_sample({"test": [["https://m.media-amazon.com/images/W/T/images/I/a._AC_SX9_.jpg"]]})
     fetch("C", parameters(host.url, images={"request": 64}))
     assert [(row["outcome"], row["url"]) for row in had()] == [("ok", f"{REAL}a._SL64_.jpg")]
 
 
-def test_a_larger_sample_asks_only_for_what_is_new_and_keeps_the_old_parts(host):
+def test_a_larger_sample_requests_only_new_urls_and_keeps_the_old_parts(host):
     serve(host, 6)
     parts = {"train-00": [[f"{REAL}0.jpg"], [f"{REAL}1.jpg"]], "test": [[f"{REAL}2.jpg"]]}
     write_sample(parts)
@@ -304,7 +304,7 @@ def test_a_larger_sample_asks_only_for_what_is_new_and_keeps_the_old_parts(host)
     assert hashes() == before
 
 
-def test_neither_the_race_nor_the_number_of_connections_shows(host, monkeypatch):
+def test_the_result_does_not_depend_on_arrival_order_or_connections(host, monkeypatch):
     serve(host, 30)
     for n in range(0, 30, 3):
         host.violations[f"/images/I/{n}.jpg"] = lambda request, _: (time.sleep(0.03), request.serve())
@@ -317,7 +317,7 @@ def test_neither_the_race_nor_the_number_of_connections_shows(host, monkeypatch)
     assert seen[0] == seen[1]
 
 
-def test_other_pixels_are_another_store_and_other_limits_ask_again_for_faults(host):
+def test_other_image_parameters_use_another_store_and_other_limits_retry_failures(host):
     serve(host, 1)
     host.files["/images/I/large.jpg"] = picture(0) + bytes(60_000)
     write_sample({"test": [[f"{REAL}0.jpg"], [f"{REAL}large.jpg"]]})
@@ -331,7 +331,7 @@ def test_other_pixels_are_another_store_and_other_limits_ask_again_for_faults(ho
     assert host.asked["/images/I/0.jpg"] == 2
 
 
-def test_a_directory_serves_as_the_host(tmp_path):
+def test_a_directory_replaces_the_host(tmp_path):
     folder = tmp_path / "mirror/images/I"
     folder.mkdir(parents=True)
     (tmp_path / "secret.jpg").write_bytes(picture(1))
@@ -351,7 +351,7 @@ def test_a_directory_serves_as_the_host(tmp_path):
     assert hashes() == before
 
 
-def test_a_mirror_that_is_not_there_is_a_sentence():
+def test_a_missing_mirror_is_an_error():
     write_sample({"test": [[f"{REAL}0.jpg"]]})
     with pytest.raises(UserError, match="mirror nowhere is not a folder"):
         fetch("C", parameters("nowhere"))
@@ -373,7 +373,7 @@ def test_the_demo_catalogue_has_its_images():
     assert outcomes().count("ok") > 20
 
 
-def test_too_many_missing_images_are_a_sentence_and_leave_the_old_tables(host):
+def test_too_many_missing_images_are_an_error_and_keep_the_old_tables(host):
     serve(host, 4)
     write_sample({"test": [[], [f"{REAL}0.jpg"], [f"{REAL}1.jpg"], [f"{REAL}2.jpg"], [f"{REAL}absent.jpg"]]})
     fetch("C", parameters(host.url, images={"max_bad_fraction": 0.25}))
@@ -384,7 +384,7 @@ def test_too_many_missing_images_are_a_sentence_and_leave_the_old_tables(host):
     assert hashes() == before
 
 
-def test_a_host_that_refuses_everything_is_a_sentence_and_keeps_what_was_had(host, monkeypatch):
+def test_a_host_that_refuses_all_requests_is_an_error_and_fetched_images_are_kept(host, monkeypatch):
     monkeypatch.setattr(client, "BREAK", 0.2)
     serve(host, 30)
     for n in range(5, 30):
@@ -400,7 +400,7 @@ def test_a_host_that_refuses_everything_is_a_sentence_and_keeps_what_was_had(hos
     assert not any(host.asked[f"/images/I/{n}.jpg"] for n in range(5))
 
 
-def test_only_the_outcomes_asked_for_are_retried(host):
+def test_only_the_given_outcomes_are_retried(host):
     serve(host, 2)
     host.violations["/images/I/503.jpg"] = lambda request, _: request.answer(503)
     write_sample({"test": [[REAL + name] for name in ("0.jpg", "absent.jpg", "503.jpg")]})
@@ -413,7 +413,7 @@ def test_only_the_outcomes_asked_for_are_retried(host):
     assert outcomes() == ["ok", "ok", "server_error"]
 
 
-def test_the_command_retries_outcomes_by_name_and_refuses_others(host, monkeypatch, capsys):
+def test_the_command_retries_outcomes_by_name_and_rejects_others(host, monkeypatch, capsys):
     serve(host, 1)
     write_sample({"test": [[f"{REAL}0.jpg"], [f"{REAL}absent.jpg"]]})
     text = (ROOT / "params.yaml").read_text()
@@ -434,7 +434,7 @@ def test_the_command_retries_outcomes_by_name_and_refuses_others(host, monkeypat
 
 
 @pytest.mark.parametrize("scheduler", ["threads", "processes", "tcp"])
-def test_workers_fetch_the_parts_with_the_bytes_of_one_and_no_more_connections(host, scheduler, monkeypatch, request):
+def test_several_workers_give_the_bytes_of_one_within_the_same_connections(host, scheduler, monkeypatch, request):
     address = request.getfixturevalue("cluster").address if scheduler == "tcp" else scheduler
     expected = nasty(host)
     serve(host, 40)
@@ -460,7 +460,7 @@ def test_workers_fetch_the_parts_with_the_bytes_of_one_and_no_more_connections(h
     assert [path.suffix for path in Path("together").rglob("*") if path.is_file()] == [".journal"]
 
 
-def test_what_workers_had_before_a_kill_is_not_asked_again(host):
+def test_images_fetched_by_workers_before_a_kill_are_not_requested_again(host):
     serve(host, 6)
     write_sample({"train-00": [[f"{REAL}{n}.jpg"] for n in range(6)]})
     settings = parameters(host.url)
@@ -477,7 +477,7 @@ def test_what_workers_had_before_a_kill_is_not_asked_again(host):
     assert not spools.exists()
 
 
-def test_without_a_sample_the_sentence_says_what_to_run():
+def test_a_missing_sample_is_an_error_with_the_command_to_run():
     with pytest.raises(UserError, match="data/sample/C has no part files"):
         fetch("C", parameters("http://127.0.0.1:9"))
 
@@ -520,7 +520,7 @@ fetch("C", msgspec.json.decode(sys.argv[1], type=params.Params))
         (signal.SIGTERM, "background"),  # where a shell has interrupts ignored
     ],
 )
-def test_a_killed_fetch_goes_on_where_it_was(host, monkeypatch, with_signal, job):
+def test_a_killed_fetch_resumes(host, monkeypatch, with_signal, job):
     count = 40
     serve(host, count)
     write_sample({"train-00": [[f"{REAL}{n}.jpg"] for n in range(count)], "test": [[f"{REAL}0.jpg"]]})
@@ -553,7 +553,7 @@ def test_a_killed_fetch_goes_on_where_it_was(host, monkeypatch, with_signal, job
     assert hashes() == undisturbed
 
 
-def test_real_pictures_come_through(host):
+def test_real_images_are_fetched(host):
     paths = sorted((CORPUS / "movies/images/I").glob("*.jpg"))[:60] + sorted((CORPUS / "photos").glob("*.jpg"))[:20]
     if not paths:
         pytest.skip(f"no pictures in {CORPUS}; set EFFIMINI_CORPUS")

@@ -1,4 +1,4 @@
-"""`effimini lint`: shards as they are written have no fault, and each kind of damage is found and named by its file."""
+"""`effimini lint`: shards as written have no violations, and each kind of damage is reported for its file."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ from tests.shards.made import jpeg
 ROOT = Path(__file__).parents[2]
 HERE = "Demo_Toys"
 TAR, INDEX = "train-00-000.tar", "train-00-000.arrow"
-Damage = Callable[[Path], object]  # is given the category's folder
+Damage = Callable[[Path], object]  # called with the folder of the category
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def clean(
 
 @pytest.fixture
 def shards(clean: Path, tmp_path: Path) -> Path:
-    """A copy, to damage."""
+    """A copy that a test may damage."""
     return Path(shutil.copytree(clean, tmp_path / "shards"))
 
 
@@ -51,7 +51,7 @@ def run(*words: object) -> Result:
     return CliRunner().invoke(app, ["lint", "--params", str(ROOT / "params.yaml"), *map(str, words)])
 
 
-def test_shards_as_written_have_no_fault(clean: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_shards_as_written_have_no_violations(clean: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     done = run(clean)
     assert (done.exit_code, done.stdout) == (0, "")
@@ -62,7 +62,7 @@ def test_shards_as_written_have_no_fault(clean: Path, caplog: pytest.LogCaptureF
 
 
 def repacked(change: Callable[[Path], object], tar: str = TAR) -> Damage:
-    """Damage that everything beside the tar agrees with: it is indexed anew, and the manifest sealed."""
+    """Damage a tar, then rebuild its index and update the manifest to match."""
 
     def apply(folder: Path) -> None:
         change(folder / tar)
@@ -81,7 +81,7 @@ def resealed(change: Damage) -> Damage:
 
 
 def copied(to: str, name: str = TAR) -> Damage:
-    """A sample of `to` stands in `name` instead of its first."""
+    """Replace the first sample of `name` by a sample of `to`."""
 
     def apply(folder: Path) -> None:
         taken = []
@@ -94,7 +94,7 @@ def copied(to: str, name: str = TAR) -> Damage:
 
 
 def flipped(number: int, place: int) -> Damage:
-    """Flip a byte of the image or JSON of a member, or one of its header (a negative place)."""
+    """Flip a byte of the image or JSON of a member, or of its header (a negative position)."""
     return lambda folder: damage.flip(folder / TAR, damage.member(folder / TAR, number).offset_data + place)
 
 
@@ -109,7 +109,7 @@ def renamed(tar: Path, key: str) -> None:
 
 
 def pictured(content: bytes) -> Callable[[Path], None]:
-    """Another picture for the first sample that has one."""
+    """Replace the image of the first sample that has one."""
     return lambda tar: damage.repack(tar, lambda members: members.__setitem__(0, (members[0][0], content)))
 
 
@@ -121,7 +121,7 @@ def manifest(change: Callable[[dict], object]) -> Damage:
     return lambda folder: damage.reseal(folder, change)
 
 
-# Each kind of damage to a folder, and the files it is told of, each with a word of what is told.
+# Each kind of damage to a folder, and the files that must be reported, each with a part of the message.
 DAMAGE: dict[str, tuple[Damage, dict[str, str]]] = {
     "a flipped byte of an image": (flipped(2, 300), {TAR: "sha256 that differs"}),
     "a flipped byte of JSON": (flipped(3, 0), {TAR: r"\w+.json cannot be read"}),
@@ -140,8 +140,8 @@ DAMAGE: dict[str, tuple[Damage, dict[str, str]]] = {
     "an unknown tar": (lambda f: shutil.copy(f / TAR, f / "train-99-000.tar"), {"train-99-000.tar": "not listed"}),
     "an unknown index": (lambda f: shutil.copy(f / INDEX, f / "test-9.arrow"), {"test-9.arrow": "not listed"}),
     "a missing manifest": (lambda f: (f / "manifest.json").unlink(), {"manifest.json": "does not exist"}),
-    "a manifest that is none": (cut("manifest.json", lambda c: c[:-9]), {"manifest.json": "is not a manifest"}),
-    "a manifest that leads out of the folder": (
+    "an invalid manifest": (cut("manifest.json", lambda c: c[:-9]), {"manifest.json": "is not a manifest"}),
+    "a manifest with a path outside the folder": (
         manifest(lambda m: m["shards"][0].update(name="../../x-0.tar")),
         {"manifest.json": "is not a manifest"},
     ),
@@ -186,7 +186,7 @@ DAMAGE: dict[str, tuple[Damage, dict[str, str]]] = {
         resealed(lambda f: damage.set_index(f / INDEX, lambda rows: rows[1].update(tokens=[]))),
         {INDEX: "1 samples with no token ids"},
     ),
-    "an index that is none": (cut(INDEX, lambda c: c[:-50]), {INDEX: "is not an index"}),
+    "an invalid index": (cut(INDEX, lambda c: c[:-50]), {INDEX: "is not an index"}),
     "two images exchanged": (resealed(lambda f: damage.swap(f / TAR, 0, 4)), {INDEX: r"has j\w+ \d+ for"}),
     "two JSONs exchanged": (
         resealed(lambda f: damage.swap(f / TAR, 1, 3)),
@@ -221,7 +221,7 @@ DAMAGE: dict[str, tuple[Damage, dict[str, str]]] = {
         {TAR: "has 32x32 px, expected 1x1"},
     ),
     "an image that is cut": (repacked(pictured(jpeg(1)[:200])), {TAR: ""}),
-    "an image that is none": (repacked(pictured(b"<html>")), {TAR: "cannot be decoded"}),
+    "an invalid image": (repacked(pictured(b"<html>")), {TAR: "cannot be decoded"}),
     "a name that is a path": (
         resealed(lambda f: renamed(f / TAR, "../x")),
         {TAR: r"has members \['../x.jpg', '../x.json'\]", INDEX: ""},
@@ -238,18 +238,18 @@ DAMAGE: dict[str, tuple[Damage, dict[str, str]]] = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_damage_is_found_and_named_by_its_file_alone(kind: str, shards: Path) -> None:
-    apply, told = DAMAGE[kind]
+def test_damage_is_reported_only_for_the_damaged_files(kind: str, shards: Path) -> None:
+    apply, expected = DAMAGE[kind]
     apply(shards / HERE)
     done = run(shards)
     assert done.exit_code == 1, done.output
     lines = done.stdout.splitlines()
-    assert {line.partition(": ")[0] for line in lines} == {f"{HERE}/{name}" for name in told}, lines
-    for name, what in told.items():
+    assert {line.partition(": ")[0] for line in lines} == {f"{HERE}/{name}" for name in expected}, lines
+    for name, what in expected.items():
         assert any(re.search(rf"^{HERE}/{re.escape(name)}: .*{what}", line) for line in lines), lines
 
 
-def test_a_fault_of_one_file_does_not_stop_the_reading_of_others_and_the_order_is_that_of_the_manifests(
+def test_all_files_are_checked_and_violations_are_in_the_order_of_the_manifests(
     shards: Path,
 ) -> None:
     for category in ("Demo_Kitchen", HERE):
@@ -267,12 +267,12 @@ def test_a_fault_of_one_file_does_not_stop_the_reading_of_others_and_the_order_i
         (INDEX, LintRule.INDEX),
         ("validation-000.tar", LintRule.BYTES),
     ]
-    told = [
+    reported = [
         (fault["where"], fault["rule"])
         for fault in found["violations"]
         if fault["rule"] not in {LintRule.TAR, LintRule.COUNT}
     ]
-    assert [each for each in told if each[1] != LintRule.MEMBERS] == [
+    assert [each for each in reported if each[1] != LintRule.MEMBERS] == [
         *((f"Demo_Kitchen/{name}", rule) for name, rule in of_one),
         (f"{HERE}/unknown.tar", LintRule.FILES),
         *((f"{HERE}/{name}", rule) for name, rule in of_one),
@@ -281,13 +281,13 @@ def test_a_fault_of_one_file_does_not_stop_the_reading_of_others_and_the_order_i
     assert found["shards"] == len([*shards.glob("*/*.arrow")])
 
 
-def test_whatever_bytes_change_it_is_told_and_nothing_is_raised(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_changed_bytes_are_reported_and_nothing_is_raised(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 1)
     draw = random.Random(4)
     manifest_path = shards / HERE / "manifest.json"
-    alone = files.read_json(manifest_path)
-    alone["shards"] = [shard for shard in alone["shards"] if shard["name"] == TAR]
-    writers.write_json(manifest_path, alone)
+    manifest = files.read_json(manifest_path)
+    manifest["shards"] = [shard for shard in manifest["shards"] if shard["name"] == TAR]
+    writers.write_json(manifest_path, manifest)
     for _ in range(60):
         path = shards / HERE / draw.choice([TAR, INDEX])
         good = path.read_bytes()
@@ -300,7 +300,7 @@ def test_whatever_bytes_change_it_is_told_and_nothing_is_raised(shards: Path, mo
         damage.write(path, good)
 
 
-def test_an_image_is_not_decoded_before_its_pixels_are_counted(shards: Path) -> None:
+def test_the_size_of_an_image_is_checked_before_decoding(shards: Path) -> None:
     def enlarge(tar: Path) -> None:
         frame = jpeg(1).index(b"\xff\xc0") + 5
         pictured(jpeg(1)[:frame] + b"\xff\xdc\xff\xdc" + jpeg(1)[frame + 4 :])(tar)  # 12 GB of pixels
@@ -309,7 +309,7 @@ def test_an_image_is_not_decoded_before_its_pixels_are_counted(shards: Path) -> 
     assert "has 65500x65500 px, expected 32x32" in run(shards).stdout
 
 
-def test_shards_behind_a_url_are_read_too(shards: Path) -> None:
+def test_remote_shards_are_checked(shards: Path) -> None:
     with Host() as host:
         host.files = {f"/{path.relative_to(shards)}": path.read_bytes() for path in shards.rglob("*.*")}
         assert run(host.url, "Demo_Kitchen", HERE).stdout == ""
@@ -319,7 +319,7 @@ def test_shards_behind_a_url_are_read_too(shards: Path) -> None:
     assert [line.partition(" does not")[0] for line in lines] == [f"{HERE}/{TAR}: {host.url}/{HERE}/{TAR}"]
 
 
-def test_no_shards_are_a_sentence_and_exit_code_2(tmp_path: Path) -> None:
+def test_no_shards_give_an_error_message_and_exit_code_2(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "effimini.cli", "lint", tmp_path / "none"],
         capture_output=True, text=True, check=False, cwd=ROOT,

@@ -1,4 +1,4 @@
-"""Promises 5 and 6 on sample ids: any ranks, workers and shards, resumed after any step."""
+"""The loader on sample ids: any number of ranks, workers and shards, resumed after any step."""
 
 import json
 import pickle
@@ -42,20 +42,22 @@ def keys(batches: Any) -> list[list[str]]:
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 @pytest.mark.parametrize("workers", [0, 1, 2, 3])
 def test_each_sample_once_in_the_same_global_batches(dataset: ShardDataset, world_size: int, workers: int) -> None:
-    alone = keys(loader(dataset))
+    expected = keys(loader(dataset))
     ranks = [list(loader(dataset, rank=rank, world_size=world_size, workers=workers)) for rank in range(world_size)]
-    assert all(len(batches) == len(alone) for batches in ranks)
-    for step, whole in enumerate(alone):
+    assert all(len(batches) == len(expected) for batches in ranks)
+    for step, whole in enumerate(expected):
         shares = [batches[step] for batches in ranks]
         assert sorted(key for share in shares for key in share.keys) == sorted(whole)
         assert {share.global_size for share in shares} == {len(whole)}
         sizes = [len(share.keys) for share in shares]
         assert max(sizes) - min(sizes) <= 1
-    assert sorted(key for batch in alone for key in batch) == sorted(dataset.keys)
+    assert sorted(key for batch in expected for key in batch) == sorted(dataset.keys)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 3])
-def test_a_reader_resumed_after_any_step_goes_on_as_the_uninterrupted_one(dataset: ShardDataset, workers: int) -> None:
+def test_a_loader_resumed_after_any_step_continues_like_an_uninterrupted_one(
+    dataset: ShardDataset, workers: int
+) -> None:
     running, states, taken = loader(dataset), [], []
     for _ in range(2):
         for batch in running:
@@ -69,11 +71,11 @@ def test_a_reader_resumed_after_any_step_goes_on_as_the_uninterrupted_one(datase
     assert taken[: len(running)] != taken[len(running) :]
 
 
-def test_it_is_resumed_again_and_again_on_other_ranks_and_workers(dataset: ShardDataset) -> None:
-    alone = keys(loader(dataset)) + keys(_at_epoch(dataset, 1))
+def test_a_loader_can_be_resumed_repeatedly_on_other_ranks_and_workers(dataset: ShardDataset) -> None:
+    expected = keys(loader(dataset)) + keys(_at_epoch(dataset, 1))
     state = loader(dataset).state_dict()
     seen: list[list[str]] = []
-    for turn in range(len(alone)):
+    for turn in range(len(expected)):
         world_size, workers = turn % 4 + 1, turn % 3
         ranks = [loader(dataset, rank=rank, world_size=world_size, workers=workers) for rank in range(world_size)]
         step = []
@@ -83,7 +85,7 @@ def test_it_is_resumed_again_and_again_on_other_ranks_and_workers(dataset: Shard
         assert len({json.dumps(rank.state_dict()) for rank in ranks}) == 1
         state = json.loads(json.dumps(ranks[0].state_dict()))
         seen.append(sorted(step))
-    assert seen == [sorted(batch) for batch in alone]
+    assert seen == [sorted(batch) for batch in expected]
 
 
 def _at_epoch(dataset: ShardDataset, epoch: int) -> Loader:
@@ -92,7 +94,7 @@ def _at_epoch(dataset: ShardDataset, epoch: int) -> Loader:
     return later
 
 
-def test_a_state_is_a_few_values_and_that_of_something_else_is_refused(dataset: ShardDataset, tmp_path: Path) -> None:
+def test_a_state_is_small_and_that_of_another_run_is_rejected(dataset: ShardDataset, tmp_path: Path) -> None:
     state = loader(dataset).state_dict()
     assert json.loads(json.dumps(state)) == state
     assert len(state) == 6
@@ -104,18 +106,18 @@ def test_a_state_is_a_few_values_and_that_of_something_else_is_refused(dataset: 
         loader(other).load_state_dict(state)
 
 
-def test_it_can_be_sent_to_workers_that_are_not_forked(dataset: ShardDataset) -> None:
+def test_a_loader_can_be_pickled(dataset: ShardDataset) -> None:
     next(iter(loader(dataset)))  # shards are open now
     assert keys(loader(pickle.loads(pickle.dumps(dataset)))) == keys(loader(dataset))
 
 
-def test_a_batch_holds_what_its_samples_are(dataset: ShardDataset) -> None:
+def test_a_batch_matches_its_samples(dataset: ShardDataset) -> None:
     at = {key: i for i, key in enumerate(dataset.keys)}
     running = loader(dataset)
     tokens = places = 0
     for batch in running:
         assert batch.images.shape == (len(batch.keys), 3, SIDE, SIDE)
-        assert batch.mask.any(0).all()  # no column is padding alone
+        assert batch.mask.any(0).all()  # no column is only padding
         tokens, places = tokens + int(batch.mask.sum()), places + batch.mask.numel()
         for row, key in enumerate(batch.keys):
             metadata = dataset.metadata(at[key])
@@ -129,7 +131,7 @@ def test_a_batch_holds_what_its_samples_are(dataset: ShardDataset) -> None:
     assert running.padding == pytest.approx(1 - tokens / places)
 
 
-def test_a_pool_pads_less_and_changes_no_sample(tmp_path: Path) -> None:
+def test_length_bucketing_reduces_padding_and_changes_no_sample(tmp_path: Path) -> None:
     dataset = ShardDataset(make_shards(tmp_path, {"train": [200]}, words=28), ["Made"], "train")
     drawn, pooled = loader(dataset, length_bucket_batches=1), loader(dataset, length_bucket_batches=25)
     assert sorted(chain.from_iterable(keys(drawn))) == sorted(chain.from_iterable(keys(pooled)))
@@ -137,7 +139,7 @@ def test_a_pool_pads_less_and_changes_no_sample(tmp_path: Path) -> None:
 
 
 def _break(folder: Path, number: int) -> None:
-    """Spoil the JPEG of a sample where it stands in the tar, and leave the rest."""
+    """Damage the JPEG of a sample in its tar."""
     tar = folder / "Made/train-000.tar"
     content = bytearray(tar.read_bytes())
     at = content.index(b"\xff\xd8", content.index(f"B{number:09d}.jpg".encode()))
@@ -160,13 +162,13 @@ def test_a_damaged_image_stops_or_is_counted_within_a_budget(tmp_path: Path, wor
     without = [key for batch in running for key, has in zip(batch.keys, batch.has_image, strict=True) if not has]
     assert sorted(without) == ["Made/B000000003", "Made/B000000011"]
     assert len(running.damaged) == 2
-    # every rank has its batches, whoever meets the damage
+    # every rank yields all its batches, whichever reads the damaged image
     ranks = [list(loader(dataset, rank=r, world_size=2, max_damaged_fraction=0.2)) for r in range(2)]
     assert len(ranks[0]) == len(ranks[1])
     assert sum(len(batch.keys) for rank in ranks for batch in rank) == 20
 
 
-def test_an_image_of_another_size_or_behind_the_end_of_its_tar_is_damage(tmp_path: Path) -> None:
+def test_an_image_of_another_size_or_beyond_the_end_of_its_tar_is_damaged(tmp_path: Path) -> None:
     dataset = ShardDataset(make_shards(tmp_path, {"train": [20]}), ["Made"], "train")
     tar = tmp_path / "Made/train-000.tar"
     tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
@@ -184,7 +186,7 @@ def test_an_image_of_another_size_or_behind_the_end_of_its_tar_is_damage(tmp_pat
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_what_is_absent_is_one_sentence_from_any_worker(tmp_path: Path, workers: int) -> None:
+def test_a_missing_file_is_a_one_line_error_with_any_number_of_workers(tmp_path: Path, workers: int) -> None:
     with pytest.raises(UserError, match="manifest.json does not exist; run `dvc repro`"):
         ShardDataset(tmp_path, ["Made"], "train")
     dataset = ShardDataset(make_shards(tmp_path, {"train": [20]}), ["Made"], "train")
@@ -200,7 +202,7 @@ def test_what_is_absent_is_one_sentence_from_any_worker(tmp_path: Path, workers:
         list(loader(ShardDataset(tmp_path, ["Made"], "train"), workers=workers))
 
 
-def test_categories_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
+def test_incompatible_categories_are_rejected(tmp_path: Path) -> None:
     make_shards(tmp_path, {"train": [3]}, "One")
     make_shards(tmp_path, {"train": [3]}, "Two", HOW._replace(max_tokens=9))
     with pytest.raises(UserError, match="Two and One differ in tokens"):
@@ -208,7 +210,7 @@ def test_categories_that_do_not_fit_together_are_refused(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_another_tokenizer_is_made_anew_in_the_store_and_said_once(
+def test_token_ids_of_another_tokenizer_are_stored_and_logged_once(
     tmp_path: Path, workers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_shards(tmp_path / "short", {"train": [5, 6]})

@@ -1,4 +1,4 @@
-"""Manifests of earlier formats: shards that a team has stay readable."""
+"""Manifests of earlier formats: existing shards stay readable."""
 
 import json
 from pathlib import Path
@@ -20,11 +20,11 @@ def rewrite(folder: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-@pytest.mark.parametrize(("form", "size"), [(2, "size"), (3, "resolution")])
-def test_shards_of_older_formats_are_read_as_before(tmp_path: Path, form: int, size: str) -> None:
+@pytest.mark.parametrize(("version", "size"), [(2, "size"), (3, "resolution")])
+def test_shards_of_older_formats_are_read_as_before(tmp_path: Path, version: int, size: str) -> None:
     folder = make_shards(tmp_path, {"train": [3]})
     now = ShardDataset(folder, ["Made"], "train")
-    rewrite(folder, format=form, parameters={"groups": {"max_link": 5}, "images": {size: SIDE}})
+    rewrite(folder, format=version, parameters={"groups": {"max_link": 5}, "images": {size: SIDE}})
     old = ShardDataset(folder, ["Made"], "train")
     (about,) = old.shards.manifests
     assert about.parameters == {"groups": {"max_items_per_key": 5}, "images": {"resolution": SIDE}}
@@ -33,9 +33,9 @@ def test_shards_of_older_formats_are_read_as_before(tmp_path: Path, form: int, s
     assert [fault for found in lint(ShardLocation(folder, 10**9, 4)) for fault in found.violations] == []
 
 
-@pytest.mark.parametrize("form", [1, manifest.FORMAT + 1, None])
-def test_shards_of_an_unknown_format_are_refused(tmp_path: Path, form: int | None) -> None:
+@pytest.mark.parametrize("version", [1, manifest.FORMAT + 1, None])
+def test_shards_of_an_unknown_format_are_rejected(tmp_path: Path, version: int | None) -> None:
     folder = make_shards(tmp_path, {"train": [3]})
-    rewrite(folder, format=form)
-    with pytest.raises(UserError, match=f"has format {form!r} and this version reads 2, 3, 4"):
+    rewrite(folder, format=version)
+    with pytest.raises(UserError, match=f"has format {version!r} and this version reads 2, 3, 4"):
         ShardDataset(folder, ["Made"], "train")

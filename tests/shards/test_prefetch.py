@@ -1,4 +1,4 @@
-"""Threads that make values ahead of their use."""
+"""Prefetching of values by threads."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def maker(name: int, made: list[tuple[int, int, str]]) -> Callable[[int], int]:
-    """Return a maker of squares, the slower the smaller its name."""
+    """Return a function that computes squares; a smaller name makes it slower."""
 
     def make(step: int) -> int:
         time.sleep(0.002 / (name + 1))
@@ -26,7 +26,7 @@ def maker(name: int, made: list[tuple[int, int, str]]) -> Callable[[int], int]:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_values_come_in_order_each_made_by_one_thread_in_turn(threads: int) -> None:
+def test_values_are_yielded_in_order_and_computed_round_robin(threads: int) -> None:
     made: list[tuple[int, int, str]] = []
     steps = range(3, 40)
     assert list(prefetch([maker(name, made) for name in range(threads)], steps)) == [step * step for step in steps]
@@ -35,7 +35,7 @@ def test_values_come_in_order_each_made_by_one_thread_in_turn(threads: int) -> N
     assert len({thread for *_, thread in made}) == len({(name, thread) for name, _, thread in made}) == threads
 
 
-def test_no_thread_is_farther_ahead_than_it_may_be() -> None:
+def test_no_thread_computes_further_ahead_than_allowed() -> None:
     made: list[tuple[int, int, str]] = []
     values = prefetch([maker(0, made), maker(1, made)], range(100))
     for taken in range(10):
@@ -44,7 +44,7 @@ def test_no_thread_is_farther_ahead_than_it_may_be() -> None:
         assert len(made) == taken + 2 * DEPTH
 
 
-def test_an_error_comes_where_its_value_would() -> None:
+def test_an_error_is_raised_in_place_of_its_value() -> None:
     def make(step: int) -> int:
         if step == 5:
             raise ValueError("five")
@@ -56,7 +56,7 @@ def test_an_error_comes_where_its_value_would() -> None:
         next(values)
 
 
-def test_threads_end_when_nobody_asks_any_more() -> None:
+def test_threads_end_with_the_iteration() -> None:
     before = threading.active_count()
     values = prefetch([maker(0, []), maker(1, [])], range(100))
     next(values)
@@ -65,7 +65,7 @@ def test_threads_end_when_nobody_asks_any_more() -> None:
     assert threading.active_count() == before
 
 
-def test_a_thread_that_waits_for_ever_does_not_keep_the_process() -> None:
+def test_a_blocked_thread_does_not_keep_the_process_alive() -> None:
     script = """
 import threading
 from shards.prefetch import prefetch

@@ -1,4 +1,4 @@
-"""The preview: true to the shards, the same each time, and harmless in a real browser."""
+"""The preview: matches the shards, is reproducible, and is safe in a real browser."""
 
 import html
 import json
@@ -33,7 +33,7 @@ MEMBERS = re.compile(r'<code>(\w+)</code></dd></div>\n</dl>\n<div class="words">
 def shards(
     tmp_path_factory: pytest.TempPathFactory, make_params: Callable[..., Params], run_to: Callable[..., None]
 ) -> Path:
-    """A folder of shards of two categories, with weights and images beside it."""
+    """A folder of shards of two categories, with weights and images next to it."""
     folder = tmp_path_factory.mktemp("data")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EFFIMINI_STORE", str(folder / "store"))
@@ -46,7 +46,7 @@ def page(shards: Path, *args: Any, **options: Any) -> str:
 
 
 def facts_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the facts of all training samples below a folder, by id."""
+    """Return the metadata of all training samples below a folder, by id."""
     found = {}
     for path in sorted(folder.rglob("train-*.tar")):
         with tarfile.open(path) as tar:
@@ -59,7 +59,7 @@ def facts_of(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def test_each_sample_is_shown_once_with_its_facts(shards: Path) -> None:
+def test_each_sample_is_shown_once_with_its_metadata(shards: Path) -> None:
     every = facts_of(shards)
     shown = page(shards, samples=1000)
     assert sorted(MEMBERS.findall(shown)) == sorted(every)
@@ -73,7 +73,7 @@ def test_each_sample_is_shown_once_with_its_facts(shards: Path) -> None:
     assert "DEMO DATA" in shown
 
 
-def test_a_choice_is_even_over_categories_and_repeats(shards: Path) -> None:
+def test_a_choice_is_even_over_categories_and_reproducible(shards: Path) -> None:
     every = facts_of(shards)
     shown = page(shards, samples=9, seed=3)
     chosen = MEMBERS.findall(shown)
@@ -103,7 +103,7 @@ def test_only_the_members_shown_are_read(shards: Path, tmp_path: Path) -> None:
         page(tmp_path / "shards", samples=1000)
 
 
-def test_the_weight_is_that_of_the_loss(shards: Path) -> None:
+def test_the_weight_matches_the_loss(shards: Path) -> None:
     weights = read_weights(shards.parent / "weights.json")
     for count in ("rating_number", "review_count", "none"):
         for number in (0, 1, 7, 10**9):
@@ -113,7 +113,7 @@ def test_the_weight_is_that_of_the_loss(shards: Path) -> None:
             assert preview._weight(metadata, weighing) == pytest.approx(expected)
 
 
-def test_weights_of_other_shards_are_refused(shards: Path, tmp_path: Path) -> None:
+def test_weights_of_other_shards_are_rejected(shards: Path, tmp_path: Path) -> None:
     weights = read_weights(shards.parent / "weights.json")
     writers.write_json(tmp_path / "weights.json", msgspec.structs.replace(weights, samples=weights.samples + 1))
     with pytest.raises(
@@ -124,31 +124,31 @@ def test_weights_of_other_shards_are_refused(shards: Path, tmp_path: Path) -> No
         page(shards, weights=shards.parent / "weights.json", of=["Demo_Toys"])
 
 
-def test_the_outcome_is_that_of_the_fetch_where_it_is_known(shards: Path, tmp_path: Path) -> None:
+def test_the_outcome_of_the_fetch_is_shown_if_known(shards: Path, tmp_path: Path) -> None:
     outcomes = [
         outcome
         for path in sorted((shards.parent / "images").rglob("train-*.parquet"))
         for outcome in pq.read_table(path)["outcome"].to_pylist()
     ]
-    said = r"<dt>image</dt><dd[^>]*>(\w+)</dd>"
-    assert Counter(re.findall(said, page(shards, samples=1000))) == Counter(outcomes)
+    shown = r"<dt>image</dt><dd[^>]*>(\w+)</dd>"
+    assert Counter(re.findall(shown, page(shards, samples=1000))) == Counter(outcomes)
     shutil.copytree(shards, tmp_path / "shards")
-    alone = page(tmp_path / "shards", samples=1000)
+    without_images = page(tmp_path / "shards", samples=1000)
     ok = outcomes.count("ok")
-    assert Counter(re.findall(said, alone)) == {"yes": ok, "none": len(outcomes) - ok}
-    assert "<dt>weight</dt>" not in alone
+    assert Counter(re.findall(shown, without_images)) == {"yes": ok, "none": len(outcomes) - ok}
+    assert "<dt>weight</dt>" not in without_images
 
 
-def test_tokens_are_counted_and_a_cut_is_said(shards: Path) -> None:
+def test_tokens_are_counted_and_truncation_is_shown(shards: Path) -> None:
     indexes = [Index(mapped(path)) for path in sorted(shards.rglob("train-*.arrow"))]
     lengths = [int(length) for index in indexes for length in np.diff(index.token_starts)]
-    said = re.findall(r">(\d+) of at most 32 tokens( \(the rest is truncated\))?<", page(shards, samples=1000))
-    assert Counter(int(length) for length, _ in said) == Counter(lengths)
-    assert {bool(cut) for length, cut in said if length == "32"} == {True}
-    assert {bool(cut) for length, cut in said if length != "32"} == {False}
+    shown = re.findall(r">(\d+) of at most 32 tokens( \(the rest is truncated\))?<", page(shards, samples=1000))
+    assert Counter(int(length) for length, _ in shown) == Counter(lengths)
+    assert {bool(cut) for length, cut in shown if length == "32"} == {True}
+    assert {bool(cut) for length, cut in shown if length != "32"} == {False}
 
 
-def test_mistakes_are_sentences(shards: Path, tmp_path: Path) -> None:
+def test_mistakes_are_error_messages(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"weights.json does not exist"):
         page(shards, weights=tmp_path / "weights.json")
     with pytest.raises(UserError, match=r"Nothing/manifest.json does not exist"):
@@ -166,7 +166,7 @@ def test_the_command_writes_the_page(shards: Path, tmp_path: Path, capsys: pytes
     assert str(out) in capsys.readouterr().out
 
 
-def test_in_a_browser_pictures_show_nothing_is_asked_for_and_hostile_text_is_text(
+def test_a_browser_shows_images_sends_no_requests_and_escapes_hostile_text(
     tmp_path: Path, make_params: Callable[..., Params], run_to: Callable[..., None], visit: Visit
 ) -> None:
     params = make_params(**{"source.categories": ["Demo_Toys"]})
@@ -189,7 +189,7 @@ def test_in_a_browser_pictures_show_nothing_is_asked_for_and_hostile_text_is_tex
     assert asked == []
 
 
-def test_hostile_text_that_stood_there_as_markup_would_be_seen(tmp_path: Path, visit: Visit) -> None:
+def test_unescaped_hostile_text_would_be_detected(tmp_path: Path, visit: Visit) -> None:
     (tmp_path / "page.html").write_text(f"<!doctype html><title>page</title><pre>x</pre>{HOSTILE}")
     seen, asked = visit(tmp_path / "page.html")
     assert seen.locator("script").count() == 1

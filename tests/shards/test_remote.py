@@ -1,4 +1,4 @@
-"""Shards behind a URL: over HTTP from a server that misbehaves, over S3, through a cache shared by processes."""
+"""Remote shards: over HTTP from an unreliable server, over S3, through a cache shared by processes."""
 
 import multiprocessing
 import re
@@ -60,8 +60,8 @@ def host(made: Path) -> Iterator[Host]:
         yield server
 
 
-def spoil(host: Host, path: str, fault: Fault, times: int) -> None:
-    """Answer the first requests for a path wrongly."""
+def inject(host: Host, path: str, fault: Fault, times: int) -> None:
+    """Respond to the first `times` requests for a path with a fault."""
 
     def answer(request: Any, number: int) -> None:
         fault(request, host.files[path]) if number <= times else request.serve()
@@ -86,9 +86,9 @@ def read(where: str | Path, workers: int = 0, **tokenization: Any) -> list[tuple
     return [(batch.keys, batch.tokens.tolist(), batch.images.tolist()) for batch in batches]
 
 
-def test_an_interrupt_while_a_host_is_silent_ends_the_command(host: Host) -> None:
+def test_an_interrupt_ends_the_command_while_a_host_does_not_respond(host: Host) -> None:
     host.violations["/Made/manifest.json"] = lambda request, _: request.hang(60)
-    # a shell's background job, which these tests may be, leaves interrupts ignored
+    # interrupts are ignored in a shell's background job, which these tests may be
     script = "import signal; signal.signal(2, signal.default_int_handler); from effimini.cli import main; main()"
     with subprocess.Popen([sys.executable, "-c", script, "lint", host.url, "Made"]) as running:
         while not host.asked:
@@ -102,7 +102,7 @@ def test_an_interrupt_while_a_host_is_silent_ends_the_command(host: Host) -> Non
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_batches_over_http_are_those_of_the_folder_and_each_file_comes_once(
+def test_batches_over_http_equal_those_of_the_folder_and_each_file_is_downloaded_once(
     host: Host, made: Path, workers: int
 ) -> None:
     assert read(host.url, workers) == read(made)
@@ -119,8 +119,8 @@ def test_batches_over_http_are_those_of_the_folder_and_each_file_comes_once(
         *product(["manifest.json"], [refuse, cut, hang]),  # nothing names its sha256
     ],
 )
-def test_a_broken_transfer_is_tried_again(host: Host, made: Path, fault: Fault, file: str) -> None:
-    spoil(host, f"/Made/{file}", fault, 2)
+def test_an_interrupted_transfer_is_retried(host: Host, made: Path, fault: Fault, file: str) -> None:
+    inject(host, f"/Made/{file}", fault, 2)
     assert read(host.url) == read(made)
     assert host.asked[f"/Made/{file}"] == 3
     assert list((files.store() / "cache").glob("*.partial")) == []
@@ -139,12 +139,12 @@ def test_shards_are_downloaded_before_they_are_read(tmp_path: Path) -> None:
         assert tars <= set(host.asked)
 
 
-def test_what_stays_broken_is_a_sentence(host: Host) -> None:
+def test_a_persistent_failure_is_an_error_message(host: Host) -> None:
     with pytest.raises(UserError, match="Nothing/manifest.json does not exist"):
         ShardDataset(host.url, ["Nothing"], "train")
     with pytest.raises(UserError, match="cannot be opened"):
         ShardDataset("nowhere://bucket/shards", ["Made"], "train")
-    spoil(host, "/Made/train-002.tar", flip, 100)
+    inject(host, "/Made/train-002.tar", flip, 100)
     with pytest.raises(
         UserError,
         match=r"train-002.tar cannot be read after 5 attempts \(Damaged: its sha256 differs from the manifest",
@@ -152,11 +152,11 @@ def test_what_stays_broken_is_a_sentence(host: Host) -> None:
         read(host.url, workers=2)
 
 
-def test_what_is_absent_is_a_sentence(host: Host) -> None:
+def test_a_missing_file_is_an_error_message(host: Host) -> None:
     del host.files["/Made/train-001.arrow"]
     with pytest.raises(UserError, match=r"^[^\n]*train-001.arrow does not exist[^\n]*$"):
         read(host.url, workers=1)
-    spoil(host, "/Made/manifest.json", page, 100)
+    inject(host, "/Made/manifest.json", page, 100)
     with pytest.raises(UserError, match=r"http://127.*/Made/manifest.json is not a manifest"):
         read(host.url)
 
@@ -168,7 +168,7 @@ def test_a_manifest_cannot_name_a_file_outside_its_folder(host: Host) -> None:
         read(host.url)
 
 
-def test_a_cache_too_small_to_read_from_is_refused(host: Host) -> None:
+def test_a_cache_too_small_to_read_from_is_rejected(host: Host) -> None:
     with pytest.raises(UserError, match=r"the 4 shards read at once need .* GB; raise stream.cache_gb"):
         read(host.url, cache_bytes=10_000)
 
@@ -178,7 +178,7 @@ def content(number: int) -> bytes:
 
 
 def fill(folder: Path, limit: int, numbers: list[int], log: Path) -> None:
-    """Ask a cache for files; each download leaves a line, and takes long enough for others to meet it."""
+    """Get files from a cache; each download writes a line, and is slow enough to overlap with others."""
     cache = Cache(folder, limit)
     for number in numbers:
 
@@ -192,10 +192,12 @@ def fill(folder: Path, limit: int, numbers: list[int], log: Path) -> None:
             try:
                 found = cache.get(sha(number), 1000, download).read_bytes()
             except FileNotFoundError:
-                continue  # another process took its room before it was opened
+                continue  # another process evicted it before it was opened
             assert found == content(number)
             break
-        with FileLock(folder / "room.lock"):  # or the sum would be of files that were never there together
+        with FileLock(
+            folder / "room.lock"
+        ):  # otherwise the sum could include files that never existed at the same time
             assert sum(size for _, size, _ in _cached_sizes(folder)) <= limit
 
 
@@ -225,14 +227,14 @@ def test_many_processes_share_a_cache_within_its_limit_and_download_each_file_on
             assert set(downloads.values()) == {1}
 
 
-def test_the_least_recently_asked_for_goes_first(tmp_path: Path) -> None:
+def test_the_least_recently_used_file_is_evicted_first(tmp_path: Path) -> None:
     cache = Cache(tmp_path, 3000)
     for number in (1, 2, 3, 1, 4):
         cache.get(sha(number), 1000, lambda to, n=number: to.write_bytes(content(n)))
     assert {path.name for path in tmp_path.iterdir() if len(path.name) == 64} == {sha(1), sha(3), sha(4)}
 
 
-def test_a_file_that_is_not_what_was_asked_for_is_not_kept(tmp_path: Path) -> None:
+def test_a_file_with_another_size_or_sha256_is_not_cached(tmp_path: Path) -> None:
     cache = Cache(tmp_path, 3000)
     for wrong, what in ((content(2), "sha256"), (b"short", "received 5 bytes, expected 1000")):
         with pytest.raises(Damaged, match=what):
@@ -242,7 +244,7 @@ def test_a_file_that_is_not_what_was_asked_for_is_not_kept(tmp_path: Path) -> No
         cache.get(sha(1), 4000, lambda to: None)
 
 
-def test_what_a_killed_download_left_is_cleared_and_what_runs_is_not(tmp_path: Path) -> None:
+def test_partial_files_of_killed_downloads_are_removed_and_running_ones_are_not(tmp_path: Path) -> None:
     program = (
         "import sys, time; from pathlib import Path; from shards.cache import Cache\n"
         "def download(to): to.write_bytes(b'half'); print('begun', flush=True); time.sleep(60)\n"
@@ -260,7 +262,7 @@ def test_what_a_killed_download_left_is_cleared_and_what_runs_is_not(tmp_path: P
 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Run an S3 server in a process of its own and give its address."""
+    """Run an S3 server in a separate process and yield its address."""
     log = tmp_path_factory.mktemp("s3") / "log"
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
     with log.open("w") as lines, subprocess.Popen(command, stderr=lines) as process:
@@ -272,7 +274,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_over_s3_are_those_of_the_folder(
+def test_batches_over_s3_equal_those_of_the_folder(
     s3: str, made: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import s3fs
@@ -294,7 +296,7 @@ def test_batches_over_s3_are_those_of_the_folder(
         ShardDataset(f"s3://{bucket}/none", ["Made"], "train")
 
 
-def test_a_download_that_became_whole_while_the_folder_was_listed_counts_once(tmp_path: Path) -> None:
+def test_a_download_that_completes_while_the_folder_is_listed_counts_once(tmp_path: Path) -> None:
     (tmp_path / sha(1)).write_bytes(content(1))
     for number in (1, 2):
         (tmp_path / f"{sha(number)}.1000.partial").touch()

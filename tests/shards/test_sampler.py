@@ -1,4 +1,4 @@
-"""Promise 5 on numbers alone: the order of an epoch over ranks, shards, pools and uneven sizes."""
+"""The order of an epoch over ranks, shards, length buckets and uneven sizes, on sample numbers only."""
 
 import numpy as np
 import pytest
@@ -56,7 +56,7 @@ def test_a_step_is_the_same_without_the_steps_before_it(length_bucket_batches: i
         assert tuple(at_random[step]) == in_turn[step]
 
 
-def test_another_epoch_or_seed_gives_another_order_and_the_same_gives_the_same() -> None:
+def test_the_order_depends_on_epoch_and_seed_only() -> None:
     def order(seed: int, epoch: int) -> tuple[int, ...]:
         drawn = EpochSampler(SIZES[7], batch_size=4, seed=seed, epoch=epoch)
         return tuple(int(sample) for step in range(len(drawn)) for sample in drawn[step])
@@ -86,7 +86,7 @@ def test_reads_stay_within_a_window_of_shards(sizes: list[int], window: int) -> 
 
 
 @pytest.mark.parametrize("length_bucket_batches", [1, 4])
-def test_what_is_said_to_be_read_around_a_step_is_read(length_bucket_batches: int) -> None:
+def test_shards_of_returns_the_shards_read_around_a_step(length_bucket_batches: int) -> None:
     epoch = EpochSampler(
         SIZES[64], batch_size=7, seed=1, length_bucket_batches=length_bucket_batches, lengths=lengths, window=4
     )
@@ -95,12 +95,12 @@ def test_what_is_said_to_be_read_around_a_step_is_read(length_bucket_batches: in
         assert set(shard[epoch[step]]) <= set(epoch.shards_of(step))
 
 
-def test_samples_of_a_window_are_mixed() -> None:
+def test_samples_of_a_window_are_shuffled() -> None:
     epoch = EpochSampler([500, 500], batch_size=500, seed=3)
     assert 200 < (epoch[0] < 500).sum() < 300
 
 
-def test_a_pool_makes_batches_of_like_length_in_no_order_of_length() -> None:
+def test_length_bucketing_groups_similar_lengths_and_shuffles_the_batches() -> None:
     random = np.random.default_rng(0)
     long = random.integers(10, 257, 6400)
     drawn, pooled = (

@@ -1,4 +1,4 @@
-"""The shards of a small demo: what others read of them, what is made again, and what the stream gives."""
+"""The shards of a small demo: read by other libraries, rewritten only if needed, and streamed."""
 
 import json
 import tarfile
@@ -37,7 +37,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*.tar"))
 
 
-def test_the_facts_are_columns_of_the_sample_of_their_types_and_whether_there_is_an_image() -> None:
+def test_the_metadata_has_the_columns_and_types_of_the_sample_and_has_image() -> None:
     types = {pa.string(): str, pa.float64(): float, pa.int64(): int}
     assert set(TEXTS) < set(METADATA_FIELDS)
     columns = {name: types[SAMPLE.field(name).type] for name in METADATA_FIELDS if name != "has_image"}
@@ -92,7 +92,7 @@ def test_the_index_points_at_the_members(data: Path) -> None:
         )  # fmt: skip
 
 
-def test_a_larger_fraction_makes_only_new_tars_and_back_and_up_again_none(
+def test_a_larger_fraction_writes_only_new_tars_and_reuses_stored_ones(
     data: Path,
     tmp_path: Path,
     make_params: Callable[..., Params],
@@ -118,7 +118,7 @@ def test_a_larger_fraction_makes_only_new_tars_and_back_and_up_again_none(
     assert (made[1], made[2]) == (0, 0)
 
 
-def test_another_tokenizer_or_text_rewrites_indexes_and_no_tar(
+def test_another_tokenizer_or_text_rewrites_only_indexes(
     data: Path, tmp_path: Path, make_params: Callable[..., Params], run_to: Callable[..., None],
     digests: Callable[[Path], dict[str, str]],
 ) -> None:  # fmt: skip
@@ -133,7 +133,7 @@ def test_another_tokenizer_or_text_rewrites_indexes_and_no_tar(
 
 
 @pytest.mark.parametrize("change", [{"images.resolution": 48}, {"sample.salt": "other"}])
-def test_what_is_in_the_tars_rewrites_them_and_back_again_none(
+def test_parameters_of_the_tars_rewrite_them_and_stored_ones_are_reused(
     change: dict[str, object], tmp_path: Path, make_params: Callable[..., Params], run_to: Callable[..., None],
     digests: Callable[[Path], dict[str, str]],
 ) -> None:  # fmt: skip
@@ -148,7 +148,7 @@ def test_what_is_in_the_tars_rewrites_them_and_back_again_none(
     assert digests(tmp_path / "shards") == before
 
 
-def test_images_of_another_sample_are_refused(
+def test_images_of_another_sample_are_rejected(
     tmp_path: Path, make_params: Callable[..., Params], run_to: Callable[..., None]
 ) -> None:
     params = make_params()
@@ -163,7 +163,7 @@ def test_images_of_another_sample_are_refused(
         shard.shard("Demo_Toys", params, tmp_path)
 
 
-def test_the_manifest_lists_what_is_there(data: Path, digests: Callable[[Path], dict[str, str]]) -> None:
+def test_the_manifest_lists_the_files(data: Path, digests: Callable[[Path], dict[str, str]]) -> None:
     folder = data / "shards/Demo_Toys"
     manifest = read_json(folder / "manifest.json")
     hashes = digests(folder)

@@ -1,4 +1,4 @@
-"""`effimini info FOLDER`: what shards hold, counted from manifests and indexes."""
+"""`effimini info FOLDER`: the content of shards, counted from manifests and indexes."""
 
 import io
 import subprocess
@@ -36,7 +36,7 @@ def printed(folder: Path) -> str:
     return console.export_text()
 
 
-def test_the_numbers_are_those_of_the_samples(made: Path) -> None:
+def test_the_counts_match_the_samples(made: Path) -> None:
     tar = made / "One/train-001.tar"
     damage.set_facts(tar, 0, has_image=False)
     damage.index(tar)
@@ -58,7 +58,7 @@ def test_the_numbers_are_those_of_the_samples(made: Path) -> None:
     assert found.total.mean_tokens == pytest.approx(np.mean(lengths))
 
 
-def test_what_they_were_made_with_is_told_and_what_differs_apart(made: Path) -> None:
+def test_parameters_are_shown_and_different_ones_separately(made: Path) -> None:
     (alike,) = summarise(ShardLocation(made, 0, 1)).made
     tokenizer = files.read_json(made / "One/manifest.json")["tokens"]["tokenizer"]
     assert msgspec.to_builtins(alike) == {
@@ -81,7 +81,7 @@ def test_what_they_were_made_with_is_told_and_what_differs_apart(made: Path) -> 
     assert "title; at most 8 tokens" in printed(made)
 
 
-def test_demo_data_is_called_so_and_other_data_is_not(made: Path) -> None:
+def test_only_demo_data_is_labelled_as_demo(made: Path) -> None:
     assert "DEMO DATA: synthetic products" in printed(made)
     for category in ("One", "Two"):
         damage.reseal(made / category, lambda about: about.update(source={"kind": "hub", "revision": "a1b2[red]"}))
@@ -90,14 +90,14 @@ def test_demo_data_is_called_so_and_other_data_is_not(made: Path) -> None:
     assert "hub a1b2[red]" in text  # as it stands, not as a colour
 
 
-def test_the_command_prints_json_of_the_categories_asked_for(made: Path) -> None:
+def test_the_command_prints_json_of_the_given_categories(made: Path) -> None:
     params = ["--params", str(ROOT / "params.yaml")]
     done = CliRunner().invoke(app, ["info", str(made), "Two", "--json", *params])
     assert msgspec.json.decode(done.stdout, type=Summary) == summarise(ShardLocation(made, 0, 1), ["Two"])
     assert "One" in CliRunner().invoke(app, ["info", str(made), *params]).stdout
 
 
-def test_an_index_that_is_absent_or_none_is_a_sentence(made: Path) -> None:
+def test_a_missing_or_invalid_index_is_an_error(made: Path) -> None:
     index = made / "One/train-001.arrow"
     index.write_bytes(b"none")
     with pytest.raises(UserError, match=r"One/train-001.arrow cannot be read \(.*\); run `dvc checkout`"):

@@ -21,7 +21,7 @@ def test_ids_start_and_end_with_the_special_tokens_and_are_truncated() -> None:
     assert tokens.pad_id(tokenizer) == 0
 
 
-def test_encoding_leaves_the_fingerprint_alone() -> None:
+def test_encoding_does_not_change_the_fingerprint() -> None:
     tokenizer = tokens.load_tokenizer(str(MINILM))
     before = tokens.tokenizer_fingerprint(tokenizer)
     tokens.encode(tokenizer, ["a"], 8)
@@ -47,7 +47,7 @@ def test_a_vocabulary_that_keeps_capitals_is_not_lower_cased(tmp_path: Path) -> 
     assert tokens.encode(tokens.load_tokenizer(str(tmp_path)), ["Kettle kettle"], 8) == [[2, 5, 1, 3]]
 
 
-def test_what_is_no_tokenizer_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_or_invalid_tokenizer_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"has neither tokenizer\.json nor vocab\.txt"):
         tokens.load_tokenizer(str(tmp_path))
     (tmp_path / "tokenizer.json").write_text("{}")

@@ -46,26 +46,26 @@ def settings(**changed):
 
 def ask(host, *paths, trusted=None, **changed):
     async def run():
-        async with Client(settings(**changed), host.url if trusted is None else trusted) as asked:
-            return await asyncio.gather(*(asked.get(host.url + path) for path in paths))
+        async with Client(settings(**changed), host.url if trusted is None else trusted) as session:
+            return await asyncio.gather(*(session.get(host.url + path) for path in paths))
 
     answers = asyncio.run(run())
     return answers if len(paths) > 1 else answers[0]
 
 
 def first(wrong, times=1):
-    """Do what is wrong at the first requests, then serve the file."""
+    """Fail the first requests, then serve the file."""
     return lambda request, number: wrong(request) if number <= times else request.serve()
 
 
-def test_a_file_is_had_at_the_first_try(host):
+def test_a_file_is_fetched_at_the_first_attempt(host):
     assert ask(host, "/a") == Answer("ok", 200, 1, BODY)
 
 
 @pytest.mark.parametrize(
     ("status", "outcome"), [(404, "gone"), (410, "gone"), (403, "refused"), (401, "refused"), (400, "bad_url")]
 )
-def test_what_cannot_be_had_is_asked_once(host, status, outcome):
+def test_permanent_errors_are_not_retried(host, status, outcome):
     host.violations["/a"] = lambda request, _: request.answer(status)
     answer = ask(host, "/a")
     assert (answer.outcome, answer.status, answer.attempts, host.asked["/a"]) == (outcome, status, 1, 1)
@@ -89,14 +89,14 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_may_pass_is_asked_again(host, fault):
-    twice = 2 if fault == "reset" else 1  # aiohttp asks again at once where a connection breaks
+def test_transient_errors_are_retried(host, fault):
+    twice = 2 if fault == "reset" else 1  # aiohttp itself retries once after a connection reset
     host.violations["/a"] = first(FAULTS[fault][0], times=2 * twice)
     assert ask(host, "/a", timeout=1 if "hang" in fault else 30) == Answer("ok", 200, 3, BODY)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_does_not_pass_has_its_outcome_after_the_last_try(host, fault):
+def test_a_persistent_error_has_its_outcome_after_the_last_attempt(host, fault):
     wrong, outcome, status = FAULTS[fault]
     host.violations["/a"] = first(wrong, times=99)
     answer = ask(host, "/a", timeout=0.3 if "hang" in fault else 30)
@@ -120,7 +120,7 @@ def test_one_byte_at_a_time_ends_at_the_timeout(host):
 @pytest.mark.parametrize(
     "asked_to_wait", ["1", lambda: email.utils.formatdate(time.time() + 2, usegmt=True)], ids=["seconds", "date"]
 )
-def test_a_host_that_names_a_time_is_left_alone_until_then(host, monkeypatch, asked_to_wait):
+def test_retry_after_pauses_all_requests_to_a_host(host, monkeypatch, asked_to_wait):
     monkeypatch.setattr(client, "POLICY", RetryPolicy(first_wait=0.01, max_wait=5))
     times = []
 
@@ -136,12 +136,12 @@ def test_a_host_that_names_a_time_is_left_alone_until_then(host, monkeypatch, as
     host.files["/b"] = b"b"
 
     async def run():
-        async with Client(settings(), host.url) as asked:
-            one = asyncio.create_task(asked.get(host.url + "/a"))
+        async with Client(settings(), host.url) as session:
+            one = asyncio.create_task(session.get(host.url + "/a"))
             while not times:
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0.1)
-            other = await asked.get(host.url + "/b")
+            other = await session.get(host.url + "/b")
             times.append(time.monotonic())
             return await one, other
 
@@ -149,7 +149,7 @@ def test_a_host_that_names_a_time_is_left_alone_until_then(host, monkeypatch, as
     assert min(times[1:]) - times[0] >= 0.9
 
 
-def test_an_endless_retry_after_does_not_hold_the_run(host):
+def test_a_very_long_retry_after_does_not_block_the_run(host):
     host.violations["/a"] = lambda request, _: request.answer(503, headers={"Retry-After": "999999999"})
     assert ask(host, "/a").outcome == "server_error"
 
@@ -166,12 +166,12 @@ def test_a_redirect_loop_ends(host):
 
 
 @pytest.mark.parametrize("target", ["ftp://host/a", "file:///etc/passwd", "http://host:port/", "http://"])
-def test_a_redirect_to_no_http_url_is_not_followed(host, target):
+def test_a_redirect_to_a_non_http_url_is_not_followed(host, target):
     host.violations["/a"] = lambda request, _: request.answer(302, headers={"Location": target})
     assert ask(host, "/a").outcome == "bad_url"
 
 
-def test_a_private_address_is_not_asked(host):
+def test_a_private_address_is_not_requested(host):
     answer = ask(host, "/a", trusted="")
     assert (answer.outcome, answer.attempts) == ("bad_url", 1)
     assert "not a public address" in answer.error
@@ -203,8 +203,8 @@ def test_a_redirect_to_a_private_address_is_not_followed(host, name):
         assert not private.asked
 
 
-def test_of_a_name_only_its_public_addresses_are_connected_to(host, monkeypatch):
-    """What the name server says is checked where it is used, so one that changes its mind gains nothing."""
+def test_only_the_public_addresses_of_a_host_are_connected_to(host, monkeypatch):
+    """The resolver checks the addresses that are connected to, so a changing DNS answer has no effect."""
     answers = [["127.0.0.1", "93.184.216.34"], ["127.0.0.1", "10.0.0.1"]]
     connected = []
 
@@ -219,22 +219,22 @@ def test_of_a_name_only_its_public_addresses_are_connected_to(host, monkeypatch)
     monkeypatch.setattr(asyncio.SelectorEventLoop, "sock_connect", sock_connect)
 
     async def run():
-        async with Client(settings(max_attempts=1), host.url) as asked:
-            return [await asked.get(f"http://{name}.test:{host.server_port}/a") for name in ("both", "private")]
+        async with Client(settings(max_attempts=1), host.url) as session:
+            return [await session.get(f"http://{name}.test:{host.server_port}/a") for name in ("both", "private")]
 
     assert [answer.outcome for answer in asyncio.run(run())] == ["unreachable", "bad_url"]
     assert connected == [("93.184.216.34", host.server_port)]
     assert not host.asked
 
 
-def test_the_host_is_named_in_the_request_though_its_address_is_asked(host):
+def test_the_request_contains_the_host_name_not_the_address(host):
     names = []
     host.violations["/a"] = lambda request, _: (names.append(request.headers["Host"]), request.serve())
     named = f"http://localhost:{host.server_port}"
 
     async def run():
-        async with Client(settings(), named) as asked:
-            return await asked.get(named + "/a")
+        async with Client(settings(), named) as session:
+            return await session.get(named + "/a")
 
     assert asyncio.run(run()).outcome == "ok"
     assert names == [f"localhost:{host.server_port}"]
@@ -242,7 +242,7 @@ def test_the_host_is_named_in_the_request_though_its_address_is_asked(host):
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="no openssl to make a certificate with")
 @pytest.mark.parametrize(("name", "outcome"), [("localhost", "ok"), ("127.0.0.1", "unreachable")])
-def test_a_certificate_is_checked_for_the_name_though_the_address_is_asked(host, tmp_path, monkeypatch, name, outcome):
+def test_a_certificate_is_verified_for_the_host_name_not_the_address(host, tmp_path, monkeypatch, name, outcome):
     command = [
         "openssl",
         "req",
@@ -286,7 +286,7 @@ def endless(request):
         request.wfile.write(b"x" * 10_000)
 
 
-def test_no_more_requests_are_under_way_than_allowed(host):
+def test_concurrent_requests_stay_within_the_limit(host):
     for n in range(24):
         host.violations[f"/{n}"] = lambda request, _: (time.sleep(0.02), request.answer(200, b"x"))
     answers = ask(host, *(f"/{n}" for n in range(24)), connections=3)
@@ -294,7 +294,7 @@ def test_no_more_requests_are_under_way_than_allowed(host):
     assert host.most_under_way == 3
 
 
-def test_a_host_that_takes_fewer_at_a_time_is_asked_by_fewer(host):
+def test_concurrency_adapts_to_a_host_with_a_lower_limit(host):
     def wrong(request, _):
         crowded = request.server.under_way > 2
         time.sleep(0.01)
@@ -307,21 +307,21 @@ def test_a_host_that_takes_fewer_at_a_time_is_asked_by_fewer(host):
     assert host.asked.total() < 2 * len(paths)
 
 
-def test_connections_are_used_again(host):
+def test_connections_are_reused(host):
     peers = set()
     host.violations["/a"] = lambda request, _: (peers.add(request.client_address), request.serve())
 
     async def run():
-        async with Client(settings(), host.url) as asked:
+        async with Client(settings(), host.url) as session:
             for _ in range(10):
-                await asked.get(host.url + "/a")
+                await session.get(host.url + "/a")
 
     asyncio.run(run())
     assert len(peers) == 1
 
 
 @pytest.mark.parametrize("status", [403, 429, 503])
-def test_a_host_that_refuses_everything_ends_the_run_with_a_sentence(host, status):
+def test_a_host_that_refuses_all_requests_ends_the_run_with_an_error(host, status):
     for n in range(30):
         host.violations[f"/{n}"] = lambda request, _: request.answer(status)
     with pytest.raises(
@@ -331,7 +331,7 @@ def test_a_host_that_refuses_everything_ends_the_run_with_a_sentence(host, statu
     assert host.asked.total() == 6 + client.PROBES
 
 
-def test_a_host_that_comes_back_during_the_break_is_asked_on(host, monkeypatch):
+def test_a_host_that_recovers_during_the_pause_is_used_again(host, monkeypatch):
     monkeypatch.setattr(client, "BREAK", 1.0)
     monkeypatch.setattr(client, "POLICY", RetryPolicy(first_wait=0.01, max_wait=5))
     times = []
@@ -345,10 +345,10 @@ def test_a_host_that_comes_back_during_the_break_is_asked_on(host, monkeypatch):
     answers = ask(host, *paths, max_consecutive_refusals=6, connections=4, max_attempts=3)
     assert {answer.outcome for answer in answers} == {"ok"}
     assert max(later - sooner for sooner, later in pairwise(times)) >= 0.9
-    assert len(times) <= len(paths) + 6 + 4  # what was under way when it broke
+    assert len(times) <= len(paths) + 6 + 4  # requests in flight when the pause began
 
 
-def test_a_host_that_is_not_there_ends_the_run_with_a_sentence(host):
+def test_an_unreachable_host_ends_the_run_with_an_error(host):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         host.url = f"http://127.0.0.1:{taken.getsockname()[1]}"
@@ -356,7 +356,7 @@ def test_a_host_that_is_not_there_ends_the_run_with_a_sentence(host):
             ask(host, "/a", "/b", "/c", max_consecutive_refusals=4)
 
 
-def test_refusals_between_good_answers_do_not_end_the_run(host):
+def test_refusals_between_successes_do_not_end_the_run(host):
     number = count()
     for n in range(20):
         host.files[f"/{n}"] = BODY
@@ -365,7 +365,7 @@ def test_refusals_between_good_answers_do_not_end_the_run(host):
     assert {answer.outcome for answer in answers} == {"ok"}
 
 
-def test_a_host_that_counts_requests_a_second_is_asked_no_faster_for_long(host, monkeypatch):
+def test_the_request_rate_adapts_to_a_host_with_a_rate_limit(host, monkeypatch):
     monkeypatch.setattr(client, "POLICY", RetryPolicy(first_wait=0.4, max_wait=0.4))
     times, refused = [], []
 
@@ -385,7 +385,7 @@ def test_a_host_that_counts_requests_a_second_is_asked_no_faster_for_long(host, 
     assert len(refused) < len(paths)
 
 
-def test_the_gate_halves_once_for_a_round_and_opens_slowly(monkeypatch):
+def test_the_concurrency_limit_halves_once_per_round_and_grows_slowly(monkeypatch):
     async def run():
         gate = ConcurrencyLimit(8)
         async with gate.slot() as one, gate.slot() as other:
@@ -443,5 +443,5 @@ def test_retry_after_as_a_date():
         ("2002:7f00:1::", False),
     ],
 )
-def test_only_addresses_of_the_internet_are_public(address, public):
+def test_only_globally_reachable_addresses_are_public(address, public):
     assert is_public(address) is public

@@ -31,7 +31,7 @@ def held(path, conditions="t"):
         return [r.url for r in records(20) if journal.outcome(r.url)]
 
 
-def test_what_is_appended_is_read_again(tmp_path):
+def test_appended_records_are_read_back(tmp_path):
     filled(tmp_path / "a" / "j")
     with Journal(tmp_path / "a" / "j", "t") as journal:
         assert len(journal) == 5
@@ -42,7 +42,7 @@ def test_what_is_appended_is_read_again(tmp_path):
             journal.get("https://h/9")
 
 
-def test_the_latest_record_of_a_url_counts(tmp_path):
+def test_the_latest_record_of_a_url_wins(tmp_path):
     with Journal(tmp_path / "j", "t") as journal:
         journal.append(Record("u", "t", "timeout"))
         journal.append(Record("u", "t", "ok", image=b"x"))
@@ -52,12 +52,12 @@ def test_the_latest_record_of_a_url_counts(tmp_path):
         assert len(journal) == 1
 
 
-def test_a_fault_under_other_terms_says_nothing_but_an_image_stays(tmp_path):
+def test_a_failure_under_other_conditions_is_ignored_but_an_image_is_kept(tmp_path):
     filled(tmp_path / "j")
     assert held(tmp_path / "j", "other") == ["https://h/1", "https://h/2", "https://h/4"]
 
 
-def test_a_torn_tail_is_cut_wherever_the_process_died(tmp_path):
+def test_a_truncated_last_record_is_removed(tmp_path):
     whole = tmp_path / "whole"
     ends = filled(whole, 3)
     data = whole.read_bytes()
@@ -75,7 +75,7 @@ def test_a_torn_tail_is_cut_wherever_the_process_died(tmp_path):
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_a_flipped_byte_costs_its_own_record_alone(tmp_path, data):
+def test_a_flipped_byte_loses_only_its_own_record(tmp_path, data):
     path = tmp_path / "j"
     path.unlink(missing_ok=True)
     ends = filled(path, 6)
@@ -87,7 +87,7 @@ def test_a_flipped_byte_costs_its_own_record_alone(tmp_path, data):
     assert held(path) == [f"https://h/{n}" for n in range(6) if n != hit]
 
 
-def test_the_mark_of_a_record_within_an_image_deceives_nobody(tmp_path):
+def test_the_magic_bytes_of_a_record_may_occur_in_an_image(tmp_path):
     with Journal(tmp_path / "j", "t") as journal:
         for name in "abc":
             journal.append(Record(name, "t", "ok", image=(MAGIC + b"\x05\0\0\0junk") * 50))
@@ -98,7 +98,7 @@ def test_the_mark_of_a_record_within_an_image_deceives_nobody(tmp_path):
         assert [journal.outcome(name) for name in "abc"] == [None, "ok", "ok"]
 
 
-def test_zeros_that_a_power_cut_left_are_cut(tmp_path):
+def test_zeros_left_by_a_power_failure_are_removed(tmp_path):
     ends = filled(tmp_path / "j", 3)
     with (tmp_path / "j").open("ab") as file:
         file.write(bytes(5000))
@@ -124,7 +124,7 @@ def test_a_second_process_waits_for_the_first(tmp_path):
         assert journal.outcome("second") == "ok"
 
 
-def test_what_was_appended_survives_kill_9(tmp_path):
+def test_appended_records_survive_kill_9(tmp_path):
     script = (
         "import sys, time; from pathlib import Path; from shards.images.journal import Journal, Record\n"
         "j = Journal(Path(sys.argv[1]), 't'); j.append(Record('a', 't', 'ok', image=b'x' * 100000))\n"

@@ -97,13 +97,13 @@ def test_16_bit_colour_keeps_its_colours():
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
-def test_transparency_lies_over_white(kind):
+def test_transparency_is_flattened_over_white(kind):
     image = scene().convert("RGBA")
     image.paste((0, 0, 0, 0), (0, 0, 30, 40))
     assert looks_like(corners(saved(image, kind)), [WHITE, GREEN, WHITE, WHITE])
 
 
-def test_a_transparent_palette_colour_lies_over_white():
+def test_a_transparent_palette_colour_is_flattened_over_white():
     image = scene().quantize(4)
     red = image.getpixel((1, 1))
     for kind in ("PNG", "GIF"):
@@ -112,7 +112,7 @@ def test_a_transparent_palette_colour_lies_over_white():
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("mode", ["RGB", "CMYK"])
-def test_a_picture_is_turned_as_its_exif_says(orientation, mode):
+def test_an_image_is_rotated_by_its_exif_orientation(orientation, mode):
     turn = Image.Transpose
     inverse = {
         2: turn.FLIP_LEFT_RIGHT, 3: turn.ROTATE_180, 4: turn.FLIP_TOP_BOTTOM, 5: turn.TRANSPOSE,
@@ -141,7 +141,7 @@ def test_letterbox_keeps_proportions_on_white():
     assert seen[0].min() > 245
 
 
-def test_crop_takes_the_middle():
+def test_crop_keeps_the_centre():
     image = Image.new("RGB", (90, 30), "white")
     image.paste(BLUE, (30, 0, 60, 30))
     assert looks_like(corners(saved(image, "PNG"), fit="crop"), [BLUE] * 4)
@@ -155,13 +155,13 @@ def test_every_shape_fits(fit, shape):
     assert seen.dtype == np.uint8
 
 
-def test_the_same_bytes_give_the_same_bytes():
+def test_the_same_input_bytes_give_the_same_output_bytes():
     data = saved(scene(500, 300), "JPEG")
     assert training(data) == training(data)
 
 
 def test_the_stored_bytes_are_those_of_format_2():
-    """Another value here changes what is stored: raise pixels.FORMAT with it."""
+    """Another value means that the stored bytes changed: then increment pixels.FORMAT."""
     y, x = np.mgrid[0:200, 0:300]
     pattern = np.stack([(x * y) % 256, (x + 3 * y) % 256, (5 * x) % 256], axis=-1).astype(np.uint8)
     made = training(saved(Image.fromarray(pattern), "PNG"), size=64)
@@ -171,7 +171,7 @@ def test_the_stored_bytes_are_those_of_format_2():
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [60_000, 10_000, 8_000])
-def test_a_bomb_is_not_decoded(side):
+def test_a_decompression_bomb_is_not_decoded(side):
     assert outcome(png_header(side, side) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")) == "too_many_pixels"
     frame = b"," + struct.pack("<HHHHB", 0, 0, side, side, 0) + b"\x02\x01\x01\x00;"
     for screen in (side, 10):
@@ -192,11 +192,11 @@ def test_a_placeholder_is_too_small():
 @pytest.mark.parametrize(
     "data", [b"", b"<html><body>Not here</body></html>", b"\0" * 1000, b"%PDF-1.4", b"BM" + bytes(100), b"RIFF1234WAVE"]
 )
-def test_what_is_no_image_is_not_an_image(data):
+def test_other_content_is_not_an_image(data):
     assert outcome(data) == "not_an_image"
 
 
-def test_a_picture_of_another_kind_is_not_an_image():
+def test_an_unsupported_image_format_is_not_an_image():
     assert outcome(saved(scene(), "BMP")) == "not_an_image"
     assert outcome(saved(scene(), "TIFF")) == "not_an_image"
 
@@ -210,12 +210,12 @@ def test_a_truncated_file_is_corrupt(kind, share):
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-def test_a_truncated_jpeg_is_corrupt_even_with_an_end_put_to_it(progressive):
+def test_a_truncated_jpeg_is_corrupt_even_with_an_end_marker(progressive):
     data = saved(scene(400, 400).rotate(30), "JPEG", progressive=progressive)
     assert outcome(data[: len(data) // 2] + b"\xff\xd9") == "corrupt"
 
 
-def test_stray_bytes_after_the_last_scan_are_forgiven():
+def test_stray_bytes_after_the_last_scan_are_ignored():
     data = saved(scene(), "JPEG")
     assert training(data[:-2] + b"ab\xff\xd9") == training(data)
     assert training(data + b"more") == training(data)
@@ -238,7 +238,7 @@ def distance(one, other):
     return (one.perceptual_hash ^ other.perceptual_hash).bit_count()
 
 
-def test_the_perceptual_hash_is_near_for_the_same_picture_and_far_for_another():
+def test_the_perceptual_hash_is_near_for_the_same_image_and_far_for_another():
     rng = np.random.default_rng(1)
     one, other = (
         Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).resize((300, 200), Image.Resampling.BICUBIC)
@@ -255,13 +255,13 @@ def test_the_blank_is_one_white_pixel():
     assert Image.open(io.BytesIO(pixels.BLANK)).size == (1, 1)
 
 
-def test_decode_refuses_what_is_not_whole():
+def test_decode_rejects_incomplete_files():
     with pytest.raises(ValueError, match="Premature"):
         pixels.decode(training(saved(scene(), "PNG")).image[:-40])
 
 
 @pytest.mark.parametrize("folder", ["photos", "movies/images/I"])
-def test_real_pictures_become_training_images(folder):
+def test_real_images_become_training_images(folder):
     paths = sorted((CORPUS / folder).glob("*.jpg"))[:40]
     if not paths:
         pytest.skip(f"no pictures in {CORPUS / folder}; set EFFIMINI_CORPUS")

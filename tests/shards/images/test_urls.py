@@ -24,7 +24,7 @@ ID = "https://m.media-amazon.com/images/I/71abC+d-2L"
         (f"  {ID}.jpg#top ", 0, f"{ID}.jpg"),
     ],
 )
-def test_the_url_asked_names_the_picture_at_the_size_wanted(url, side, asked):
+def test_the_normalised_url_requests_the_given_size(url, side, asked):
     assert urls.normalise(url, side) == asked
 
 
@@ -43,17 +43,17 @@ def test_the_url_asked_names_the_picture_at_the_size_wanted(url, side, asked):
         "http://host:port/a.jpg",
     ],
 )
-def test_what_is_no_http_url_is_not_asked(url):
+def test_invalid_and_non_http_urls_are_rejected(url):
     assert urls.normalise(url, 256) is None
     assert urls.candidates([url], 256) == []
 
 
-def test_candidates_keep_their_order_and_come_once():
+def test_candidates_keep_their_order_without_duplicates():
     asked = urls.candidates([f"{ID}._SX1_.jpg", "no url", "https://h/b.jpg", f"{ID}._SX2_.jpg"], 64)
     assert asked == [f"{ID}._SL64_.jpg", "https://h/b.jpg"]
 
 
-def test_normalising_twice_changes_nothing_more():
+def test_normalising_is_idempotent():
     once = urls.normalise("https://m.media-amazon.com/images/W/T/images/I/51x._AC_.jpg", 256)
     assert urls.normalise(once, 256) == once
 
@@ -74,6 +74,6 @@ def test_no_path_leaves_the_directory(path):
 
 
 @given(st.text(alphabet="./%2eEfF5cC\\ab\0:~", max_size=40))
-def test_whatever_the_path_the_file_is_below_the_directory(path):
+def test_the_file_of_any_path_is_below_the_directory(path):
     found = urls.in_directory("https://host/" + path, "/base/dir")
     assert found is None or found.resolve().is_relative_to("/base/dir")
