@@ -369,9 +369,9 @@ def lint(
     params: ParamsFile = PARAMS,
     as_json: Json = False,
 ) -> None:
-    """Read every byte of the shards and report faults with their location.
+    """Read every byte of the shards and report violations with their location.
 
-    Prints one line per fault, and exits with code 1 if there is any.
+    Prints one line per violation, and exits with code 1 if there are any.
 
     Example: `effimini lint data/shards`
     """
@@ -382,11 +382,11 @@ def lint(
     for found in stage.lint(_open_location(shards, params), _chosen(shards, categories, params)):
         violations += found.violations
         tars, samples = tars + found.shards, samples + found.samples
-        for fault in found.violations if not as_json else ():
-            typer.echo(f"{fault.where}: {fault.what}")
+        for violation in found.violations if not as_json else ():
+            typer.echo(f"{violation.where}: {violation.what}")
     if as_json:
         typer.echo(json.dumps({"violations": [f._asdict() for f in violations], "shards": tars, "samples": samples}))
-    logging.info("%d faults in %d shards, %d samples read", len(violations), tars, samples)
+    logging.info("%d violations in %d shards, %d samples read", len(violations), tars, samples)
     if violations:
         raise typer.Exit(1)
 

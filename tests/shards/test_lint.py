@@ -58,7 +58,7 @@ def test_shards_as_written_have_no_violations(clean: Path, caplog: pytest.LogCap
     manifests = [files.read_json(path)["shards"] for path in sorted(clean.glob("*/manifest.json"))]
     samples = sum(shard["samples"] for manifest in manifests for shard in manifest)
     assert len(manifests) == 2
-    assert caplog.messages == [f"0 faults in {sum(map(len, manifests))} shards, {samples} samples read"]
+    assert caplog.messages == [f"0 violations in {sum(map(len, manifests))} shards, {samples} samples read"]
 
 
 def repacked(change: Callable[[Path], object], tar: str = TAR) -> Damage:
