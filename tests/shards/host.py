@@ -22,8 +22,8 @@ class Request(BaseHTTPRequestHandler):
             self.server.under_way += 1
             self.server.most_under_way = max(self.server.most_under_way, self.server.under_way)
         try:
-            if self.path in self.server.violations:
-                self.server.violations[self.path](self, number)
+            if self.path in self.server.faults:
+                self.server.faults[self.path](self, number)
             elif self.path in self.server.files:
                 self.answer(200, self.server.files[self.path])
             else:
@@ -80,7 +80,7 @@ class Host(ThreadingHTTPServer):
     def __init__(self, port=0):
         super().__init__(("127.0.0.1", port), Request)
         self.files: dict[str, bytes] = {}
-        self.violations: dict[str, Callable[[Request, int], None]] = {}
+        self.faults: dict[str, Callable[[Request, int], None]] = {}
         self.asked: Counter[str] = Counter()
         self.lock = threading.Lock()
         self.under_way = self.most_under_way = 0

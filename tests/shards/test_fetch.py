@@ -150,7 +150,7 @@ def nasty(host):
         "/images/I/dot.gif": b"GIF89a\x01\0\x01\0\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x02L\x01\0;",
         "/images/I/bomb.gif": b"GIF89a\x60\xea\x60\xea\0\0\0,\0\0\0\0\x60\xea\x60\xea\0\x02\x01\x01\0;",
     }
-    host.violations |= {
+    host.faults |= {
         "/images/I/429.jpg": lambda request, _: request.answer(429),
         "/images/I/503.jpg": lambda request, _: request.answer(503),
         "/images/I/403.jpg": lambda request, _: request.answer(403),
@@ -213,7 +213,7 @@ def test_all_images_are_fetched_from_a_host_that_restarts(host):
         again[0].files = host.files
         again[0].__enter__()
 
-    host.violations = {f"/images/I/{n}.jpg": die for n in range(30)}
+    host.faults = {f"/images/I/{n}.jpg": die for n in range(30)}
     fetch("C", parameters(host.url, connections=3, max_attempts=8))
     assert outcomes() == ["ok"] * 30
     assert again[0].asked
@@ -235,7 +235,7 @@ def test_a_second_run_retries_only_transient_failures(host):
 
 def test_a_transient_failure_is_fetched_by_the_next_run(host):
     serve(host, 3)
-    host.violations["/images/I/1.jpg"] = lambda request, number: request.answer(503) if number <= 2 else request.serve()
+    host.faults["/images/I/1.jpg"] = lambda request, number: request.answer(503) if number <= 2 else request.serve()
     write_sample({"test": [[f"{REAL}{n}.jpg"] for n in range(3)]})
     fetch("C", parameters(host.url))
     assert outcomes() == ["ok", "server_error", "ok"]
@@ -246,7 +246,7 @@ def test_a_transient_failure_is_fetched_by_the_next_run(host):
 
 def test_a_url_is_requested_once(host):
     serve(host, 1)
-    host.violations["/images/I/0.jpg"] = lambda request, _: (time.sleep(0.1), request.serve())
+    host.faults["/images/I/0.jpg"] = lambda request, _: (time.sleep(0.1), request.serve())
     write_sample({"train-00": [[f"{REAL}0.jpg"]] * 20, "test": [[f"{REAL}0.jpg"]] * 5})
     fetch("C", parameters(host.url))
     assert outcomes() == ["ok"] * 25
@@ -255,7 +255,7 @@ def test_a_url_is_requested_once(host):
 
 def test_the_next_candidate_is_requested_after_a_permanent_failure_only(host):
     serve(host, 2)
-    host.violations["/images/I/busy.jpg"] = lambda request, _: request.answer(503)
+    host.faults["/images/I/busy.jpg"] = lambda request, _: request.answer(503)
     host.files["/images/I/html.jpg"] = b"<html>"
     write_sample(
         {
@@ -307,7 +307,7 @@ def test_a_larger_sample_requests_only_new_urls_and_keeps_the_old_parts(host):
 def test_the_result_does_not_depend_on_arrival_order_or_connections(host, monkeypatch):
     serve(host, 30)
     for n in range(0, 30, 3):
-        host.violations[f"/images/I/{n}.jpg"] = lambda request, _: (time.sleep(0.03), request.serve())
+        host.faults[f"/images/I/{n}.jpg"] = lambda request, _: (time.sleep(0.03), request.serve())
     write_sample({"test": [[f"{REAL}{n}.jpg"] for n in range(32)]})
     seen = []
     for connections in (1, 16):
@@ -388,12 +388,12 @@ def test_a_host_that_refuses_all_requests_is_an_error_and_fetched_images_are_kep
     monkeypatch.setattr(client, "BREAK", 0.2)
     serve(host, 30)
     for n in range(5, 30):
-        host.violations[f"/images/I/{n}.jpg"] = lambda request, _: request.answer(403)
+        host.faults[f"/images/I/{n}.jpg"] = lambda request, _: request.answer(403)
     write_sample({"test": [[f"{REAL}{n}.jpg"] for n in range(30)]})
     with pytest.raises(UserError, match="refused 11 requests in a row"):
         fetch("C", parameters(host.url, max_consecutive_refusals=8, connections=1))
     assert not Path("data/images/C").exists()
-    host.violations.clear()
+    host.faults.clear()
     host.asked.clear()
     fetch("C", parameters(host.url, max_consecutive_refusals=8))
     assert outcomes() == ["ok"] * 30
@@ -402,7 +402,7 @@ def test_a_host_that_refuses_all_requests_is_an_error_and_fetched_images_are_kep
 
 def test_only_the_given_outcomes_are_retried(host):
     serve(host, 2)
-    host.violations["/images/I/503.jpg"] = lambda request, _: request.answer(503)
+    host.faults["/images/I/503.jpg"] = lambda request, _: request.answer(503)
     write_sample({"test": [[REAL + name] for name in ("0.jpg", "absent.jpg", "503.jpg")]})
     settings = parameters(host.url, max_attempts=1)
     fetch("C", settings)
@@ -439,7 +439,7 @@ def test_several_workers_give_the_bytes_of_one_within_the_same_connections(host,
     expected = nasty(host)
     serve(host, 40)
     slow = lambda asked, _: (time.sleep(0.05), asked.serve())  # noqa: E731
-    host.violations |= {f"/images/I/{n}.jpg": slow for n in range(40)}
+    host.faults |= {f"/images/I/{n}.jpg": slow for n in range(40)}
     shared = [f"{REAL}7.jpg", f"{REAL}8.jpg"]
     parts = {f"train-{n:02d}": [[f"{REAL}{k}.jpg"] for k in range(n, 40, 5)] + [shared] for n in range(5)}
     write_sample(parts | {"test": [[REAL + name, f"{REAL}1.jpg"] for name in expected]})
@@ -486,7 +486,7 @@ def test_a_missing_sample_is_an_error_with_the_command_to_run():
 def test_the_outcomes_and_the_most_frequent_errors_are_logged_once(host, scheduler, caplog, monkeypatch):
     serve(host, 6)
     for n in (2, 5):
-        host.violations[f"/images/I/{n}.jpg"] = lambda request, _: request.answer(403)
+        host.faults[f"/images/I/{n}.jpg"] = lambda request, _: request.answer(403)
     write_sample({"test": [[f"{REAL}{n}.jpg"] for n in range(3)], "train-00": [[f"{REAL}{n}.jpg"] for n in (3, 4, 5)]})
     settings = parameters(host.url)
     pool = dataclasses.replace(settings.dask, scheduler=scheduler, workers=2)
@@ -533,7 +533,7 @@ def test_a_killed_fetch_resumes(host, monkeypatch, with_signal, job):
     host.asked.clear()
     settings = parameters(host.url, connections=2)
     for n in range(20, count):
-        host.violations[f"/images/I/{n}.jpg"] = lambda request, _: request.hang(20)
+        host.faults[f"/images/I/{n}.jpg"] = lambda request, _: request.hang(20)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", SCRIPT, msgspec.json.encode(settings).decode(), job]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
@@ -546,7 +546,7 @@ def test_a_killed_fetch_resumes(host, monkeypatch, with_signal, job):
     assert process.wait(30) != 0
     assert not Path("data/images/C").exists()
 
-    host.violations.clear()
+    host.faults.clear()
     host.asked.clear()
     fetch("C", settings)
     assert set(host.asked) == {f"/images/I/{n}.jpg" for n in range(20, count)}

@@ -66,7 +66,7 @@ def inject(host: Host, path: str, fault: Fault, times: int) -> None:
     def answer(request: Any, number: int) -> None:
         fault(request, host.files[path]) if number <= times else request.serve()
 
-    host.violations[path] = answer
+    host.faults[path] = answer
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +87,7 @@ def read(where: str | Path, workers: int = 0, **tokenization: Any) -> list[tuple
 
 
 def test_an_interrupt_ends_the_command_while_a_host_does_not_respond(host: Host) -> None:
-    host.violations["/Made/manifest.json"] = lambda request, _: request.hang(60)
+    host.faults["/Made/manifest.json"] = lambda request, _: request.hang(60)
     # interrupts are ignored in a shell's background job, which these tests may be
     script = "import signal; signal.signal(2, signal.default_int_handler); from effimini.cli import main; main()"
     with subprocess.Popen([sys.executable, "-c", script, "lint", host.url, "Made"]) as running:

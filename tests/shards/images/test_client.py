@@ -66,7 +66,7 @@ def test_a_file_is_fetched_at_the_first_attempt(host):
     ("status", "outcome"), [(404, "gone"), (410, "gone"), (403, "refused"), (401, "refused"), (400, "bad_url")]
 )
 def test_permanent_errors_are_not_retried(host, status, outcome):
-    host.violations["/a"] = lambda request, _: request.answer(status)
+    host.faults["/a"] = lambda request, _: request.answer(status)
     answer = ask(host, "/a")
     assert (answer.outcome, answer.status, answer.attempts, host.asked["/a"]) == (outcome, status, 1, 1)
 
@@ -91,14 +91,14 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_transient_errors_are_retried(host, fault):
     twice = 2 if fault == "reset" else 1  # aiohttp itself retries once after a connection reset
-    host.violations["/a"] = first(FAULTS[fault][0], times=2 * twice)
+    host.faults["/a"] = first(FAULTS[fault][0], times=2 * twice)
     assert ask(host, "/a", timeout=1 if "hang" in fault else 30) == Answer("ok", 200, 3, BODY)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_persistent_error_has_its_outcome_after_the_last_attempt(host, fault):
     wrong, outcome, status = FAULTS[fault]
-    host.violations["/a"] = first(wrong, times=99)
+    host.faults["/a"] = first(wrong, times=99)
     answer = ask(host, "/a", timeout=0.3 if "hang" in fault else 30)
     asked = 6 if fault == "reset" else 3
     assert (answer.outcome, answer.status, answer.attempts, host.asked["/a"]) == (outcome, status, 3, asked)
@@ -113,7 +113,7 @@ def test_one_byte_at_a_time_ends_at_the_timeout(host):
             request.wfile.write(b"x")
             request.wfile.flush()
 
-    host.violations["/a"] = drip
+    host.faults["/a"] = drip
     assert ask(host, "/a", timeout=0.3, max_attempts=1).outcome == "timeout"
 
 
@@ -132,7 +132,7 @@ def test_retry_after_pauses_all_requests_to_a_host(host, monkeypatch, asked_to_w
             429, headers={"Retry-After": asked_to_wait if isinstance(asked_to_wait, str) else asked_to_wait()}
         )
 
-    host.violations["/a"] = wrong
+    host.faults["/a"] = wrong
     host.files["/b"] = b"b"
 
     async def run():
@@ -150,24 +150,24 @@ def test_retry_after_pauses_all_requests_to_a_host(host, monkeypatch, asked_to_w
 
 
 def test_a_very_long_retry_after_does_not_block_the_run(host):
-    host.violations["/a"] = lambda request, _: request.answer(503, headers={"Retry-After": "999999999"})
+    host.faults["/a"] = lambda request, _: request.answer(503, headers={"Retry-After": "999999999"})
     assert ask(host, "/a").outcome == "server_error"
 
 
 def test_redirects_are_followed_on_the_mirror(host):
-    host.violations["/b"] = lambda request, _: request.answer(302, headers={"Location": "/a"})
+    host.faults["/b"] = lambda request, _: request.answer(302, headers={"Location": "/a"})
     assert ask(host, "/b").body == BODY
 
 
 def test_a_redirect_loop_ends(host):
-    host.violations["/a"] = lambda request, _: request.answer(301, headers={"Location": "/a"})
+    host.faults["/a"] = lambda request, _: request.answer(301, headers={"Location": "/a"})
     assert ask(host, "/a").outcome == "bad_url"
     assert host.asked["/a"] == client.MAX_REDIRECTS + 1
 
 
 @pytest.mark.parametrize("target", ["ftp://host/a", "file:///etc/passwd", "http://host:port/", "http://"])
 def test_a_redirect_to_a_non_http_url_is_not_followed(host, target):
-    host.violations["/a"] = lambda request, _: request.answer(302, headers={"Location": target})
+    host.faults["/a"] = lambda request, _: request.answer(302, headers={"Location": target})
     assert ask(host, "/a").outcome == "bad_url"
 
 
@@ -198,7 +198,7 @@ def test_a_redirect_to_a_private_address_is_not_followed(host, name):
     with Host() as private:
         private.files["/secret"] = b"secret"
         target = f"http://{name}:{private.server_port}/secret"
-        host.violations["/a"] = lambda request, _: request.answer(302, headers={"Location": target})
+        host.faults["/a"] = lambda request, _: request.answer(302, headers={"Location": target})
         assert ask(host, "/a", max_attempts=1).outcome in {"bad_url", "unreachable"}
         assert not private.asked
 
@@ -229,7 +229,7 @@ def test_only_the_public_addresses_of_a_host_are_connected_to(host, monkeypatch)
 
 def test_the_request_contains_the_host_name_not_the_address(host):
     names = []
-    host.violations["/a"] = lambda request, _: (names.append(request.headers["Host"]), request.serve())
+    host.faults["/a"] = lambda request, _: (names.append(request.headers["Host"]), request.serve())
     named = f"http://localhost:{host.server_port}"
 
     async def run():
@@ -272,7 +272,7 @@ def test_a_body_is_read_up_to_its_limit(host, declared):
     host.files["/a"] = b"x" * 5_000_000
     host.files["/b"] = b"x" * 1000
     if not declared:
-        host.violations["/a"] = lambda request, _: endless(request)
+        host.faults["/a"] = lambda request, _: endless(request)
     large, exact = ask(host, "/a", "/b", max_bytes=1000)
     assert (large.outcome, large.body, large.attempts) == ("too_large", b"", 1)
     assert exact.outcome == "ok"
@@ -288,7 +288,7 @@ def endless(request):
 
 def test_concurrent_requests_stay_within_the_limit(host):
     for n in range(24):
-        host.violations[f"/{n}"] = lambda request, _: (time.sleep(0.02), request.answer(200, b"x"))
+        host.faults[f"/{n}"] = lambda request, _: (time.sleep(0.02), request.answer(200, b"x"))
     answers = ask(host, *(f"/{n}" for n in range(24)), connections=3)
     assert {answer.outcome for answer in answers} == {"ok"}
     assert host.most_under_way == 3
@@ -301,7 +301,7 @@ def test_concurrency_adapts_to_a_host_with_a_lower_limit(host):
         request.answer(429) if crowded else request.answer(200, b"x")
 
     paths = [f"/{n}" for n in range(60)]
-    host.violations = dict.fromkeys(paths, wrong)
+    host.faults = dict.fromkeys(paths, wrong)
     answers = ask(host, *paths, connections=16, max_attempts=8)
     assert {answer.outcome for answer in answers} == {"ok"}
     assert host.asked.total() < 2 * len(paths)
@@ -309,7 +309,7 @@ def test_concurrency_adapts_to_a_host_with_a_lower_limit(host):
 
 def test_connections_are_reused(host):
     peers = set()
-    host.violations["/a"] = lambda request, _: (peers.add(request.client_address), request.serve())
+    host.faults["/a"] = lambda request, _: (peers.add(request.client_address), request.serve())
 
     async def run():
         async with Client(settings(), host.url) as session:
@@ -323,7 +323,7 @@ def test_connections_are_reused(host):
 @pytest.mark.parametrize("status", [403, 429, 503])
 def test_a_host_that_refuses_all_requests_ends_the_run_with_an_error(host, status):
     for n in range(30):
-        host.violations[f"/{n}"] = lambda request, _: request.answer(status)
+        host.faults[f"/{n}"] = lambda request, _: request.answer(status)
     with pytest.raises(
         UserError, match=rf"127\.0\.0\.1:\d+ refused 9 requests in a row.*HTTP {status}.*run `dvc repro`"
     ):
@@ -341,7 +341,7 @@ def test_a_host_that_recovers_during_the_pause_is_used_again(host, monkeypatch):
         request.answer(503) if times[-1] < times[0] + 0.9 else request.answer(200, BODY)
 
     paths = [f"/{n}" for n in range(40)]
-    host.violations = dict.fromkeys(paths, wrong)
+    host.faults = dict.fromkeys(paths, wrong)
     answers = ask(host, *paths, max_consecutive_refusals=6, connections=4, max_attempts=3)
     assert {answer.outcome for answer in answers} == {"ok"}
     assert max(later - sooner for sooner, later in pairwise(times)) >= 0.9
@@ -360,7 +360,7 @@ def test_refusals_between_successes_do_not_end_the_run(host):
     number = count()
     for n in range(20):
         host.files[f"/{n}"] = BODY
-        host.violations[f"/{n}"] = lambda request, _: request.serve() if next(number) % 3 else request.answer(503)
+        host.faults[f"/{n}"] = lambda request, _: request.serve() if next(number) % 3 else request.answer(503)
     answers = ask(host, *(f"/{n}" for n in range(20)), max_consecutive_refusals=3, connections=1, max_attempts=4)
     assert {answer.outcome for answer in answers} == {"ok"}
 
@@ -379,7 +379,7 @@ def test_the_request_rate_adapts_to_a_host_with_a_rate_limit(host, monkeypatch):
             request.answer(429)
 
     paths = [f"/{n}" for n in range(150)]
-    host.violations = dict.fromkeys(paths, wrong)
+    host.faults = dict.fromkeys(paths, wrong)
     answers = ask(host, *paths, connections=16, max_attempts=12)
     assert {answer.outcome for answer in answers} == {"ok"}
     assert len(refused) < len(paths)
