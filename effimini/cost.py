@@ -33,8 +33,8 @@ def costs(model: EffiMini) -> Costs:
 
 
 def parameters(model: EffiMini) -> dict[str, int]:
-    """Return the number of parameters by part and in total, including the unused pooler of the text encoder."""
-    counts = {part: sum(p.numel() for p in getattr(model, part).parameters()) for part in PARTS}
+    """Return the number of parameters by name and in total, including the unused pooler of the text encoder."""
+    counts = {name: sum(p.numel() for p in getattr(model, name).parameters()) for name in PARTS}
     if model.ngrams is not None:
         counts["ngrams"] = model.ngrams.weight.numel()
     return counts | {"total": sum(counts.values())}

@@ -130,9 +130,9 @@ def calibration_table(predictions: Stars, labels: Stars) -> pd.DataFrame:
     """Return the mean prediction and mean label of `BINS` bins of equal size, in order of prediction."""
     order = np.argsort(predictions, kind="stable")
     rows = [
-        {"prediction": predictions[part].mean(), "average_rating": labels[part].mean(), "samples": len(part)}
-        for part in np.array_split(order, BINS)
-        if len(part)
+        {"prediction": predictions[members].mean(), "average_rating": labels[members].mean(), "samples": len(members)}
+        for members in np.array_split(order, BINS)
+        if len(members)
     ]
     return pd.DataFrame(rows).astype({"prediction": "float64", "average_rating": "float64"})
 

@@ -64,9 +64,9 @@ def info_table(found: Info) -> Table:
     for one in inputs:
         shown.add_column(f"GFLOPs at {one.size} px, {one.tokens} tokens", justify="right")
     *_, last, _ = found.parameters
-    for part, count in found.parameters.items():
-        flops = (f"{one.flops.get(part, 0) / 1e9:.3f}" for one in inputs)
-        shown.add_row(part, f"{count:,}", *flops, end_section=part in {last, "total"})
+    for component, count in found.parameters.items():
+        flops = (f"{one.flops.get(component, 0) / 1e9:.3f}" for one in inputs)
+        shown.add_row(component, f"{count:,}", *flops, end_section=component in {last, "total"})
     shown.add_row("C", "", *(f"{one.C:.3f}" for one in inputs))
     shown.add_row("E", "", *(f"{one.E:.3f}" for one in inputs))
     return shown

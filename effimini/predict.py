@@ -86,9 +86,9 @@ def predict(model: Path, items: Path, images: Path, out: Path) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["item_id", "score", "params", "flops"])
         for first in bar(range(0, len(rows), ITEMS_PER_BATCH), "predict"):
-            part = rows[first : first + ITEMS_PER_BATCH]
-            stars = np.clip(scorer.score(*_batch_inputs(scorer, part)), *STARS).tolist()
-            writer.writerows([item.id, f"{score:.2f}", *costs] for item, score in zip(part, stars, strict=True))
+            batch = rows[first : first + ITEMS_PER_BATCH]
+            stars = np.clip(scorer.score(*_batch_inputs(scorer, batch)), *STARS).tolist()
+            writer.writerows([item.id, f"{score:.2f}", *costs] for item, score in zip(batch, stars, strict=True))
 
 
 def _saved(folder: Path) -> Scorer:
@@ -195,10 +195,10 @@ def _parts(cell: str) -> list[str] | None:
     if cell.lstrip().startswith("["):
         for read in (json.loads, ast.literal_eval):
             try:
-                parts = read(cell)
+                values = read(cell)
             except (ValueError, SyntaxError, MemoryError, RecursionError):
                 continue
-            return parts if isinstance(parts, list) and all(isinstance(part, str) for part in parts) else None
+            return values if isinstance(values, list) and all(isinstance(value, str) for value in values) else None
     return [cell]
 
 
@@ -211,7 +211,7 @@ class _ImageFile(NamedTuple):
 
 
 def _image_file(cell: str, images: Path) -> _ImageFile:
-    name = next(filter(None, (part.strip() for part in cell.split(";"))), None)
+    name = next(filter(None, (path_text.strip() for path_text in cell.split(";"))), None)
     if name is None:
         return _ImageFile()
     if "\0" in name or not (path := (images / name).resolve()).is_relative_to(images.resolve()):

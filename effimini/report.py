@@ -167,10 +167,10 @@ def _group_rows(groups: pd.DataFrame) -> list[_Group]:
             [name.removesuffix(" PLCC") for name in names],
             [
                 [row["group"], f"{row['samples']:,}", *(f"{row[name]:.3f}" for name in names)]
-                for row in part.to_dict("records")
+                for row in group_rows.to_dict("records")
             ],
         )
-        for by, part in groups.groupby("by", sort=False)
+        for by, group_rows in groups.groupby("by", sort=False)
     ]
 
 

@@ -142,11 +142,11 @@ def _count(manifests: Sequence[Manifest], images: Callable[[Manifest, Shard], in
 
 
 def _card_row(name: str, shards: Sequence[tuple[str, Shard]], with_image: WithImage) -> _CardRow:
-    parts = sorted({(category, shard.split) for category, shard in shards})
+    pairs = sorted({(category, shard.split) for category, shard in shards})
     return _CardRow(
         name,
         sum(shard.samples for _, shard in shards),
-        sum(with_image[part] for part in parts),
+        sum(with_image[pair] for pair in pairs),
         len(shards),
         sum(shard.bytes for _, shard in shards),
     )

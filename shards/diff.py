@@ -323,8 +323,8 @@ def _drifts(old: ShardLocation, new: ShardLocation, shards: Mapping[str, _Shards
             yield _drift("all", split, was, now)
 
 
-def _labels(*parts: pa.Table) -> LabelValues:
-    both = pa.concat_tables(parts)
+def _labels(*tables: pa.Table) -> LabelValues:
+    both = pa.concat_tables(tables)
     return LabelValues(both["average_rating"].to_numpy(), both["rating_number"].to_numpy())
 
 

@@ -30,22 +30,22 @@ def comparison_table(result: Comparison) -> Group:
     head = f"[bold]{escape(result.old)} -> {escape(result.new)}[/bold]"
     if not (result.parameters or result.splits):
         return Group(head, "nothing changed")
-    parts: list[Any] = [head, ""]
+    lines: list[Any] = [head, ""]
     if result.parameters:
-        parts.append(_parameters_table(result.parameters))
+        lines.append(_parameters_table(result.parameters))
     if result.splits:
-        parts.append(_splits_table(result))
-    parts += [escape(line) for line in _examples(result)]
+        lines.append(_splits_table(result))
+    lines += [escape(line) for line in _examples(result)]
     if result.unexplained_moves:
-        parts.append(
+        lines.append(
             "[bold]Items changed split, although salt, split fractions, groups, source and categories are unchanged: "
             "do not evaluate a model trained on the old version on the new one[/bold]"
         )
     if result.drift:
-        parts.append(_drift_table(result.drift))
+        lines.append(_drift_table(result.drift))
     if result.demo:
-        parts.append("[bold]DEMO DATA: synthetic products[/bold]")
-    return Group(*parts)
+        lines.append("[bold]DEMO DATA: synthetic products[/bold]")
+    return Group(*lines)
 
 
 def _parameters_table(changes: Sequence[Change]) -> Table:

@@ -99,8 +99,8 @@ class Shards:
         self._tokenization = tokenization and self._retokenization(tokenization, manifests[0])
         self.sizes = [shard.samples for shard in self._shards]
         self.image_size = manifests[0].image_size
-        parts = [(category, s.name, s.sha256, s.index_sha256) for category, s in pairs]
-        self.fingerprint = files.fingerprint(parts, self._tokenization and self._tokenization[1])
+        identity = [(category, s.name, s.sha256, s.index_sha256) for category, s in pairs]
+        self.fingerprint = files.fingerprint(identity, self._tokenization and self._tokenization[1])
         self._indexes: OrderedDict[int, Index] = OrderedDict()
         self._tars: OrderedDict[int, memoryview] = OrderedDict()
         self._prefetched: tuple[int, ...] = ()

@@ -255,7 +255,7 @@ def profiles(data: Path) -> pd.DataFrame:
         UserError: a profile file is not valid.
     """
     found = [profile.read_profile(data / "profiles" / f"{table}.csv") for table in profile.PROFILED_COLUMNS]
-    return pd.concat([part for part in found if len(part)] or found)
+    return pd.concat([each for each in found if len(each)] or found)
 
 
 def _no_checks(_: Params, __: Path) -> list[Verdict]:

@@ -59,7 +59,7 @@ def rows_of(path: Rows) -> int:
 
 def chunks(paths: Sequence[Rows], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """Yield the rows of files in order as batches with `columns` only; a derived column gives its source columns."""
-    names = list(dict.fromkeys(part for column in columns for part in source_columns(column)))
+    names = list(dict.fromkeys(source for column in columns for source in source_columns(column)))
     for path in paths:
         if isinstance(path, pa.Table):
             yield from path.select(names).to_batches(_CHUNK)
@@ -76,7 +76,7 @@ def values(chunk: pa.RecordBatch, column: str) -> pa.Array:
     """Return a column of a chunk; a derived column is int64 without nulls."""
     if not column.startswith(SIZE):
         return chunk[column]
-    return reduce(pc.add, (_size(chunk[part]) for part in source_columns(column)))
+    return reduce(pc.add, (_size(chunk[source]) for source in source_columns(column)))
 
 
 def source_columns(column: str) -> list[str]:
@@ -116,7 +116,7 @@ def by_key(key: str, *tables: pa.Table) -> Iterator[tuple[pa.Table, ...]]:
         return
     numbers = [_parts_of(table[key], count) for table in tables]
     for number in range(count):
-        yield tuple(table.filter(pa.array(part == number)) for table, part in zip(tables, numbers, strict=True))
+        yield tuple(table.filter(pa.array(own == number)) for table, own in zip(tables, numbers, strict=True))
 
 
 def _parts_of(keys: pa.ChunkedArray, count: int) -> "npt.NDArray[np.uint16]":
@@ -185,10 +185,10 @@ def _frames(suite: Suite, paths: Sequence[Rows]) -> Iterator["pd.DataFrame"]:
             for name in columns
         ]
         batch.append(pa.table(arrays, columns))
-        if sum(part.num_rows for part in batch) + _CHUNK > ROWS_PER_BATCH:
+        if sum(table.num_rows for table in batch) + _CHUNK > ROWS_PER_BATCH:
             yield pa.concat_tables(batch).to_pandas()
             batch = []
-    if any(part.num_rows for part in batch):
+    if any(table.num_rows for table in batch):
         yield pa.concat_tables(batch).to_pandas()
 
 
@@ -237,8 +237,8 @@ def _describe_row(suite: Suite, rule: Rule, frame: "pd.DataFrame", position: int
 def _check_key(table: str, suite: Suite, paths: Sequence[Rows]) -> Verdict:
     keys = read_columns(paths, suite.key, suite.schema).drop_null()  # null keys have their own rule
     different, repeated = 0, []
-    for (part,) in by_key(suite.key[-1], keys):
-        counted = part.group_by(list(suite.key)).aggregate([([], "count_all")])
+    for (bucket,) in by_key(suite.key[-1], keys):
+        counted = bucket.group_by(list(suite.key)).aggregate([([], "count_all")])
         different += counted.num_rows
         duplicates = counted.filter(pc.greater(counted["count_all"], 1))
         repeated += duplicates.sort_by([(name, "ascending") for name in suite.key]).slice(0, EXAMPLES_SHOWN).to_pylist()

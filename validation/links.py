@@ -40,8 +40,8 @@ def same_items(table: str, source: str, expected: pa.ChunkedArray, found: pa.Chu
 def group_sizes(groups: pa.Table) -> Verdict:
     """Check that ``group_size`` is the number of distinct items of the group over all categories."""
     different, examples = 0, []
-    for (part,) in by_key("group", groups):
-        items = part.group_by(["group", "parent_asin", "group_size"]).aggregate([])
+    for (bucket,) in by_key("group", groups):
+        items = bucket.group_by(["group", "parent_asin", "group_size"]).aggregate([])
         sizes = items.group_by(["group", "group_size"]).aggregate([([], "count_all")])
         different += sizes.num_rows
         wrong = sizes.filter(pc.not_equal(sizes["group_size"], pc.cast(sizes["count_all"], pa.int32())))
@@ -62,8 +62,8 @@ def groups_of(samples: pa.Table, groups: pa.Table) -> Verdict:
 def one_split(samples: pa.Table, column: str) -> Verdict:
     """Check that no value of `column` is in two splits, over all categories."""
     different, wrong = 0, []
-    for (part,) in by_key(column, samples):
-        splits = part.group_by([column]).aggregate([("split", "count_distinct")])
+    for (bucket,) in by_key(column, samples):
+        splits = bucket.group_by([column]).aggregate([("split", "count_distinct")])
         different += splits.num_rows
         wrong += splits.filter(pc.greater(splits["split_count_distinct"], 1))[column].to_pylist()
     return judge("sample", f"each {column} in only one split", different, sorted(wrong))

@@ -186,9 +186,9 @@ def compare_profiles(now: pd.DataFrame, accepted: pd.DataFrame) -> pd.DataFrame:
         most = max(drifts, key=lambda name: drifts[name])
         found.append([row[k] for k in KEY] + [most, row[f"{most}_was"], row[most], drifts[most]])
     categories = both.drop_duplicates(["table", "category"])
-    for table, part in categories.groupby("table", sort=False):
-        fractions = part["rows"] / max(1, part["rows"].sum()), part["rows_was"] / max(1, part["rows_was"].sum())
-        for category, is_now, was in zip(part["category"], *fractions, strict=True):
+    for table, rows in categories.groupby("table", sort=False):
+        fractions = rows["rows"] / max(1, rows["rows"].sum()), rows["rows_was"] / max(1, rows["rows_was"].sum())
+        for category, is_now, was in zip(rows["category"], *fractions, strict=True):
             found.append([table, category, "rows", "fraction of the table's", was, is_now, abs(is_now - was)])
     return pd.DataFrame(found, columns=[*KEY, "what", "accepted", "now", "drift"])
 
@@ -211,12 +211,12 @@ def drift(compared: pd.DataFrame, limits: Limits) -> list[Verdict]:
         limits: ``validation.drift``.
     """
     verdicts = []
-    for table, part in compared.groupby("table", sort=False):
-        far = part[part["drift"] > limits.warn_above].sort_values("drift", ascending=False, kind="stable")
+    for table, rows in compared.groupby("table", sort=False):
+        far = rows[rows["drift"] > limits.warn_above].sort_values("drift", ascending=False, kind="stable")
         named = [f"{r.category} {r.column} ({r.what} {r.now:.4g}, accepted {r.accepted:.4g})" for r in far.itertuples()]
-        failed = int((part["drift"] > limits.fail_above).sum())
+        failed = int((rows["drift"] > limits.fail_above).sum())
         name = f"a drift from accepted.csv of at most {limits.warn_above:g} in each column"
-        verdicts.append(judge(str(table), name, len(part), named, allowed=len(part)))
+        verdicts.append(judge(str(table), name, len(rows), named, allowed=len(rows)))
         name = f"a drift from accepted.csv of at most {limits.fail_above:g} in each column (validation.drift)"
-        verdicts.append(judge(str(table), name, len(part), named[:failed]))
+        verdicts.append(judge(str(table), name, len(rows), named[:failed]))
     return verdicts

@@ -97,9 +97,9 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def fingerprint(*parts: Any) -> str:
-    """Return the hex sha256 of `parts`, JSON-serializable values, in a canonical form."""
-    text = json.dumps(msgspec.to_builtins(parts), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+def fingerprint(*values: Any) -> str:
+    """Return the hex sha256 of `values`, JSON-serializable values, in a canonical form."""
+    text = json.dumps(msgspec.to_builtins(values), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -35,9 +35,9 @@ def clean(text: str | None) -> str:
     return _SPACE.sub(" ", unicodedata.normalize("NFC", text)).strip()
 
 
-def clean_list(parts: Iterable[str | None] | None, separator: str) -> str:
-    """Return the cleaned parts that are not empty, joined by `separator`."""
-    return separator.join(filter(None, map(clean, parts or ())))
+def clean_list(texts: Iterable[str | None] | None, separator: str) -> str:
+    """Return the cleaned texts that are not empty, joined by `separator`."""
+    return separator.join(filter(None, map(clean, texts or ())))
 
 
 def clean_details(details: str) -> str:

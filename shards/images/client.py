@@ -333,15 +333,15 @@ async def _body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
         PermanentError: it has more than `max_bytes` bytes, or Content-Length says so.
         aiohttp.ClientPayloadError: it is shorter than Content-Length.
     """
-    parts: list[bytes] = []
+    chunks: list[bytes] = []
     length = response.content_length or 0
     if length <= max_bytes:
         length = 0
-        async for part in response.content.iter_any():
-            length += len(part)
+        async for chunk in response.content.iter_any():
+            length += len(chunk)
             if length > max_bytes:
                 break
-            parts.append(part)
+            chunks.append(chunk)
     if length > max_bytes:
         raise PermanentError(f"more than {max_bytes} bytes", "too_large", response.status)
-    return b"".join(parts)
+    return b"".join(chunks)

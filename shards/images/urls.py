@@ -57,20 +57,20 @@ def on_mirror(url: str, base: str) -> str | None:
     """
     if not base:
         return url
-    parts = urlsplit(url)
-    if ".." in _segments(parts.path):
+    components = urlsplit(url)
+    if ".." in _segments(components.path):
         return None
-    return base.rstrip("/") + parts.path + (f"?{parts.query}" if parts.query else "")
+    return base.rstrip("/") + components.path + (f"?{components.query}" if components.query else "")
 
 
 def in_directory(url: str, base: str) -> Path | None:
     """Return the file of `url` below the directory `base`, or None if its path would leave the directory."""
     segments = _segments(urlsplit(url).path)
-    if not segments or any(part == ".." or "\0" in part or "\\" in part for part in segments):
+    if not segments or any(segment == ".." or "\0" in segment or "\\" in segment for segment in segments):
         return None
     return Path(base).joinpath(*segments)
 
 
 def _segments(path: str) -> list[str]:
     """Return the segments of a URL's path; unquoted before splitting, because %2F is a slash to a file system."""
-    return [part for part in unquote(path).split("/") if part not in {"", "."}]
+    return [segment for segment in unquote(path).split("/") if segment not in {"", "."}]
