@@ -111,10 +111,12 @@ def make_shards() -> Path:
             data.write_shards(given, partial / "shards")
             out = partial / "shards" / data.CATEGORY
             about = manifest.parse_manifest((out / manifest.MANIFEST_FILE).read_bytes(), str(out))
-            line = replace(about.shards[0], name="validation-000.tar", split="validation")
+            line = msgspec.structs.replace(about.shards[0], name="validation-000.tar", split="validation")
             for link, target in ((line.name, about.shards[0].name), (line.index, about.shards[0].index)):
                 (out / link).hardlink_to(out / target)
-            writers.write_json(out / manifest.MANIFEST_FILE, replace(about, shards=(*about.shards, line)))
+            writers.write_json(
+                out / manifest.MANIFEST_FILE, msgspec.structs.replace(about, shards=(*about.shards, line))
+            )
     return folder
 
 
