@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from prep.core.errors import UserError
-from prep.core.params import Params, TrainParams, rename_keys, values_of
+from prep.core.params import DECIDES_NO_BYTE, Params, TrainParams, rename_keys, values_of
 from prep.weights import SampleWeights, check_weights, constant, counts_of, read_weights
 from shards.manifest import OF_SPLITS, STATED, Manifest, Source
 from shards.stream import ShardDataset
@@ -26,7 +26,7 @@ TRAINING_FILE = "training.json"
 _OF_THE_MODEL = (
     "text",
     "model",
-    *(f"train.{field.name}" for field in fields(TrainParams) if field.name != "save_every_steps"),
+    *(key for field in fields(TrainParams) if (key := f"train.{field.name}") not in DECIDES_NO_BYTE),
 )
 
 

@@ -23,7 +23,7 @@ from effimini.provenance import Training
 from effimini.published import PUBLISHED
 from prep.core import files
 from prep.core.errors import UserError
-from prep.core.params import Params
+from prep.core.params import Params, flatten
 from prep.core.reports import Funnel
 from prep.core.templates import DEMO_NOTICE, render
 from shards.summary import Summary
@@ -129,7 +129,7 @@ def report_page(
             "funnel": _funnel_rows(reports),
             "shards": shards,
             "versions": [(name, version(name)) for name in LIBRARIES],
-            "parameters": _flat_parameters(_shown_parameters(params, training)),
+            "parameters": [_parameter_row(*each) for each in flatten(_shown_parameters(params, training))],
             "plots": {
                 "scatter": plots.plot_predictions(tables["predictions"]),
                 "calibration": plots.plot_calibration(tables["calibration"]),
@@ -205,12 +205,5 @@ def _shown_parameters(params: Params, training: Training | None) -> dict[str, An
     return recorded | {name: msgspec.to_builtins(getattr(params, name)) for name in ("weights", "evaluate")}
 
 
-def _flat_parameters(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows = []
-    for key, value in content.items():
-        if isinstance(value, dict):
-            rows += _flat_parameters(value, f"{prefix}{key}.")
-        else:
-            shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-            rows.append((prefix + key, shown))
-    return rows
+def _parameter_row(name: str, value: Any) -> tuple[str, str]:
+    return name, ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.stats import ks_2samp
 
+from prep.core.params import flatten
 from prep.core.tables.shards import INDEX
 from shards.location import ShardLocation, index_file
 from shards.manifest import OF_SPLITS, Manifest, Shard
@@ -218,15 +219,7 @@ def _parameter_changes(pairs: Mapping[str, _Pair]) -> list[Change]:
 def _flat_parameters(about: Manifest) -> dict[str, Any]:
     """Return source, tokenization and parameters of a manifest, by dotted name."""
     stated = {name: msgspec.to_builtins(getattr(about, name)) for name in ("source", "tokens")} | about.parameters
-    return dict(_leaves("", stated))
-
-
-def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _leaves(f"{name}.{key}" if name else key, inner)
-    else:
-        yield name, value
+    return dict(flatten(stated))
 
 
 def _index_rows(location: ShardLocation, category: str, shards: Sequence[Shard]) -> pa.Table:

@@ -7,7 +7,7 @@ import ast
 import dataclasses
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from effimini import evaluate, train
 from prep import download, groups, join, sample, weights
 from prep.core import pipeline
 from prep.core.errors import UserError
-from prep.core.params import DECIDES_NO_BYTE, Params, load_params, narrow
+from prep.core.params import DECIDES_NO_BYTE, Params, flatten, load_params, narrow
 from shards import fetch, shard
 from tests.clone import ROOT
 from validation import checks
@@ -98,17 +98,8 @@ NO_BYTE: dict[str, tuple[str, ...]] = {
 # --- parameters ---
 
 
-def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted keys of parameters, with their values."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from leaves(inner, f"{name}.{key}" if name else key)
-    else:
-        yield name, value
-
-
 DEMO: dict[str, Any] = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text())
-KEYS = dict(leaves(DEMO))
+KEYS = dict(flatten(DEMO))
 
 
 def expanded(names: Iterable[str]) -> set[str]:

@@ -3,30 +3,20 @@
 import ast
 import re
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
 
 import pytest
 
-from prep.core.params import RENAMED, Params
+from prep.core.params import RENAMED, flatten, read_yaml
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("prep", "shards", "effimini", "validation", "benchmarks")
 ENDINGS = ("json", "onnx", "py", "safetensors", "txt")  # of files that are named like a section
 
 
-def keys(kind: Any, section: str = "") -> Iterator[str]:
-    """Yield the dotted keys below a section, and the sections."""
-    for field in fields(kind):
-        name, of = f"{section}{field.name}", get_type_hints(kind)[field.name]
-        yield name
-        if is_dataclass(of):
-            yield from keys(of, f"{name}.")
-
-
-KEYS = set(keys(Params))
-MENTIONED = re.compile(rf"(?<![\w./`<])({'|'.join(field.name for field in fields(Params))})\.([a-z_]+)\b(?!\()")
+PARAMETERS = [key.split(".") for key, _ in flatten(read_yaml(ROOT / "params/base.yaml"))]
+KEYS = {".".join(key[:2]) for key in PARAMETERS}
+MENTIONED = re.compile(rf"(?<![\w./`<])({'|'.join(sorted({key[0] for key in PARAMETERS}))})\.([a-z_]+)\b(?!\()")
 
 
 def strings(path: Path) -> Iterator[tuple[int, str]]:

@@ -10,7 +10,7 @@ and ``params/base.yaml`` documents each key.
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -365,16 +365,16 @@ def narrow(params: Params, names: Iterable[str]) -> Params:
         names: sections, or keys as ``section.key``: those that dvc.yaml declares for a stage, and any of
             `DECIDES_NO_BYTE`.
     """
-    narrow = SimpleNamespace()
+    result = SimpleNamespace()
     for name in names:
         source: Any = params
-        target = narrow
+        target = result
         *sections, key = name.split(".")
         for section in sections:
             source = getattr(source, section)
             target = vars(target).setdefault(section, SimpleNamespace())
         setattr(target, key, getattr(source, key))
-    return cast(Params, narrow)
+    return cast(Params, result)
 
 
 def values_of(params: Params, names: Iterable[str]) -> dict[str, Any]:
@@ -386,16 +386,30 @@ def values_of(params: Params, names: Iterable[str]) -> dict[str, Any]:
     return found
 
 
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested mappings with their dotted keys."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def rename_keys(values: Mapping[str, Any]) -> None:
     """Replace old parameter names by the current ones, in place.
 
     Args:
         values: parameters by section and key, as `values_of` returns them.
     """
-    for old, new in RENAMED.items():
+    for old, new in _old_names(values):
         section, key = old.split(".")
-        if key in values.get(section, {}):
-            values[section][new.partition(".")[2]] = values[section].pop(key)
+        values[section][new.partition(".")[2]] = values[section].pop(key)
+
+
+def _old_names(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the old names among parameters by section and key, with their current names."""
+    sections = {name: section for name, section in values.items() if isinstance(section, Mapping)}
+    return [(old, new) for old, new in RENAMED.items() if old.split(".")[1] in sections.get(old.split(".")[0], {})]
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:
@@ -443,8 +457,7 @@ def parse_params(raw: Any, where: Path) -> Params:
     Raises:
         UserError: an unknown or missing key, or a value with a wrong type or out of range.
     """
-    renamed = [(old, new) for old, new in RENAMED.items() if _has(raw, old.split("."))]
-    if renamed:
+    if isinstance(raw, Mapping) and (renamed := _old_names(raw)):
         raise UserError(
             f"{where} has old parameter names: {', '.join(f'{old} is now {new}' for old, new in renamed)}; "
             "rename them in the file"
@@ -458,21 +471,12 @@ def parse_params(raw: Any, where: Path) -> Params:
         raise UserError(f"{where}: {_explain(first)}{more}") from None
 
 
-def _has(raw: Any, keys: list[str]) -> bool:
-    """Return whether the content of a file has a nested key."""
-    for key in keys:
-        if not isinstance(raw, Mapping) or key not in raw:
-            return False
-        raw = raw[key]
-    return True
-
-
 def _explain(error: ErrorDetails) -> str:
     """Return an error message with the key, what is wrong, the value found, and what to do."""
     key = ".".join(map(str, error["loc"])) or "the whole file"
     found = error["input"]
     match error["type"]:
-        case "unexpected_keyword_argument":
+        case kind if kind == _UNKNOWN:
             *section, name = map(str, error["loc"])
             known = _keys(section)
             similar = difflib.get_close_matches(name, known, 1)

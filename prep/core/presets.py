@@ -13,7 +13,7 @@ from ruamel.yaml.comments import CommentedMap
 
 from prep.core.errors import UserError
 from prep.core.files import atomic_write
-from prep.core.params import Params, load_params, read_yaml
+from prep.core.params import Params, load_params, parse_params, read_yaml
 
 FOLDER = Path("params")
 BASE = "base"
@@ -40,14 +40,14 @@ def write_preset(name: str, path: Path, folder: Path = FOLDER, overwrite: bool =
     if name not in known:
         raise UserError(f"{folder}/{name}.yaml does not exist; the presets are {', '.join(known)}")
     preset = folder / f"{name}.yaml"
-    chosen = load_params(preset)
+    content = read_yaml(preset)
+    chosen = parse_params(content, preset)
     if (
         path.exists()
         and not overwrite
         and load_params(path) not in [load_params(folder / f"{preset_name}.yaml") for preset_name in known]
     ):
         raise UserError(f"{path} has values that match no preset; commit or copy it, then add --force to overwrite it")
-    content = read_yaml(preset)
     content.yaml_set_start_comment(
         f"Written by `effimini preset {name}`. Change values here; {folder}/{BASE}.yaml says what each key means.\n\n"
     )

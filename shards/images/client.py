@@ -207,6 +207,7 @@ class Client:
     def __init__(self, settings: FetchParams, trusted: str) -> None:
         self._settings = settings
         self._trusted = Origin.of(URL(trusted)) if trusted else None
+        self._policy = POLICY._replace(max_attempts=settings.max_attempts)
         self._hosts: dict[Origin, _Host] = {}
 
     async def __aenter__(self) -> Self:
@@ -239,8 +240,7 @@ class Client:
         """
         attempts = 0
         try:
-            policy = POLICY._replace(max_attempts=self._settings.max_attempts)
-            async for attempt in policy.retrying_async():
+            async for attempt in self._policy.retrying_async():
                 with attempt:
                     attempts += 1
                     status, body = await self._follow(URL(url, encoded=True))

@@ -1,33 +1,22 @@
 import shutil
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
 from prep.core import presets
 from prep.core.errors import UserError
-from prep.core.params import load_params, read_yaml
+from prep.core.params import flatten, load_params, read_yaml
 
 FOLDER = Path(__file__).parents[3] / "params"
-
-
-def values(content: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield each value of a parameter file with its dotted key."""
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            yield from values(value, f"{section}{key}.")
-        else:
-            yield f"{section}{key}", value
 
 
 @pytest.mark.parametrize("name", presets.names(FOLDER))
 def test_a_preset_loads_and_has_only_values_that_differ(name: str) -> None:
     assert load_params(FOLDER / f"{name}.yaml").source.categories
     preset = YAML().load(FOLDER / f"{name}.yaml")
-    extended = dict(values(read_yaml(FOLDER / f"{preset.pop('extends')}.yaml")))
-    assert [key for key, value in values(preset) if extended[key] == value] == []
+    extended = dict(flatten(read_yaml(FOLDER / f"{preset.pop('extends')}.yaml")))
+    assert [key for key, value in flatten(preset) if extended[key] == value] == []
 
 
 def test_the_written_file_loads_and_keeps_comments(tmp_path: Path) -> None:
