@@ -13,9 +13,10 @@ Words that may name a variant (two letters, before a colour, in parentheses at t
 - their stores are equal; if one has none, its first required word is the first word of the other's store; if both have
   none, their first required words are equal;
 - they name the same years in parentheses and numbers of parts, volumes or seasons: another year is another film;
-- they have at least `MIN_COMMON` required words in common, since "Rocky 2" and "Rocky 3" say too little;
+- they say enough, since "Rocky 2" and "Rocky 3" do not: each has at least `MIN_REQUIRED` required words, and one of
+  them at least `MIN_TELLING` with those variant words that are no plain numbers;
 - only one of them has required words that the other lacks, at most one for `COMMON_PER_EXTRA` in common. If the other
-  is cut ("..."), words after the last common one do not count.
+  is cut ("..."), words after the last common one do not count if `MIN_TELLING` are in common.
 
 Candidates come from MinHash (Broder, "On the resemblance and containment of documents", 1997) in bands (Indyk and
 Motwani, "Approximate nearest neighbors", 1998): titles that agree in `ROWS` minima of a band are compared. The minima
@@ -37,11 +38,13 @@ import pyarrow as pa
 
 from prep.core.hashes import hashes
 
-MIN_COMMON = 5  # required words in common
-COMMON_PER_EXTRA = 8  # required words in common for each that only one of two near duplicates has
+MIN_REQUIRED = 3  # required words of a title, all of them in common
+MIN_TELLING = 5  # required words and variant words other than plain numbers; required words in common with a cut title
+COMMON_PER_EXTRA = 10  # required words in common for each that only one of two near duplicates has
 HEAD = 10  # required words, from the first, over which minima are taken
 BANDS, ROWS = 10, 4
 MAX_COMPARED = 16  # titles of a band with which a title is compared; of more, those with the lowest content hash
+MAX_WORDS = 64  # words of a title; a longer one counts as cut
 MAX_IN_PARENTHESES = 6  # words in parentheses at the end of a title that name a variant
 
 # Words that name a variant, and words that a number of a part follows; the only words of a language in this module.
@@ -60,20 +63,20 @@ _COLOURS, _SERIALS = frozenset(COLOURS.split()), frozenset(SERIALS.split())
 _VARIANTS = frozenset([*COLOURS.split(), *UNITS.split(), *SIZES.split()])
 
 _WORD = re.compile(r"[^\W_]+")
-_DIGIT = re.compile(r"\d")
-_YEAR = re.compile(r"\((?=(?:19|20)\d\d\))")
-_LAST_PARENTHESES = re.compile(r"[(\[]([^()\[\]]*)[)\]][\W_]*$")
+_YEAR = re.compile(r"\(((?:19|20)\d\d)\)")
+_LAST_PARENTHESES = re.compile(r"(?:[(\[][^()\[\]]*+[)\]]\s*+)++[\W_]*+$")
 
 SIGNATURES = pa.schema(
     [
         ("key", pa.uint64()),  # hash of the first word of the store or title, and of the years and numbers of parts
         ("store", pa.uint64()),  # hash of the store, 0 for none
         ("cut", pa.bool_()),
-        ("words", pa.list_(pa.uint32())),  # hashes of the distinct words in order, odd if optional; empty if too few
+        ("telling", pa.bool_()),  # whether the title has MIN_TELLING words
+        ("words", pa.list_(pa.uint32())),  # hashes of the distinct words in order, odd if optional; [] if too few
     ]
 )
 
-_CHUNK = 1 << 12  # rows for which candidates or minima are computed at once
+_CHUNK = 1 << 12  # titles, or pairs of titles, that are handled at once
 _MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)  # of SplitMix64
 
 Hashes = npt.NDArray[np.uint64]
@@ -90,26 +93,27 @@ def signatures(titles: Sequence[str], stores: Sequence[str]) -> pa.Table:
     """
     vocabulary: dict[str, int] = {}
     numbers, optional, lengths = array("q"), array("b"), array("q")
-    keys, names, cuts = [], [], []
+    keys, names, cut, telling = [], [], [], []
     for title, store in zip(titles, stores, strict=True):
         parsed = _parse(title)
         store_words = _WORD.findall(_folded(store))
-        telling = len(parsed.words) - sum(parsed.optional) >= MIN_COMMON
-        if telling:
+        if parsed.comparable:
             numbers.extend(vocabulary.setdefault(word, len(vocabulary)) for word in parsed.words)
             optional.extend(parsed.optional)
-        lengths.append(len(parsed.words) if telling else 0)
+        lengths.append(len(parsed.words) if parsed.comparable else 0)
         first = next((w for w, free in zip(parsed.words, parsed.optional, strict=True) if not free), "")
         keys.append("\x1f".join([*(store_words or [first])[:1], *parsed.edition]))
         names.append("".join(store_words))
-        cuts.append(parsed.cut)
+        cut.append(parsed.cut)
+        telling.append(parsed.telling)
     of_words = (hashes("effimini/title-word", list(vocabulary)) >> np.uint64(33)).astype(np.uint32) << np.uint32(1)
     flat = of_words[np.array(numbers, np.int64)] | np.array(optional, np.uint32)
     offsets = np.concatenate([[0], np.cumsum(np.array(lengths, np.int64))]).astype(np.int32)
     columns = [
         pa.array(hashes("effimini/title-key", keys)),
         pa.array(np.where([bool(name) for name in names], hashes("effimini/title-store", names), np.uint64(0))),
-        pa.array(cuts, pa.bool_()),
+        pa.array(cut, pa.bool_()),
+        pa.array(telling, pa.bool_()),
         pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat)),
     ]
     return pa.table([column.cast(field.type) for column, field in zip(columns, SIGNATURES, strict=True)], SIGNATURES)
@@ -125,11 +129,12 @@ class TitleIndex:
     def __init__(self, parts: Iterable[pa.Table]) -> None:
         table = pa.concat_tables([SIGNATURES.empty_table(), *parts])
         titles = _Titles.of(table)
-        telling = np.flatnonzero(np.diff(titles.offsets))
+        comparable = np.flatnonzero(np.diff(titles.offsets))
         # Equal signatures are compared once. Those left are in the order of their content, not of their rows.
-        _, first = np.unique(_content(titles.take(telling)), return_index=True)
-        self._positions: Positions = telling[first]
+        _, first = np.unique(_content(titles.take(comparable)), return_index=True)
+        self._positions: Positions = comparable[first]
         self._titles = titles.take(self._positions)
+        self._masks = _masks(self._titles)
         bands = _bands(self._titles)
         self._order = [np.argsort(band, kind="stable").astype(np.int32) for band in bands]
         self._bands = [band[order] for band, order in zip(bands, self._order, strict=True)]
@@ -137,34 +142,48 @@ class TitleIndex:
     def search(self, table: pa.Table) -> Positions:
         """Return the number of one near duplicate of each title of `table`, -1 for none.
 
-        Of several it is the one with the fewest words that only one of the two has, then the one with the most words
-        in common, then the first.
+        Of several it is one with the same required words if there is any; then the one with the fewest words that only
+        one of the two has, then the one with the most words in common, then the first.
 
         Args:
             table: signatures.
         """
         titles, found = _Titles.of(table), np.full(table.num_rows, -1, np.int64)
-        telling = np.flatnonzero(np.diff(titles.offsets))
-        for rows in _chunks(telling):
+        for rows in _chunks(np.flatnonzero(np.diff(titles.offsets))):
             some = titles.take(rows)
-            mine, other = self._candidates(some)
-            missing, common = _compare(some, mine, self._titles, other)
-            near = missing >= 0
-            mine, position, missing, common = mine[near], self._positions[other[near]], missing[near], common[near]
-            best = np.lexsort((position, -common, missing, mine))
-            _, first = np.unique(mine[best], return_index=True)
-            best = best[first]
-            found[rows[mine[best]]] = position[best]
+            bands = _bands(some)
+            found[rows] = self._nearest(some, bands, [BANDS])
+            rest = np.flatnonzero(found[rows] < 0)
+            found[rows[rest]] = self._nearest(some.take(rest), bands[:, rest], range(BANDS))
         return found
 
-    def _candidates(self, titles: "_Titles") -> tuple[Positions, Positions]:
+    def _nearest(self, titles: "_Titles", bands: Hashes, searched: Iterable[int]) -> Positions:
+        """Return the number of one near duplicate of each title that shares a band of `searched`, -1 for none."""
+        found, candidates = np.full(len(titles.key), -1), self._candidates(titles, bands, searched)
+        parts = []
+        for some in _chunks(np.arange(len(candidates[0]))):
+            row, other = (column[some] for column in candidates)
+            missing, common = _compare(titles, row, self._titles, other)
+            near = missing >= 0
+            parts.append(np.stack([row, missing, -common, self._positions[other]])[:, near])
+        if parts:
+            pairs = np.concatenate(parts, axis=1)
+            best = pairs[:, np.lexsort(pairs[::-1])]
+            row, first = np.unique(best[0], return_index=True)
+            found[row] = best[-1, first]
+        return found
+
+    def _candidates(self, titles: "_Titles", bands: Hashes, searched: Iterable[int]) -> tuple[Positions, Positions]:
         """Return the distinct pairs to compare: rows of `titles`, and rows of the index."""
-        pairs = [np.empty(0, np.int64)]
-        for band, order, keys in zip(self._bands, self._order, _bands(titles), strict=True):
+        pairs, masks = [np.empty(0, np.int64)], _masks(titles)
+        for number in searched:
+            band, order, keys = self._bands[number], self._order[number], bands[number]
             begin = np.searchsorted(band, keys, "left")
             count = np.minimum(np.searchsorted(band, keys, "right") - begin, MAX_COMPARED)
             row, within = _expanded(count)
-            pairs.append(row * len(self._positions) + order[begin[row] + within])
+            other = order[begin[row] + within]
+            possible = ~(_differ(masks, row, self._masks, other) & _differ(self._masks, other, masks, row))
+            pairs.append(row[possible] * len(self._positions) + other[possible])
         return np.divmod(np.unique(np.concatenate(pairs)), max(len(self._positions), 1))
 
 
@@ -175,6 +194,8 @@ class _Parsed(NamedTuple):
     optional: list[bool]
     edition: list[str]  # years and numbers of parts
     cut: bool
+    comparable: bool  # whether it has MIN_REQUIRED required words
+    telling: bool  # whether it has MIN_TELLING words
 
 
 def _folded(text: str) -> str:
@@ -184,24 +205,33 @@ def _folded(text: str) -> str:
 def _parse(title: str) -> _Parsed:
     text = _folded(title).rstrip()
     cut = text.endswith("...")  # NFKC replaces an ellipsis by three periods
-    found = list(_WORD.finditer(text))
-    if cut:
-        del found[-1:]  # it may be half a word
+    edition: list[str] = _YEAR.findall(text)
+    text = _YEAR.sub(" ", text)
     last = _LAST_PARENTHESES.search(text)
-    end = last.start() if last and len(_WORD.findall(last[1])) <= MAX_IN_PARENTHESES else len(text)
-    years = {match.end() for match in _YEAR.finditer(text)}
+    found = _WORD.findall(text[: last.start()] if last else text)
+    inside = _WORD.findall(last[0]) if last else []
+    end = len(found) if len(inside) <= MAX_IN_PARENTHESES else len(found) + len(inside)
+    found = (found + inside)[: -1 if cut else None]  # the last word may be half of one
     words: dict[str, bool] = {}  # whether a word is optional
-    edition, before = [], ""
-    for number, match in enumerate(found):
-        word = match[0]
-        if match.start() in years or (before in _SERIALS and word.isdecimal()):
-            edition.append(word)
-        elif word not in _VARIANTS and not _DIGIT.search(word):
-            coloured = number + 1 < len(found) and found[number + 1][0] in _COLOURS
-            optional = coloured or match.start() > end or (len(word) == 2 and word.isascii())
+    variants = set()
+    for number, (word, before, after) in enumerate(zip(found, ["", *found], [*found[1:], ""], strict=False)):
+        if word.isalpha() and word not in _VARIANTS:
+            optional = after in _COLOURS or number >= end or (len(word) == 2 and word.isascii())
             words[word] = words.get(word, True) and optional
-        before = word
-    return _Parsed(list(words), list(words.values()), edition, cut)
+        elif not word.isdecimal():
+            variants.add(word)
+        elif before in _SERIALS:
+            edition.append(word)
+    kept = list(words.items())[:MAX_WORDS]
+    required = sum(not optional for _, optional in kept)
+    return _Parsed(
+        [word for word, _ in kept],
+        [optional for _, optional in kept],
+        edition,
+        cut or len(kept) < len(words),
+        comparable=required >= MIN_REQUIRED,
+        telling=required + len(variants) >= MIN_TELLING,
+    )
 
 
 class _Titles(NamedTuple):
@@ -210,24 +240,25 @@ class _Titles(NamedTuple):
     key: Hashes
     store: Hashes
     cut: Flags
+    telling: Flags
     words: npt.NDArray[np.uint32]
     offsets: Positions  # of each title in `words`, and the end
 
     @classmethod
     def of(cls, table: pa.Table) -> Self:
         """Return the columns of signatures."""
-        key, store, cut, words = (table[name].combine_chunks() for name in SIGNATURES.names)
+        key, store, cut, telling, words = (table[name].combine_chunks() for name in SIGNATURES.names)
+        is_cut, is_telling = (column.to_numpy(zero_copy_only=False) for column in (cut, telling))
         offsets = words.offsets.to_numpy().astype(np.int64)
-        flat = words.values.to_numpy()
-        return cls(key.to_numpy(), store.to_numpy(), cut.to_numpy(zero_copy_only=False), flat, offsets)
+        return cls(key.to_numpy(), store.to_numpy(), is_cut, is_telling, words.values.to_numpy(), offsets)
 
     def take(self, rows: Positions) -> "_Titles":
         """Return some titles."""
         lengths = np.diff(self.offsets)[rows]
         row, within = _expanded(lengths)
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        flat = self.words[self.offsets[rows][row] + within]
-        return _Titles(self.key[rows], self.store[rows], self.cut[rows], flat, offsets)
+        words = self.words[self.offsets[rows][row] + within]
+        return _Titles(self.key[rows], self.store[rows], self.cut[rows], self.telling[rows], words, offsets)
 
 
 def _expanded(counts: Positions) -> tuple[Positions, Positions]:
@@ -255,7 +286,7 @@ def _content(titles: _Titles) -> Hashes:
         return np.empty(0, np.uint64)
     within = _expanded(np.diff(titles.offsets))[1].astype(np.uint64)
     words = np.add.reduceat(_mixed(titles.words | within << np.uint64(32)), titles.offsets[:-1])
-    return _mixed(_mixed(_mixed(words) ^ titles.key) ^ titles.store) ^ titles.cut
+    return _mixed(_mixed(_mixed(words) ^ titles.key) ^ titles.store) ^ (titles.cut + np.uint64(2) * titles.telling)
 
 
 def _bands(titles: _Titles) -> npt.NDArray[np.uint64]:
@@ -279,6 +310,22 @@ def _bands(titles: _Titles) -> npt.NDArray[np.uint64]:
     return bands
 
 
+def _masks(titles: _Titles) -> tuple[Hashes, Hashes]:
+    """Return for each title the set of its required words and that of all its words, each word as one bit of 64."""
+    if not len(titles.key):
+        return np.empty(0, np.uint64), np.empty(0, np.uint64)
+    bits = np.uint64(1) << (titles.words >> np.uint32(1) & np.uint32(63)).astype(np.uint64)
+    required = np.where(titles.words & np.uint32(1) == 0, bits, np.uint64(0))
+    starts = titles.offsets[:-1]
+    return np.bitwise_or.reduceat(required, starts), np.bitwise_or.reduceat(bits, starts)
+
+
+def _differ(a: tuple[Hashes, Hashes], one: Positions, b: tuple[Hashes, Hashes], other: Positions) -> Flags:
+    """Return where a title of `a` has a required word that the other surely lacks."""
+    missing: Hashes = a[0][one] & ~b[1][other]
+    return missing > 0
+
+
 def _compare(a: _Titles, one: Positions, b: _Titles, other: Positions) -> tuple[Positions, Positions]:
     """Compare titles `one` of `a` with titles `other` of `b`.
 
@@ -287,35 +334,41 @@ def _compare(a: _Titles, one: Positions, b: _Titles, other: Positions) -> tuple[
         the number of required words in common.
     """
     a, b = a.take(one), b.take(other)
-    extra_a, tail_a, common = _lacking(a, b)
-    extra_b, tail_b, _ = _lacking(b, a)
-    near = (a.key == b.key) & ((a.store == b.store) | (a.store == 0) | (b.store == 0))
+    mine, theirs = _padded(a, 1), _padded(b, 3)  # padded by different optional words
+    same = (mine >> np.uint32(1))[:, :, np.newaxis] == (theirs >> np.uint32(1))[:, np.newaxis, :]
+    extra_a, tail_a = _lacking(mine, same.any(axis=2), b.cut)
+    extra_b, tail_b = _lacking(theirs, same.any(axis=1), a.cut)
+    same &= (theirs & np.uint32(1) == 0)[:, np.newaxis, :]
+    common = (same.any(axis=2) & (mine & np.uint32(1) == 0)).sum(axis=1)
+    near = (a.key == b.key) & (a.telling | b.telling) & ((a.store == b.store) | (a.store == 0) | (b.store == 0))
     near &= (extra_a + tail_a == 0) | (extra_b + tail_b == 0)
-    near &= (common >= MIN_COMMON) & ((extra_a + extra_b) * COMMON_PER_EXTRA <= common)
+    near &= common >= np.where(tail_a + tail_b > 0, MIN_TELLING, MIN_REQUIRED)
+    near &= (extra_a + extra_b) * COMMON_PER_EXTRA <= common
     return np.where(near, extra_a + tail_a + extra_b + tail_b, -1), common
 
 
-def _lacking(a: _Titles, b: _Titles) -> tuple[Positions, Positions, Positions]:
-    """Compare each title of `a` with that of `b` in the same row.
+def _padded(titles: _Titles, fill: int) -> npt.NDArray[np.uint32]:
+    """Return the words of titles, [titles, most words]."""
+    lengths = np.diff(titles.offsets)
+    words = np.full((len(lengths), lengths.max(initial=0)), fill, np.uint32)
+    words[_expanded(lengths)] = titles.words
+    return words
+
+
+def _lacking(words: npt.NDArray[np.uint32], shared: Flags, cut: Flags) -> tuple[Positions, Positions]:
+    """Count the required words of titles that the title compared with lacks.
+
+    Args:
+        words: those of each title.
+        shared: which of them the other title has.
+        cut: whether the other title is cut.
 
     Returns:
-        For each row, three numbers of required words of `a`: those that `b` lacks, those that it may lack because it is
-        cut, and those that are required in `b` too.
+        For each title the number of words that the other lacks, and that of those that it may lack since it is cut.
     """
-    row, within = _expanded(np.diff(a.offsets))
-    mine, theirs = _by_row(a), _by_row(b)
-    required = mine & 1 == 0
-    common = required & np.isin(mine, theirs)
-    shared = common | (required & np.isin(mine | 1, theirs))
-    last = np.full(len(a.key), -1)
-    np.maximum.at(last, row[shared], within[shared])
-    tail = required & ~shared & b.cut[row] & (within > last[row])
-    extra = required & ~shared & ~tail
-    extras, tails, commons = (np.bincount(row[which], minlength=len(a.key)) for which in (extra, tail, common))
-    return extras, tails, commons
-
-
-def _by_row(titles: _Titles) -> Positions:
-    """Return the words of all titles, distinct over titles."""
-    row = np.repeat(np.arange(len(titles.key)), np.diff(titles.offsets))
-    return row << 32 | titles.words
+    required = words & np.uint32(1) == 0
+    position = np.arange(words.shape[1])
+    last = np.where(required & shared, position, -1).max(axis=1, initial=-1)
+    lacking = required & ~shared
+    tail = lacking & cut[:, np.newaxis] & (position > last[:, np.newaxis])
+    return (lacking & ~tail).sum(axis=1), tail.sum(axis=1)
