@@ -29,7 +29,7 @@ of a sorted array, from which `MAX_COMPARED` titles are taken.
 import re
 import unicodedata
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -131,13 +131,15 @@ class TitleIndex:
         titles = _Titles.of(table)
         comparable = np.flatnonzero(np.diff(titles.offsets))
         # Equal signatures are compared once. Those left are in the order of their content, not of their rows.
-        _, first = np.unique(_content(titles.take(comparable)), return_index=True)
+        _, first = np.unique(_by_chunk(_content, titles, comparable), return_index=True)
         self._positions: Positions = comparable[first]
-        self._titles = titles.take(self._positions)
-        self._masks = _masks(self._titles)
-        bands = _bands(self._titles)
-        self._order = [np.argsort(band, kind="stable").astype(np.int32) for band in bands]
-        self._bands = [band[order] for band, order in zip(bands, self._order, strict=True)]
+        self._titles = _Titles.of(table.take(pa.array(self._positions)))
+        everything = np.arange(len(first))
+        self._masks = _by_chunk(_masks, self._titles, everything)
+        self._bands = _by_chunk(_bands, self._titles, everything)
+        self._order = np.argsort(self._bands, axis=1, kind="stable").astype(np.int32)
+        for band, order in zip(self._bands, self._order, strict=True):
+            band[:] = band[order]
 
     def search(self, table: pa.Table) -> Positions:
         """Return the number of one near duplicate of each title of `table`, -1 for none.
@@ -166,11 +168,10 @@ class TitleIndex:
             missing, common = _compare(titles, row, self._titles, other)
             near = missing >= 0
             parts.append(np.stack([row, missing, -common, self._positions[other]])[:, near])
-        if parts:
-            pairs = np.concatenate(parts, axis=1)
-            best = pairs[:, np.lexsort(pairs[::-1])]
-            row, first = np.unique(best[0], return_index=True)
-            found[row] = best[-1, first]
+        pairs = np.concatenate(parts, axis=1)
+        best = pairs[:, np.lexsort(pairs[::-1])]
+        row, first = np.unique(best[0], return_index=True)
+        found[row] = best[-1, first]
         return found
 
     def _candidates(self, titles: "_Titles", bands: Hashes, searched: Iterable[int]) -> tuple[Positions, Positions]:
@@ -268,8 +269,14 @@ def _expanded(counts: Positions) -> tuple[Positions, Positions]:
 
 
 def _chunks(rows: Positions) -> Iterator[Positions]:
-    for start in range(0, len(rows), _CHUNK):
+    """Yield `_CHUNK` rows at a time; no rows are one empty chunk."""
+    for start in range(0, max(len(rows), 1), _CHUNK):
         yield rows[start : start + _CHUNK]
+
+
+def _by_chunk(function: Callable[[_Titles], Hashes], titles: _Titles, rows: Positions) -> Hashes:
+    """Return what the function returns for some titles, in little memory."""
+    return np.concatenate([function(titles.take(some)) for some in _chunks(rows)], axis=-1)
 
 
 def _mixed(values: Hashes) -> Hashes:
@@ -282,45 +289,37 @@ def _mixed(values: Hashes) -> Hashes:
 
 def _content(titles: _Titles) -> Hashes:
     """Return a hash of all that a signature states; every title has words."""
-    if not len(titles.key):
-        return np.empty(0, np.uint64)
     within = _expanded(np.diff(titles.offsets))[1].astype(np.uint64)
     words = np.add.reduceat(_mixed(titles.words | within << np.uint64(32)), titles.offsets[:-1])
     return _mixed(_mixed(_mixed(words) ^ titles.key) ^ titles.store) ^ (titles.cut + np.uint64(2) * titles.telling)
 
 
-def _bands(titles: _Titles) -> npt.NDArray[np.uint64]:
+def _bands(titles: _Titles) -> Hashes:
     """Return the keys of every band, [BANDS + 1, titles]; every title has required words."""
-    seeds = _mixed(np.arange(BANDS * ROWS, dtype=np.uint64))
-    bands = np.empty((BANDS + 1, len(titles.key)), np.uint64)
-    for rows in _chunks(np.arange(len(titles.key))):
-        some = titles.take(rows)
-        row = np.repeat(np.arange(len(rows)), np.diff(some.offsets))
-        required = some.words & np.uint32(1) == 0
-        words, row = _mixed(some.words[required].astype(np.uint64)), row[required]
-        starts = np.searchsorted(row, np.arange(len(rows)))
-        bands[BANDS, rows] = _mixed(np.add.reduceat(words, starts) ^ some.key)
-        head = np.arange(len(row)) - starts[row] < HEAD
-        words, starts = words[head], np.searchsorted(row[head], np.arange(len(rows)))
-        for band in range(BANDS):
-            key = some.key
-            for seed in seeds[band * ROWS : (band + 1) * ROWS]:
-                key = _mixed(key ^ np.minimum.reduceat(_mixed(words ^ seed), starts))
-            bands[band, rows] = key
-    return bands
+    rows = np.arange(len(titles.key))
+    required = titles.words & np.uint32(1) == 0
+    row = np.repeat(rows, np.diff(titles.offsets))[required]
+    words, starts = _mixed(titles.words[required].astype(np.uint64)), np.searchsorted(row, rows)
+    every = _mixed(np.add.reduceat(words, starts) ^ titles.key)
+    head = np.arange(len(row)) - starts[row] < HEAD
+    words, starts = words[head], np.searchsorted(row[head], rows)
+    bands = []
+    for seeds in _mixed(np.arange(BANDS * ROWS, dtype=np.uint64)).reshape(BANDS, ROWS):
+        key = titles.key
+        for seed in seeds:
+            key = _mixed(key ^ np.minimum.reduceat(_mixed(words ^ seed), starts))
+        bands.append(key)
+    return np.stack([*bands, every])
 
 
-def _masks(titles: _Titles) -> tuple[Hashes, Hashes]:
-    """Return for each title the set of its required words and that of all its words, each word as one bit of 64."""
-    if not len(titles.key):
-        return np.empty(0, np.uint64), np.empty(0, np.uint64)
+def _masks(titles: _Titles) -> Hashes:
+    """Return two sets of each title, [2, titles]: its required words and all its words, a word being one bit of 64."""
     bits = np.uint64(1) << (titles.words >> np.uint32(1) & np.uint32(63)).astype(np.uint64)
     required = np.where(titles.words & np.uint32(1) == 0, bits, np.uint64(0))
-    starts = titles.offsets[:-1]
-    return np.bitwise_or.reduceat(required, starts), np.bitwise_or.reduceat(bits, starts)
+    return np.stack([np.bitwise_or.reduceat(which, titles.offsets[:-1]) for which in (required, bits)])
 
 
-def _differ(a: tuple[Hashes, Hashes], one: Positions, b: tuple[Hashes, Hashes], other: Positions) -> Flags:
+def _differ(a: Hashes, one: Positions, b: Hashes, other: Positions) -> Flags:
     """Return where a title of `a` has a required word that the other surely lacks."""
     missing: Hashes = a[0][one] & ~b[1][other]
     return missing > 0
