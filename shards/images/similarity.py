@@ -1,0 +1,197 @@
+"""Whether two stored images are the same picture: descriptors that find candidates, and a comparison of their pixels.
+
+Input: JPEGs at training size. Output: descriptors, and the difference of two images.
+Guarantees: the same picture after re-encoding (JPEG quality 50 or more), resizing, cropping (up to 3 % per side) or
+padding with one colour (up to 5 % per side) is the same picture; another print or colour on the same template is not.
+docs/benchmarks.md has precision and recall.
+
+A border of one colour says nothing about the picture, and padding adds one. So an image has up to two views: without
+its borders, and whole. Two images are the same picture if any two of their views are, after their edges are aligned.
+"""
+
+from collections.abc import Sequence
+from itertools import product
+from typing import NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+from PIL import Image
+
+FORMAT = 1  # increment it when a descriptor or a difference changes for the same images
+MAX_DIFFERENCE = 30.0  # levels, of 255; see `difference`
+DIMENSIONS = 96  # of a descriptor
+MAX_DISTANCE = 40**2 * 64  # squared, of the descriptors of candidates: 40 levels in each of the 64 cells
+
+_GREY_CELLS, _CHROMA_CELLS = 8, 4  # per side of a descriptor
+_DESCRIBED = 96  # px per side that a descriptor needs at least; a JPEG decodes faster at a fraction of its size
+_BORDER_TOLERANCE = 32  # levels; JPEG noise stays within it
+_BORDER_EXCEPTIONS = 0.03  # fraction of the pixels of a border's row that may have another colour
+_NESTED_BORDERS = 3  # maximum number
+_ROWS_AT_ONCE = 16
+_MIN_CONTENT = 0.1  # fraction of the height and the width that is inside the borders at least
+_ALIGNED = 48  # px per side
+_STEPS = 8  # maximum number of Gauss-Newton steps
+_CONVERGED = 0.002  # fraction of the side
+_MAX_SHIFT = 0.08  # of an edge, fraction of the side: crops of both images, and borders that end a few px apart
+_SAME_VIEW = _MAX_SHIFT / 2  # widest border, fraction of the side, up to which alignment finds the whole image
+_HOPELESS = 400.0  # mean squared difference after `_FIRST_STEPS` steps above which two views are not the same picture
+_FIRST_STEPS = 3
+_COMPARED, _BLOCK = 96, 8  # px per side
+_POSITIONS = (np.arange(_ALIGNED) + 0.5) / _ALIGNED
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom, px
+Levels = npt.NDArray[np.float32]
+Edges = npt.NDArray[np.float64]  # [4], how far left, top, right and bottom are moved inwards, fractions of the side
+
+
+class View(NamedTuple):
+    """An image and the part of it that is compared."""
+
+    colour: Image.Image
+    grey: Image.Image
+    box: Box
+
+    @classmethod
+    def all_of(cls, jpeg: bytes) -> list[Self]:
+        """Return the views of an image: without its borders if it has any, and whole."""
+        colour, reduced = Image.fromarray(simplejpeg.decode_jpeg(jpeg, "RGB")), _reduced(jpeg)
+        grey, scale = colour.convert("L"), colour.height / len(reduced)
+        return [cls(colour, grey, tuple(scale * edge for edge in box)) for box in _boxes(reduced)]
+
+
+def descriptors(jpeg: bytes) -> npt.NDArray[np.int8]:
+    """Return the descriptors of an image's views, int8 [1 or 2, DIMENSIONS]: brightness in 8 x 8 and colour in 4 x 4.
+
+    The distance of two descriptors is small for the same picture, and also for many others: it finds candidates.
+    """
+    pixels = _reduced(jpeg)
+    image = Image.fromarray(pixels)
+    return np.stack([_descriptor(image, box) for box in _boxes(pixels)])
+
+
+def difference(one: Sequence[View], other: Sequence[View]) -> float:
+    """Return the largest difference of two images over blocks of 8 x 8 of 96 x 96 px, in levels of 255.
+
+    The difference of a block is the mean of the absolute differences of its pixels and channels. The first pair of
+    views with at most `MAX_DIFFERENCE` counts, else the most similar pair; inf if none can be aligned.
+    """
+    smallest = np.inf
+    for a, b in product(one, other):
+        edges = _aligned(a, b)
+        if edges is not None:
+            smallest = min(smallest, _block_difference(a, b, edges))
+        if smallest <= MAX_DIFFERENCE:
+            break
+    return float(smallest)
+
+
+def same_picture(one: bytes, other: bytes) -> bool:
+    """Return whether two JPEGs at training size are the same picture."""
+    return one == other or difference(View.all_of(one), View.all_of(other)) <= MAX_DIFFERENCE
+
+
+def _reduced(jpeg: bytes) -> npt.NDArray[np.uint8]:
+    """Return the pixels of a JPEG at the smallest size that it decodes to with at least `_DESCRIBED` px per side."""
+    pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(jpeg, "RGB", min_height=_DESCRIBED, min_width=_DESCRIBED)
+    return pixels
+
+
+def _boxes(pixels: npt.NDArray[np.uint8]) -> list[Box]:
+    """Return the boxes of the views of an image, uint8 [H, W, 3]."""
+    height, width = pixels.shape[:2]
+    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.int16)
+    inside = left, top, right, bottom = _inside_borders(planes)
+    widest = max(left / width, top / height, 1 - right / width, 1 - bottom / height)
+    return [inside] if widest < _SAME_VIEW else [inside, (0, 0, width, height)]
+
+
+def _inside_borders(planes: npt.NDArray[np.int16]) -> Box:
+    """Return the box inside all nested borders of an image, [3, H, W]."""
+    _, height, width = planes.shape
+    left, top, right, bottom = 0, 0, width, height
+    for _ in range(_NESTED_BORDERS):
+        inside = planes[:, top:bottom, left:right]
+        above, below = _border(inside), _border(inside[:, ::-1])
+        if bottom - top - above - below < _MIN_CONTENT * height:
+            break
+        columns = inside[:, above : bottom - top - below].transpose(0, 2, 1)
+        before, after = _border(columns), _border(columns[:, ::-1])
+        if right - left - before - after < _MIN_CONTENT * width or not any((above, below, before, after)):
+            break
+        left, top, right, bottom = left + before, top + above, right - after, bottom - below
+    return left, top, right, bottom
+
+
+def _border(rows: npt.NDArray[np.int16]) -> int:
+    """Return how many of the first rows, [3, rows, width], have the colour of the first row; one more if any has.
+
+    The last row of a border is mixed with the picture.
+    """
+    colour = np.median(rows[:, 0], axis=1).astype(np.int16)
+    for start in range(0, rows.shape[1], _ROWS_AT_ONCE):
+        far = np.abs(rows[:, start : start + _ROWS_AT_ONCE] - colour[:, None, None]) > _BORDER_TOLERANCE
+        other = (far[0] | far[1] | far[2]).mean(1) > _BORDER_EXCEPTIONS
+        if other.any():
+            first = start + int(np.argmax(other))
+            return first + 1 if first else 0
+    return rows.shape[1]
+
+
+def _descriptor(image: Image.Image, box: Box) -> npt.NDArray[np.int8]:
+    grey, colour = (
+        np.asarray(image.resize((cells, cells), Image.Resampling.BOX, box=box).convert("YCbCr"), np.int16) - 128
+        for cells in (_GREY_CELLS, _CHROMA_CELLS)
+    )
+    # a cell of colour is four cells of brightness, so it counts four times
+    values = np.concatenate([grey[..., 0].ravel(), 2 * colour[..., 1:].ravel()])
+    return values.clip(-127, 127).astype(np.int8)
+
+
+def _aligned(a: View, b: View) -> Edges | None:
+    """Return the edges of `a` (negative: of `b`) that make two views most similar; None if they stay too different.
+
+    Gauss-Newton on the squared differences; each edge moves on its own, so shifts and stretches of both axes are found.
+    """
+    edges, best, smallest = np.zeros(4), np.zeros(4), np.inf
+    for step in range(_STEPS):
+        x, y = _resized(a.grey, _cut(a.box, edges), _ALIGNED), _resized(b.grey, _cut(b.box, -edges), _ALIGNED)
+        residual = y - x
+        error = float(np.square(residual).mean())
+        if error < smallest:
+            best, smallest = edges, error
+        if step == _FIRST_STEPS and smallest > _HOPELESS:
+            return None
+        down, right = np.gradient((x + y) * (_ALIGNED / 2))
+        moves = np.stack([right * (1 - _POSITIONS), down * (1 - _POSITIONS)[:, None], -right * _POSITIONS,
+                          -down * _POSITIONS[:, None]]).reshape(4, -1)  # fmt: skip
+        square = moves @ moves.T
+        damped = square + np.eye(4) * (1 + np.trace(square) / 4000)  # an image without edges has none to align
+        moved = (edges + np.linalg.solve(damped, moves @ residual.ravel())).clip(-_MAX_SHIFT, _MAX_SHIFT)
+        if np.abs(moved - edges).max() < _CONVERGED:
+            break
+        edges = moved
+    return best
+
+
+def _block_difference(a: View, b: View, edges: Edges) -> float:
+    x, y = _resized(a.colour, _cut(a.box, edges), _COMPARED), _resized(b.colour, _cut(b.box, -edges), _COMPARED)
+    blocks = _COMPARED // _BLOCK
+    return float(np.abs(x - y).reshape(blocks, _BLOCK, blocks, _BLOCK, 3).mean((1, 3, 4)).max())
+
+
+def _cut(box: Box, edges: Edges) -> Box:
+    """Move the edges of a box inwards; an edge that would move outwards stays, as there may be no pixels outside."""
+    left, top, right, bottom = box
+    width, height = right - left, bottom - top
+    inwards = edges.clip(0)
+    return (
+        left + inwards[0] * width,
+        top + inwards[1] * height,
+        right - inwards[2] * width,
+        bottom - inwards[3] * height,
+    )
+
+
+def _resized(image: Image.Image, box: Box, side: int) -> Levels:
+    return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=box), np.float32)
