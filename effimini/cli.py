@@ -235,10 +235,26 @@ def fetch(
 
 
 @app.command()
+def decontaminate(params: ParamsFile = PARAMS, data: Data = DATA, as_json: Json = False) -> None:
+    """Exclude training items that repeat a validation or test item, and validation items that repeat a test item.
+
+    Reads data/sample and data/images; writes data/exclusions.
+
+    Example: `effimini decontaminate`
+    """
+    from shards import decontaminate as stage
+
+    settings = _load_project_params(params)
+    stage.decontaminate(settings, data)
+    for category in settings.source.categories:
+        _report(data / "exclusions" / category / "report.json", as_json)
+
+
+@app.command()
 def shard(category: CategoryArgument, params: ParamsFile = PARAMS, data: Data = DATA, as_json: Json = False) -> None:
     """Write the sample and images of a category as WebDataset tars with indexes and a manifest.
 
-    Reads data/sample/CATEGORY and data/images/CATEGORY; writes data/shards/CATEGORY.
+    Reads the CATEGORY of data/sample, data/images and data/exclusions; writes data/shards/CATEGORY.
 
     Example: `effimini shard Demo_Toys`
     """
@@ -252,7 +268,7 @@ def shard(category: CategoryArgument, params: ParamsFile = PARAMS, data: Data = 
 def weights(params: ParamsFile = PARAMS, data: Data = DATA) -> None:
     """Compute the normalization constant of the sample weights from the rating counts.
 
-    Reads data/sample; writes data/weights.json.
+    Reads data/sample and data/exclusions; writes data/weights.json.
 
     Example: `effimini weights`
     """

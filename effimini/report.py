@@ -29,7 +29,7 @@ from prep.core.templates import DEMO_NOTICE, render
 from shards.summary import Summary
 from validation.tables import TABLES
 
-STAGES = ("download", "join", "groups", "sample", "fetch", "shard", "evaluate")
+STAGES = ("download", "join", "groups", "sample", "fetch", "decontaminate", "shard", "evaluate")
 LIBRARIES = ("torch", "timm", "transformers", "tokenizers", "simplejpeg", "scikit-learn", "numpy", "pyarrow")
 _COLUMNS = ("PLCC", "95 % interval", "model ahead by", "SRCC", "MAE", "RMSE", "std dev", "CES")
 _ONLY_IN_PAGE = ("model ahead by", "std dev")  # omitted in the terminal

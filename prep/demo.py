@@ -21,7 +21,7 @@ from typing import NamedTuple, TypedDict
 
 from PIL import Image, ImageDraw
 
-FORMAT = 1  # increase it when the bytes of the catalogue change
+FORMAT = 2  # increase it when the bytes of the catalogue change
 SIDE = 96  # height and width of an image, px
 
 _GOOD = [
@@ -288,13 +288,21 @@ def _write_image(path: Path, random: Random, quality: float) -> None:
     path.write_bytes(content)
 
 
+def _lit(backdrop: Sequence[float], random: Random) -> Image.Image:
+    """Return a backdrop with another light in each of its 3 x 3 parts, so that no two pictures are near duplicates."""
+    corners = Image.new("RGB", (3, 3))
+    colors = [tuple(int(min(255, max(0, value + random.gauss(0, 30)))) for value in backdrop) for _ in range(9)]
+    corners.putdata(colors)
+    return corners.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+
+
 def _picture(random: Random, quality: float) -> bytes:
     """Draw a product on a backdrop: the higher the quality, the lighter the backdrop and the stronger the color."""
     level = 1 / (1 + math.exp(-1.5 * quality))
-    backdrop = tuple(int(60 + 190 * level + random.gauss(0, 6)) for _ in range(3))
-    image = Image.new("RGB", (SIDE, SIDE), tuple(min(255, max(0, value)) for value in backdrop))
-    draw = ImageDraw.Draw(image)
+    backdrop = [60 + 190 * level + random.gauss(0, 6) for _ in range(3)]
     hue = random.randrange(360)
+    image = _lit(backdrop, Random(f"{hue} {backdrop}"))
+    draw = ImageDraw.Draw(image)
     color = f"hsl({hue}, {int(15 + 80 * level)}%, 45%)"
     for _ in range(1 + int(5 * (1 - level))):  # low quality is cluttered
         x, y, side = random.randrange(8, 50), random.randrange(8, 50), random.randrange(20, 40)

@@ -38,6 +38,7 @@ import pyarrow as pa
 
 from prep.core.hashes import hashes
 
+FORMAT = 1  # increment it when a signature or the choice of a near duplicate changes for the same titles
 MIN_REQUIRED = 3  # required words of a title, all of them in common
 MIN_TELLING = 5  # required words and variant words other than plain numbers; required words in common with a cut title
 COMMON_PER_EXTRA = 10  # required words in common for each that only one of two near duplicates has

@@ -300,12 +300,12 @@ def _strata(usable: pa.Table, placed: _Placed) -> pd.DataFrame:
         {"split": usable["split"].to_numpy(), "stratum": usable["stratum"].to_numpy(), "taken": placed.part >= 0}
     )
     counted = frame.groupby(["split", "stratum"])["taken"].agg(["size", "sum"]).reset_index()
-    stars, bucket = np.divmod(counted["stratum"].to_numpy(), len(strata.COUNT_BUCKETS))
+    stars, count_from = strata.names_of(counted["stratum"].to_numpy())
     return pd.DataFrame(
         {
             "split": np.array(_SPLITS)[counted["split"]],
-            "average_rating": stars / 10,
-            "rating_number_from": np.array(strata.COUNT_BUCKETS)[bucket],
+            "average_rating": stars,
+            "rating_number_from": count_from,
             "population": counted["size"],
             "taken": counted["sum"],
         }

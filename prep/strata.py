@@ -53,6 +53,12 @@ def stratum_of(ratings: npt.NDArray[np.float64], counts: npt.NDArray[np.int64]) 
     return (np.rint(ratings * 10).astype(np.int16) * len(COUNT_BUCKETS) + count_bucket(counts)).astype(np.int16)
 
 
+def names_of(strata: npt.NDArray[np.int16]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Return the rating in stars and the lowest rating_number of each stratum, as ``strata.csv`` names it."""
+    stars, bucket = np.divmod(strata, len(COUNT_BUCKETS))
+    return stars / 10, np.array(COUNT_BUCKETS)[bucket]
+
+
 def positions(
     strata: npt.NDArray[np.int16], order: npt.NDArray[np.uint64], ids: pa.Array | pa.ChunkedArray, salt: str
 ) -> npt.NDArray[np.float64]:

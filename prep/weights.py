@@ -1,6 +1,6 @@
 """Weights stage: the constant that turns a rating count into the weight of a sample, and the weights.
 
-Input: the training parts of ``data/sample/``.
+Input: the training parts of ``data/sample/`` and ``data/exclusions/``.
 Output: ``data/weights.json``.
 Guarantees: the mean is over the training split at the current fraction, before clipping, and does not depend on the row
 order.
@@ -13,12 +13,11 @@ from typing import Any
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
 from prep.core import files, writers
 from prep.core.errors import UserError
 from prep.core.params import Params, WeightsParams, narrow
-from prep.core.parts import TRAIN, sample_parts
+from prep.core.parts import TRAIN, kept_rows, sample_parts
 
 READS = ("source.categories", "weights")
 
@@ -36,12 +35,12 @@ def weights(params: Params, data: Path = Path("data")) -> None:
     """Write ``data/weights.json``: the result of `constant` for the training samples of all categories.
 
     Raises:
-        UserError: a category has no sample, or as in `constant`.
+        UserError: a category has no sample or no exclusions, or as in `constant`.
     """
     params = narrow(params, READS)
     parts = [part for c in params.source.categories for part in sample_parts(data, c) if part.stem.startswith(TRAIN)]
     name = _column(params.weights)
-    counts = np.concatenate([pq.read_table(part, columns=[name])[name].to_numpy() for part in parts])
+    counts = np.concatenate([kept_rows(part, [name])[name].to_numpy() for part in parts])
     writers.write_json(data / "weights.json", constant(counts, params.weights))
 
 

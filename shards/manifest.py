@@ -18,7 +18,7 @@ MANIFEST_FILE = "manifest.json"
 # The parameters that a manifest records: those that the samples depend on.
 STATED = (
     *("join", "groups", "sample", "shards", "images.prefer", "images.request", "images.resolution", "images.fit"),
-    "images.quality",
+    *("images.quality", "decontaminate"),
 )
 # What decides the split of an item, by dotted key: a section, or a parameter of a section.
 OF_SPLITS = ("source", "join", "groups", "sample.salt", "sample.validation", "sample.test")

@@ -1,12 +1,13 @@
 """Stage shard: write a sample and its images as WebDataset shards.
 
-Input: ``data/sample/<category>/`` and ``data/images/<category>/``. Output: ``data/shards/<category>/`` with a tar and
-an index for every ``shards.samples_per_shard`` samples of a part, ``manifest.json``, a dataset card and
-``report.json``. Guarantees: a tar belongs to one category, split and band; its name and bytes do not depend on the
-fraction; a tar that was written before is reused from the local store.
+Input: ``data/sample/<category>/``, ``data/images/<category>/`` and ``data/exclusions/<category>/``. Output:
+``data/shards/<category>/`` with a tar and an index for every ``shards.samples_per_shard`` samples of a part that are
+not excluded, ``manifest.json``, a dataset card and ``report.json``. Guarantees: a tar belongs to one category, split
+and band; its name and bytes do not depend on the fraction; a tar that was written before is reused from the local
+store.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -18,7 +19,7 @@ from prep.core import files, writers
 from prep.core.cluster import dask_pool
 from prep.core.errors import UserError
 from prep.core.params import Params, narrow, values_of
-from prep.core.parts import sample_parts
+from prep.core.parts import excluded, sample_parts
 from prep.core.reports import Funnel, earlier_reports
 from prep.core.tables.shards import SampleMetadata
 from shards import card, manifest, tokens
@@ -38,7 +39,7 @@ def shard(category: str, params: Params, data: Path = Path("data")) -> int:
     """Write ``data/shards/<category>``; return the number of tars that were not in the local store.
 
     Raises:
-        UserError: there is no sample, the images do not match it, or the tokenizer cannot be loaded.
+        UserError: there is no sample, the images or exclusions do not match it, or the tokenizer cannot be loaded.
     """
     params = narrow(params, READS)
     data = data.absolute()
@@ -73,7 +74,7 @@ def shard(category: str, params: Params, data: Path = Path("data")) -> int:
         report = {
             "stage": "shard",
             "category": category,
-            "before": earlier_reports(data / "images" / category),
+            "before": earlier_reports(data / "exclusions" / category),
             "tables": {"samples": samples},
             "shards": len(shards),
         }
@@ -87,11 +88,12 @@ def _write_shards(
     """Write the tars and indexes of one part; return their manifest entries, and whether each tar was written."""
     if not images.exists():
         raise UserError(f"{images} does not exist; run `dvc repro fetch`")
-    made_of = files.fingerprint(FORMAT, files.sha256(part), files.sha256(images), size)
+    left_out = set(excluded(part).to_pylist())
+    made_of = files.fingerprint(FORMAT, files.sha256(part), files.sha256(images), sorted(left_out), size)
     indexed_by = files.fingerprint(tokenization.fields, tokenization.max_tokens, tokenizer)[:16]
     split, _, band = part.stem.partition("-")
-    rows = pq.read_metadata(part).num_rows
-    samples = _samples(part, images)
+    rows = pq.read_metadata(part).num_rows - len(left_out)
+    samples = _samples(part, images, left_out)
     read = 0  # samples read so far: they are read once, or not at all if all tars are in the store
     written = []
     for number, first in enumerate(range(0, rows, size)):
@@ -125,16 +127,17 @@ def _write_index(tar: Path, tokenization: TokenizationConfig, path: Path) -> Non
     index_tar(tar, path, tokenization, tokens.load_tokenizer(tokenization.name))
 
 
-def _samples(part: Path, images: Path) -> SampleIterator:
-    """Yield metadata and JPEG of each sample of a part, with a few rows in memory at once."""
+def _samples(part: Path, images: Path, left_out: Collection[str]) -> SampleIterator:
+    """Yield metadata and JPEG of each sample of a part but those left out, with a few rows in memory at once."""
     with pq.ParquetFile(part) as sample, pq.ParquetFile(images) as image_rows:
         if sample.metadata.num_rows != image_rows.metadata.num_rows:
             raise UserError(f"{images} does not have the items of {part}; run `dvc repro fetch`")
         for row, image in zip(_read_rows(sample), _read_rows(image_rows, ["parent_asin", "image"]), strict=True):
             if row["parent_asin"] != image["parent_asin"]:
                 raise UserError(f"{images} does not have the items of {part}; run `dvc repro fetch`")
-            metadata: SampleMetadata = row | {"has_image": bool(image["image"])}
-            yield metadata, image["image"] or BLANK
+            if row["parent_asin"] not in left_out:
+                metadata: SampleMetadata = row | {"has_image": bool(image["image"])}
+                yield metadata, image["image"] or BLANK
 
 
 def _read_rows(table: pq.ParquetFile, columns: list[str] | None = None) -> Iterator[Any]:

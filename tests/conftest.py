@@ -59,7 +59,7 @@ def run_to() -> Callable[..., None]:
 
     def run(params: Params, data: Path, last: str = "weights") -> None:
         from prep import download, groups, join, sample, weights
-        from shards import fetch, shard
+        from shards import decontaminate, fetch, shard
 
         stages = {
             "download": download.download,
@@ -67,11 +67,12 @@ def run_to() -> Callable[..., None]:
             "groups": groups.groups,
             "sample": sample.sample,
             "fetch": fetch.fetch,
+            "decontaminate": decontaminate.decontaminate,
             "shard": shard.shard,
             "weights": weights.weights,
         }
         for name, stage in stages.items():
-            if name in {"groups", "weights"}:
+            if name in {"groups", "decontaminate", "weights"}:
                 stage(params, data)
             else:
                 for category in params.source.categories:

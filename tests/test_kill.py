@@ -22,6 +22,7 @@ STAGES = {
     "groups": "groups",
     "sample Demo_Toys": "sample/Demo_Toys",
     "fetch Demo_Toys": "images/Demo_Toys",
+    "decontaminate": "exclusions",
     "shard Demo_Toys": "shards/Demo_Toys",
 }
 

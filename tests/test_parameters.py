@@ -34,6 +34,7 @@ CHANGES: dict[str, Any] = {
     "images.resolution": 48,
     "images.fit": "letterbox",
     "images.quality": 50,
+    "decontaminate.reasons": ["same_product_title"],
     "text.fields": ["title", "store"],
     "text.max_tokens": 16,
     "shards.samples_per_shard": 10,

@@ -28,7 +28,7 @@ TINY = {
 PUSHED = [
     "data/raw",
     *("data/shards", "data/weights.json", "data/sample", "data/images", "data/items", "data/groups", "data/gates"),
-    *("data/profiles", "data/near_duplicates.csv", "results/validation"),
+    *("data/profiles", "results/validation"),
 ]
 
 Files = dict[str, bytes]
@@ -183,7 +183,7 @@ def test_a_clone_trains_and_evaluates_on_the_shards_only(team: Team, tmp_path: P
     said = second.run("effimini", "validate").stderr  # all tables that exist
     assert re.findall(r"^(\w+) passed", said, re.MULTILINE) == ["shards", "weights", "predictions"]
     said = second.run("effimini", "validate", "data/shards").stderr
-    assert "data/sample does not exist, so data/shards is not compared with it" in said
+    assert "data/sample, and data/exclusions is missing, so data/shards is not compared with it" in said
     assert json.loads((second.folder / "results/metrics.json").read_text())["source"] == "demo"
     assert {path.name for path in (second.folder / "data").iterdir()} == {"shards", "weights.json", "predictions"}
 

@@ -16,13 +16,14 @@ import pyarrow.compute as pc
 from prep.core import files
 from prep.core.buckets import bucket_files, bucket_names
 from prep.core.params import Params
-from prep.core.parts import NOT_TAKEN, TEST, VALIDATION, part_files
+from prep.core.parts import NOT_TAKEN, TEST, VALIDATION, kept_rows, part_files
+from prep.core.tables.exclusions import EXCLUSIONS
 from prep.core.tables.images import IMAGES, OK
 from prep.core.tables.items import JOINED
 from prep.core.tables.predictions import PREDICTIONS
 from prep.core.tables.raw import REJECTS
 from prep.core.tables.sample import SAMPLE
-from validation import columns, funnel, links, near_duplicates, profile, proportions, weights
+from validation import columns, exclusions, funnel, links, profile, proportions, weights
 from validation.suites import Suite, suite
 from validation.verdicts import Verdict, judge
 
@@ -179,13 +180,31 @@ def _check_images(tables: CategoryTables) -> list[Verdict]:
     ]
 
 
-def _check_all_images(params: Params, data: Path) -> list[Verdict]:
-    found, measured = near_duplicates.find_near_duplicates(data, params.source.categories)
-    with files.atomic_write(
-        data / "near_duplicates.csv"
-    ) as partial:  # before the verdict: a failed check points to this file
-        found.to_csv(partial, index=False, lineterminator="\n")
-    return [near_duplicates.verdict(found, measured, params.validation.near_duplicate_fraction)]
+def _check_exclusions(tables: CategoryTables) -> list[Verdict]:
+    paths = part_files(tables.folder("exclusions"))
+    verdicts = columns.check_columns("exclusions", tables.suite("exclusions"), paths)
+    if not verdicts[0].passed:
+        return verdicts
+    reasons = Counter(columns.read_columns(paths, ["reason"], EXCLUSIONS)["reason"].to_pylist())
+    counts, upstream = tables.counts("exclusions"), tables.rows_out("sample", "items")
+    verdicts.append(funnel.reasons("exclusions", counts["samples"].dropped if "samples" in counts else {}, reasons))
+    if not tables.has("sample"):
+        return verdicts
+    parts = part_files(tables.folder("sample"))
+    kept = _count_rows(parts) - sum(reasons.values())
+    return [
+        *verdicts,
+        _check_files("exclusions", (path.name for path in parts), paths),
+        exclusions.of_the_sample(parts, paths),
+        *funnel.check_row_counts(counts, "samples", kept, upstream, "data/sample"),
+        *exclusions.fractions(parts, paths, tables.params.validation.near_duplicate_fraction),
+    ]
+
+
+def _check_all_exclusions(params: Params, data: Path) -> list[Verdict]:
+    if not all(CategoryTables(params, data, c).has(t) for c in params.source.categories for t in ("sample", "images")):
+        return []
+    return [exclusions.none_left(params, data)]
 
 
 def _check_shards(tables: CategoryTables) -> list[Verdict]:
@@ -197,14 +216,18 @@ def _check_shards(tables: CategoryTables) -> list[Verdict]:
     if not tars.are_readable(verdicts):
         return verdicts
     indexes = [folder / shard.index for shard in shards]
-    if tables.has("sample"):
+    if tables.has("sample") and tables.has("exclusions"):
         verdicts.append(tars.check_items(folder, shards, part_files(tables.folder("sample"))))
     return [
         *verdicts,
         *columns.check_columns("index", tables.suite("index"), indexes),
         tars.check_reader(folder, shards),
         *funnel.check_row_counts(
-            tables.counts("shards"), "samples", _count_rows(indexes), tables.rows_out("sample", "items"), "data/sample"
+            tables.counts("shards"),
+            "samples",
+            _count_rows(indexes),
+            tables.rows_out("exclusions", "samples"),
+            "data/exclusions",
         ),
     ]
 
@@ -215,22 +238,28 @@ def _check_all_predictions(params: Params, data: Path) -> list[Verdict]:
     if not verdicts[0].passed:
         return verdicts
     counts = funnel.counts(data / "predictions" / "report.json")
-    if not all(CategoryTables(params, data, category).has("sample") for category in params.source.categories):
+    if not _sample_and_exclusions(params, data):
         return [*verdicts, *funnel.check_row_counts(counts, "predictions", _count_rows(paths), None)]
     names = ["split", "category", "parent_asin", "average_rating"]
     measured = [f"{split}.parquet" for split in (TEST, VALIDATION)]
     parts = [
         path for c in params.source.categories for path in part_files(data / "sample" / c) if path.name in measured
     ]
-    samples, predictions = columns.read_columns(parts, names, SAMPLE), columns.read_columns(paths, names, PREDICTIONS)
+    samples = pa.concat_tables([kept_rows(part, names) for part in parts])
+    predictions = columns.read_columns(paths, names, PREDICTIONS)
     return [
         *verdicts,
         *funnel.check_row_counts(
-            counts, "predictions", predictions.num_rows, samples.num_rows, "data/sample (test and validation)"
+            counts, "predictions", predictions.num_rows, samples.num_rows, "test and validation that are not excluded"
         ),
         links.same_items("predictions", "data/sample", _whole_key(samples), _whole_key(predictions)),
         links.same_labels(samples, predictions),
     ]
+
+
+def _sample_and_exclusions(params: Params, data: Path) -> bool:
+    tables = [CategoryTables(params, data, category) for category in params.source.categories]
+    return all(each.has("sample") and each.has("exclusions") for each in tables)
 
 
 def _whole_key(table: pa.Table) -> pa.ChunkedArray:
@@ -239,6 +268,7 @@ def _whole_key(table: pa.Table) -> pa.ChunkedArray:
 
 def _check_all_weights(params: Params, data: Path) -> list[Verdict]:
     parts = [part for c in params.source.categories for part in part_files(data / "sample" / c)]
+    parts = parts if _sample_and_exclusions(params, data) else []
     return weights.check_weights_file(data / "weights.json", parts, params.weights)
 
 
@@ -282,15 +312,17 @@ _OF_SAMPLE = (
     *("sample.require", "sample.fraction", "sample.bands", "sample.min_per_category"),
     *("validation.mode_fraction", "validation.long_text_fraction"),
 )
+_OF_EXCLUSIONS = ("decontaminate", "validation.near_duplicate_fraction", "dask")
 
 GATES = {
     "raw": Gate("download", ("download",), (), _check_raw),
     "items": Gate("join", ("download", "validation.null_fraction"), ("raw",), _check_items),
     "groups": Gate("groups", ("download.buckets",), ("items",), _check_groups, _check_all_groups),
     "sample": Gate("sample", _OF_SAMPLE, ("items", "groups"), _check_sample, _check_all_samples),
-    "images": Gate("fetch", ("validation.near_duplicate_fraction",), ("sample",), _check_images, _check_all_images),
-    "shards": Gate("shard", ("text.max_tokens",), ("sample",), _check_shards),
-    "weights": Gate("weights", ("weights",), ("sample",), None, _check_all_weights, "weights.json"),
+    "images": Gate("fetch", (), ("sample",), _check_images),
+    "exclusions": Gate("decontaminate", _OF_EXCLUSIONS, ("sample", "images"), _check_exclusions, _check_all_exclusions),
+    "shards": Gate("shard", ("text.max_tokens",), ("sample", "exclusions"), _check_shards),
+    "weights": Gate("weights", ("weights",), ("sample", "exclusions"), None, _check_all_weights, "weights.json"),
     "profiles": Gate("validate_images", ("validation.drift",), (), None, _check_all_profiles, hash_files=False),
-    "predictions": Gate("evaluate", (), ("sample",), None, _check_all_predictions),
+    "predictions": Gate("evaluate", (), ("sample", "exclusions"), None, _check_all_predictions),
 }

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from prep.core.params import Limits, Params
 from prep.core.parts import TEST, TRAIN, VALIDATION
+from prep.core.tables.exclusions import EXCLUSIONS
 from prep.core.tables.groups import GROUPS
 from prep.core.tables.images import IMAGES, OUTCOMES
 from prep.core.tables.items import JOINED
@@ -143,7 +144,8 @@ def suite(table: str, params: Params, category: str = "") -> Suite:
     sample drop those. Null fractions are limited on the joined table, which has one row per item.
 
     Args:
-        table: a key of `SUITES`: items, reviews, rejects, joined, groups, sample, images, index or predictions.
+        table: a key of `SUITES`: items, reviews, rejects, joined, groups, sample, images, exclusions, index or
+            predictions.
         params: the parameters that the table's gate reads (`validation.checks.GATES`).
         category: a name in ``source.categories``; not used for predictions, which are of all categories.
     """
@@ -241,6 +243,19 @@ def _images_suite(_: Params, __: str) -> Suite:
     )
 
 
+def _exclusions_suite(params: Params, _: str) -> Suite:
+    return _suite(
+        EXCLUSIONS,
+        _ASIN,
+        _ASIN,
+        one_of("reason", params.decontaminate.reasons),
+        one_of("other_split", (VALIDATION, TEST)),
+        one_of("other_category", params.source.categories),
+        matches("other_asin", ASIN),
+        between("difference", 0),
+    )
+
+
 def _index_suite(params: Params, _: str) -> Suite:
     return _suite(
         INDEX,
@@ -279,6 +294,7 @@ SUITES = {
     "groups": _groups_suite,
     "sample": _sample_suite,
     "images": _images_suite,
+    "exclusions": _exclusions_suite,
     "index": _index_suite,
     "predictions": _predictions_suite,
 }

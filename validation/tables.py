@@ -1,3 +1,3 @@
 """Names of the validated tables, in pipeline order."""
 
-TABLES = ("raw", "items", "groups", "sample", "images", "shards", "weights", "profiles", "predictions")
+TABLES = ("raw", "items", "groups", "sample", "images", "exclusions", "shards", "weights", "profiles", "predictions")

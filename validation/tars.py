@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from prep.core.tables.sample import SAMPLE
+from prep.core.parts import kept_rows
 from prep.core.tables.shards import INDEX, METADATA_FIELDS
 from shards.lint import LintRule, Violation, lint
 from shards.location import ShardLocation
@@ -57,7 +57,7 @@ def are_readable(verdicts: Sequence[Verdict]) -> bool:
 
 
 def check_items(folder: Path, shards: Sequence[Shard], parts: Sequence[Path]) -> Verdict:
-    """Check that the shards of each part contain the items of that part of the sample."""
+    """Check that the shards of each part contain the items of that part of the sample that are not excluded."""
     return judge(
         "shards",
         "the same items as the parts of the sample",
@@ -72,8 +72,7 @@ def _item_differences(folder: Path, shards: Sequence[Shard], parts: Sequence[Pat
     for part in sorted({*wanted} | {shard.part for shard in shards}):
         indexes = [folder / shard.index for shard in shards if shard.part == part]
         found = set(read_columns(indexes, ["key"], INDEX)["key"].to_pylist())
-        sample = [wanted[part]] if part in wanted else []
-        expected = set(read_columns(sample, ["parent_asin"], SAMPLE)["parent_asin"].to_pylist())
+        expected = set(kept_rows(wanted[part], ["parent_asin"])["parent_asin"].to_pylist()) if part in wanted else set()
         yield from (f"{key} (missing in {part})" for key in sorted(expected - found))
         yield from (f"{key} (unknown in {part})" for key in sorted(found - expected))
 

@@ -6,8 +6,7 @@ Input: ``data/<table>/`` of all categories, and the tables that it was computed 
   ``<category>.json`` per category, which depends only on that category, and ``all.json`` for the other files;
 - ``results/validation/<table>.json`` and ``.html``, the Data Docs: every expectation with its counts, severity and
   example keys, whether the table passed or failed;
-- ``data/profiles/<table>.csv`` for items, sample and images, and ``data/near_duplicates.csv`` for images: the images of
-  validation and test that are near duplicates of an image in another split.
+- ``data/profiles/<table>.csv`` for items, sample and images.
 
 Guarantees: if an expectation fails, there is no gate, so that no downstream stage runs; a gate does not contain limits,
 so that changing a limit does not rerun downstream stages; the same data gives the same bytes.
@@ -69,8 +68,8 @@ def validate(table: str, params: Params, data: Path = Path("data")) -> None:
     missing = [name for name in gate.compared_with if not all(tables.has(name) for tables in categories)]
     if missing:
         log.warning(
-            "warning: %s does not exist, so %s is not compared with it and no gate is written",
-            " and ".join(f"{data}/{name}" for name in missing),
+            "warning: %s is missing, so %s is not compared with it and no gate is written",
+            ", and ".join(f"{data}/{name}" for name in missing),
             path,
         )
     else:
@@ -81,11 +80,11 @@ def validate(table: str, params: Params, data: Path = Path("data")) -> None:
             for tables in categories:
                 if not tables.has(table):
                     raise UserError(f"{tables.folder(table)} does not exist; run `dvc repro` or `dvc pull` to get it")
-                unit = gate.stage if table == "groups" else f"{gate.stage}@{tables.category}"
+                unit = gate.stage if table in {"groups", "exclusions"} else f"{gate.stage}@{tables.category}"
                 found.append((str(tables.folder(table)), gate.check_category(tables)))
                 require(*found[-1], partial(_hint, table, unit, data))
         found.append((str(path), gate.check_all(params, data)))
-        require(*found[-1], partial(_hint, table, gate.stage, data, across_categories=True))
+        require(*found[-1], partial(_hint, table, gate.stage, data))
         if table in profile.PROFILED_COLUMNS:
             _write_profile(table, params, data)
     finally:
@@ -124,16 +123,14 @@ def accept(data: Path = Path("data")) -> Path:
     return data.parent / ACCEPTED
 
 
-def _hint(table: str, stage: str, data: Path, *, across_categories: bool = False) -> str:
+def _hint(table: str, stage: str, data: Path) -> str:
     """Return what to do about a failed table that a stage wrote."""
     own_data = data.resolve() == Path("data").resolve()  # DVC's status here does not apply to other data folders
     if own_data and (stale := earliest_stale(stage)):
         return f"{stale} is stale: run `dvc repro {stage}`"
     rerun = f"run the stage again with `dvc repro --force --single-item {stage}`"
-    if table == "images" and across_categories:
-        return (
-            f"see data/near_duplicates.csv; raise validation.near_duplicate_fraction if this is acceptable, or {rerun}"
-        )
+    if table == "exclusions":
+        return f"see {data}/exclusions; raise validation.near_duplicate_fraction if this is acceptable, or {rerun}"
     if table == "raw":
         return (
             f"check these rows in the source files; raise download.max_bad_fraction if they are acceptable, or {rerun}"

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from prep.core.params import WeightsParams
-from prep.core.parts import TRAIN
+from prep.core.parts import TRAIN, kept_rows
 from prep.core.tables.sample import SAMPLE
 from prep.weights import read_weights
-from validation.columns import read_columns
 from validation.verdicts import Verdict, judge
 
 _TOLERANCE = 1e-6  # of the mean weight; the file has 12 digits
@@ -41,7 +40,7 @@ def check_weights_file(path: Path, parts: Sequence[Path], chosen: WeightsParams)
         return verdicts
     samples, total, outside = 0, 0.0, []
     for part in train:
-        rows = read_columns([part], ["parent_asin", written.count], SAMPLE)
+        rows = kept_rows(part, ["parent_asin", written.count])
         with np.errstate(all="ignore"):  # a negative count or a mean of 0 is reported below
             weight = np.log1p(rows[written.count].to_numpy()) / written.mean
         samples, total = samples + len(weight), total + float(weight.sum())
@@ -51,7 +50,10 @@ def check_weights_file(path: Path, parts: Sequence[Path], chosen: WeightsParams)
     return [
         *verdicts,
         judge(
-            "weights", "samples = rows of the training parts", samples, [written.samples] * (written.samples != samples)
+            "weights",
+            "samples = rows of the training parts that are not excluded",
+            samples,
+            [written.samples] * (written.samples != samples),
         ),
         judge(
             "weights",

@@ -125,6 +125,7 @@ def cached(name: str, make: Callable[[Path], None], target: Path) -> bool:
         with atomic_write(stored) as partial:
             make(partial)
     target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)  # of a worker that died; its call is repeated
     try:
         os.link(stored, target)
     except OSError:  # the store is on another file system, or this one has no hardlinks

@@ -196,6 +196,13 @@ class FetchParams:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class DecontaminateParams:
+    """Which near duplicates of validation and test items are excluded."""
+
+    reasons: tuple[Literal["same_picture", "same_product_title"], ...]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TextParams:
     """The text that the model reads."""
 
@@ -346,6 +353,7 @@ class Params:
     sample: SampleParams
     images: ImagesParams
     fetch: FetchParams
+    decontaminate: DecontaminateParams
     text: TextParams
     shards: ShardsParams
     stream: StreamParams

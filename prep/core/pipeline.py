@@ -26,7 +26,15 @@ from prep.core.params import Params
 log = logging.getLogger(__name__)
 
 FILE = Path("dvc.yaml")
-TABLE_FOLDERS = ("raw", "items", "groups", "sample", "images", "shards")  # in data/, with one folder per category
+TABLE_FOLDERS = (
+    "raw",
+    "items",
+    "groups",
+    "sample",
+    "images",
+    "exclusions",
+    "shards",
+)  # in data/, with one folder per category
 _FOLDER = re.compile(rf"data/({'|'.join(TABLE_FOLDERS)})/([^/]+)")
 _WIDTH = 120
 _CATALOGUE = "prep/demo.py"

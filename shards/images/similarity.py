@@ -38,6 +38,8 @@ _SAME_VIEW = _MAX_SHIFT / 2  # widest border, fraction of the side, up to which 
 _HOPELESS = 400.0  # mean squared difference after `_FIRST_STEPS` steps above which two views are not the same picture
 _FIRST_STEPS = 3
 _COMPARED, _BLOCK = 96, 8  # px per side
+_CONTRAST = 50.0  # levels, standard deviation; the difference of pictures with less is amplified accordingly
+_MAX_AMPLIFIED = 3.0  # times; JPEG noise does not shrink with the contrast
 _POSITIONS = (np.arange(_ALIGNED) + 0.5) / _ALIGNED
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, px
@@ -73,7 +75,8 @@ def descriptors(jpeg: bytes) -> npt.NDArray[np.int8]:
 def difference(one: Sequence[View], other: Sequence[View]) -> float:
     """Return the largest difference of two images over blocks of 8 x 8 of 96 x 96 px, in levels of 255.
 
-    The difference of a block is the mean of the absolute differences of its pixels and channels. The first pair of
+    The difference of a block is the mean of the absolute differences of its pixels and channels, amplified for pictures
+    of low contrast, whose differences are all small. The first pair of
     views with at most `MAX_DIFFERENCE` counts, else the most similar pair; inf if none can be aligned.
     """
     smallest = np.inf
@@ -177,7 +180,9 @@ def _aligned(a: View, b: View) -> Edges | None:
 def _block_difference(a: View, b: View, edges: Edges) -> float:
     x, y = _resized(a.colour, _cut(a.box, edges), _COMPARED), _resized(b.colour, _cut(b.box, -edges), _COMPARED)
     blocks = _COMPARED // _BLOCK
-    return float(np.abs(x - y).reshape(blocks, _BLOCK, blocks, _BLOCK, 3).mean((1, 3, 4)).max())
+    largest = np.abs(x - y).reshape(blocks, _BLOCK, blocks, _BLOCK, 3).mean((1, 3, 4)).max()
+    faint = _CONTRAST / max(1.0, float(min(x.std(), y.std())))
+    return float(largest) * min(max(faint, 1.0), _MAX_AMPLIFIED)
 
 
 def _cut(box: Box, edges: Edges) -> Box:

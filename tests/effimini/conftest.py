@@ -19,6 +19,7 @@ from prep.core import writers
 from prep.core.params import EncoderParams, Params, load_params
 from prep.core.tables.images import IMAGES
 from prep.core.tables.sample import SAMPLE
+from shards.decontaminate import decontaminate
 from shards.images.pixels import to_training
 from shards.shard import shard
 
@@ -110,6 +111,7 @@ def small(small_text: Path) -> Params:
         params,
         source={"categories": CATEGORIES},
         images={"resolution": 32},
+        decontaminate={"reasons": ()},
         text={"max_tokens": 24},
         shards={"samples_per_shard": 25},
         train={"epochs": 3, "patience": 3, "batch_size": 16, "learning_rate": 0.002},
@@ -126,6 +128,8 @@ def data(small: Params, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for category in CATEGORIES:
             for part, rows in SPLITS.items():
                 _part(folder, category, part, rows, small.images.resolution)
+        decontaminate(small, folder)
+        for category in CATEGORIES:
             shard(category, small, folder)
     counts = np.array([1 + number % 30 for number in range(SPLITS["train-00"])] * len(CATEGORIES))
     mean = float(np.log1p(counts).mean())

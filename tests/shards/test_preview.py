@@ -170,7 +170,7 @@ def test_a_browser_shows_images_sends_no_requests_and_escapes_hostile_text(
     tmp_path: Path, make_params: Callable[..., Params], run_to: Callable[..., None], visit: Visit
 ) -> None:
     params = make_params(**{"source.categories": ["Demo_Toys"]})
-    run_to(params, tmp_path, "fetch")
+    run_to(params, tmp_path, "decontaminate")
     for path in sorted((tmp_path / "sample/Demo_Toys").glob("*.parquet")):
         table = pq.read_table(path)
         place = table.schema.get_field_index("title")

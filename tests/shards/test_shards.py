@@ -105,7 +105,7 @@ def test_a_larger_fraction_writes_only_new_tars_and_reuses_stored_ones(
     small = digests(tmp_path / "shards" / category)
     made = {}
     for step, fraction in enumerate((0.4, 0.2, 0.4)):
-        run_to(params[fraction], tmp_path, "fetch")
+        run_to(params[fraction], tmp_path, "decontaminate")
         made[step] = shard.shard(category, params[fraction], tmp_path)
         now = digests(tmp_path / "shards" / category)
         if fraction == 0.4:
@@ -143,7 +143,7 @@ def test_parameters_of_the_tars_rewrite_them_and_stored_ones_are_reused(
     changed = digests(tmp_path / "shards")
     tars = {before[name] for name in before if name.endswith(".tar")}
     assert tars.isdisjoint(changed.values())
-    run_to(make_params(), tmp_path, "fetch")
+    run_to(make_params(), tmp_path, "decontaminate")
     assert [shard.shard(category, make_params(), tmp_path) for category in CATEGORIES] == [0, 0]
     assert digests(tmp_path / "shards") == before
 
@@ -152,7 +152,7 @@ def test_images_of_another_sample_are_rejected(
     tmp_path: Path, make_params: Callable[..., Params], run_to: Callable[..., None]
 ) -> None:
     params = make_params()
-    run_to(params, tmp_path, "fetch")
+    run_to(params, tmp_path, "decontaminate")
     folder = tmp_path / "images/Demo_Toys"
     (folder / "test.parquet").unlink()
     with pytest.raises(UserError, match="does not exist; run `dvc repro fetch`"):

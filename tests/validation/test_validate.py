@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -191,9 +192,42 @@ def _image_lost(data: Path) -> None:
     tree.edit(path, lambda rows: next(r for r in rows if r["outcome"] == "ok").update(outcome="gone", image=b""))
 
 
-def _one_picture(data: Path) -> None:
-    for path in sorted((data / "images").rglob("*.parquet")):
-        tree.edit(path, lambda rows: [row.update(perceptual_hash=7) for row in rows])
+def _exclude(data: Path, rows: int, part: str = "train-00", **values: object) -> None:
+    """Exclude the first rows of a part of the sample, and count them in the report."""
+    asins = pq.read_table(data / f"sample/{ONE}/{part}.parquet", columns=["parent_asin"])["parent_asin"].to_pylist()
+    made = {"reason": "same_picture", "other_split": "test", "other_category": ONE, "other_asin": "B000000000"}
+    path = data / f"exclusions/{ONE}/{part}.parquet"
+    known = pq.read_table(path).to_pylist()
+    added = [
+        made | {"parent_asin": a, "difference": 1.0} | values
+        for a in asins
+        if a not in {r["parent_asin"] for r in known}
+    ]
+    tree.write_loose(path, pa.Table.from_pylist(known + added[:rows], pq.read_schema(path)))
+    report = data / f"exclusions/{ONE}/report.json"
+    content = files.read_json(report)
+    counts = content["tables"]["samples"]
+    counts["rows_out"] -= len(added[:rows])
+    counts["dropped"]["same_picture"] = counts["dropped"].get("same_picture", 0) + len(added[:rows])
+    writers.write_json(report, content)
+
+
+def _exclude_split(data: Path, split: str) -> None:
+    for path in sorted((data / f"sample/{ONE}").glob(f"{split}*.parquet")):
+        _exclude(data, pq.read_metadata(path).num_rows, path.stem)
+
+
+def _repeat_a_test_item(data: Path) -> None:
+    """Give a training item the picture of a test item, without excluding it."""
+    test = pq.read_table(data / f"images/{ONE}/test.parquet").to_pylist()
+    picture = next(row for row in test if row["outcome"] == "ok")
+    gone = set(pq.read_table(data / f"exclusions/{ONE}/train-00.parquet")["parent_asin"].to_pylist())
+
+    def change(rows: list[dict[str, Any]]) -> None:
+        row = next(row for row in rows if row["outcome"] == "ok" and row["parent_asin"] not in gone)
+        row.update(image=picture["image"])
+
+    tree.edit(data / f"images/{ONE}/train-00.parquet", change)
 
 
 def _shards(change: Callable[[Path], object], about: Callable[[dict[str, Any]], object] = lambda _: None) -> Any:
@@ -296,7 +330,23 @@ MUTATIONS: dict[tuple[str, str, str], Callable[[Path], None]] = {
     ),
     **_funnel("images", "images", "data/sample"),
     ("images", "images", "dropped rows per reason as in report.json"): _image_lost,
-    ("images", "images", "no near duplicates across splits (validation.near_duplicate_fraction)"): _one_picture,
+    ("exclusions", "exclusions", "exactly the files that the stage writes"): _remove(
+        f"exclusions/{ONE}/train-01.parquet"
+    ),
+    ("exclusions", "exclusions", "items of the same part of the sample"): lambda data: _exclude(
+        data, 1, parent_asin="B000000001"
+    ),
+    ("exclusions", "exclusions", "dropped rows per reason as in report.json"): lambda data: _exclude(
+        data, 1, reason="same_product_title"
+    ),
+    **_funnel("exclusions", "samples", "data/sample"),
+    **{
+        ("exclusions", "exclusions", f"few near duplicates in {split} (validation.near_duplicate_fraction)"): partial(
+            _exclude_split, split=split
+        )
+        for split in ("train", "validation")
+    },
+    ("exclusions", "exclusions", "no near duplicate of a validation or test item is left"): _repeat_a_test_item,
     ("shards", "shards", LintRule.MANIFEST): _shards(_unchanged, lambda m: m.update(category=OTHER)),
     ("shards", "shards", LintRule.FILES): _remove(f"shards/{ONE}/test-000.arrow"),
     ("shards", "shards", LintRule.BYTES): _flip_padding,
@@ -311,14 +361,14 @@ MUTATIONS: dict[tuple[str, str, str], Callable[[Path], None]] = {
     ("shards", "shards", LintRule.ONCE): _shards(_a_split_twice),
     ("shards", "shards", "the same items as the parts of the sample"): _drop_row(f"sample/{ONE}/train-00.parquet"),
     ("shards", "shards", "readable by datasets"): _shards(_other_name_in_json),
-    **_funnel("shards", "samples", "data/sample"),
-    **_funnel("predictions", "predictions", "data/sample (test and validation)", category="."),
+    **_funnel("shards", "samples", "data/exclusions"),
+    **_funnel("predictions", "predictions", "test and validation that are not excluded", category="."),
     ("predictions", "predictions", "the same items as data/sample"): _drop_row("predictions/test.parquet"),
     ("predictions", "predictions", "the same average_rating as in data/sample"): _set(
         "predictions/test.parquet", average_rating=1.5
     ),
     ("weights", "weights", "count and clip as in params.yaml"): _weights(clip=9.0),
-    ("weights", "weights", "samples = rows of the training parts"): _weights(samples=1),
+    ("weights", "weights", "samples = rows of the training parts that are not excluded"): _weights(samples=1),
     ("weights", "weights", "a mean weight of 1 over the training samples before clipping"): _weights(mean=1.0),
     ("weights", "weights", "finite weights of at least 0"): _weights(mean=0.0),
     **{
@@ -350,6 +400,9 @@ def test_every_expectation_has_a_mutation(passed: Path) -> None:
 # The other expectations that fail too, for mutations that break several.
 STRATA = "sampled items of each stratum in strata.csv = items in the parts"
 ALSO: dict[tuple[str, str, str], set[str]] = {
+    ("exclusions", "samples", SUM): {"dropped rows per reason as in report.json"},
+    ("exclusions", "samples", OUT): {"rows in = rows of data/sample"},
+    ("exclusions", "samples", "rows in = rows of data/sample"): {"dropped rows per reason as in report.json"},
     ("raw", "items", "exactly the files that the stage writes"): {OUT},
     ("raw", "reviews", "exactly the files that the stage writes"): {OUT},
     ("raw", "items", SUM): {"dropped rows per reason as in report.json"},
@@ -383,8 +436,8 @@ ALSO: dict[tuple[str, str, str], set[str]] = {
     ("shards", "shards", LintRule.METADATA): {LintRule.MEMBERS},
     ("shards", "shards", LintRule.ONCE): {"key unique", "the same items as the parts of the sample"},
     ("shards", "shards", "readable by datasets"): {LintRule.METADATA},
-    ("shards", "samples", OUT): {"rows in = rows of data/sample"},
-    ("predictions", "predictions", OUT): {"rows in = rows of data/sample (test and validation)"},
+    ("shards", "samples", OUT): {"rows in = rows of data/exclusions"},
+    ("predictions", "predictions", OUT): {"rows in = rows of test and validation that are not excluded"},
     ("predictions", "predictions", "the same items as data/sample"): {OUT},
     ("weights", "weights", "finite weights of at least 0"): {
         "a mean weight of 1 over the training samples before clipping"
@@ -455,9 +508,8 @@ def test_a_clone_with_only_the_shards_can_check_them(
     data = tmp_path / "data"
     tree.copy(clean / "shards", data / "shards")
     validate("shards", PARAMS, data)
-    assert (
-        f"{data}/sample does not exist, so {data}/shards is not compared with it and no gate is written" in caplog.text
-    )
+    missing = f"{data}/sample, and {data}/exclusions"
+    assert f"{missing} is missing, so {data}/shards is not compared with it and no gate is written" in caplog.text
     assert not (data / "gates").exists()
     assert {e["expectation"] for e in results(data, "shards")} > {str(LintRule.BYTES), "key unique", SUM}
     damage.flip(data / f"shards/{ONE}/train-00-000.tar", 2000)

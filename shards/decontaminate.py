@@ -1,0 +1,126 @@
+"""Stage decontaminate: exclude the items that repeat an item of validation or test.
+
+Input: ``data/sample/`` and ``data/images/`` of all categories. Output: ``data/exclusions/<category>/`` with one file
+per part of the sample that lists its excluded items, ``strata.csv`` and ``report.json``. Guarantees: no training item
+that is kept repeats a validation or test item, and no validation item that is kept repeats a test item, in any
+category; test items are never excluded. Since a larger fraction has the same validation and test items, it excludes the
+same items and those of its new bands. Only parts that were not compared before are compared.
+"""
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from prep import strata
+from prep.core import files, writers
+from prep.core.cluster import DaskPool, dask_pool
+from prep.core.params import Params, narrow
+from prep.core.parts import TEST, TRAIN, VALIDATION, sample_parts
+from prep.core.reports import Funnel, earlier_reports
+from prep.core.tables.exclusions import EXCLUSIONS
+from shards.near_duplicates import Hashed, Part, describe, near_duplicates
+
+READS = ("source.categories", "decontaminate", "dask")
+_ORDER = (TRAIN, VALIDATION, TEST)  # an item is excluded if it repeats one of a later split
+
+
+def decontaminate(params: Params, data: Path = Path("data")) -> None:
+    """Write ``data/exclusions``.
+
+    Raises:
+        UserError: a category has no sample.
+    """
+    params = narrow(params, READS)
+    data = data.absolute()
+    with files.atomic_folder(data / "exclusions") as out, dask_pool(params.dask) as pool:
+        work = out / "work"
+        work.mkdir()
+        for part, exclusions in find_exclusions(params, data, work, pool):
+            writers.write_table(out / part.category / part.sample.name, exclusions)
+        shutil.rmtree(work)
+        for category in params.source.categories:
+            _write_report(category, data, out / category)
+
+
+def find_exclusions(params: Params, data: Path, work: Path, pool: DaskPool) -> Iterator[tuple[Part, pa.Table]]:
+    """Yield each part of the sample and its exclusions, of schema EXCLUSIONS.
+
+    Args:
+        params: the parameters `READS`.
+        data: the folder of the stages' tables.
+        work: a folder for temporary files.
+        pool: runs the comparisons.
+    """
+    parts = [
+        Part(path, data / "images" / category / path.name)
+        for category in params.source.categories
+        for path in sample_parts(data, category)
+    ]
+    described = []
+    if params.decontaminate.reasons:
+        described = pool.map(describe, [(part, work) for part in parts], "decontaminate: descriptors")
+    later = [(one, other) for other in described for one in described if _before(one, other)]
+    calls = [(one, other, reason, work) for reason in params.decontaminate.reasons for one, other in later]
+    matches: dict[Part, list[pa.Table]] = {part: [] for part in parts}
+    for (one, other, reason, _), found in zip(
+        calls, pool.imap(near_duplicates, calls, "decontaminate: comparisons"), strict=True
+    ):
+        if found.num_rows:
+            matches[one.part].append(_named(one.part, other.part, reason, found))
+    for part in parts:
+        yield part, _one_per_row(matches[part])
+
+
+def _before(one: Hashed, other: Hashed) -> bool:
+    return _ORDER.index(one.part.split) < _ORDER.index(other.part.split)
+
+
+def _named(one: Part, other: Part, reason: str, found: pa.Table) -> pa.Table:
+    """Return the exclusions of matches, and their row numbers."""
+    ids, others = (
+        pq.read_table(part.sample, columns=["parent_asin"])["parent_asin"].take(found[column])
+        for part, column in ((one, "row"), (other, "other"))
+    )
+    names = [pa.repeat(value, len(ids)) for value in (reason, other.split, other.category)]
+    rows = pa.table([ids, *names, others, found["difference"]], schema=EXCLUSIONS)
+    return rows.append_column("row", found["row"])
+
+
+def _one_per_row(matches: list[pa.Table]) -> pa.Table:
+    """Return one exclusion per item: for the first reason, of the most similar picture, the first id of several."""
+    if not matches:
+        return EXCLUSIONS.empty_table()
+    table = pa.concat_tables(matches)
+    order = ["row", "reason", "difference", "other_split", "other_category", "other_asin"]
+    first = table.select(order).to_pandas().sort_values(order).drop_duplicates("row")
+    return table.take(pa.array(first.index)).select(EXCLUSIONS.names).combine_chunks()
+
+
+def _write_report(category: str, data: Path, out: Path) -> None:
+    """Write ``strata.csv``, the sampled and the excluded items of each stratum, and ``report.json`` of a category."""
+    frames, reasons = [], Counter[str]()
+    for part in sample_parts(data, category):
+        exclusions = pq.read_table(out / part.name)
+        reasons.update(exclusions["reason"].to_pylist())
+        items = pq.read_table(part, columns=["parent_asin", "split", "average_rating", "rating_number"])
+        stars, count_from = strata.names_of(
+            strata.stratum_of(items["average_rating"].to_numpy(), items["rating_number"].to_numpy())
+        )
+        gone = pc.is_in(items["parent_asin"], value_set=exclusions["parent_asin"]).to_numpy()
+        columns = {"split": items["split"].to_numpy(), "average_rating": stars, "rating_number_from": count_from}
+        frames.append(pd.DataFrame(columns | {"excluded": gone}))
+    items_by_stratum = pd.concat(frames).groupby(list(columns))["excluded"].agg(taken="size", excluded="sum")
+    items_by_stratum.to_csv(out / "strata.csv", lineterminator="\n")
+    report = {
+        "stage": "decontaminate",
+        "category": category,
+        "before": earlier_reports(data / "images" / category),
+        "tables": {"samples": Funnel.of(sum(map(len, frames)), reasons)},
+    }
+    writers.write_json(out / "report.json", report)
