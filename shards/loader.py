@@ -12,7 +12,7 @@ import torch
 
 from prep.core.errors import UserError
 from shards import sampler
-from shards.prefetch import prefetch
+from shards.prefetch import DEPTH, prefetch
 from shards.stream import Batch, ShardDataset
 
 
@@ -91,7 +91,9 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         self.damaged, self._tokens, self._places = [], 0, 0
-        readers = [self._reader() for _ in range(max(1, self._workers))]
+        threads = max(1, self._workers)
+        dataset = self._dataset.reusing(DEPTH * threads)
+        readers = [self._reader(dataset) for _ in range(threads)]
         steps = self._prefetched_steps()
         batches = prefetch(readers, steps) if self._workers else map(readers[0], steps)
         for batch in batches:
@@ -143,9 +145,8 @@ class Loader:
             self._dataset.shards.prefetch(batches.shards_of(step))
             yield step
 
-    def _reader(self) -> Callable[[int], Batch]:
+    def _reader(self, dataset: ShardDataset) -> Callable[[int], Batch]:
         """Return a function that reads this rank's part of a step of the current epoch, for use in one thread."""
-        dataset = self._dataset.reopened()
         batches = self._batches(dataset)
         gpu = torch.cuda.current_device() if torch.cuda.is_available() else None
 

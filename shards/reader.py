@@ -8,8 +8,8 @@ sha256 verified; token ids are those of the requested tokenizer.
 import logging
 import mmap
 import tarfile
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -31,6 +31,23 @@ log = logging.getLogger(__name__)
 
 Opened = TypeVar("Opened")
 
+# What a batch needs of a sample, side by side: it takes a few samples of each of many shards, so every column would be
+# another miss of the processor's cache.
+ROW = np.dtype(
+    [
+        ("key_start", np.int32),
+        ("key_end", np.int32),
+        ("jpg_offset", np.int64),
+        ("jpg_length", np.int32),
+        ("token_start", np.int32),
+        ("token_end", np.int32),
+        ("label", np.float32),
+        ("rating_number", np.int64),
+        ("review_count", np.int64),
+        ("has_image", np.bool_),
+    ]
+)
+
 _OPEN = 3 * sampler.WINDOW  # shards open at once in a process: those of the current and the next batches
 
 
@@ -39,7 +56,7 @@ class TornError(ValueError):
 
 
 class Index:
-    """The index of one shard; its columns are arrays mapped from the file."""
+    """The index of one shard; its columns are arrays mapped from the file, and `rows` is a copy of them as `ROW`."""
 
     def __init__(self, table: pa.Table) -> None:
         self.keys = table["key"].combine_chunks()
@@ -52,6 +69,20 @@ class Index:
         lists = table["tokens"].combine_chunks()
         self.token_starts, self.token_ids = lists.offsets.to_numpy(), lists.values.to_numpy()
         self.pad_id = int(table.schema.metadata[b"pad_id"])
+        _, key_offsets, key_bytes = self.keys.buffers()
+        key_starts = np.frombuffer(key_offsets, np.int32)[self.keys.offset :][: len(self.keys) + 1]
+        self._key_bytes = memoryview(key_bytes)
+        self.rows = np.empty(len(self.keys), ROW)
+        columns = (
+            *(key_starts[:-1], key_starts[1:], *self.jpg, self.token_starts[:-1], self.token_starts[1:]),
+            *(self.label, self.rating_number, self.review_count, self.has_image),
+        )
+        for name, column in zip(self.rows.dtype.names or (), columns, strict=True):
+            self.rows[name] = column
+
+    def key(self, start: int, end: int) -> str:
+        """Return the key from byte `start` to byte `end` of all keys."""
+        return str(self._key_bytes[start:end], "utf-8")
 
 
 class Shards:
@@ -101,13 +132,20 @@ class Shards:
         self.image_size = manifests[0].image_size
         identity = [(category, s.name, s.sha256, s.index_sha256) for category, s in pairs]
         self.fingerprint = files.fingerprint(identity, self._tokenization and self._tokenization[1])
-        self._indexes: OrderedDict[int, Index] = OrderedDict()
-        self._tars: OrderedDict[int, memoryview] = OrderedDict()
         self._prefetched: tuple[int, ...] = ()
+        self._keep_open()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Omit open files: they belong to one thread."""
-        return {**self.__dict__, "_indexes": OrderedDict(), "_tars": OrderedDict(), "_prefetched": ()}
+        """Omit open files: they belong to one process."""
+        return {name: value for name, value in self.__dict__.items() if name not in {"_index", "_tar"}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = {**state, "_prefetched": ()}
+        self._keep_open()
+
+    def _keep_open(self) -> None:
+        """Keep the shards used last open, for all threads: what one has mapped, the others need not map again."""
+        self._index, self._tar = lru_cache(_OPEN)(self._open_index), lru_cache(_OPEN)(self._open_tar)
 
     def index(self, shard: int) -> Index:
         """Return the index of a shard.
@@ -115,7 +153,7 @@ class Shards:
         Raises:
             UserError: it is missing or invalid.
         """
-        return _kept(self._indexes, shard, self._open_index)
+        return self._index(shard)
 
     def member(self, shard: int, row: int, kind: Literal["jpg", "json"]) -> memoryview:
         """Return the bytes of a sample's image or metadata, as stored in the tar.
@@ -125,8 +163,16 @@ class Shards:
             TornError: the tar ends before it.
         """
         offsets, lengths = getattr(self.index(shard), kind)
-        first, length = int(offsets[row]), int(lengths[row])
-        content = _kept(self._tars, shard, self._open_tar)[first : first + length]
+        return self.content(shard, int(offsets[row]), int(lengths[row]))
+
+    def content(self, shard: int, first: int, length: int) -> memoryview:
+        """Return `length` bytes of a tar, from byte `first` on.
+
+        Raises:
+            UserError: the tar is missing.
+            TornError: the tar ends before them.
+        """
+        content = self._tar(shard)[first : first + length]
         if len(content) != length:
             raise TornError("the tar ends before it")
         return content
@@ -226,14 +272,3 @@ def _mapped(tar: Path) -> memoryview:
         if tar.stat().st_size == 0:  # an empty file cannot be mapped
             return memoryview(b"")
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-
-def _kept(opened: OrderedDict[int, Opened], shard: int, open_it: Callable[[int], Opened]) -> Opened:
-    """Return an open shard; open it if necessary and close the least recently used one."""
-    if shard in opened:
-        opened.move_to_end(shard)
-        return opened[shard]
-    while len(opened) >= _OPEN:
-        opened.popitem(last=False)
-    opened[shard] = open_it(shard)
-    return opened[shard]

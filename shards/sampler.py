@@ -112,7 +112,7 @@ class EpochSampler:
         return [batches[b] for b in self._permuted(np.arange(len(batches)), 2, number)]
 
     def _permuted(self, numbers: npt.NDArray[np.int64], *key: int) -> npt.NDArray[np.int64]:
-        if self._seed is None:
+        if self._seed is None or len(numbers) == 1:
             return numbers
         return np.random.default_rng([self._seed, self._epoch, *key]).permutation(numbers)
 

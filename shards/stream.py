@@ -22,7 +22,8 @@ from prep.core.tables.shards import SampleMetadata
 from shards import sampler, tokens
 from shards.images.pixels import decode
 from shards.location import ShardLocation
-from shards.reader import Shards, TornError
+from shards.pool import Pool
+from shards.reader import ROW, Index, Shards, TornError
 from shards.tokens import TokenizationConfig
 
 CACHE_BYTES = 50_000_000_000
@@ -87,14 +88,15 @@ class ShardDataset(Dataset[Sample]):
         self.shards = Shards(ShardLocation(location, cache_bytes, connections), categories, split, tokenization)
         self.fingerprint = self.shards.fingerprint
         self._first = np.concatenate([[0], np.cumsum(self.shards.sizes)])
+        self._pool = Pool(0)
 
     def __len__(self) -> int:
         return int(self._first[-1])
 
-    def reopened(self) -> "ShardDataset":
-        """Return a copy that opens its own files, for another thread."""
+    def reusing(self, spare: int) -> "ShardDataset":
+        """Return a copy whose batches use the memory of their images again, `spare` batches of it at most unused."""
         other = copy(self)
-        other.shards = copy(self.shards)
+        other._pool = Pool(spare)
         return other
 
     def __getitem__(self, i: int) -> Sample:
@@ -166,62 +168,62 @@ class ShardDataset(Dataset[Sample]):
                 yield index.token_ids[begin:end]
 
     def batch(self, samples: sampler.SampleNumbers, global_size: int) -> Batch:
-        """Read and decode `samples`, a part of a step of `global_size` samples, on the CPU.
+        """Read and decode `samples`, a part of a step of `global_size` samples, on the CPU; threads may do so at once.
 
         Raises:
             UserError: a tar or an index is missing, or an index is invalid.
         """
         shards, rows = (numbers.tolist() for numbers in self._places(samples))
-        places = [(self.shards.index(shard), row) for shard, row in zip(shards, rows, strict=True)]
-        ids = [index.token_ids[index.token_starts[row] : index.token_starts[row + 1]] for index, row in places]
-        padded, mask = tokens.pad(ids, places[0][0].pad_id)
-        images, has_image, damaged = self._images(shards, rows)
+        indexes = [self.shards.index(shard) for shard in shards]
+        found = np.empty(len(rows), ROW)
+        for line, (index, row) in enumerate(zip(indexes, rows, strict=True)):
+            found[line] = index.rows[row]
 
-        def column(name: str, kind: type) -> torch.Tensor:
-            values = (getattr(index, name)[row] for index, row in places)
-            return torch.from_numpy(np.fromiter(values, kind, len(places)))
+        def each(name: str) -> Iterator[tuple[Index, int, int]]:
+            return zip(indexes, found[f"{name}_start"].tolist(), found[f"{name}_end"].tolist(), strict=True)
 
+        def column(name: str) -> torch.Tensor:
+            return torch.from_numpy(found[name].copy())
+
+        names = [index.key(start, end) for index, start, end in each("key")]
+        keys = [f"{self.shards.categories[shard]}/{name}" for shard, name in zip(shards, names, strict=True)]
+        ids = [index.token_ids[start:end] for index, start, end in each("token")]
+        padded, mask = tokens.pad(ids, indexes[0].pad_id)
+        images, has_image, damaged = self._images(shards, found, keys)
         return Batch(
             images=images,
             tokens=torch.from_numpy(padded),
             mask=torch.from_numpy(mask),
             has_image=torch.from_numpy(has_image),
-            label=column("label", np.float32),
-            rating_number=column("rating_number", np.int64),
-            review_count=column("review_count", np.int64),
-            keys=[self._key(shard, row) for shard, row in zip(shards, rows, strict=True)],
+            label=column("label"),
+            rating_number=column("rating_number"),
+            review_count=column("review_count"),
+            keys=keys,
             global_size=global_size,
             damaged=damaged,
         )
 
     def _images(
-        self, shards: Sequence[int], rows: Sequence[int]
+        self, shards: Sequence[int], found: npt.NDArray[np.void], keys: Sequence[str]
     ) -> tuple[torch.Tensor, npt.NDArray[np.bool_], list[str]]:
         """Return the images as uint8 [B, 3, H, W], whether each sample has one, and the errors of damaged ones."""
         side = self.shards.image_size
-        pixels = np.empty((len(rows), side, side, 3), np.uint8)
-        has_image = np.zeros(len(rows), np.bool_)
+        pixels = self._pool.take(len(found), side, side, 3)
+        has_image = found["has_image"].copy()
         damaged = []
-        for line, (shard, row) in enumerate(zip(shards, rows, strict=True)):
-            if self.shards.index(shard).has_image[row]:
-                try:
-                    self._decode(shard, row, pixels[line])
-                    has_image[line] = True
-                except ValueError as error:
-                    damaged.append(f"the image of {self._key(shard, row)} in {self.shards.name(shard)} ({error})")
-            if not has_image[line]:
-                pixels[line] = 0  # any value works: the model multiplies the features by 0
+        places = (found[name].tolist() for name in ("has_image", "jpg_offset", "jpg_length"))
+        for line, (into, shard, has, first, length) in enumerate(zip(pixels, shards, *places, strict=True)):
+            try:
+                if has:
+                    height, width, _ = decode(self.shards.content(shard, first, length), into).shape
+                    if (height, width) != (side, side):
+                        raise ValueError(f"it has {width} x {height} px, expected {side} x {side}")
+                    continue
+            except ValueError as error:
+                damaged.append(f"the image of {keys[line]} in {self.shards.name(shard)} ({error})")
+                has_image[line] = False
+            into[:] = 0  # any value works: the model multiplies the features by 0
         return torch.from_numpy(pixels).permute(0, 3, 1, 2), has_image, damaged
-
-    def _decode(self, shard: int, row: int, into: npt.NDArray[np.uint8]) -> None:
-        """Decode an image into `into`.
-
-        Raises:
-            ValueError: it is damaged or has another size.
-        """
-        height, width, _ = decode(self.shards.member(shard, row, "jpg"), into).shape
-        if (height, width) != into.shape[:2]:
-            raise ValueError(f"it has {width} x {height} px, expected {into.shape[1]} x {into.shape[0]}")
 
     def _member(self, i: int, kind: Literal["jpg", "json"]) -> memoryview:
         shards, rows = self._places(np.array([i]))

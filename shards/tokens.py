@@ -69,11 +69,12 @@ def pad(
     ids: Sequence[Sequence[int] | npt.NDArray[np.integer]], filler: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return ids padded with `filler` to the longest text, and a mask (1 for tokens, 0 for padding), both [B, T]."""
-    lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-    mask = np.arange(lengths.max()) < lengths[:, None]
-    padded = np.full(mask.shape, filler, np.int64)
-    padded[mask] = np.concatenate(ids)
-    return padded, mask.astype(np.int64)
+    padded = np.full((len(ids), max(map(len, ids))), filler, np.int64)
+    mask = np.zeros_like(padded)
+    for row, shown, text in zip(padded, mask, ids, strict=True):
+        row[: len(text)] = text
+        shown[: len(text)] = 1
+    return padded, mask
 
 
 def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:

@@ -63,6 +63,7 @@ NO_BYTE: dict[str, tuple[str, ...]] = {
     "prep/blocks.py": (),
     "prep/core/cluster.py": (),
     "prep/core/memory.py": (),
+    "shards/pool.py": (),
     "shards/prefetch.py": (),
     "effimini/stop.py": (),
     # transfers: the bytes are those that the source announced, or the stage fails

@@ -14,6 +14,8 @@ from prep.core.errors import UserError
 from shards import manifest
 from shards.images.pixels import decode
 from shards.loader import Loader
+from shards.pool import Pool
+from shards.prefetch import DEPTH
 from shards.stream import ShardDataset
 from shards.tokens import TokenizationConfig
 from tests.shards.made import HOW, SIDE, make_shards
@@ -136,6 +138,39 @@ def test_length_bucketing_reduces_padding_and_changes_no_sample(tmp_path: Path) 
     drawn, pooled = loader(dataset, length_bucket_batches=1), loader(dataset, length_bucket_batches=25)
     assert sorted(chain.from_iterable(keys(drawn))) == sorted(chain.from_iterable(keys(pooled)))
     assert 0 < pooled.padding < drawn.padding / 2
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_batch_is_never_overwritten_and_the_memory_of_a_dropped_one_is_used_again(
+    tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = ShardDataset(make_shards(tmp_path, {"train": [200]}), ["Made"], "train")
+    at = {key: i for i, key in enumerate(dataset.keys)}
+    batches = list(loader(dataset, workers=workers))  # keeps them all
+    parts = [batch.images[1:, 0].numpy() for batch in loader(dataset, workers=workers)]  # keeps only views
+    for batch, part in zip(batches, parts, strict=True):
+        expected = np.stack([decode(dataset.image(at[key])) for key in batch.keys]).transpose(0, 3, 1, 2)
+        assert (batch.images.numpy() == expected).all()
+        assert (part == expected[1:, 0]).all()
+    taken = []
+    take = Pool.take
+
+    def noted(pool: Pool, *shape: int) -> Any:
+        array = take(pool, *shape)
+        taken.append(array.base)
+        return array
+
+    monkeypatch.setattr(Pool, "take", noted)
+    for _ in loader(dataset, workers=workers):
+        pass
+    assert len({id(memory) for memory in taken}) <= 2 + (DEPTH + 1) * workers < len(taken)
+
+
+def test_workers_and_epochs_share_open_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = ShardDataset(make_shards(tmp_path, {"train": [9] * 5}), ["Made"], "train")
+    first = keys(loader(dataset, workers=3))
+    monkeypatch.setattr(dataset.shards.location, "local_path", tmp_path / "gone")
+    assert keys(loader(dataset, workers=3)) == first
 
 
 def _break(folder: Path, number: int) -> None:
