@@ -1,7 +1,7 @@
 """Measure the stream, compared with webdataset, mosaicml-streaming and litData on the same samples.
 
     make bench-stream                              # or, in an environment with benchmarks/requirements-stream.txt:
-    python -m benchmarks.stream [read] [http] [write] [growth] [--samples 16000] [--repeats 5]
+    python -m benchmarks.stream [read] [busy] [http] [write] [growth] [--samples 16000] [--repeats 5]
 
 Input: the corpus (EFFIMINI_CORPUS, or ../shared/corpus). Output: tables, and every measurement in
 build/bench-stream/results.json. Guarantees: each measurement has a separate process; repeats are interleaved
@@ -12,11 +12,16 @@ encoder's fast tokenizer; images are float32 for webdataset and mosaicml-streami
 uint8 or float32 for litData, which documents both. "Same codec" uses simplejpeg and stored token ids, so that only the
 readers are compared. Rates are of the batches after the first; the time to the first batch is shown separately and
 includes opening the data but not imports.
+
+"Busy" reads beside two processes that use all the time they get. Where Linux shares the processors between sessions
+(sched_autogroup_enabled), a second thread gets nothing from processes in sessions of their own, so threads that only
+hash, without the interpreter lock, show what two threads can get.
 """
 
 # ruff: noqa: PLC0415 -- each side imports only its own packages, so that the others do not pay for them
 
 import argparse
+import hashlib
 import io
 import json
 import multiprocessing
@@ -57,6 +62,8 @@ BATCH, WORKERS = 64, (1, 2)
 TAIL = 1024  # samples at the end of an epoch that are not read, because the workers of some sides have ended by then
 SLOW = 4096  # samples read by a side as documented, which takes eight times as long per sample
 LATENCY = 0.02  # seconds before the HTTP server responds
+HOGS = 2  # processes beside the reader
+BESIDE = {"nothing": None, "two processes in the same session": False, "two processes in sessions of their own": True}
 GROWTH = (10**4, 10**5, 10**6, 10**7)  # samples
 VERSIONS = (
     "webdataset",
@@ -229,9 +236,23 @@ def ceiling(place: str, samples: int, workers: int) -> Iterable[Any]:
     return prefetch([decoding.__getitem__] * workers, range(len(decoding)))
 
 
+def hashing(place: str, samples: int, workers: int) -> Iterable[Any]:
+    """Threads that do not need the interpreter lock; a batch takes about as long as its decoding."""
+    from shards.prefetch import prefetch
+
+    content, images = bytes(20_000_000), torch.zeros((BATCH, 3, data.SIZE, data.SIZE), dtype=torch.uint8)
+
+    def work(_: int) -> torch.Tensor:
+        hashlib.sha256(content).digest()
+        return images
+
+    return prefetch([work] * workers, range(samples // BATCH))
+
+
 _TEXT = ("transformers", "torchvision.transforms.functional")
 _LITDATA = ("litdata", "torchvision.transforms.v2.functional")
 _OURS, _TORCH, _CEILING = "EffiMini", "only decoding, torch's DataLoader", "only decoding, threads (upper limit)"
+_HASHING = "only hashing, threads"
 SIDES = {
     _OURS: Side(("shards.loader",), ours),
     "webdataset, as documented": Side(("webdataset", *_TEXT), partial(webdataset, lean=False), slow=True),
@@ -243,7 +264,9 @@ SIDES = {
     "litData, same codec": Side(_LITDATA, partial(litdata, lean=True)),
     _TORCH: Side((), torch_loader),
     _CEILING: Side(("shards.prefetch",), ceiling),
+    _HASHING: Side(("shards.prefetch",), hashing),
 }
+READERS = [side for side in SIDES if side != _HASHING]
 REMOTE = (_OURS, "webdataset, as documented", "webdataset, same codec")  # the others do not support plain HTTP
 WRITERS = {  # modules imported before the clock starts, and the writer
     "tarfile: tars": ((), data.write_tarfile),
@@ -253,6 +276,25 @@ WRITERS = {  # modules imported before the clock starts, and the writer
     "mosaicml-streaming: MDSWriter": (("streaming",), data.write_mosaicml),
     "litData: optimize, including the start of its process": (("litdata",), data.write_litdata),
 }
+
+
+@contextmanager
+def hogs(apart: bool | None) -> Iterator[None]:
+    """Run `HOGS` processes that use all the time they get, in sessions of their own if `apart`; None runs none."""
+    command = [sys.executable, "-c", "while True: pass"]
+    running = [subprocess.Popen(command, start_new_session=apart) for _ in range(HOGS if apart is not None else 0)]
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def measure_busy(apart: bool | None, **given: Any) -> dict[str, float]:
+    """Return `measure_read` beside the `hogs`."""
+    with hogs(apart):
+        return measure_read(**given)
 
 
 def measure_read(side: str, place: str, samples: int, stop: int, workers: int) -> dict[str, float]:
@@ -277,7 +319,7 @@ def measure_read(side: str, place: str, samples: int, stop: int, workers: int) -
 
 def _size(side: str, batch: Any) -> int:
     """Check that a batch is ready for the model and return its size."""
-    only_images = side in {_TORCH, _CEILING}
+    only_images = side in {_TORCH, _CEILING, _HASHING}
     images = batch if only_images else batch.images
     assert images.shape[1:] == (3, data.SIZE, data.SIZE), images.shape
     if not only_images:
@@ -368,7 +410,7 @@ def server(place: Path) -> Iterator[str]:
 
 
 _SELF = (sys.executable, "-m", "benchmarks.stream", "--job")
-JOBS = {"read": measure_read, "write": measure_write, "growth": measure_growth, "serve": serve}
+JOBS = {"read": measure_read, "busy": measure_busy, "write": measure_write, "growth": measure_growth, "serve": serve}
 
 
 def measured(job: str, **given: Any) -> dict[str, float]:
@@ -403,11 +445,11 @@ def read(place: Path, samples: int, repeats: int) -> Any:
             "workers": workers,
         }
         for workers in WORKERS
-        for side in SIDES
+        for side in READERS
     }
     found = interleaved(jobs, repeats)
     for workers in WORKERS:
-        by_side = {side: found[side, workers] for side in SIDES}
+        by_side = {side: found[side, workers] for side in READERS}
         rate = {side: statistics.median(figures["rate"]) for side, figures in by_side.items()}
         table(
             f"Reading, {workers} loader worker{'s' * (workers > 1)}: median of {repeats} (minimum to maximum)",
@@ -425,6 +467,39 @@ def read(place: Path, samples: int, repeats: int) -> Any:
             ],
         )
     return {f"{side}, {workers}": figures for (side, workers), figures in found.items()}
+
+
+def busy(place: Path, samples: int, repeats: int) -> Any:
+    """Compare one and two workers on a quiet machine and beside other processes."""
+    sides = (_OURS, _CEILING, _HASHING)
+    jobs = {
+        (beside, side, workers): {
+            "job": "busy",
+            "apart": apart,
+            "side": side,
+            "place": str(place),
+            "samples": samples,
+            "stop": min(samples - TAIL, SLOW),
+            "workers": workers,
+        }
+        for beside, apart in BESIDE.items()
+        for side in sides
+        for workers in WORKERS
+    }
+    found = interleaved(jobs, repeats)
+    rate = {key: figures["rate"] for key, figures in found.items()}
+    rows = []
+    for beside in BESIDE:
+        for side in sides:
+            one, two = (rate[beside, side, workers] for workers in WORKERS)
+            gain = [b / a for a, b in zip(one, two, strict=True)]
+            rows.append((beside, side, median_range(one), median_range(two), median_range(gain, ".2f")))
+    table(
+        f"Reading beside other processes: median of {repeats} (minimum to maximum)",
+        ("beside", "side", "samples/s, 1 worker", "2 workers", "2 workers are, times 1"),
+        rows,
+    )
+    return {", ".join(map(str, key)): figures for key, figures in found.items()}
 
 
 def http(place: Path, samples: int, repeats: int) -> Any:
@@ -507,7 +582,7 @@ def link_shards(real: Path, out: Path, shards: int) -> None:
     data.write_manifest(out, lines, about.tokens.tokenizer)
 
 
-PARTS = {"read": read, "http": http, "write": write, "growth": growth}
+PARTS = {"read": read, "busy": busy, "http": http, "write": write, "growth": growth}
 
 
 def about(samples: int) -> str:
