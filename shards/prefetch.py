@@ -1,6 +1,6 @@
 """Compute values in threads before they are needed, and yield them in order.
 
-Input: functions of a step, one per thread, so that each thread has its own open files. Output: the value of each step.
+Input: functions of a step, one per thread, so that each thread may have its own state. Output: the value of each step.
 Guarantees: values are yielded in the order of the steps, independently of thread speed; an error is raised in place of
 its value.
 
