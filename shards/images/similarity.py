@@ -59,7 +59,10 @@ class View(NamedTuple):
         """Return the views of an image: without its borders if it has any, and whole."""
         colour, reduced = Image.fromarray(simplejpeg.decode_jpeg(jpeg, "RGB")), _reduced(jpeg)
         grey, scale = colour.convert("L"), colour.height / len(reduced)
-        return [cls(colour, grey, tuple(scale * edge for edge in box)) for box in _boxes(reduced)]
+        boxes = (
+            (scale * left, scale * top, scale * right, scale * bottom) for left, top, right, bottom in _boxes(reduced)
+        )
+        return [cls(colour, grey, box) for box in boxes]
 
 
 def descriptors(jpeg: bytes) -> npt.NDArray[np.int8]:
@@ -138,7 +141,7 @@ def _border(rows: npt.NDArray[np.int16]) -> int:
         if other.any():
             first = start + int(np.argmax(other))
             return first + 1 if first else 0
-    return rows.shape[1]
+    return int(rows.shape[1])
 
 
 def _descriptor(image: Image.Image, box: Box) -> npt.NDArray[np.int8]:
