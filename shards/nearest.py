@@ -12,11 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 NONE = -1  # position and distance of a neighbour that does not exist
-_CELL = 256  # mean number of vectors in a cell
-_CELLS_SEARCHED = 6  # for a query
+_CELL = 512  # mean number of vectors in a cell
+_CELLS_SEARCHED = 8  # for a query
 _SMALL = 4 * _CELL  # an index of so few vectors has no cells
+_CROWDED = 8 * _CELL  # maximum size of a cell; the centre of a larger one is replaced by others
+_ROUNDS = 4  # of dividing vectors into cells
 _QUERIES = 1 << 19  # searched at once
-_PAIRS = 1 << 22  # distances in memory at once
+_PAIRS = 1 << 18  # distances computed at once; they stay in a processor's cache
 _POSITIONS = 1 << 26  # a key is distance * _POSITIONS + position, which float64 holds exactly
 
 Vectors = npt.NDArray[np.int8]
@@ -37,12 +39,28 @@ class NearestIndex:
         self._vectors = vectors[self._positions]
         self._centres: NearestIndex | None = None
         if len(self._vectors) > _SMALL:
-            chosen = np.random.default_rng(0).choice(len(self._vectors), len(self._vectors) // _CELL, replace=False)
-            self._centres = NearestIndex(self._vectors[np.sort(chosen)])
+            self._divide()
+
+    def _divide(self) -> None:
+        """Divide the vectors into cells around some of them.
+
+        In a dense cluster one vector may be nearest to most others. As a centre it would have a crowded cell, and time
+        would be quadratic; so vectors of its cell take its place.
+        """
+        rng, number = np.random.default_rng(0), len(self._vectors)
+        centres = np.sort(rng.choice(number, number // _CELL, replace=False))
+        for _ in range(_ROUNDS):
+            self._centres = NearestIndex(self._vectors[centres])
             cells = self._centres.search(self._vectors, 1)[0][:, 0]
-            by_cell = np.argsort(cells, kind="stable")
-            self._starts = np.searchsorted(cells[by_cell], np.arange(len(chosen) + 1))
-            self._positions, self._vectors = self._positions[by_cell], self._vectors[by_cell]
+            sizes = np.bincount(cells, minlength=len(centres))
+            crowd = np.flatnonzero(sizes[cells] > _CROWDED)
+            if not len(crowd):
+                break
+            others = rng.choice(crowd, len(crowd) // _CELL, replace=False)
+            centres = np.union1d(centres[sizes <= _CROWDED], others)
+        by_cell = np.argsort(cells, kind="stable")
+        self._starts = np.concatenate([[0], np.cumsum(sizes)])
+        self._positions, self._vectors = self._positions[by_cell], self._vectors[by_cell]
 
     def search(self, queries: Vectors, count: int, max_distance: float = np.inf) -> tuple[Numbers, Numbers]:
         """Return the positions of the `count` nearest vectors of each query, and their squared distances.
@@ -56,57 +74,48 @@ class NearestIndex:
             Positions and squared Euclidean distances, int64 [Q, count] each, the nearest first and of equally near ones
             the first; `NONE` where there are fewer neighbours.
         """
-        found = np.full((len(queries), count), np.inf)
+        none = np.floor(max_distance + 1) * _POSITIONS  # greater than the key of any neighbour
+        found = np.full((len(queries), count), none)
         for start in range(0, len(queries), _QUERIES):
-            block = queries[start : start + _QUERIES]
-            if self._centres is None:
-                found[start : start + _QUERIES] = self._nearest(block, slice(None), count, max_distance)
-            else:
-                found[start : start + _QUERIES] = self._search_cells(block, count, max_distance)
-        absent = np.isinf(found)
-        found[absent] = 0
-        positions, distances = (found % _POSITIONS).astype(np.int64), (found // _POSITIONS).astype(np.int64)
-        positions[absent], distances[absent] = NONE, NONE
+            self._search(queries[start : start + _QUERIES], found[start : start + _QUERIES])
+        positions, distances = np.full((2, *found.shape), NONE)
+        exists = found < none
+        distances[exists], positions[exists] = np.divmod(found[exists], _POSITIONS)
         return positions, distances
 
-    def _search_cells(self, queries: Vectors, count: int, max_distance: float) -> _Keys:
+    def _search(self, queries: Vectors, found: _Keys) -> None:
         """Search the nearest cells of all queries, one cell after the other: each is a product of two matrices."""
-        assert self._centres is not None
+        if self._centres is None:
+            self._search_cell(slice(None), queries, np.arange(len(queries)), found)
+            return
         cells, _ = self._centres.search(queries, _CELLS_SEARCHED)
-        order = np.argsort(cells, axis=None, kind="stable")
-        bounds = np.searchsorted(cells.ravel()[order], np.arange(len(self._starts)))
-        found = np.full((cells.size, count), np.inf)
+        by_cell = np.argsort(cells, axis=None, kind="stable")
+        bounds = np.searchsorted(cells.ravel()[by_cell], np.arange(len(self._starts)))
         for cell in np.flatnonzero(np.diff(bounds)):
-            asking = order[bounds[cell] : bounds[cell + 1]]
-            members = slice(self._starts[cell], self._starts[cell + 1])
-            found[asking] = self._nearest(queries[asking // _CELLS_SEARCHED], members, count, max_distance)
-        return _smallest(found.reshape(len(queries), -1), count)
+            asking = by_cell[bounds[cell] : bounds[cell + 1]] // _CELLS_SEARCHED
+            self._search_cell(slice(self._starts[cell], self._starts[cell + 1]), queries, asking, found)
 
-    def _nearest(self, queries: Vectors, members: slice, count: int, max_distance: float) -> _Keys:
-        """Return the keys of the nearest of some vectors, float64 [Q, count]."""
-        vectors, positions = self._vectors[members].astype(np.float32), self._positions[members]
-        found = np.full((len(queries), count), np.inf)
+    def _search_cell(self, cell: slice, queries: Vectors, asking: Numbers, found: _Keys) -> None:
+        """Replace keys found for the asking queries, each row of them sorted, by smaller keys of vectors in a cell."""
+        vectors, positions = self._vectors[cell].astype(np.float32), self._positions[cell]
         if not len(vectors):
-            return found
-        lengths = np.square(vectors).sum(1)
+            return
+        right = np.column_stack([-2 * vectors, np.square(vectors).sum(1), np.ones(len(vectors), np.float32)]).T
         step = max(1, _PAIRS // len(vectors))
-        for start in range(0, len(queries), step):
-            some = queries[start : start + step].astype(np.float32)
-            distances = some @ (-2 * vectors.T)
-            distances += lengths
-            distances += np.square(some).sum(1)[:, None]
-            near = np.flatnonzero(distances.min(1) <= max_distance)  # most queries have no neighbour in most cells
-            keys = distances[near].astype(np.float64)
-            keys[keys > max_distance] = np.inf
-            keys = _smallest(keys * _POSITIONS + positions, count)
-            found[start + near, : keys.shape[1]] = keys
-        return found
-
-
-def _smallest(keys: _Keys, count: int) -> _Keys:
-    """Return the `count` smallest values of each row in order, or all if there are fewer."""
-    if count == 1:
-        return keys.min(1, keepdims=True)
-    if keys.shape[1] > count:
-        keys = np.partition(keys, count - 1, axis=1)[:, :count]
-    return np.sort(keys, axis=1)
+        for start in range(0, len(asking), step):
+            rows = some = asking[start : start + step]
+            left = queries[some].astype(np.float32)
+            left = np.column_stack([left, np.ones(len(left), np.float32), np.square(left).sum(1)])
+            distances, before = left @ right, found[some]
+            # the cell's nearest vector is nearer than the last found before, its second nearest than the last but one
+            for last in reversed(range(max(0, found.shape[1] - len(vectors)), found.shape[1])):
+                nearest = np.arange(len(rows)), distances.argmin(1)  # the first of equally near ones
+                keys = distances[nearest] * float(_POSITIONS) + positions[nearest[1]]
+                distances[nearest] = np.inf
+                nearer = np.flatnonzero(keys < before[:, last])
+                if not len(nearer):
+                    break
+                if len(nearer) < len(rows):
+                    rows, keys, before, distances = rows[nearer], keys[nearer], before[nearer], distances[nearer]
+                found[rows, last] = keys
+            found[some] = np.sort(found[some], axis=1)
