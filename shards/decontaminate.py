@@ -9,7 +9,7 @@ same items and those of its new bands. Only parts that were not compared before 
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -38,35 +38,40 @@ def decontaminate(params: Params, data: Path = Path("data")) -> None:
     """
     params = narrow(params, READS)
     data = data.absolute()
+    parts = all_parts(params.source.categories, data)
     with files.atomic_folder(data / "exclusions") as out, dask_pool(params.dask) as pool:
         work = out / "work"
         work.mkdir()
-        for part, exclusions in find_exclusions(params, data, work, pool):
+        for part, exclusions in find_exclusions(parts, params.decontaminate.reasons, work, pool):
             writers.write_table(out / part.category / part.sample.name, exclusions)
         shutil.rmtree(work)
         for category in params.source.categories:
             _write_report(category, data, out / category)
 
 
-def find_exclusions(params: Params, data: Path, work: Path, pool: DaskPool) -> Iterator[tuple[Part, pa.Table]]:
-    """Yield each part of the sample and its exclusions, of schema EXCLUSIONS.
+def all_parts(categories: Sequence[str], data: Path) -> list[Part]:
+    """Return the parts of the sample of all categories.
+
+    Raises:
+        UserError: a category has no sample.
+    """
+    return [Part(path, data / "images" / c / path.name) for c in categories for path in sample_parts(data, c)]
+
+
+def find_exclusions(
+    parts: Sequence[Part], reasons: Sequence[str], work: Path, pool: DaskPool
+) -> Iterator[tuple[Part, pa.Table]]:
+    """Yield each part and its exclusions, a table of schema EXCLUSIONS.
 
     Args:
-        params: the parameters `READS`.
-        data: the folder of the stages' tables.
+        parts: the parts of all categories.
+        reasons: ``decontaminate.reasons``.
         work: a folder for temporary files.
         pool: runs the comparisons.
     """
-    parts = [
-        Part(path, data / "images" / category / path.name)
-        for category in params.source.categories
-        for path in sample_parts(data, category)
-    ]
-    described = []
-    if params.decontaminate.reasons:
-        described = pool.map(describe, [(part, work) for part in parts], "decontaminate: descriptors")
+    described = pool.map(describe, [(part, work) for part in parts if reasons], "decontaminate: descriptors")
     later = [(one, other) for other in described for one in described if _before(one, other)]
-    calls = [(one, other, reason, work) for reason in params.decontaminate.reasons for one, other in later]
+    calls = [(one, other, reason, work) for reason in reasons for one, other in later]
     matches: dict[Part, list[pa.Table]] = {part: [] for part in parts}
     for (one, other, reason, _), found in zip(
         calls, pool.imap(near_duplicates, calls, "decontaminate: comparisons"), strict=True

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from prep import near_duplicate_titles as titles
 from prep.core import files, writers
+from prep.core.errors import UserError
 from prep.core.tables.exclusions import SAME_PICTURE, SAME_PRODUCT_TITLE
 from prep.core.tables.images import OK
 from shards.images import similarity
@@ -65,7 +66,15 @@ class Hashed(NamedTuple):
 
 
 def describe(part: Part, work: Path) -> Hashed:
-    """Compute the descriptors of a part's pictures and the signatures of its titles, or take them from the store."""
+    """Compute the descriptors of a part's pictures and the signatures of its titles, or take them from the store.
+
+    Raises:
+        UserError: there are no images of the part, or they are those of another sample.
+    """
+    if not part.images.exists():
+        raise UserError(f"{part.images} does not exist; run `dvc repro fetch`")
+    if pq.read_metadata(part.images).num_rows != pq.read_metadata(part.sample).num_rows:
+        raise UserError(f"{part.images} does not have the items of {part.sample}; run `dvc repro fetch`")
     hashes = {SAME_PICTURE: files.sha256(part.images), SAME_PRODUCT_TITLE: files.sha256(part.sample)}
     hashed = Hashed(part, part.in_folder(work, "descriptors"), part.in_folder(work, "signatures"), hashes)
     known = files.fingerprint(similarity.FORMAT, hashes[SAME_PICTURE])

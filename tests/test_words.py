@@ -14,6 +14,7 @@ NEEDS = {
     "groups": ("items/Demo_Kitchen has 0 buckets of items", "join@Demo_Kitchen"),
     f"sample {TOYS}": ("items/Demo_Toys has 0 buckets of items", f"join@{TOYS}"),
     f"fetch {TOYS}": ("sample/Demo_Toys has no part files", f"sample@{TOYS}"),
+    "decontaminate": ("sample/Demo_Kitchen has no part files", "sample@Demo_Kitchen"),
     f"shard {TOYS}": ("sample/Demo_Toys has no part files", f"sample@{TOYS}"),
     "weights": ("sample/Demo_Kitchen has no part files", "sample@Demo_Kitchen"),
 }

@@ -64,11 +64,11 @@ def fractions(parts: Sequence[Path], exclusions: Sequence[Path], limits: Limits)
 
 def none_left(params: Params, data: Path) -> Verdict:
     """Check that every near duplicate of a later split is excluded, in all categories."""
-    from shards.decontaminate import find_exclusions  # noqa: PLC0415 -- no other gate decodes images
+    from shards.decontaminate import all_parts, find_exclusions  # noqa: PLC0415 -- no other gate decodes images
 
-    found, left = 0, []
-    with tempfile.TemporaryDirectory(dir=data) as work, dask_pool(params.dask) as pool:
-        for part, expected in find_exclusions(params, data.absolute(), Path(work).absolute(), pool):
+    parts, found, left = all_parts(params.source.categories, data.absolute()), 0, []
+    with tempfile.TemporaryDirectory(dir=data.absolute()) as work, dask_pool(params.dask) as pool:
+        for part, expected in find_exclusions(parts, params.decontaminate.reasons, Path(work), pool):
             gone = excluded(data / "sample" / part.category / part.sample.name)
             found += expected.num_rows
             kept = expected.filter(pc.invert(pc.is_in(expected["parent_asin"], value_set=gone)))

@@ -194,6 +194,18 @@ def test_parts_without_rows_or_pictures_are_compared(tmp_path: Path, params: Cal
     assert exclusions(tmp_path) == {}
 
 
+def test_images_of_another_sample_are_an_error(tmp_path: Path, params: Callable[..., Params]) -> None:
+    write_part(tmp_path, "One", "test", {"T1": ("A lamp", 1)})
+    write_part(tmp_path, "One", "validation", {"V1": ("Shoes", 2), "V2": ("A book", 3)})
+    images = tmp_path / "images/One"
+    (images / "validation.parquet").rename(images / "test.parquet")
+    with pytest.raises(UserError, match="does not have the items of .*test.parquet; run `dvc repro fetch`"):
+        decontaminate(params(), tmp_path)
+    (images / "test.parquet").unlink()
+    with pytest.raises(UserError, match="images/One/test.parquet does not exist; run `dvc repro fetch`"):
+        decontaminate(params(), tmp_path)
+
+
 def test_missing_exclusions_are_an_error(tmp_path: Path) -> None:
     write_part(tmp_path, "One", "test", {"T1": ("A lamp", 1)})
     with pytest.raises(UserError, match="exclusions/One/test.parquet does not exist; run `dvc repro decontaminate`"):
