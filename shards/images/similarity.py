@@ -35,14 +35,15 @@ _STEPS = 8  # maximum number of Gauss-Newton steps
 _CONVERGED = 0.002  # fraction of the side
 _MAX_SHIFT = 0.08  # of an edge, fraction of the side: crops of both images, and borders that end a few px apart
 _SAME_VIEW = _MAX_SHIFT / 2  # widest border, fraction of the side, up to which alignment finds the whole image
-_HOPELESS = 400.0  # mean squared difference after `_FIRST_STEPS` steps above which two views are not the same picture
-_FIRST_STEPS = 3
+_HOPELESS = np.inf, 5000.0, 3000.0, 400.0  # mean squared difference above which a step is the last one; views differ
 _COMPARED, _BLOCK = 96, 8  # px per side
 _CONTRAST = 50.0  # levels, standard deviation; the difference of pictures with less is amplified accordingly
 _MAX_AMPLIFIED = 3.0  # times; JPEG noise does not shrink with the contrast
-_POSITIONS = (np.arange(_ALIGNED) + 0.5) / _ALIGNED
+# half of the px from each pixel's centre to the left or top edge, and to the opposite edge
+_FROM_FIRST = (np.arange(_ALIGNED) + 0.5) / 2
+_FROM_LAST = _FROM_FIRST[::-1]
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom, px
+Box = tuple[float, float, float, float]  # left, top, right, bottom, px of the image that is given with it
 Levels = npt.NDArray[np.float32]
 Edges = npt.NDArray[np.float64]  # [4], how far left, top, right and bottom are moved inwards, fractions of the side
 
@@ -51,18 +52,15 @@ class View(NamedTuple):
     """An image and the part of it that is compared."""
 
     colour: Image.Image
-    grey: Image.Image
-    box: Box
+    grey: Image.Image  # reduced
+    box: Box  # fractions of the sides
 
     @classmethod
     def all_of(cls, jpeg: bytes) -> list[Self]:
         """Return the views of an image: without its borders if it has any, and whole."""
-        colour, reduced = Image.fromarray(simplejpeg.decode_jpeg(jpeg, "RGB")), _reduced(jpeg)
-        grey, scale = colour.convert("L"), colour.height / len(reduced)
-        boxes = (
-            (scale * left, scale * top, scale * right, scale * bottom) for left, top, right, bottom in _boxes(reduced)
-        )
-        return [cls(colour, grey, box) for box in boxes]
+        colour, pixels = Image.fromarray(simplejpeg.decode_jpeg(jpeg, "RGB")), _reduced(jpeg)
+        grey = Image.fromarray(pixels).convert("L")
+        return [cls(colour, grey, _scaled(box, 1 / grey.width, 1 / grey.height)) for box in _boxes(pixels)]
 
 
 def descriptors(jpeg: bytes) -> npt.NDArray[np.int8]:
@@ -134,10 +132,10 @@ def _border(rows: npt.NDArray[np.int16]) -> int:
 
     The last row of a border is mixed with the picture.
     """
-    colour = np.median(rows[:, 0], axis=1).astype(np.int16)
+    colour = np.sort(rows[:, 0], axis=1)[:, rows.shape[2] // 2]  # the median
     for start in range(0, rows.shape[1], _ROWS_AT_ONCE):
         far = np.abs(rows[:, start : start + _ROWS_AT_ONCE] - colour[:, None, None]) > _BORDER_TOLERANCE
-        other = (far[0] | far[1] | far[2]).mean(1) > _BORDER_EXCEPTIONS
+        other = np.count_nonzero(far[0] | far[1] | far[2], axis=1) > _BORDER_EXCEPTIONS * rows.shape[2]
         if other.any():
             first = start + int(np.argmax(other))
             return first + 1 if first else 0
@@ -158,19 +156,21 @@ def _aligned(a: View, b: View) -> Edges | None:
     """Return the edges of `a` (negative: of `b`) that make two views most similar; None if they stay too different.
 
     Gauss-Newton on the squared differences; each edge moves on its own, so shifts and stretches of both axes are found.
+    All terms are multiples of 1/64, whose sums float64 holds exactly, so the order of summation does not matter.
     """
     edges, best, smallest = np.zeros(4), np.zeros(4), np.inf
     for step in range(_STEPS):
         x, y = _resized(a.grey, _cut(a.box, edges), _ALIGNED), _resized(b.grey, _cut(b.box, -edges), _ALIGNED)
-        residual = y - x
+        residual = (y - x).astype(np.float64)
         error = float(np.square(residual).mean())
         if error < smallest:
             best, smallest = edges, error
-        if step == _FIRST_STEPS and smallest > _HOPELESS:
+        if step < len(_HOPELESS) and smallest > _HOPELESS[step]:
             return None
-        down, right = np.gradient((x + y) * (_ALIGNED / 2))
-        moves = np.stack([right * (1 - _POSITIONS), down * (1 - _POSITIONS)[:, None], -right * _POSITIONS,
-                          -down * _POSITIONS[:, None]]).reshape(4, -1)  # fmt: skip
+        down, right = np.gradient(x + y)
+        first = np.stack([right * _FROM_LAST, down * _FROM_LAST[:, None]])
+        last = np.stack([right * _FROM_FIRST, down * _FROM_FIRST[:, None]])
+        moves = np.concatenate([first, -last]).reshape(4, -1)  # of the mean image, per fraction of the side
         square = moves @ moves.T
         damped = square + np.eye(4) * (1 + np.trace(square) / 4000)  # an image without edges has none to align
         moved = (edges + np.linalg.solve(damped, moves @ residual.ravel())).clip(-_MAX_SHIFT, _MAX_SHIFT)
@@ -201,5 +201,11 @@ def _cut(box: Box, edges: Edges) -> Box:
     )
 
 
+def _scaled(box: Box, x: float, y: float) -> Box:
+    left, top, right, bottom = box
+    return left * x, top * y, right * x, bottom * y
+
+
 def _resized(image: Image.Image, box: Box, side: int) -> Levels:
+    box = _scaled(box, image.width, image.height)
     return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=box), np.float32)
