@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help setup repro test test-slow lint format audit corpus ablation bench-stream bench-train bench-predict bench-fetch bench-ingest bench-scale bench-validation clean
+.PHONY: help setup repro test test-slow lint format audit corpus ablation bench-stream bench-train bench-predict bench-fetch bench-ingest bench-scale bench-validation rehearsal clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -89,6 +89,9 @@ bench-scale: setup ## measure join, groups and sample on up to 16 M synthetic it
 
 bench-validation: setup ## measure the gates on up to 10 M synthetic rows per table
 	python -m benchmarks.validation
+
+rehearsal: setup ## rehearse the paper's run on a synthetic twin of its data, in build/rehearsal; takes hours
+	python -m benchmarks.rehearsal --resume
 
 clean: ## remove the results of runs, but not the environment
 	rm -rf data models results build .effimini

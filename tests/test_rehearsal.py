@@ -114,7 +114,7 @@ def test_pictures_differ_but_for_the_shared_ones(without_corpus: None) -> None:
 
 
 def test_the_faults_of_the_image_host_follow_from_addresses_and_attempts(without_corpus: None) -> None:
-    paths = [b"/images/I/71%010xL._SL256_.jpg" % number for number in range(0, 16 * 8000, 16)]
+    paths = [b"/images/I/71%08xL._SL256_.jpg" % number for number in range(0, 16 * 8000, 16)]
     pool = pictures.Pool(per_shape=3)
     one, other = images.Host(pool), images.Host(pool)
     first = [one.answer(path) for path in paths]
@@ -135,7 +135,7 @@ def test_the_client_gets_every_picture_that_is_there(without_corpus: None) -> No
         async def all_of() -> list[str]:
             settings = replace(load_params(Path("params/base.yaml")).fetch, max_attempts=5)
             async with Client(settings, url) as client:
-                wanted = (f"{url}/images/I/71{number:010x}L._SL256_.jpg" for number in range(600))
+                wanted = (f"{url}/images/I/71{number:08x}L._SL256_.jpg" for number in range(600))
                 answers = await asyncio.gather(*map(client.get, wanted))
                 return [answer.outcome for answer in answers if answer.outcome != "gone"]
 

@@ -27,7 +27,7 @@ SOURCES = {
     "electronics": "electronics/raw/meta_categories/meta_Electronics.jsonl",
     "films": "movies/raw/meta_categories/meta_*.jsonl",
 }
-GRID = np.linspace(0, 1, 41)  # of the quantiles
+GRID = np.array([*np.arange(40) / 40, 0.99, 0.995, 0.999, 1])  # of the quantiles
 COUNT_GROUPS = (1, 2, 4, 7)  # lists of as many elements and more have the same quantiles of their length
 KEYS = 40  # the most frequent keys of details that are counted
 SCRIPTS = ("plain", "typographic", "accented", "cjk", "emoji", "html")  # a text is of the last one that it has
@@ -74,7 +74,7 @@ class ItemFigures(msgspec.Struct):
     videos: Histogram
     details: Histogram  # keys
     key: list[float]  # fraction of items with the most frequent key, with the second, ...
-    value: Quantiles  # characters
+    value: list[Quantiles]  # characters of the value of each of these keys
     script: dict[str, float]
     same_title: float  # fraction of items with the title and store of another one
     same_image: float
@@ -219,7 +219,10 @@ def _items(rows: Sequence[dict[str, Any]]) -> ItemFigures:
         videos=_histogram(len(row["videos"]) for row in rows),
         details=_histogram(len(row["details"]) for row in rows),
         key=[round(count / len(rows), 5) for _, count in keys.most_common(KEYS)],
-        value=_quantiles(len(str(value)) for row in rows for value in row["details"].values()),
+        value=[
+            _quantiles(len(str(row["details"][key])) for row in rows if key in row["details"])
+            for key, _ in keys.most_common(KEYS)
+        ],
         script={name: scripts[name] / len(rows) for name in SCRIPTS},
         same_title=_repeated((re.sub(r"\W", "", row["title"].lower()), row["store"]) for row in rows),
         same_image=_repeated(row["images"][0]["hi_res"] or row["images"][0]["large"] for row in rows if row["images"]),

@@ -21,7 +21,7 @@ from benchmarks.rehearsal.pictures import PER_SHAPE, Pool
 
 GONE, REFUSING, TRUNCATED = 0.01, 0.005, 0.001
 BURST = 8  # requests
-_NUMBER = re.compile(rb"/images/I/[47]1([0-9a-f]{10})L")
+_NUMBER = re.compile(rb"/images/I/[47]1([0-9a-f]{8,})L")
 _REASONS = {200: b"OK", 404: b"Not Found", 503: b"Service Unavailable"}
 
 

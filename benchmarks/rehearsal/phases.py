@@ -21,13 +21,16 @@ from urllib.request import urlopen
 import pyarrow.parquet as pq
 
 from benchmarks.rehearsal import figures, project, watch
+from benchmarks.rehearsal.figures import CATEGORIES
 from benchmarks.rehearsal.source import write_source
+from benchmarks.rehearsal.twin import Twin
 from benchmarks.rehearsal.watch import Watched
 from prep import download, join
 from prep.core import files
 from prep.core.buckets import all_buckets
 from prep.core.params import load_params, read_yaml
 from prep.core.parts import NOT_TAKEN
+from prep.source import PATHS
 from validation.profile import compare_profiles, profile
 
 # What a phase that starts anew removes.
@@ -92,24 +95,31 @@ def repro(rehearsal: Rehearsal) -> dict[str, object]:
 
 
 def profile_twin(rehearsal: Rehearsal) -> dict[str, object]:
-    """Compare the items of the twin with the real ones, column by column."""
+    """Compare items of the twin with as many real ones, column by column, as the stage `join` writes them."""
     folder = figures.corpus()
     if folder is None:
         return {"drift": []}
-    params = load_params(rehearsal.project() / "params.yaml")
-    location = replace(params.source, kind="mirror", location=str(folder / "amazon"), reviews=False)
-    params = replace(params, source=location, dask=replace(params.dask, scheduler="synchronous"))
-    data = rehearsal.build / "real"
-    download.download(REAL, params, data)
-    join.join(REAL, params, data)
-    tables = [
-        profile("items", REAL, all_buckets(where / "items" / REAL, "items", params.download.buckets, "join"))
-        for where in (rehearsal.project() / "data", data)
-    ]
+    real = rehearsal.build / "real"
+    lines = (folder / figures.SOURCES["amazon"]).read_bytes().count(b"\n")
+    total = round(lines * sum(each.items for each in CATEGORIES.values()) / CATEGORIES[REAL].items)
+    path = rehearsal.build / "twin" / PATHS["items"].format(REAL)
+    with files.atomic_write(path) as partial:
+        partial.write_bytes(b"".join(Twin(figures.figures(), total).item_lines(REAL)))
+    params = load_params(Path("params/paper.yaml"))
+    dask = replace(params.dask, scheduler="synchronous")
+    tables = []
+    for location, data in ((rehearsal.build / "twin", rehearsal.build / "twin"), (folder / "amazon", real)):
+        source = replace(params.source, kind="mirror", location=str(location), reviews=False)
+        settings = replace(params, source=source, dask=dask)
+        download.download(REAL, settings, data)
+        join.join(REAL, settings, data)
+        paths = all_buckets(data / "items" / REAL, "items", params.download.buckets, "join")
+        tables.append(profile("items", REAL, paths))
     columns = ["column", "absent", "same", "mean", "q05", "median", "q95"]
     both = tables[0][columns].merge(tables[1][columns], on="column", suffixes=("", "_real"))
     drift = compare_profiles(*tables).set_index("column")["drift"].to_dict()
-    return {"drift": [{**row, "drift": drift[row["column"]]} for row in both.to_dict("records")]}
+    rows = [{**row, "drift": drift[row["column"]]} for row in both.to_dict("records")]
+    return {"drift": [row for row in rows if row["absent_real"] < 1]}  # the real rows have no reviews
 
 
 def kills(rehearsal: Rehearsal) -> dict[str, object]:

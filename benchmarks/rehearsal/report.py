@@ -129,28 +129,36 @@ def _fraction(result: Any) -> None:
 
 
 def _growth(results: Sequence[Any]) -> None:
-    """Print how the stages grow: seconds at each size, the exponent, and the line through the last two sizes."""
+    """Print how the stages grow from one size to the next, and the line through the last two sizes."""
     sizes = [result["items"] for result in results]
     rows = []
-    totals = np.zeros(len(sizes) + 1)
+    totals: dict[str, list[float]] = {"wall": [], "cpu": []}
     for stage in results[-1]["watched"]["stages"]:
         usages = [result["watched"]["stages"].get(stage) for result in results]
         if not all(usages):
             continue
-        wall, memory = ([usage[figure] for usage in usages] for figure in ("wall", "process"))
-        slope = (wall[-1] - wall[-2]) / (sizes[-1] - sizes[-2])
-        full = max(wall[-1], wall[-1] + slope * (FULL - sizes[-1]))
-        power = np.log(max(wall[-1], 0.1) / max(wall[-2], 0.1)) / np.log(sizes[-1] / sizes[-2])
-        grown = memory[-1] + (memory[-1] - memory[-2]) / (sizes[-1] - sizes[-2]) * (FULL - sizes[-1])
-        totals += [*wall, full]
-        times = (f"{seconds:.1f}" for seconds in wall)
-        rows.append((f"`{stage}`", *times, f"{power:.2f}", f"{full / 60:.1f}", f"{memory[-1]:,.0f}", f"{grown:,.0f}"))
-    rows.append(("all", *(f"{total:.1f}" for total in totals[:-1]), "", f"{totals[-1] / 60:.1f}", "", ""))
-    head = (
-        "stage", *(f"{size:,} items, s" for size in sizes), "exponent", f"extrapolated to {FULL:,}, min",
-        "largest process, MB", "extrapolated, MB",
-    )  # fmt: skip
-    table("Growth", head, rows)
+        cells = [f"`{stage}`"]
+        for figure, unit in (("wall", 60), ("cpu", 60), ("process", 1)):
+            values = [usage[figure] for usage in usages]
+            full = _extrapolated(values, sizes)
+            totals.setdefault(figure, []).append(full / unit)
+            exponent = np.log(max(values[-1], 0.1) / max(values[-2], 0.1)) / np.log(sizes[-1] / sizes[-2])
+            cells += [*(f"{value:,.1f}" for value in values), f"{exponent:.2f}", f"{full / unit:,.1f}"]
+        rows.append(cells)
+    measured = len(sizes) + 1
+    last = ["all"]
+    for figure in ("wall", "cpu"):
+        last += [*[""] * measured, f"{sum(totals[figure]):,.1f}"]
+    rows.append([*last, *[""] * measured, f"{max(totals['process']):,.0f}"])
+    head = ["stage"]
+    for figure, unit in (("wall", "min"), ("CPU", "min"), ("largest process", "MB")):
+        head += [*(f"{figure}, {size:,}" for size in sizes), "exponent", f"to {FULL:,}, {unit}"]
+    table('Growth (seconds, MB); the columns "to" are extrapolated on the line through the last two sizes', head, rows)
+
+
+def _extrapolated(values: Sequence[float], sizes: Sequence[int]) -> float:
+    slope = (values[-1] - values[-2]) / (sizes[-1] - sizes[-2])
+    return max(values[-1], values[-1] + slope * (FULL - sizes[-1]))
 
 
 def _listed(counts: dict[str, int]) -> str:

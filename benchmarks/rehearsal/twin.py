@@ -23,6 +23,7 @@ from prep.strata import count_bucket
 
 ROWS = 20_000  # lines written at once
 PICTURES = 16  # numbers of pictures per item
+COPIES, PLACEHOLDER = 1 << 26, 1 << 27  # numbers of the products of several categories begin here; of the placeholder
 HOST = "https://m.media-amazon.com/images/I/"
 _REVIEW_LENGTH = np.exp(np.linspace(np.log(4), np.log(4000), len(GRID)) * 0.92)  # characters; no real ones are here
 _FIRST, _LAST = 900_000_000_000, 1_694_000_000_000  # milliseconds since 1970 of a review
@@ -145,13 +146,12 @@ class Twin:
         return np.where(u > 1 - _COPIED, self._copied(numbers), products)
 
     def _copied(self, numbers: Numbers) -> Numbers:
-        return np.uint64(1 << 32) + mixed(numbers, 5) % np.uint64(max(1, round(self._items * _COPIED / 2)))
+        return np.uint64(COPIES) + mixed(numbers, 5) % np.uint64(max(1, round(self._items * _COPIED / 2)))
 
     def _asins(self, share: Share, numbers: Numbers) -> list[str]:
         products = self._products(share, numbers)
-        copied = (products >> np.uint64(32) > 0) & (mixed(numbers, 6) % np.uint64(2) == 0)
-        named = np.where(copied, products, numbers)
-        codes = (named * np.uint64(2654435761) & np.uint64(0xFFFFFFFF)) | (copied.astype(np.uint64) << np.uint64(32))
+        copied = (products >= COPIES) & (mixed(numbers, 6) % np.uint64(2) == 0)
+        codes = np.where(copied, products, numbers) * np.uint64(2654435761) & np.uint64(0xFFFFFFFF)  # one to one
         return [f"B{code:09X}" for code in codes.tolist()]
 
     def _item_rows(self, category: str, numbers: Numbers) -> list[Item]:
@@ -212,7 +212,7 @@ class Twin:
         shared = (products != numbers) & (u < 0.5)
         more = (u > 1 - figures.same_image / 2) & (numbers > 8)
         owners = np.where(shared, products, np.where(more, numbers - np.uint64(7), numbers))
-        owners = np.where(uniform(numbers, 33) < _PLACEHOLDER, np.uint64(1 << 33), owners)
+        owners = np.where(uniform(numbers, 33) < _PLACEHOLDER, np.uint64(PLACEHOLDER), owners)
         counts = np.where(absent, 0, draw(figures.images, uniform(numbers, 34)))
         no_hi_res = uniform(owners, 35) < figures.no_hi_res
         return [
@@ -226,12 +226,16 @@ class Twin:
         counts = draw(figures.details, uniform(numbers, 36)).clip(0, len(figures.key))
         places = np.arange(len(figures.key), dtype=np.uint64)
         cells = numbers[:, None] * np.uint64(len(places)) + places
-        order = np.argsort(-np.log1p(-uniform(cells, 37)) / np.array(figures.key), axis=1).tolist()
-        owners = np.repeat(numbers, counts) * np.uint64(64) + _positions(counts)
-        values = iter(texts(mixed(owners, 38), _lengths(figures.value, owners, 39), np.zeros(len(owners), np.int64)))
+        order = np.argsort(-np.log1p(-uniform(cells, 37)) / np.array(figures.key), axis=1)
+        chosen = np.concatenate([keys[:count] for keys, count in zip(order, counts.tolist(), strict=True)])
+        owners = np.repeat(numbers, counts) * np.uint64(64) + chosen.astype(np.uint64)
+        u, lengths = uniform(owners, 39), np.empty(len(owners), np.int64)
+        for key, quantiles in enumerate(figures.value):
+            lengths[chosen == key] = np.interp(u[chosen == key], GRID, quantiles).astype(np.int64)
+        values = iter(texts(mixed(owners, 38), lengths, np.zeros(len(owners), np.int64)))
         names = _keys(len(places))
         return [
-            {names[key]: next(values) for key in keys[:count]}
+            {names[key]: next(values) for key in keys[:count].tolist()}
             for keys, count in zip(order, counts.tolist(), strict=True)
         ]
 
@@ -310,8 +314,8 @@ def _list_texts(
 
 def _picture(number: int, place: int, no_hi_res: bool) -> Picture:
     """Return a picture; in its address 7 stands for the large form and 4 for the small one of the same picture."""
-    small = f"{HOST}41{number:010x}L._AC_"
-    hi_res = None if no_hi_res else f"{HOST}71{number:010x}L._AC_SL1500_.jpg"
+    small = f"{HOST}41{number:08x}L._AC_"
+    hi_res = None if no_hi_res else f"{HOST}71{number:08x}L._AC_SL1500_.jpg"
     return Picture(f"{small}US40_.jpg", f"{small}.jpg", f"PT{place:02d}" if place else "MAIN", hi_res)
 
 
