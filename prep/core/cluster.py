@@ -84,7 +84,8 @@ class DaskPool:
 def _start_server() -> None:
     """Start the fork server, which imports the workers' modules once and in parallel with this process."""
     os.environ.update(_ENVIRONMENT)
-    forkserver.set_forkserver_preload(["distributed", *(name for name in sys.modules if name.startswith("prep."))])
+    ours = [name for name in sys.modules if name.startswith(("prep.", "shards."))]
+    forkserver.set_forkserver_preload(["distributed", *ours])
     forkserver.ensure_running()
 
 
