@@ -2,7 +2,8 @@
 
     make rehearsal                    # or: python -m benchmarks.rehearsal [--items 1520000] [--phases ...] [--resume]
 
-Input: none, but the real rows and photos of the corpus (EFFIMINI_CORPUS) where present. Output: in build/rehearsal the
+Input: none, but the real rows and photos of the corpus (EFFIMINI_CORPUS) where present. The servers listen at three
+ports of loopback, the first of which is REHEARSAL_PORT, or 8766. Output: in build/rehearsal the
 source, a project, a JSON file for each phase, and tables. The phases: ``source`` writes the raw files; ``repro`` runs
 the pipeline to the report; ``profile`` compares the twin with the real rows; ``kills`` runs it in a second project,
 kills it three times, and compares all outputs with those of the first; ``push`` pushes to an S3 server, and a clone

@@ -23,7 +23,7 @@ from prep.core import presets
 from prep.core.params import read_yaml
 from prep.core.writers import write_json
 
-HUB_PORT, IMAGES_PORT, S3_PORT = 8766, 8767, 8768
+HUB_PORT, IMAGES_PORT, S3_PORT = range(_first := int(os.environ.get("REHEARSAL_PORT", "8766")), _first + 3)
 ENCODER = "encoders/text"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CHARACTERS_PER_TOKEN = 4.44  # of the 2,000 real rows, tokenized for MiniLM
