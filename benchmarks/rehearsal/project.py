@@ -41,7 +41,7 @@ def overrides(items: int) -> dict[str, Any]:
         # the same fraction of the smallest categories, so that 40 % adds as much as it does in the real data
         "sample.min_per_category": max(1, round(8000 * items / real)),
         "fetch.mirror": f"http://127.0.0.1:{IMAGES_PORT}",
-        "model.image.name": "test_efficientnet",
+        "model.image.name": "lcnet_035",
         "model.image.weights": "random",
         "model.text.name": ENCODER,
         "model.text.weights": "random",
