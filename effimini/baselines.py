@@ -6,7 +6,8 @@ split, deterministic.
 """
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -22,6 +23,8 @@ from shards.stream import ShardDataset
 
 log = logging.getLogger(__name__)
 
+TFIDF_TERMS = 200_000  # words and word pairs
+EXACT_SAMPLES = 20_000  # training samples up to which scikit-learn counts them
 TFIDF_ALPHAS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # regularization strengths of ridge to try
 FEATURE_ALPHAS = (100.0, 300.0, 1000.0, 3000.0, 10000.0, 30000.0)  # the same, on encoder features
 
@@ -87,7 +90,10 @@ def _ridge(
     train: ShardDataset, validation: ShardDataset, test: ShardDataset, weight: Stars, fields: Sequence[str]
 ) -> Stars:
     """Fit ridge on TF-IDF of words and word pairs for each of `TFIDF_ALPHAS`, and use the best on `validation`."""
-    vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2, max_features=200_000)
+    vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2, max_features=TFIDF_TERMS)
+    if len(train) > EXACT_SAMPLES:  # scikit-learn counts every pair of words before it leaves out the rare ones
+        terms = frequent_terms(_split_texts(train, fields), vectorizer.build_analyzer(), TFIDF_TERMS)
+        vectorizer.set_params(vocabulary=terms)
     try:
         train_terms = vectorizer.fit_transform(_split_texts(train, fields))
     except ValueError:  # scikit-learn raises it if the vocabulary is empty, as with very few samples
@@ -105,5 +111,30 @@ def _ridge(
     return clamp(chosen.predict(vectorizer.transform(_split_texts(test, fields)))).astype(np.float32)
 
 
-def _split_texts(split: ShardDataset, fields: Sequence[str]) -> list[str]:
-    return [assemble(split.metadata(i), fields) for i in range(len(split))]
+def frequent_terms(
+    texts: Iterable[str], analyze: Callable[[str], list[str]], most: int, kept: int = 500_000
+) -> list[str]:
+    """Return the terms that occur most often, of those in two texts or more, in alphabetical order.
+
+    Memory is bounded: when more than `kept` terms are counted, those seen least are forgotten (lossy counting). Source:
+    Manku and Motwani, Approximate Frequency Counts over Data Streams, 2002. With fewer terms the counts are exact.
+
+    Args:
+        texts: the texts, read once.
+        analyze: returns the terms of a text.
+        most: number of terms.
+        kept: number of terms that are counted at the same time.
+    """
+    counts: dict[str, int] = {}  # texts with the term times 2^32, plus its occurrences
+    for text in texts:
+        for term, count in Counter(analyze(text)).items():
+            counts[term] = counts.get(term, 0) + (1 << 32) + count
+        if len(counts) > kept:
+            least = int(np.partition(np.fromiter(counts.values(), np.int64), kept // 2)[kept // 2])
+            counts = {term: count for term, count in counts.items() if count > least}
+    ranked = sorted((-(count & 0xFFFFFFFF), term) for term, count in counts.items() if count >> 32 > 1)
+    return sorted(term for _, term in ranked[:most])
+
+
+def _split_texts(split: ShardDataset, fields: Sequence[str]) -> Iterator[str]:
+    return (assemble(split.metadata(i), fields) for i in range(len(split)))
