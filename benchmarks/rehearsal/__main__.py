@@ -54,6 +54,7 @@ def main() -> None:
             (build / f"{name}.json").unlink(missing_ok=True)
             for folder in phases.FOLDERS.get(name, ()):
                 shutil.rmtree(build / folder, ignore_errors=True)
+                (build / folder).unlink(missing_ok=True)
     rehearsal = Rehearsal(build, chosen.items, chosen.seed)
     machine = {"cores": len(os.sched_getaffinity(0)), "machine": platform.machine(), "items": chosen.items}
     for name in chosen.phases:

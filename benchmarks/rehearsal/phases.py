@@ -26,7 +26,7 @@ from benchmarks.rehearsal.source import write_source
 from benchmarks.rehearsal.twin import Twin
 from benchmarks.rehearsal.watch import Watched
 from prep import download, join
-from prep.core import files
+from prep.core import files, writers
 from prep.core.buckets import all_buckets
 from prep.core.params import load_params, read_yaml
 from prep.core.parts import NOT_TAKEN
@@ -34,7 +34,12 @@ from prep.source import PATHS
 from validation.profile import compare_profiles, profile
 
 # What a phase that starts anew removes.
-FOLDERS = {"source": ["source"], "repro": ["project"], "kills": ["killed"], "push": ["clone", "packages"]}
+FOLDERS = {
+    "source": ["source"],
+    "repro": ["project"],
+    "kills": ["killed", "killed.runs"],
+    "push": ["clone", "packages"],
+}
 KILLS = 3
 BUCKET = "rehearsal"
 REAL = "Health_and_Personal_Care"  # the category with real rows
@@ -73,6 +78,7 @@ def source(rehearsal: Rehearsal) -> dict[str, object]:
 
 def repro(rehearsal: Rehearsal) -> dict[str, object]:
     """Run the whole pipeline."""
+    commit = _commit()
     resumed = (rehearsal.project() / ".git").exists()
     diff = project.make_project(rehearsal.project(), rehearsal.build, rehearsal.items)
     print(diff, file=sys.stderr)
@@ -90,7 +96,7 @@ def repro(rehearsal: Rehearsal) -> dict[str, object]:
         "rows": rows(rehearsal.project()),
         "sizes": sizes(rehearsal.project()),
         "metrics": files.read_json(rehearsal.project() / "results/metrics.json"),
-        "commit": _commit(),
+        "commit": commit,
     }
 
 
@@ -127,12 +133,16 @@ def kills(rehearsal: Rehearsal) -> dict[str, object]:
     project.make_project(rehearsal.project("killed"), rehearsal.build, rehearsal.items)
     whole = files.read_json(rehearsal.build / "repro.json")["watched"]["wall"]
     moments = random.Random(rehearsal.seed)
-    runs: list[dict[str, Any]] = []
+    record = rehearsal.build / "killed.runs"  # what was killed already, should this phase be cut off
+    runs: list[dict[str, Any]] = files.read_json(record) if record.exists() else []
     with servers(rehearsal):
-        for _ in range(KILLS):
+        for number in range(KILLS):
             moment = moments.uniform(0.05, 0.9 / KILLS) * whole
+            if number < len(runs):
+                continue
             done = rehearsal.run(["dvc", "repro"], "killed", moment)
             runs.append({"killed_after": done.wall, "status": done.status, "stages": list(done.stages)})
+            writers.write_json(record, runs)
         done = rehearsal.run(["dvc", "repro"], "killed")
     _check(done, rehearsal, "killed")
     differing = [
@@ -288,7 +298,7 @@ def output_hashes(folder: Path) -> dict[str, list[str]]:
 def _check(done: Watched, rehearsal: Rehearsal, name: str) -> None:
     if done.status:
         log = rehearsal.build / f"{name}.log"
-        sys.exit(f"a command failed after {done.wall:.0f} s; see {log}:\n{log.read_text()[-3000:]}")
+        sys.exit(f"a command ended with {done.status} after {done.wall:.0f} s; see {log}:\n{log.read_text()[-3000:]}")
 
 
 def _commit() -> str:
