@@ -47,8 +47,6 @@ def overrides(items: int) -> dict[str, Any]:
         "model.text.weights": "random",
         "train.epochs": 1,
         "dask.workers": len(os.sched_getaffinity(0)),  # of this machine; results do not depend on it
-        "validation.near_duplicate_fraction.warn_above": 0.0,
-        "validation.near_duplicate_fraction.fail_above": 1.0,
     }
 
 
