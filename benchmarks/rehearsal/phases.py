@@ -4,6 +4,7 @@ Input: `Rehearsal`. Output: figures of each phase, for its JSON file. Guarantees
 where it was when it is called again.
 """
 
+import hashlib
 import json
 import random
 import shutil
@@ -186,20 +187,20 @@ def fraction(rehearsal: Rehearsal) -> dict[str, object]:
     """Go from 20 to 40 % of the data."""
     here = rehearsal.project()
     shards = here / "data/shards"
-    before, tars = sizes(here), {path.relative_to(shards): path.stat().st_ino for path in shards.glob("*/*.tar")}
+    before, tars = sizes(here), _digests(shards)
     with servers(rehearsal):
         done = rehearsal.run(["dvc", "exp", "run", "-S", "sample.fraction=0.4"])
         answers = image_answers()
     _check(done, rehearsal, "project")
     after = sizes(here)
-    now = {path.relative_to(shards): path.stat() for path in shards.glob("*/*.tar")}
+    now = _digests(shards)
     return {
         "watched": done,
         "image_answers": answers,
         "tars_before": len(tars),
-        "tars_kept": sum(path in now for path in tars),
+        "tars_kept": sum(now.get(path) == digest for path, digest in tars.items()),
         "tars_new": len(now.keys() - tars.keys()),
-        "new_tar_bytes": sum(now[path].st_size for path in now.keys() - tars.keys()),
+        "new_tar_bytes": sum((shards / path).stat().st_size for path in now.keys() - tars.keys()),
         "grown": {name: after[name] - before[name] for name in before},
         "rows": rows(here),
     }
@@ -283,6 +284,15 @@ def sizes(folder: Path) -> dict[str, int]:
         name: sum(path.stat().st_size for path in (folder / place).rglob("*") if path.is_file())
         for name, place in places.items()
     }
+
+
+def _digests(shards: Path) -> dict[Path, bytes]:
+    """Return the sha256 of each tar."""
+    found = {}
+    for path in shards.glob("*/*.tar"):
+        with path.open("rb") as file:
+            found[path.relative_to(shards)] = hashlib.file_digest(file, "sha256").digest()
+    return found
 
 
 def output_hashes(folder: Path) -> dict[str, list[str]]:
