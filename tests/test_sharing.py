@@ -27,7 +27,16 @@ TINY = {
 }
 PUSHED = [
     "data/raw",
-    *("data/shards", "data/weights.json", "data/sample", "data/images", "data/items", "data/groups", "data/gates"),
+    *(
+        "data/shards",
+        "data/weights.json",
+        "data/sample",
+        "data/images",
+        "data/exclusions",
+        "data/items",
+        "data/groups",
+        "data/gates",
+    ),
     *("data/profiles", "results/validation"),
 ]
 

@@ -31,7 +31,7 @@ def project(run: Path, tmp_path: Path) -> Path:
 
 def other_shards(params: Params, project: Path, folder: Path) -> Path:
     """Make shards of the project's sample with other parameters; return their folder."""
-    for table in ("sample", "images"):
+    for table in ("sample", "images", "exclusions"):
         shutil.copytree(project / "data" / table, folder / table)
     for category in CATEGORIES:
         shard(category, params, folder)

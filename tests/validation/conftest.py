@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from prep.weights import weights
+from shards.shard import shard
 from tests.validation import tree
 
 
@@ -14,7 +16,12 @@ def clean(tmp_path_factory: pytest.TempPathFactory, run_to: Callable[..., None])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EFFIMINI_STORE", str(home / "store"))
         patch.chdir(tree.ROOT)  # the path of the tokenizer is relative to it
-        run_to(tree.params_with_source(home / "source"), home / "data", "weights")
+        settings = tree.params_with_source(home / "source")
+        run_to(settings, home / "data", "decontaminate")
+        tree.exclude(home / "data", 3)  # of so few items, none may repeat another
+        for category in tree.CATEGORIES:
+            shard(category, settings, home / "data")
+        weights(settings, home / "data")
     tree.predictions(home / "data")
     tree.items_to_score(home / "data")
     return home / "data"

@@ -25,6 +25,7 @@ FILES = {
     "groups": f"groups/{tree.ONE}/groups-000.parquet",
     "sample": f"sample/{tree.ONE}/train-00.parquet",
     "images": f"images/{tree.ONE}/train-00.parquet",
+    "exclusions": f"exclusions/{tree.ONE}/train-00.parquet",
     "index": f"shards/{tree.ONE}/train-00-000.arrow",
     "predictions": "predictions/test.parquet",
     "input": "input.parquet",

@@ -192,29 +192,9 @@ def _image_lost(data: Path) -> None:
     tree.edit(path, lambda rows: next(r for r in rows if r["outcome"] == "ok").update(outcome="gone", image=b""))
 
 
-def _exclude(data: Path, rows: int, part: str = "train-00", **values: object) -> None:
-    """Exclude the first rows of a part of the sample, and count them in the report."""
-    asins = pq.read_table(data / f"sample/{ONE}/{part}.parquet", columns=["parent_asin"])["parent_asin"].to_pylist()
-    made = {"reason": "same_picture", "other_split": "test", "other_category": ONE, "other_asin": "B000000000"}
-    path = data / f"exclusions/{ONE}/{part}.parquet"
-    known = pq.read_table(path).to_pylist()
-    added = [
-        made | {"parent_asin": a, "difference": 1.0} | values
-        for a in asins
-        if a not in {r["parent_asin"] for r in known}
-    ]
-    tree.write_loose(path, pa.Table.from_pylist(known + added[:rows], pq.read_schema(path)))
-    report = data / f"exclusions/{ONE}/report.json"
-    content = files.read_json(report)
-    counts = content["tables"]["samples"]
-    counts["rows_out"] -= len(added[:rows])
-    counts["dropped"]["same_picture"] = counts["dropped"].get("same_picture", 0) + len(added[:rows])
-    writers.write_json(report, content)
-
-
 def _exclude_split(data: Path, split: str) -> None:
     for path in sorted((data / f"sample/{ONE}").glob(f"{split}*.parquet")):
-        _exclude(data, pq.read_metadata(path).num_rows, path.stem)
+        tree.exclude(data, pq.read_metadata(path).num_rows, path.stem)
 
 
 def _repeat_a_test_item(data: Path) -> None:
@@ -333,10 +313,10 @@ MUTATIONS: dict[tuple[str, str, str], Callable[[Path], None]] = {
     ("exclusions", "exclusions", "exactly the files that the stage writes"): _remove(
         f"exclusions/{ONE}/train-01.parquet"
     ),
-    ("exclusions", "exclusions", "items of the same part of the sample"): lambda data: _exclude(
+    ("exclusions", "exclusions", "items of the same part of the sample"): lambda data: tree.exclude(
         data, 1, parent_asin="B000000001"
     ),
-    ("exclusions", "exclusions", "dropped rows per reason as in report.json"): lambda data: _exclude(
+    ("exclusions", "exclusions", "dropped rows per reason as in report.json"): lambda data: tree.exclude(
         data, 1, reason="same_product_title"
     ),
     **_funnel("exclusions", "samples", "data/sample"),

@@ -86,6 +86,26 @@ def items_to_score(data: Path) -> None:
     pq.write_table(pa.table([lines, asins, nothing, nothing, nothing], PREDICT_INPUT), data / "input.parquet")
 
 
+def exclude(data: Path, rows: int, part: str = "train-00", **values: object) -> None:
+    """Exclude the first rows of a part of the sample, and count them in the report."""
+    asins = pq.read_table(data / f"sample/{ONE}/{part}.parquet", columns=["parent_asin"])["parent_asin"].to_pylist()
+    made = {"reason": "same_picture", "other_split": "test", "other_category": ONE, "other_asin": "B000000000"}
+    path = data / f"exclusions/{ONE}/{part}.parquet"
+    known = pq.read_table(path).to_pylist()
+    added = [
+        made | {"parent_asin": a, "difference": 1.0} | values
+        for a in asins
+        if a not in {r["parent_asin"] for r in known}
+    ]
+    write_loose(path, pa.Table.from_pylist(known + added[:rows], pq.read_schema(path)))
+    report = data / f"exclusions/{ONE}/report.json"
+    content = files.read_json(report)
+    counts = content["tables"]["samples"]
+    counts["rows_out"] -= len(added[:rows])
+    counts["dropped"]["same_picture"] = counts["dropped"].get("same_picture", 0) + len(added[:rows])
+    writers.write_json(report, content)
+
+
 def edit(path: Path, change: Callable[[list[dict[str, object]]], object]) -> None:
     """Change the rows of a table in place, as a list of dictionaries; all columns become nullable."""
     arrow = path.suffix == ".arrow"
