@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 NONE = -1  # position and distance of a neighbour that does not exist
 _CELL = 512  # mean number of vectors in a cell
-_CELLS_SEARCHED = 8  # for a query
+_CELLS_SEARCHED = 12  # for a query
 _SMALL = 4 * _CELL  # an index of so few vectors has no cells
-_CROWDED = 8 * _CELL  # maximum size of a cell; the centre of a larger one is replaced by others
-_ROUNDS = 4  # of dividing vectors into cells
+_CROWDED = 16 * _CELL  # maximum size of a cell; the centre of a larger one is replaced by others
+_ROUNDS = 8  # of dividing vectors into cells
 _QUERIES = 1 << 19  # searched at once
 _PAIRS = 1 << 18  # distances computed at once; they stay in a processor's cache
 _POSITIONS = 1 << 26  # a key is distance * _POSITIONS + position, which float64 holds exactly
@@ -47,19 +47,19 @@ class NearestIndex:
         In a dense cluster one vector may be nearest to most others. As a centre it would have a crowded cell, and time
         would be quadratic; so vectors of its cell take its place.
         """
-        rng, number = np.random.default_rng(0), len(self._vectors)
-        centres = np.sort(rng.choice(number, number // _CELL, replace=False))
+        number = len(self._vectors)
+        centres, nearest = np.empty(0, np.int64), np.zeros(number, np.int64)  # positions of vectors
+        rng, crowd = np.random.default_rng(0), np.arange(number)
         for _ in range(_ROUNDS):
+            others = rng.choice(crowd, len(crowd) // _CELL, replace=False)
+            centres = np.union1d(np.setdiff1d(centres, nearest[crowd]), others)
             self._centres = NearestIndex(self._vectors[centres])
-            cells = self._centres.search(self._vectors, 1)[0][:, 0]
-            sizes = np.bincount(cells, minlength=len(centres))
-            crowd = np.flatnonzero(sizes[cells] > _CROWDED)
+            nearest[crowd] = centres[self._centres.search(self._vectors[crowd], 1)[0][:, 0]]
+            crowd = np.flatnonzero(np.bincount(nearest)[nearest] > _CROWDED)
             if not len(crowd):
                 break
-            others = rng.choice(crowd, len(crowd) // _CELL, replace=False)
-            centres = np.union1d(centres[sizes <= _CROWDED], others)
-        by_cell = np.argsort(cells, kind="stable")
-        self._starts = np.concatenate([[0], np.cumsum(sizes)])
+        by_cell = np.argsort(nearest, kind="stable")
+        self._starts = np.searchsorted(nearest[by_cell], [*centres, number])
         self._positions, self._vectors = self._positions[by_cell], self._vectors[by_cell]
 
     def search(self, queries: Vectors, count: int, max_distance: float = np.inf) -> tuple[Numbers, Numbers]:
