@@ -8,10 +8,10 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help setup repro test test-slow lint format audit corpus ablation bench-stream bench-train bench-predict bench-fetch bench-ingest bench-scale bench-validation rehearsal clean
+.PHONY: help setup repro test test-slow lint format audit corpus ablation bench-stream bench-train bench-predict bench-fetch bench-ingest bench-scale bench-validation rehearsal bench-near-duplicates clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
 
 setup: $(BIN)/.ready ## install the environment in .venv
 
