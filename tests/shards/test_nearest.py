@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards import nearest
@@ -39,6 +39,7 @@ def random(seed: int, number: int, dimensions: int) -> Vectors:
     return np.random.default_rng(seed).integers(-127, 128, (number, dimensions)).astype(np.int8)
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(
     st.integers(0, 60),
     st.integers(0, 20),
