@@ -76,11 +76,12 @@ def describe(part: Part, work: Path) -> Hashed:
     if pq.read_metadata(part.images).num_rows != pq.read_metadata(part.sample).num_rows:
         raise UserError(f"{part.images} does not have the items of {part.sample}; run `dvc repro fetch`")
     hashes = {SAME_PICTURE: files.sha256(part.images), SAME_PRODUCT_TITLE: files.sha256(part.sample)}
-    hashed = Hashed(part, part.in_folder(work, "descriptors"), part.in_folder(work, "signatures"), hashes)
-    known = files.fingerprint(similarity.FORMAT, hashes[SAME_PICTURE])
-    files.cached(f"near_duplicates/{known}.descriptors", partial(_write_descriptors, part.images), hashed.descriptors)
-    known = files.fingerprint(titles.FORMAT, hashes[SAME_PRODUCT_TITLE])
-    files.cached(f"near_duplicates/{known}.signatures", partial(_write_signatures, part.sample), hashed.signatures)
+    # their names state the content, as a process keeps the index that it made of a file
+    pictures = f"{files.fingerprint(similarity.FORMAT, hashes[SAME_PICTURE])}.descriptors"
+    words = f"{files.fingerprint(titles.FORMAT, hashes[SAME_PRODUCT_TITLE])}.signatures"
+    hashed = Hashed(part, part.in_folder(work, pictures), part.in_folder(work, words), hashes)
+    files.cached(f"near_duplicates/{pictures}", partial(_write_descriptors, part.images), hashed.descriptors)
+    files.cached(f"near_duplicates/{words}", partial(_write_signatures, part.sample), hashed.signatures)
     return hashed
 
 

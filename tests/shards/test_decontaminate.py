@@ -170,6 +170,14 @@ def test_a_new_band_or_category_is_compared_and_nothing_else(
     assert "A1" not in exclusions(tmp_path)
 
 
+def test_a_changed_part_is_compared_anew_by_the_same_process(tmp_path: Path, params: Callable[..., Params]) -> None:
+    write_part(tmp_path, "One", "train-00", {"A1": (CABLE.format("3 m"), 1), "A2": ("A lamp", 2)})
+    for title, number, expected in (("Shoes", 3, set()), (CABLE.format("2 m"), 2, {"A1", "A2"})):
+        write_part(tmp_path, "One", "test", {"T1": (title, number)})
+        decontaminate(params(), tmp_path)
+        assert set(exclusions(tmp_path)) == expected
+
+
 def test_workers_and_an_empty_store_give_the_same_bytes(
     tmp_path: Path, params: Callable[..., Params], digests: Callable[[Path], dict[str, str]],
     monkeypatch: pytest.MonkeyPatch,
