@@ -32,13 +32,13 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from itertools import product
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from scipy.stats import binomtest
 
 from benchmarks.ingest import watched
 from benchmarks.scale import line
@@ -176,11 +176,8 @@ def _same(one: Sequence[similarity.View], other: Sequence[similarity.View]) -> b
 
 def wilson(hits: int, number: int) -> str:
     """Return a fraction with its 95 % Wilson interval."""
-    z, fraction = 1.96, hits / number
-    middle, scale = fraction + z * z / (2 * number), 1 + z * z / number
-    spread = z * sqrt(fraction * (1 - fraction) / number + z * z / (4 * number * number))
-    low, high = max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
-    return f"{fraction:.3f} ({low:.3f} to {high:.3f})"
+    low, high = binomtest(hits, number).proportion_ci(method="wilson")
+    return f"{hits / number:.3f} ({low:.3f} to {high:.3f})"
 
 
 def measure_pictures(number: int) -> dict[str, Any]:

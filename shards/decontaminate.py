@@ -9,7 +9,8 @@ same items and those of its new bands. Only parts that were not compared before 
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -27,6 +28,7 @@ from prep.core.tables.exclusions import EXCLUSIONS
 from shards.near_duplicates import Hashed, Part, describe, near_duplicates
 
 READS = ("source.categories", "decontaminate", "dask")
+_IdsOf = Callable[[Part], pa.ChunkedArray]
 _ORDER = (TRAIN, VALIDATION, TEST)  # an item is excluded if it repeats one of a later split
 
 
@@ -72,12 +74,13 @@ def find_exclusions(
     described = pool.map(describe, [(part, work) for part in parts if reasons], "decontaminate: descriptors")
     later = [(one, other) for other in described for one in described if _before(one, other)]
     calls = [(one, other, reason, work) for reason in reasons for one, other in later]
+    ids_of: _IdsOf = cache(lambda part: pq.read_table(part.sample, columns=["parent_asin"])["parent_asin"])
     matches: dict[Part, list[pa.Table]] = {part: [] for part in parts}
     for (one, other, reason, _), found in zip(
         calls, pool.imap(near_duplicates, calls, "decontaminate: comparisons"), strict=True
     ):
         if found.num_rows:
-            matches[one.part].append(_named(one.part, other.part, reason, found))
+            matches[one.part].append(_named(one.part, other.part, reason, found, ids_of))
     for part in parts:
         yield part, _one_per_row(matches[part])
 
@@ -86,12 +89,9 @@ def _before(one: Hashed, other: Hashed) -> bool:
     return _ORDER.index(one.part.split) < _ORDER.index(other.part.split)
 
 
-def _named(one: Part, other: Part, reason: str, found: pa.Table) -> pa.Table:
+def _named(one: Part, other: Part, reason: str, found: pa.Table, ids_of: _IdsOf) -> pa.Table:
     """Return the exclusions of matches, and their row numbers."""
-    ids, others = (
-        pq.read_table(part.sample, columns=["parent_asin"])["parent_asin"].take(found[column])
-        for part, column in ((one, "row"), (other, "other"))
-    )
+    ids, others = ids_of(one).take(found["row"]), ids_of(other).take(found["other"])
     names = [pa.repeat(value, len(ids)) for value in (reason, other.split, other.category)]
     rows = pa.table([ids, *names, others, found["difference"]], schema=EXCLUSIONS)
     return rows.append_column("row", found["row"])

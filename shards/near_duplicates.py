@@ -91,7 +91,7 @@ def near_duplicates(one: Hashed, other: Hashed, reason: str, work: Path) -> pa.T
     Args:
         one: the part whose rows may be repetitions.
         other: the part that they may repeat.
-        reason: one of `prep.core.tables.exclusions.REASONS`.
+        reason: one of ``decontaminate.reasons``.
         work: a folder for temporary files, the one that both parts were described in.
 
     Returns:
@@ -165,8 +165,8 @@ def _picture_index(descriptors: Path) -> tuple[Rows, NearestIndex]:
 def _read_descriptors(path: Path) -> tuple[Rows, npt.NDArray[np.int8]]:
     """Return the row numbers and the descriptors, int8 [N, DIMENSIONS]."""
     table = pq.read_table(path)
-    joined = b"".join(table["descriptor"].to_pylist())
-    vectors = np.frombuffer(joined, np.int8).reshape(-1, similarity.DIMENSIONS)
+    joined = np.frombuffer(table["descriptor"].combine_chunks().buffers()[1] or b"", np.int8)
+    vectors = joined[: len(table) * similarity.DIMENSIONS].reshape(-1, similarity.DIMENSIONS)
     return table["row"].to_numpy().astype(np.int64), vectors
 
 

@@ -5,7 +5,7 @@ that pulled a single table: the checks that need them are then skipped, and no g
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -202,9 +202,7 @@ def _check_exclusions(tables: CategoryTables) -> list[Verdict]:
 
 
 def _check_all_exclusions(params: Params, data: Path) -> list[Verdict]:
-    if not all(CategoryTables(params, data, c).has(t) for c in params.source.categories for t in ("sample", "images")):
-        return []
-    return [exclusions.none_left(params, data)]
+    return [exclusions.none_left(params, data)] if _all_have(("sample", "images"), params, data) else []
 
 
 def _check_shards(tables: CategoryTables) -> list[Verdict]:
@@ -238,7 +236,7 @@ def _check_all_predictions(params: Params, data: Path) -> list[Verdict]:
     if not verdicts[0].passed:
         return verdicts
     counts = funnel.counts(data / "predictions" / "report.json")
-    if not _sample_and_exclusions(params, data):
+    if not _all_have(("sample", "exclusions"), params, data):
         return [*verdicts, *funnel.check_row_counts(counts, "predictions", _count_rows(paths), None)]
     names = ["split", "category", "parent_asin", "average_rating"]
     measured = [f"{split}.parquet" for split in (TEST, VALIDATION)]
@@ -257,9 +255,9 @@ def _check_all_predictions(params: Params, data: Path) -> list[Verdict]:
     ]
 
 
-def _sample_and_exclusions(params: Params, data: Path) -> bool:
-    tables = [CategoryTables(params, data, category) for category in params.source.categories]
-    return all(each.has("sample") and each.has("exclusions") for each in tables)
+def _all_have(names: Sequence[str], params: Params, data: Path) -> bool:
+    categories = [CategoryTables(params, data, category) for category in params.source.categories]
+    return all(tables.has(name) for tables in categories for name in names)
 
 
 def _whole_key(table: pa.Table) -> pa.ChunkedArray:
@@ -268,7 +266,7 @@ def _whole_key(table: pa.Table) -> pa.ChunkedArray:
 
 def _check_all_weights(params: Params, data: Path) -> list[Verdict]:
     parts = [part for c in params.source.categories for part in part_files(data / "sample" / c)]
-    parts = parts if _sample_and_exclusions(params, data) else []
+    parts = parts if _all_have(("sample", "exclusions"), params, data) else []
     return weights.check_weights_file(data / "weights.json", parts, params.weights)
 
 

@@ -15,7 +15,7 @@ from prep.core.parts import TRAIN, VALIDATION, excluded
 from prep.core.tables.exclusions import EXCLUSIONS
 from prep.core.tables.sample import SAMPLE
 from validation.columns import read_columns, rows_of
-from validation.verdicts import EXAMPLES_SHOWN, Verdict, judge
+from validation.verdicts import Verdict, judge
 
 _SHOWN = ["parent_asin", "reason", "other_split", "other_category", "other_asin"]
 
@@ -46,19 +46,11 @@ def fractions(parts: Sequence[Path], exclusions: Sequence[Path], limits: Limits)
         gone = read_columns([path for path in exclusions if path.stem.startswith(split)], _SHOWN, EXCLUSIONS)
         examples = [
             f"{r['parent_asin']} like {r['other_category']}/{r['other_asin']} ({r['other_split']}, {r['reason']})"
-            for r in gone.slice(0, EXAMPLES_SHOWN).to_pylist()
+            for r in gone.to_pylist()
         ]
-        verdicts.append(
-            Verdict(
-                "exclusions",
-                f"few near duplicates in {split} (validation.near_duplicate_fraction)",
-                rows,
-                gone.num_rows,
-                int(limits.fail_above * rows),
-                tuple(examples),
-                int(limits.warn_above * rows),
-            )
-        )
+        few = f"few near duplicates in {split} (validation.near_duplicate_fraction)"
+        allowed, warn_above = (int(fraction * rows) for fraction in (limits.fail_above, limits.warn_above))
+        verdicts.append(judge("exclusions", few, rows, examples, allowed, warn_above))
     return verdicts
 
 

@@ -26,15 +26,8 @@ from prep.core.params import Params
 log = logging.getLogger(__name__)
 
 FILE = Path("dvc.yaml")
-TABLE_FOLDERS = (
-    "raw",
-    "items",
-    "groups",
-    "sample",
-    "images",
-    "exclusions",
-    "shards",
-)  # in data/, with one folder per category
+# in data/, with one folder per category
+TABLE_FOLDERS = ("raw", "items", "groups", "sample", "images", "exclusions", "shards")
 _FOLDER = re.compile(rf"data/({'|'.join(TABLE_FOLDERS)})/([^/]+)")
 _WIDTH = 120
 _CATALOGUE = "prep/demo.py"

@@ -3,7 +3,7 @@
 Input: JPEGs at training size. Output: descriptors, and the difference of two images.
 Guarantees: the same picture after re-encoding (JPEG quality 50 or more), resizing, cropping (up to 3 % per side) or
 padding with one colour (up to 5 % per side) is the same picture; another print or colour on the same template is not.
-docs/benchmarks.md has precision and recall.
+That holds for at least 97 of 100 pictures; docs/benchmarks.md has precision and recall.
 
 A border of one colour says nothing about the picture, and padding adds one. So an image has up to two views: without
 its borders, and whole. Two images are the same picture if any two of their views are, after their edges are aligned.

@@ -6,7 +6,6 @@ from prep.core.tables.column import required
 
 # why an item is excluded; if both hold, the first one
 SAME_PICTURE, SAME_PRODUCT_TITLE = "same_picture", "same_product_title"
-REASONS = (SAME_PICTURE, SAME_PRODUCT_TITLE)
 
 EXCLUSIONS = pa.schema(
     [
