@@ -14,9 +14,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from multiprocessing import forkserver
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from prep.core import memory, progress
+from prep.core.errors import UserError
 from prep.core.params import DaskParams
 
 if TYPE_CHECKING:
@@ -95,11 +97,19 @@ def dask_pool(settings: DaskParams) -> Iterator[DaskPool]:
 
     Args:
         settings: ``scheduler`` is synchronous (this process), threads or processes (``workers`` of them on this
-            machine), or the address of a running scheduler (tcp://host:port).
+            machine), or the address (tcp://host:port) or the scheduler file (*.json) of a running scheduler.
+
+    Raises:
+        UserError: the scheduler file does not exist.
     """
     if settings.scheduler == "synchronous":
         yield DaskPool(None)
         return
+    file = Path(settings.scheduler) if settings.scheduler.endswith(".json") else None
+    if file and not file.exists():  # Dask would wait for it for ever
+        raise UserError(
+            f"dask.scheduler {file} does not exist; start `dask scheduler --scheduler-file {file}` and workers"
+        )
     processes = settings.scheduler == "processes"
     if processes:
         _start_server()
@@ -112,7 +122,7 @@ def dask_pool(settings: DaskParams) -> Iterator[DaskPool]:
     with ExitStack() as stack:
         stack.enter_context(dask.config.set(_SETTINGS))
         address: Any = settings.scheduler
-        if not address.startswith("tcp://"):
+        if file is None and not address.startswith("tcp://"):
             address = stack.enter_context(
                 LocalCluster(
                     n_workers=settings.workers if processes else 1,
@@ -125,4 +135,5 @@ def dask_pool(settings: DaskParams) -> Iterator[DaskPool]:
                     worker_dashboard_address="127.0.0.1:0",
                 )
             )
-        yield DaskPool(stack.enter_context(Client(address)))
+        client = Client(scheduler_file=str(file)) if file else Client(address)
+        yield DaskPool(stack.enter_context(client))

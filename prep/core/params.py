@@ -338,7 +338,7 @@ class EvaluateParams:
 class DaskParams:
     """Where the work of a stage runs; does not change the results."""
 
-    scheduler: Annotated[str, Field(pattern=r"^(synchronous|threads|processes|tcp://.+)$")]
+    scheduler: Annotated[str, Field(pattern=r"^(synchronous|threads|processes|tcp://.+|.+\.json)$")]
     workers: PositiveInt
 
 
