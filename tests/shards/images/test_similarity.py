@@ -100,6 +100,15 @@ def test_a_transformed_picture_is_the_same(name: str, fit: pixels.Fit, size: int
         assert found(stored(image, size, fit), stored(TRANSFORMATIONS[name](image), size, fit))
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_pictures_cropped_at_opposite_corners_are_the_same(seed: int) -> None:
+    image = print_of(seed)
+    width, height = round(0.97 * image.width), round(0.97 * image.height)
+    one = image.crop((0, 0, width, height))
+    other = image.crop((image.width - width, image.height - height, image.width, image.height))
+    assert found(stored(one), stored(other))
+
+
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
 @pytest.mark.parametrize("other", [shirt((30, 90, 160), 3), shirt((160, 40, 90), 2)], ids=["print", "colour"])
 def test_another_print_or_colour_on_the_same_template_differs(name: str, other: Image.Image) -> None:
