@@ -4,7 +4,8 @@ Input: ``data/sample/`` and ``data/images/`` of all categories. Output: ``data/e
 per part of the sample that lists its excluded items, ``strata.csv`` and ``report.json``. Guarantees: no training item
 that is kept repeats a validation or test item, and no validation item that is kept repeats a test item, in any
 category; test items are never excluded. Since a larger fraction has the same validation and test items, it excludes the
-same items and those of its new bands. Only parts that were not compared before are compared.
+same items and those of its new bands, which alone are searched. With a category more or less all parts are searched,
+but only pictures that were not compared before are compared.
 """
 
 import shutil
@@ -25,11 +26,11 @@ from prep.core.params import Params, narrow
 from prep.core.parts import TEST, TRAIN, VALIDATION, sample_parts
 from prep.core.reports import Funnel, earlier_reports
 from prep.core.tables.exclusions import EXCLUSIONS
-from shards.near_duplicates import Hashed, Part, describe, near_duplicates
+from shards.near_duplicates import Part, describe, near_duplicates
 
 READS = ("source.categories", "decontaminate", "dask")
 _IdsOf = Callable[[Part], pa.ChunkedArray]
-_ORDER = (TRAIN, VALIDATION, TEST)  # an item is excluded if it repeats one of a later split
+_LATER = {TRAIN: (VALIDATION, TEST), VALIDATION: (TEST,)}  # an item is excluded if it repeats one of these splits
 
 
 def decontaminate(params: Params, data: Path = Path("data")) -> None:
@@ -72,29 +73,34 @@ def find_exclusions(
         pool: runs the comparisons.
     """
     described = pool.map(describe, [(part, work) for part in parts if reasons], "decontaminate: descriptors")
-    later = [(one, other) for other in described for one in described if _before(one, other)]
-    calls = [(one, other, reason, work) for reason in reasons for one, other in later]
+    # sorted, so that the choice among equal ones does not depend on the order of the categories
+    described.sort(key=lambda each: (each.part.split, each.part.category, each.part.sample.name))
+    calls = [
+        (one, others, reason, work)
+        for reason in reasons
+        for split, later in _LATER.items()
+        if (others := tuple(each for each in described if each.part.split in later))
+        for one in described
+        if one.part.split == split
+    ]
     ids_of: _IdsOf = cache(lambda part: pq.read_table(part.sample, columns=["parent_asin"])["parent_asin"])
     matches: dict[Part, list[pa.Table]] = {part: [] for part in parts}
-    for (one, other, reason, _), found in zip(
+    for (one, others, reason, _), found in zip(
         calls, pool.imap(near_duplicates, calls, "decontaminate: comparisons"), strict=True
     ):
-        if found.num_rows:
-            matches[one.part].append(_named(one.part, other.part, reason, found, ids_of))
+        matches[one.part] += _named(one.part, [each.part for each in others], reason, found, ids_of)
     for part in parts:
         yield part, _one_per_row(matches[part])
 
 
-def _before(one: Hashed, other: Hashed) -> bool:
-    return _ORDER.index(one.part.split) < _ORDER.index(other.part.split)
-
-
-def _named(one: Part, other: Part, reason: str, found: pa.Table, ids_of: _IdsOf) -> pa.Table:
-    """Return the exclusions of matches, and their row numbers."""
-    ids, others = ids_of(one).take(found["row"]), ids_of(other).take(found["other"])
-    names = [pa.repeat(value, len(ids)) for value in (reason, other.split, other.category)]
-    rows = pa.table([ids, *names, others, found["difference"]], schema=EXCLUSIONS)
-    return rows.append_column("row", found["row"])
+def _named(one: Part, others: Sequence[Part], reason: str, found: pa.Table, ids_of: _IdsOf) -> Iterator[pa.Table]:
+    """Yield the exclusions of matches with each of the other parts, and their row numbers."""
+    for number in pc.unique(found["part"]).to_pylist():
+        other, some = others[number], found.filter(pc.equal(found["part"], number))
+        ids, theirs = ids_of(one).take(some["row"]), ids_of(other).take(some["other"])
+        names = [pa.repeat(value, len(ids)) for value in (reason, other.split, other.category)]
+        rows = pa.table([ids, *names, theirs, some["difference"]], schema=EXCLUSIONS)
+        yield rows.append_column("row", some["row"])
 
 
 def _one_per_row(matches: list[pa.Table]) -> pa.Table:

@@ -70,7 +70,7 @@ def fetch(category: str, params: Params, data: Path = Path("data"), retry: Colle
     """
     params = narrow(params, READS)
     parts = sample_parts(data, category)
-    base = params.fetch.mirror or locate(params.source, category).base
+    base = image_base(category, params)
     if not (urls.is_remote(base) or Path(base).is_dir()):
         raise UserError(f"the image mirror {base} is not a folder; check fetch.mirror and source.location")
     store = _store(category, params, base)
@@ -95,6 +95,29 @@ def fetch(category: str, params: Params, data: Path = Path("data"), retry: Colle
                 for error, count in errors.most_common(5):
                     log.warning("%d x %s", count, error)
         _write_images(category, parts, params, journal, data)
+
+
+def image_base(category: str, params: Params) -> str:
+    """Return where the images of a category are fetched from: a folder, an http(s) base URL, or "" for any host."""
+    return params.fetch.mirror or locate(params.source, category).base
+
+
+def fetch_some(items: list[list[str]], params: Params, base: str, store: Path) -> list[Record]:
+    """Fetch the images of a few items into an image store of their own, and return a record for each item.
+
+    Args:
+        items: the candidate URLs of each item, best first.
+        params: as for `fetch`.
+        base: what `image_base` returns.
+        store: a file that does not exist.
+
+    Raises:
+        UserError: the host refuses all requests.
+    """
+    with Journal(store, _fetch_conditions(params, base)) as journal:
+        candidates = [urls.candidates(item, params.images.request) for item in items]
+        _fetch_items(candidates, params, params.fetch, base, journal, Counter())
+        return [_best(item, params.images.request, journal) for item in items]
 
 
 def _missing(parts: list[Path], side: int, journal: Journal, retry: Collection[str]) -> list[list[list[str]]]:

@@ -1,13 +1,14 @@
-"""Near duplicates between two parts of the sample: the same pictures, and the same product titles.
+"""Near duplicates of the items of a part of the sample among other parts: the same pictures, and the same titles.
 
-Input: parts of ``data/sample`` and ``data/images``. Output: for each row of one part a row of the other that it
-repeats, if any. Guarantees: results are kept in the local store under the hashes of both parts, so that only parts that
-changed or are new are compared; time is linear in rows, because each picture is compared with at most `CANDIDATES`
-others; the images of `_ROWS` rows are in memory at once, and the descriptors of both parts.
+Input: parts of ``data/sample`` and ``data/images``. Output: for each row of a part, rows of the others that it repeats.
+Guarantees: a picture is compared pixel by pixel with at most `CANDIDATES` others, so time is linear in rows; results
+and differences are kept in the local store under the hashes of the parts, so that a part is searched again only if the
+others have changed, and no two pictures are compared twice; the images of `_ROWS` rows are in memory at once, and the
+descriptors of all the others.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -28,8 +29,12 @@ from shards.images import similarity
 from shards.nearest import NearestIndex
 
 CANDIDATES = 4  # pictures that one is compared with pixel by pixel: those with the nearest descriptors
-_ROWS = 10_000  # of a part, whose images are in memory at once
-_MATCHES = pa.schema([("row", pa.int32()), ("other", pa.int32()), ("difference", pa.float32())])
+_ROWS = 20_000  # of a part, whose images are in memory at once
+MATCHES = pa.schema([("row", pa.int32()), ("part", pa.int32()), ("other", pa.int32()), ("difference", pa.float32())])
+# The pixel-by-pixel differences of a part's pictures: `images` is the hash of the other part's file.
+_DIFFERENCES = pa.schema(
+    [("row", pa.int32()), ("images", pa.string()), ("other", pa.int32()), ("difference", pa.float32())]
+)
 _DESCRIPTORS = pa.schema([("row", pa.int32()), ("descriptor", pa.binary(similarity.DIMENSIONS))])
 
 Rows = npt.NDArray[np.int64]
@@ -85,24 +90,25 @@ def describe(part: Part, work: Path) -> Hashed:
     return hashed
 
 
-def near_duplicates(one: Hashed, other: Hashed, reason: str, work: Path) -> pa.Table:
-    """Return the rows of a part that repeat a row of another part.
+def near_duplicates(one: Hashed, others: tuple[Hashed, ...], reason: str, work: Path) -> pa.Table:
+    """Return the rows of a part that repeat a row of other parts.
 
     Args:
         one: the part whose rows may be repetitions.
-        other: the part that they may repeat.
+        others: the parts that they may repeat.
         reason: one of ``decontaminate.reasons``.
-        work: a folder for temporary files, the one that both parts were described in.
+        work: a folder for temporary files, the one that all parts were described in.
 
     Returns:
-        A table with columns row and other, int32: row numbers in the two parts, at most one for each row of `one`; and
-        difference, float32, of the pictures: the most similar picture is chosen, the first of several.
+        A table of schema MATCHES: row of `one`, number of the part in `others`, row of that part, and difference of
+        the pictures, which is null for titles. A row has at most `CANDIDATES` matches of its picture, and one of its
+        title.
     """
     depends_on = (CANDIDATES, similarity.FORMAT) if reason == SAME_PICTURE else (titles.FORMAT,)
-    known = files.fingerprint(reason, depends_on, one.hashes[reason], other.hashes[reason])
+    known = files.fingerprint(reason, depends_on, [each.hashes[reason] for each in (one, *others)])
     write = _write_same_pictures if reason == SAME_PICTURE else _write_same_titles
-    path = one.part.in_folder(work, f"{other.part.category}.{other.part.sample.stem}.{reason}")
-    files.cached(f"near_duplicates/{known}.matches", partial(write, one, other), path)
+    path = one.part.in_folder(work, f"{known}.matches")
+    files.cached(f"near_duplicates/{known}.matches", partial(write, one, others), path)
     return pq.read_table(path)
 
 
@@ -126,40 +132,50 @@ def _write_signatures(sample: Path, path: Path) -> None:
     writers.write_table(path, titles.signatures(rows["title"].to_pylist(), rows["store"].to_pylist()))
 
 
-def _write_same_titles(one: Hashed, other: Hashed, path: Path) -> None:
-    found = _title_index(other.signatures).search(pq.read_table(one.signatures))
-    rows = np.flatnonzero(found >= 0)
-    columns = [rows.astype(np.int32), found[rows].astype(np.int32), pa.nulls(len(rows), pa.float32())]
-    writers.write_table(path, pa.table(columns, schema=_MATCHES))
+def _write_same_titles(one: Hashed, others: tuple[Hashed, ...], path: Path) -> None:
+    index, parts, rows = _title_index(tuple(each.signatures for each in others))
+    found = index.search(pq.read_table(one.signatures))
+    matched = np.flatnonzero(found >= 0)
+    columns = [matched, parts[found[matched]], rows[found[matched]], pa.nulls(len(matched), pa.float32())]
+    writers.write_table(path, pa.table(columns, names=MATCHES.names).cast(MATCHES))
 
 
-@lru_cache(maxsize=1)  # consecutive parts are compared with the same one
-def _title_index(signatures: Path) -> titles.TitleIndex:
-    return titles.TitleIndex([pq.read_table(signatures)])
+@lru_cache(maxsize=1)  # consecutive parts are compared with the same ones
+def _title_index(signatures: tuple[Path, ...]) -> tuple[titles.TitleIndex, Rows, Rows]:
+    """Return an index of the titles of several parts, and of each title its part and row."""
+    tables = [pq.read_table(path) for path in signatures]
+    parts = np.repeat(np.arange(len(tables)), [table.num_rows for table in tables])
+    rows = np.concatenate([np.arange(table.num_rows) for table in tables])
+    return titles.TitleIndex(tables), parts, rows
 
 
-def _write_same_pictures(one: Hashed, other: Hashed, path: Path) -> None:
-    pairs = _candidates(one, other)
-    pairs["difference"] = _differences(one.part.images, other.part.images, pairs)
+def _write_same_pictures(one: Hashed, others: tuple[Hashed, ...], path: Path) -> None:
+    pairs = _candidates(one, others)
+    pairs["difference"] = _differences(one, others, pairs)
     same = pairs[pairs["difference"] <= similarity.MAX_DIFFERENCE]
-    best = same.sort_values(["row", "difference", "other"]).drop_duplicates("row")
-    writers.write_table(path, pa.Table.from_pandas(best, _MATCHES, preserve_index=False))
+    writers.write_table(path, pa.Table.from_pandas(same, MATCHES, preserve_index=False))
 
 
-def _candidates(one: Hashed, other: Hashed) -> pd.DataFrame:
-    """Return the pairs of rows, as row and other, whose pictures may be the same."""
+def _candidates(one: Hashed, others: tuple[Hashed, ...]) -> pd.DataFrame:
+    """Return the row, part and other row of the pictures that may be the same, at most `CANDIDATES` of each row."""
     rows, queries = _read_descriptors(one.descriptors)
-    other_rows, index = _picture_index(other.descriptors)
-    nearest, _ = index.search(queries, CANDIDATES, similarity.MAX_DISTANCE)
+    index, parts, other_rows = _picture_index(tuple(each.descriptors for each in others))
+    nearest, distances = index.search(queries, CANDIDATES, similarity.MAX_DISTANCE)
     query, rank = np.nonzero(nearest >= 0)
-    pairs = pd.DataFrame({"row": rows[query], "other": other_rows[nearest[query, rank]]})
-    return pairs.drop_duplicates(ignore_index=True)  # two views of one image may be near two of another
+    found = nearest[query, rank]
+    pairs = pd.DataFrame({"row": rows[query], "part": parts[found], "other": other_rows[found]})
+    pairs["distance"] = distances[query, rank]
+    pairs = pairs.sort_values([*("row", "distance", "part", "other")], kind="stable")
+    pairs = pairs.drop_duplicates(["row", "part", "other"])  # two views of an image may be near two of another
+    return pairs.groupby("row").head(CANDIDATES).drop(columns="distance").reset_index(drop=True)
 
 
 @lru_cache(maxsize=1)
-def _picture_index(descriptors: Path) -> tuple[Rows, NearestIndex]:
-    rows, vectors = _read_descriptors(descriptors)
-    return rows, NearestIndex(vectors)
+def _picture_index(descriptors: tuple[Path, ...]) -> tuple[NearestIndex, Rows, Rows]:
+    """Return an index of the descriptors of several parts, and of each descriptor its part and row."""
+    rows, vectors = zip(*map(_read_descriptors, descriptors), strict=True)
+    parts = np.repeat(np.arange(len(rows)), list(map(len, rows)))
+    return NearestIndex(np.concatenate(vectors)), parts, np.concatenate(rows)
 
 
 def _read_descriptors(path: Path) -> tuple[Rows, npt.NDArray[np.int8]]:
@@ -170,19 +186,38 @@ def _read_descriptors(path: Path) -> tuple[Rows, npt.NDArray[np.int8]]:
     return table["row"].to_numpy().astype(np.int64), vectors
 
 
-def _differences(one: Path, other: Path, pairs: pd.DataFrame) -> npt.NDArray[np.float32]:
-    """Return the difference of the pictures of each pair of rows of two images tables."""
+def _differences(one: Hashed, others: Sequence[Hashed], pairs: pd.DataFrame) -> npt.NDArray[np.float32]:
+    """Return the difference of the pictures of each pair; those that were not compared before are kept in the store."""
+    store = (
+        files.store() / f"near_duplicates/{files.fingerprint(similarity.FORMAT, one.hashes[SAME_PICTURE])}.differences"
+    )
+    known = pq.read_table(store) if store.exists() else _DIFFERENCES.empty_table()
+    hashes = np.array([each.hashes[SAME_PICTURE] for each in others])
+    pairs = pairs.assign(images=hashes[pairs["part"]])
+    pairs = pairs.merge(known.to_pandas(), how="left", on=["row", "images", "other"])
+    new = pairs[pairs["difference"].isna()]
+    if len(new):
+        pairs.loc[new.index, "difference"] = _compare(one.part.images, [each.part.images for each in others], new)
+        added = pa.Table.from_pandas(pairs.loc[new.index], _DIFFERENCES, preserve_index=False)
+        writers.write_table(store, pa.concat_tables([known, added]))
+    return np.asarray(pairs["difference"], np.float32)
+
+
+def _compare(one: Path, others: Sequence[Path], pairs: pd.DataFrame) -> npt.NDArray[np.float32]:
+    """Return the difference of the pictures of each pair: a row of a table, a number of another one, a row of that."""
     result = np.full(len(pairs), np.inf, np.float32)
+    pairs = pairs.reset_index(drop=True)
     for _, block in pairs.groupby(pairs["row"] // _ROWS):
         ours = dict(_read_images(one, np.unique(block["row"])))
-        asking = defaultdict(list)
-        for pair, row, partner in zip(block.index, block["row"], block["other"], strict=True):
-            asking[partner].append((pair, row))
-        for partner, theirs in _read_images(other, np.unique(block["other"])):
-            views = similarity.View.all_of(theirs)
-            for pair, row in asking[partner]:
-                same = ours[row] == theirs
-                result[pair] = 0 if same else similarity.difference(similarity.View.all_of(ours[row]), views)
+        for part, some in block.groupby("part"):
+            asking = defaultdict(list)
+            for pair, row, partner in zip(some.index, some["row"], some["other"], strict=True):
+                asking[partner].append((pair, row))
+            for partner, theirs in _read_images(others[int(part)], np.unique(some["other"])):
+                views = similarity.View.all_of(theirs)
+                for pair, row in asking[partner]:
+                    same = ours[row] == theirs
+                    result[pair] = 0 if same else similarity.difference(similarity.View.all_of(ours[row]), views)
     return result
 
 

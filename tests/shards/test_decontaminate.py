@@ -1,11 +1,14 @@
 """Exclusions of near duplicates: which items, in which splits, and what is compared again."""
 
 import io
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
 import msgspec
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -83,18 +86,32 @@ def params(make_params: Callable[..., Params]) -> Callable[..., Params]:
 
 
 @pytest.fixture
-def compared(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The comparisons that are not in the local store, as they are made."""
-    made: list[str] = []
-    for name in ("_write_same_pictures", "_write_same_titles"):
-        write = getattr(near_duplicates, name)
+def compared(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[set[str], list[str]]]:
+    """The parts that are searched, and the pairs of parts of which pictures are compared, as it happens."""
+    searched: set[str] = set()
+    pairs: list[str] = []
 
-        def counted(one: near_duplicates.Hashed, other: near_duplicates.Hashed, path: Path, write=write) -> None:  # type: ignore[no-untyped-def]
-            made.append(f"{one.part.category}/{one.part.sample.stem} {other.part.category}/{other.part.sample.stem}")
-            write(one, other, path)
+    def name(path: Path) -> str:
+        return f"{path.parent.name}/{path.stem}"
 
-        monkeypatch.setattr(near_duplicates, name, counted)
-    return made
+    for function in ("_write_same_pictures", "_write_same_titles"):
+        write = getattr(near_duplicates, function)
+
+        def counted(one: near_duplicates.Hashed, *rest: object, write: Callable[..., None] = write) -> None:
+            searched.add(name(one.part.sample))
+            write(one, *rest)
+
+        monkeypatch.setattr(near_duplicates, function, counted)
+    compare = near_duplicates._compare
+
+    def compare_counted(one: Path, others: list[Path], new: pd.DataFrame) -> np.ndarray:
+        pairs.extend(f"{name(one)} {name(others[part])}" for part in new["part"])
+        return compare(one, others, new)
+
+    monkeypatch.setattr(near_duplicates, "_compare", compare_counted)
+    # all pictures are candidates, so that it matters which were compared before
+    monkeypatch.setattr(near_duplicates.similarity, "MAX_DISTANCE", 10**9)
+    return searched, pairs
 
 
 CABLE = "Acme braided charging cable with fast data transfer {} for phones"
@@ -140,34 +157,48 @@ def test_only_the_configured_reasons_exclude(reason: str, tmp_path: Path, params
     assert exclusions(tmp_path) == {}
 
 
-def test_a_new_band_or_category_is_compared_and_nothing_else(
-    tmp_path: Path, params: Callable[..., Params], compared: list[str]
+def test_a_new_band_is_searched_alone_and_pictures_are_compared_once(
+    tmp_path: Path, params: Callable[..., Params], compared: tuple[set[str], list[str]]
 ) -> None:
+    searched, pairs = compared
     write_part(tmp_path, "One", "test", {"T1": ("A lamp", 1)})
     write_part(tmp_path, "One", "validation", {"V1": ("Shoes", 2)})
     write_part(tmp_path, "One", "train-00", {"A1": ("A chair", 3), "A2": ("A table", 4)})
     decontaminate(params(), tmp_path)
     before = files.sha256(tmp_path / "exclusions/One/train-00.parquet")
-    compared.clear()
+    searched.clear(), pairs.clear()
     write_part(tmp_path, "One", "train-01", {"B1": ("A lamp again", 1), "B2": ("A book", 5)})
     decontaminate(params(), tmp_path)
-    assert set(compared) == {"One/train-01 One/test", "One/train-01 One/validation"}
+    assert searched == {"One/train-01"}
+    assert Counter(pairs) == {"One/train-01 One/test": 2, "One/train-01 One/validation": 2}
     assert exclusions(tmp_path) == {"B1": ("same_picture", "test", "One/T1")}
     assert files.sha256(tmp_path / "exclusions/One/train-00.parquet") == before
-    compared.clear()
+    searched.clear(), pairs.clear()
     write_part(tmp_path, "Two", "test", {"T1": ("Another chair", 3)})
     write_part(tmp_path, "Two", "train-00", {"C1": ("The shoes", 2)})
     decontaminate(params("One", "Two"), tmp_path)
-    assert set(compared) == {
-        *(f"One/{part} Two/test" for part in ("train-00", "train-01", "validation")),
-        *(f"Two/train-00 {other}" for other in ("One/test", "One/validation", "Two/test")),
-    }
+    assert all("Two/" in pair for pair in pairs)
+    assert {"One/train-00 Two/test", "Two/train-00 One/validation"} < set(pairs)
     assert exclusions(tmp_path)["A1"] == ("same_picture", "test", "Two/T1")
     assert exclusions(tmp_path, "Two") == {"C1": ("same_picture", "validation", "One/V1")}
-    compared.clear()
+    searched.clear(), pairs.clear()
     decontaminate(params(), tmp_path)
-    assert compared == []
+    assert (searched, pairs) == (set(), [])
     assert "A1" not in exclusions(tmp_path)
+
+
+def test_a_picture_is_compared_with_the_nearest_four_of_all_parts(
+    tmp_path: Path, params: Callable[..., Params], compared: tuple[set[str], list[str]]
+) -> None:
+    for category, first in (("One", 10), ("Two", 20), ("Three", 30)):
+        write_part(tmp_path, category, "test", {f"{category}{n}": (f"Book {n}", first + n) for n in range(5)})
+        write_part(tmp_path, category, "train-00", {f"{category}A": ("A book", first + 4), f"{category}B": ("", first)})
+    decontaminate(params("One", "Two", "Three"), tmp_path)
+    assert len(compared[1]) <= 6 * near_duplicates.CANDIDATES
+    assert exclusions(tmp_path, "Two") == {
+        "TwoA": ("same_picture", "test", "Two/Two4"),
+        "TwoB": ("same_picture", "test", "Two/Two0"),
+    }
 
 
 def test_a_changed_part_is_compared_anew_by_the_same_process(tmp_path: Path, params: Callable[..., Params]) -> None:
