@@ -150,6 +150,28 @@ def pipeline(params: ParamsFile = PARAMS) -> None:
 
 
 @app.command()
+def plan(
+    cores: Annotated[int, typer.Option(help="Plan for so many cores like those of this machine; 0: for its own.")] = 0,
+    params: ParamsFile = PARAMS,
+    data: Data = DATA,
+    as_json: Json = False,
+) -> None:
+    """Estimate what a run will take on this machine: time, memory, disk and network, for each stage.
+
+    Reads a few rows of each category of the source, requests 64 images, and measures this machine for less than a
+    minute. Warns if the disk or the memory is too small, with the parameter to change.
+
+    Example: `effimini plan`
+    """
+    from effimini.plan import plan as stage
+
+    found = stage.plan(load_params(params), data, cores)
+    _show(found, stage.plan_table, as_json)
+    for warning in found.warnings:
+        logging.warning("warning: %s", warning)
+
+
+@app.command()
 def download(category: CategoryArgument, params: ParamsFile = PARAMS, data: Data = DATA, as_json: Json = False) -> None:
     """Download the raw files of a category and convert them to typed tables.
 

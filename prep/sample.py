@@ -57,7 +57,7 @@ _SLIM = pa.schema(
 )
 
 
-class _SampleRow(NamedTuple):
+class SampleRow(NamedTuple):
     """An item with the values of its row in the sample."""
 
     number: int  # index in its bucket
@@ -137,6 +137,15 @@ def candidate_urls(hi_res: str | None, large: str | None, prefer: str) -> list[s
     return list(dict.fromkeys(filter(None, urls)))
 
 
+def usable_rows(items: pa.Table, params: Params) -> list[SampleRow]:
+    """Return the rows of an items table (columns of `prep.core.tables.raw.ITEMS`) that the filter keeps.
+
+    Their review_count is 0.
+    """
+    found = [_sample_row(n, item | {"review_count": 0}, params, TEXTS) for n, item in enumerate(items.to_pylist())]
+    return [row for row in found if not _unusable(row, params.sample)]
+
+
 def deviation(table: pd.DataFrame) -> dict[str, float]:
     """Return how much the training sample deviates from its population.
 
@@ -189,7 +198,7 @@ def _rank(items: Path, groups: Path, out: Path, params: Params) -> Counter[str]:
 
 def _sample_rows(
     items: Path, params: Params, texts: tuple[str, ...], chosen: npt.NDArray[np.int32] | None = None
-) -> Iterator[list[_SampleRow]]:
+) -> Iterator[list[SampleRow]]:
     """Yield the rows of a bucket with the named texts, in batches; only the rows in `chosen` if given."""
     columns = [*_NUMBERS, "hi_res", "large", *texts]
     numbers: npt.NDArray[np.int64]
@@ -204,9 +213,9 @@ def _sample_rows(
             yield [_sample_row(number, row, params, texts) for number, row in zip(numbers.tolist(), rows, strict=True)]
 
 
-def _sample_row(number: int, item: Mapping[str, Any], params: Params, texts: tuple[str, ...]) -> _SampleRow:
+def _sample_row(number: int, item: Mapping[str, Any], params: Params, texts: tuple[str, ...]) -> SampleRow:
     """Return the row of an item, given its columns by name."""
-    return _SampleRow(
+    return SampleRow(
         number=number,
         parent_asin=item["parent_asin"],
         average_rating=item["average_rating"],
@@ -217,7 +226,7 @@ def _sample_row(number: int, item: Mapping[str, Any], params: Params, texts: tup
     )
 
 
-def _unusable(row: _SampleRow, rules: SampleParams) -> str:
+def _unusable(row: SampleRow, rules: SampleParams) -> str:
     """Return the reason to drop a row, or "" for a row that is kept."""
     if row.average_rating is None:  # an item without the label cannot be used
         return "no_average_rating"

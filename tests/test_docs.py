@@ -30,7 +30,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 SHELL = {"", "sh", "bash"}
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 SECTIONS = {key.partition(".")[0] for key in KEYS}
-FOLDERS = ("benchmarks", "constraints", "docs", "effimini", "params", "prep", "shards", "tests", "validation")
+FOLDERS = ("benchmarks", "constraints", "docs", "effimini", "params", "prep", "runs", "shards", "tests", "validation")
 FILES = {"onnx", "py", "safetensors"}  # endings of files with the name of a section
 BENCHMARK = re.compile(r"make (ablation|corpus|bench-)|python -m benchmarks\.")
 # Each command of a block, and the file that runs it.
@@ -55,6 +55,7 @@ RUN: dict[str, str] = {
     "effimini info": "tests/test_parameters.py",
     "effimini lint": "tests/test_parameters.py",
     "effimini pipeline": "tests/test_team.py",
+    "effimini plan": "tests/effimini/test_plan.py",
     "effimini predict": "tests/effimini/test_predict.py",
     "effimini preset": ".ci/run",
     "effimini preview": "tests/shards/test_preview.py",
@@ -71,7 +72,7 @@ RUN: dict[str, str] = {
     "make test": ".ci/run",
 }
 # Programs of the system and the shell, which are not checked.
-SYSTEM = {"cat", "cd", "cp", "df", "export", "ls", "mkdir", "mv", "rm", "sed", "source", "tail", "tar"}
+SYSTEM = {"cat", "cd", "cp", "df", "export", "ls", "mkdir", "mv", "rm", "sbatch", "sed", "source", "tail", "tar"}
 # The other commands, and why no test runs them.
 NOT_RUN: dict[str, str] = {
     "benchmarks": "they take minutes; tests/test_benchmarks.py imports them",

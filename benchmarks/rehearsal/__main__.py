@@ -3,12 +3,12 @@
     make rehearsal                    # or: python -m benchmarks.rehearsal [--items 1520000] [--phases ...] [--resume]
 
 Input: none, but the real rows and photos of the corpus (EFFIMINI_CORPUS) where present. The servers listen at three
-ports of loopback, the first of which is REHEARSAL_PORT, or 8766. Output: in build/rehearsal the
-source, a project, a JSON file for each phase, and tables. The phases: ``source`` writes the raw files; ``repro`` runs
-the pipeline to the report; ``profile`` compares the twin with the real rows; ``kills`` runs it in a second project,
-kills it three times, and compares all outputs with those of the first; ``push`` pushes to an S3 server, and a clone
-pulls the shards and trains; ``fraction`` goes from 20 to 40 %. Guarantees: the project has the paper's parameters but
-for those that are printed; the hub, the image host and the S3 server are processes of their own; a phase that is
+ports of loopback, the first of which is REHEARSAL_PORT, or 8766. Output: in build/rehearsal the source, a project, a
+JSON file for each phase, and tables. The phases: ``source`` writes the raw files; ``plan`` plans the run; ``repro``
+runs the pipeline to the report; ``profile`` compares the twin with the real rows; ``kills`` runs it in a second
+project, kills it three times, and compares all outputs with those of the first; ``push`` pushes to an S3 server, and a
+clone pulls the shards and trains; ``fraction`` goes from 20 to 40 %. Guarantees: the project has the paper's parameters
+but for those that are printed; the hub, the image host and the S3 server are processes of their own; a phase that is
 complete is not run again with --resume, and a phase that was cut off continues.
 """
 
@@ -28,6 +28,7 @@ from prep.core import files, writers
 BUILD = Path("build/rehearsal")
 PHASES: dict[str, Callable[[Rehearsal], dict[str, object]]] = {
     "source": phases.source,
+    "plan": phases.plan,
     "repro": phases.repro,
     "profile": phases.profile_twin,
     "kills": phases.kills,

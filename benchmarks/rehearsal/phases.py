@@ -37,6 +37,7 @@ from validation.profile import compare_profiles, profile
 # What a phase that starts anew removes.
 FOLDERS = {
     "source": ["source"],
+    "plan": ["planned"],
     "repro": ["project"],
     "kills": ["killed", "killed.runs"],
     "push": ["clone", "packages"],
@@ -75,6 +76,15 @@ def source(rehearsal: Rehearsal) -> dict[str, object]:
     begin = time.monotonic()
     found = write_source(rehearsal.build / "source", rehearsal.items)
     return {"wall": time.monotonic() - begin, "source": found}
+
+
+def plan(rehearsal: Rehearsal) -> dict[str, object]:
+    """Plan the run of `repro` in a project without tables."""
+    project.make_project(rehearsal.project("planned"), rehearsal.build, rehearsal.items)
+    begin = time.monotonic()
+    with servers(rehearsal):
+        printed = rehearsal.call(["effimini", "plan", "--json"], "planned")
+    return {"wall": time.monotonic() - begin, "plan": json.loads(printed)}
 
 
 def repro(rehearsal: Rehearsal) -> dict[str, object]:
