@@ -3,8 +3,8 @@
 Input: parts of ``data/sample`` and ``data/images``. Output: for each row of a part, rows of the others that it repeats.
 Guarantees: a picture is compared pixel by pixel with at most `CANDIDATES` others, so time is linear in rows; results
 and differences are kept in the local store under the hashes of the parts, so that a part is searched again only if the
-others have changed, and no two pictures are compared twice; the images of `_ROWS` rows are in memory at once, and the
-descriptors of all the others.
+others have changed, and no two pictures are compared twice; in memory are the images of at most `ROWS_IN_MEMORY` rows
+and the descriptors of all the others.
 """
 
 from collections import defaultdict
@@ -29,7 +29,7 @@ from shards.images import similarity
 from shards.nearest import NearestIndex
 
 CANDIDATES = 4  # pictures that one is compared with pixel by pixel: those with the nearest descriptors
-_ROWS = 20_000  # of a part, whose images are in memory at once
+ROWS_IN_MEMORY = 20_000  # of a part, whose images are in memory at once
 MATCHES = pa.schema([("row", pa.int32()), ("part", pa.int32()), ("other", pa.int32()), ("difference", pa.float32())])
 # The pixel-by-pixel differences of a part's pictures: `images` is the hash of the other part's file.
 _DIFFERENCES = pa.schema(
@@ -207,7 +207,7 @@ def _compare(one: Path, others: Sequence[Path], pairs: pd.DataFrame) -> npt.NDAr
     """Return the difference of the pictures of each pair: a row of a table, a number of another one, a row of that."""
     result = np.full(len(pairs), np.inf, np.float32)
     pairs = pairs.reset_index(drop=True)
-    for _, block in pairs.groupby(pairs["row"] // _ROWS):
+    for _, block in pairs.groupby(pairs["row"] // ROWS_IN_MEMORY):
         ours = dict(_read_images(one, np.unique(block["row"])))
         for part, some in block.groupby("part"):
             asking = defaultdict(list)

@@ -13,11 +13,16 @@ import msgspec
 from effimini.plan.machine import Pictures, Steps
 from effimini.plan.survey import CategorySurvey
 from prep.core.params import Params
+from shards import near_duplicates
+from validation import columns
 
 FILE = Path(__file__).with_suffix(".json")
 
 Rows = Literal["none", "raw_bytes", "raw_rows", "items", "samples", "train"]
-MemoryRows = Literal["none", "bucket_rows", "category_items", "items", "samples"]
+MemoryRows = Literal[
+    "none", "bucket_rows", "batch_items", "category_items", "items", "batch_samples", "block_samples", "tar_samples",
+    "category_samples", "samples",
+]  # fmt: skip
 
 
 class Driver(NamedTuple):
@@ -31,19 +36,19 @@ class Driver(NamedTuple):
 
 STAGES = {
     "download": Driver("raw_bytes", "bucket_rows", "categories", dask=True),
-    "validate_raw": Driver("raw_rows", "category_items"),
+    "validate_raw": Driver("raw_rows", "batch_items"),
     "join": Driver("raw_rows", "bucket_rows", "categories", dask=True),
-    "validate_items": Driver("items", "category_items"),
+    "validate_items": Driver("items", "batch_items"),
     "groups": Driver("items", "items", dask=True),
-    "validate_groups": Driver("items", "category_items"),
+    "validate_groups": Driver("items", "batch_items"),
     "sample": Driver("items", "category_items", "categories", dask=True),
-    "validate_sample": Driver("samples", "samples"),
-    "fetch": Driver("samples", "samples", "categories", dask=True),
-    "validate_images": Driver("samples", "samples"),
-    "decontaminate": Driver("samples", "samples", dask=True),
-    "validate_exclusions": Driver("samples", "samples"),
-    "shard": Driver("samples", "samples", "categories", dask=True),
-    "validate_shards": Driver("samples", "samples"),
+    "validate_sample": Driver("samples", "batch_samples"),
+    "fetch": Driver("samples", "category_samples", "categories", dask=True),
+    "validate_images": Driver("samples", "block_samples"),
+    "decontaminate": Driver("samples", "block_samples", dask=True),
+    "validate_exclusions": Driver("samples", "block_samples"),
+    "shard": Driver("samples", "tar_samples", "categories", dask=True),
+    "validate_shards": Driver("samples", "tar_samples"),
     "weights": Driver("train", "none"),
     "validate_weights": Driver("train", "samples"),
     "train": Driver("train", "samples"),
@@ -98,6 +103,11 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     items: float
     bucket_rows: float  # raw rows of the largest category, per bucket
     category_items: float  # of the largest category
+    batch_items: float  # of these, those that a gate has in memory
+    category_samples: float  # of the category with most
+    batch_samples: float  # of these, those that a gate has in memory
+    block_samples: float  # of the largest part, those whose images are in memory
+    tar_samples: float  # of the largest part, those of one tar
     samples: float
     train: float
     validation: float
@@ -122,22 +132,30 @@ def read_costs(path: Path = FILE) -> Costs:
 def workload(params: Params, categories: Sequence[CategorySurvey]) -> Workload:
     """Return what a run of `params` has, if the items that are not looked at are like those that are."""
     rules = params.sample
-    train = validation = test = 0.0
+    train, validation, test, bands = [], [], [], []
     for one in categories:
         usable = one.items * one.usable
         of_train = usable * (1 - rules.validation - rules.test)
-        train += max(rules.fraction * of_train, min(rules.min_per_category, of_train))
-        validation += usable * rules.validation * rules.eval_fraction
-        test += usable * rules.test * rules.eval_fraction
+        train.append(max(rules.fraction * of_train, min(rules.min_per_category, of_train)))
+        validation.append(usable * rules.validation * rules.eval_fraction)
+        test.append(usable * rules.test * rules.eval_fraction)
+        bands.append(of_train / rules.bands)
+    samples = [sum(parts) for parts in zip(train, validation, test, strict=True)]
     raw_rows = [one.items + one.reviews for one in categories]
+    category_items, largest_part = max(one.items for one in categories), max(*bands, *validation, *test)
     return Workload(
         categories=len(categories),
         raw_bytes=sum(one.metadata_bytes + one.review_bytes for one in categories),
         raw_rows=sum(raw_rows),
         items=sum(one.items for one in categories),
         bucket_rows=max(raw_rows) / params.download.buckets,
-        category_items=max(one.items for one in categories),
-        samples=train + validation + test,
-        train=train,
-        validation=validation,
+        category_items=category_items,
+        batch_items=min(category_items, columns.ROWS_PER_PART),
+        category_samples=max(samples),
+        batch_samples=min(max(samples), columns.ROWS_PER_BATCH),
+        block_samples=min(largest_part, near_duplicates.ROWS_IN_MEMORY),
+        tar_samples=min(largest_part, params.shards.samples_per_shard),
+        samples=sum(samples),
+        train=sum(train),
+        validation=sum(validation),
     )
