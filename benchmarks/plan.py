@@ -62,7 +62,7 @@ def fit(small: Rehearsed, large: Rehearsed) -> Costs:
     stages = {}
     for name, driver in STAGES.items():
         rows = [one.work.rows(driver.rows) for one in (small, large)]
-        own = [one.stage(name)["wall"] - _model(name, one) for one in (small, large)]
+        own = [max(0.0, one.stage(name)["wall"] - _model(name, one)) for one in (small, large)]
         wall_row, call = _line(rows, own)
         cpu_row, _ = _line(rows, [one.stage(name)["cpu"] for one in (small, large)])
         # wall = serial + parallel / workers, CPU = serial + parallel
@@ -159,11 +159,11 @@ def paper(one: Rehearsed, costs: Costs) -> None:
             max(stage.together_mb for stage in found.stages.values()) / 1e3, found.network["raw_bytes"] / 1e9,
             found.network["image_bytes"] / 1e9,
         )  # fmt: skip
-        longest = f"`{max(data, key=data.__getitem__)}`"
+        longest = ", ".join(f"`{name}` {data[name] / 3600:.1f}" for name in sorted(data, key=data.__getitem__)[:-4:-1])
         numbers = [f"{number:,.1f}" for number in cells]
         rows.append((f"{100 * fraction:.0f} %", f"{cores}", f"{found.workload.samples:,.0f}", longest, *numbers))
     head = (
-        "fraction", "cores", "samples", "longest of the data stages", "data stages, h", "training, h", "disk, GB",
+        "fraction", "cores", "samples", "longest data stages, h", "all data stages, h", "training, h", "disk, GB",
         "memory, GB", "raw files, GB", "images, GB",
     )  # fmt: skip
     title = (
