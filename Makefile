@@ -90,8 +90,9 @@ bench-scale: setup ## measure join, groups and sample on up to 16 M synthetic it
 bench-validation: setup ## measure the gates on up to 10 M synthetic rows per table
 	python -m benchmarks.validation
 
-bench-near-duplicates: setup ## measure which near-duplicate pictures are found, and the search in up to 5 M
+bench-near-duplicates: setup ## measure which near-duplicate pictures are found, and both searches in millions
 	python -m benchmarks.near_duplicates
+	python -m benchmarks.near_duplicate_titles
 
 rehearsal: setup ## rehearse the paper's run on a synthetic twin of its data, in build/rehearsal; takes hours
 	python -m benchmarks.rehearsal --resume

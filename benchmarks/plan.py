@@ -1,6 +1,6 @@
 """Fit the costs of `effimini plan` to rehearsals, compare its plans with them, and extrapolate to the paper's run.
 
-    python -m benchmarks.plan --fit SMALL LARGE     # writes effimini/plan/costs.json
+    python -m benchmarks.plan --fit BUILD BUILD ... # writes effimini/plan/costs.json
     python -m benchmarks.plan --check BUILD ...     # planned beside measured
     python -m benchmarks.plan --paper BUILD         # the real catalogue's size, on 2, 16 and 64 cores
 
@@ -56,8 +56,12 @@ class Rehearsed:
         return float(self.result["sizes"][name]) - stored * self.work.rows(TABLES[name])
 
 
-def fit(small: Rehearsed, large: Rehearsed) -> Costs:
-    """Return the costs on the line through two rehearsals."""
+def fit(rehearsals: Sequence[Rehearsed]) -> Costs:
+    """Return the costs on lines through two rehearsals: time and disk through the first two, memory through the last.
+
+    Memory grows more slowly the larger a run is, because stages hold batches.
+    """
+    small, large = rehearsals[:2]
     workers = large.params.dask.workers
     stages = {}
     for name, driver in STAGES.items():
@@ -69,8 +73,8 @@ def fit(small: Rehearsed, large: Rehearsed) -> Costs:
         parallel = (cpu_row - wall_row) * workers / (workers - 1) if driver.dask else 0.0
         parallel = min(max(0.0, parallel), workers * wall_row)
         memory_row, memory = _line(
-            [one.work.rows(driver.memory) for one in (small, large)],
-            [one.stage(name)["process"] for one in (small, large)],
+            [one.work.rows(driver.memory) for one in rehearsals[-2:]],
+            [one.stage(name)["process"] for one in rehearsals[-2:]],
         )
         stages[name] = StageCost(
             call=call / large.work.calls(name),
@@ -87,7 +91,7 @@ def fit(small: Rehearsed, large: Rehearsed) -> Costs:
         tables[name] = TableCost(category=fixed / large.work.categories, row=row)
     machine = large.plan.machine
     assert machine.pictures is not None
-    sizes = " and ".join(f"{one.result['items']:,}" for one in (small, large))
+    sizes = ", ".join(f"{one.result['items']:,}" for one in rehearsals)
     return Costs(
         measured=f"{machine.cores} cores, rehearsals of {sizes} items, commit {large.result['commit']}",
         work=machine.work,
@@ -175,13 +179,12 @@ def paper(one: Rehearsed, costs: Costs) -> None:
 def main() -> None:
     """Fit, check or extrapolate."""
     parser = argparse.ArgumentParser("python -m benchmarks.plan", description=__doc__.splitlines()[0])
-    parser.add_argument("--fit", type=Path, nargs=2, metavar=("SMALL", "LARGE"))
+    parser.add_argument("--fit", type=Path, nargs="+", metavar="BUILD", help="two or more, by size")
     parser.add_argument("--check", type=Path, nargs="+", default=[])
     parser.add_argument("--paper", type=Path)
     chosen = parser.parse_args()
     if chosen.fit:
-        small, large = map(Rehearsed, chosen.fit)
-        found = msgspec.json.encode(fit(small, large))
+        found = msgspec.json.encode(fit(list(map(Rehearsed, chosen.fit))))
         with files.atomic_write(plan_costs.FILE) as partial:
             partial.write_bytes(msgspec.json.format(found, indent=2) + b"\n")
     costs = plan_costs.read_costs()

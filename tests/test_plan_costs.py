@@ -47,7 +47,7 @@ def rehearsed(
 
 def test_a_plan_gives_what_the_rehearsals_took(rehearsed: Callable[[int], Rehearsed]) -> None:
     small, large = rehearsed(1), rehearsed(8)
-    costs = fit(small, large)
+    costs = fit([small, large])
     assert costs.measured == "2 cores, rehearsals of 1 and 8 items, commit abc"
     for one in (small, large):
         plan = predict(one.params, one.plan.categories, one.plan.machine, costs)
@@ -61,5 +61,5 @@ def test_a_plan_gives_what_the_rehearsals_took(rehearsed: Callable[[int], Rehear
 def test_costs_are_never_negative(rehearsed: Callable[[int], Rehearsed]) -> None:
     small, large = rehearsed(8), rehearsed(1)  # the larger one took less
     large.result["watched"]["stages"]["join"]["wall"] = 1e6
-    for cost in fit(small, large).stages.values():
+    for cost in fit([small, large]).stages.values():
         assert min(cost.call, cost.serial, cost.parallel, cost.memory, cost.memory_row) >= 0

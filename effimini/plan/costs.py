@@ -1,7 +1,7 @@
 """What a stage costs per call and per row, as measured by the rehearsal, and how much of it a run has.
 
-Input: ``costs.json``, which ``python -m benchmarks.plan --fit`` writes from rehearsals of two sizes; a survey of the
-source. Output: `Costs` and `Workload`. Guarantees: no figure in ``costs.json`` is set by hand.
+Input: ``costs.json``, which ``python -m benchmarks.plan --fit`` writes from rehearsals; a survey of the source. Output:
+`Costs` and `Workload`. Guarantees: no figure in ``costs.json`` is set by hand.
 """
 
 from collections.abc import Sequence

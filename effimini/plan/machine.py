@@ -37,7 +37,7 @@ from shards.fetch import fetch_some, image_base
 
 PICTURES = 64
 _ROUNDS = 20  # of the work that a core is measured by
-_STEPS = 3  # of training, after one that is not counted
+_STEPS, _STEP_SECONDS = 3, 5.0  # minimum number and time of the measured steps
 _BATCHES = 9  # whose longest text is measured
 _MAX_BATCH = 256  # samples in a measured step
 
@@ -226,9 +226,9 @@ def _score_seconds(model: EffiMini, inputs: tuple[torch.Tensor, ...], dist: Dist
 
 
 def _seconds(function: Callable[[], None], dist: Distributed) -> float:
-    """Return the median time of a call, after one that is not counted."""
-    found = []
-    for _ in range(1 + _STEPS):
+    """Return the median time of `_STEPS` calls or of `_STEP_SECONDS`, after one call that is not counted."""
+    found: list[float] = []
+    while len(found) <= _STEPS or sum(found[1:]) < _STEP_SECONDS:
         begin = time.monotonic()
         function()
         if dist.device.type == "cuda":
