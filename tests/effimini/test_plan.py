@@ -139,7 +139,8 @@ def test_every_stage_and_every_table_has_a_measured_cost() -> None:
     assert stages.keys() | {"dvc"} == STAGES.keys() == costs.stages.keys()
     assert costs.tables.keys() == TABLES.keys()
     assert all(cost.call >= 0 and cost.serial >= 0 and cost.parallel >= 0 for cost in costs.stages.values())
-    assert sum(cost.call + cost.serial + cost.parallel > 0 for cost in costs.stages.values()) == len(STAGES)
+    free = [name for name, cost in costs.stages.items() if cost.call + cost.serial + cost.parallel == 0]
+    assert set(free) <= {"train", "evaluate"}  # of which the model may be all that was measured
 
 
 def test_a_larger_fraction_has_more_samples_and_takes_longer(paper: Callable[..., Params]) -> None:
@@ -187,7 +188,7 @@ def test_frozen_encoders_score_each_sample_once(paper: Callable[..., Params]) ->
         ({"source.keep_raw": True}, {"disk": 10**9}, r"most of it for store: raw files.*source\.keep_raw: false"),
         ({}, {"memory": 10**9}, r"download needs .* GB of memory.*download\.buckets"),
         ({"images.request": 0}, {"pictures": LARGE_PICTURES}, r"images\.request: 224"),
-        ({"dask.workers": 2}, {}, r"dask\.workers: 16"),
+        ({"dask.workers": 2, "sample.fraction": 1.0}, {}, r"dask\.workers: 16"),
     ],
 )  # fmt: skip
 def test_what_is_too_small_is_named_with_the_parameter_to_change(
