@@ -187,6 +187,21 @@ def test_a_new_band_is_searched_alone_and_pictures_are_compared_once(
     assert "A1" not in exclusions(tmp_path)
 
 
+def test_two_categories_may_have_the_same_part(tmp_path: Path, params: Callable[..., Params]) -> None:
+    for category in ("One", "Two"):
+        write_part(tmp_path, category, "test", {"T1": ("A lamp", 1)})
+        write_part(tmp_path, category, "train-00", {"A1": ("A chair", 1), "A2": ("A table", 2)})
+    decontaminate(params("One", "Two"), tmp_path)
+    write_part(tmp_path, "Three", "test", {"T2": ("Shoes", 2)})
+    write_part(tmp_path, "Three", "train-00", {"A3": ("A book", 3)})
+    decontaminate(params("One", "Two", "Three"), tmp_path)
+    for category in ("One", "Two"):
+        assert exclusions(tmp_path, category) == {
+            "A1": ("same_picture", "test", "One/T1"),
+            "A2": ("same_picture", "test", "Three/T2"),
+        }
+
+
 def test_a_picture_is_compared_with_the_nearest_four_of_all_parts(
     tmp_path: Path, params: Callable[..., Params], compared: tuple[set[str], list[str]]
 ) -> None:
