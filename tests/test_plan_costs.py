@@ -48,7 +48,7 @@ def rehearsed(
 def test_a_plan_gives_what_the_rehearsals_took(rehearsed: Callable[[int], Rehearsed]) -> None:
     small, large = rehearsed(1), rehearsed(8)
     costs = fit([small, large])
-    assert costs.measured == "2 cores, rehearsals of 1 and 8 items, commit abc"
+    assert costs.measured == "2 cores, rehearsals of 1, 8 items, commit abc"
     for one in (small, large):
         plan = predict(one.params, one.plan.categories, one.plan.machine, costs)
         for name in STAGES.keys() - {"train", "evaluate"}:
