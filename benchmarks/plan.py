@@ -20,7 +20,7 @@ import msgspec
 from benchmarks.rehearsal.figures import CATEGORIES
 from benchmarks.tables import table
 from effimini.plan import costs as plan_costs
-from effimini.plan.costs import STAGES, TABLES, WITH_IMAGES, Costs, StageCost, TableCost, Workload, workload
+from effimini.plan.costs import DRIVERS, TABLES, WITH_IMAGES, RunCosts, StageCost, TableCost, Workload, workload
 from effimini.plan.machine import measure_steps
 from effimini.plan.plan import Plan, model_seconds, predict, with_cores
 from prep.core import files
@@ -51,12 +51,11 @@ class Rehearsed:
 
     def table_bytes(self, name: str) -> float:
         """Return the size of a table without its images."""
-        pictures = self.plan.machine.pictures
-        stored = pictures.stored_bytes * pictures.fetched if pictures and name in WITH_IMAGES else 0.0
+        stored = self.plan.machine.stored_bytes if name in WITH_IMAGES else 0.0
         return float(self.result["sizes"][name]) - stored * self.work.rows(TABLES[name])
 
 
-def fit(rehearsals: Sequence[Rehearsed]) -> Costs:
+def fit(rehearsals: Sequence[Rehearsed]) -> RunCosts:
     """Return the costs on lines through two rehearsals: time and disk through the first two, memory through the last.
 
     Memory grows more slowly the larger a run is, because stages hold batches.
@@ -64,7 +63,7 @@ def fit(rehearsals: Sequence[Rehearsed]) -> Costs:
     small, large = rehearsals[:2]
     workers = large.params.dask.workers
     stages = {}
-    for name, driver in STAGES.items():
+    for name, driver in DRIVERS.items():
         rows = [one.work.rows(driver.rows) for one in (small, large)]
         own = [max(0.0, one.stage(name)["wall"] - _model(name, one)) for one in (small, large)]
         wall_row, call = _line(rows, own)
@@ -92,7 +91,7 @@ def fit(rehearsals: Sequence[Rehearsed]) -> Costs:
     machine = large.plan.machine
     assert machine.pictures is not None
     sizes = ", ".join(f"{one.result['items']:,}" for one in rehearsals)
-    return Costs(
+    return RunCosts(
         measured=f"{machine.cores} cores, rehearsals of {sizes} items, commit {large.result['commit']}",
         work=machine.work,
         pictures=machine.pictures,
@@ -114,10 +113,10 @@ def _line(rows: Sequence[float], values: Sequence[float]) -> tuple[float, float]
     return slope, max(0.0, values[1] - slope * rows[1])
 
 
-def check(one: Rehearsed, costs: Costs) -> None:
+def check(one: Rehearsed, costs: RunCosts) -> None:
     """Print what was planned beside what was measured."""
     planned = predict(one.params, one.plan.categories, one.plan.machine, costs)
-    counts, measured = one.result["rows"], {name: one.stage(name) for name in STAGES}
+    counts, measured = one.result["rows"], {name: one.stage(name) for name in DRIVERS}
     pairs = {"items": (planned.workload.items, counts["items items"])}
     pairs["items in the sample"] = planned.workload.samples, counts["images images"]
     for name, stage in planned.stages.items():
@@ -135,7 +134,7 @@ def check(one: Rehearsed, costs: Costs) -> None:
     )
 
 
-def paper(one: Rehearsed, costs: Costs) -> None:
+def paper(one: Rehearsed, costs: RunCosts) -> None:
     """Print plans of the preset `paper` for a catalogue of the real size whose rows are like those of a rehearsal."""
     real = 1000 * sum(category.items for category in CATEGORIES.values())
     factor = real / sum(category.items for category in one.plan.categories)
@@ -185,7 +184,7 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.fit:
         found = msgspec.json.encode(fit(list(map(Rehearsed, chosen.fit))))
-        with files.atomic_write(plan_costs.FILE) as partial:
+        with files.atomic_write(plan_costs.COSTS_FILE) as partial:
             partial.write_bytes(msgspec.json.format(found, indent=2) + b"\n")
     costs = plan_costs.read_costs()
     for build in chosen.check:

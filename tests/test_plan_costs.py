@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from benchmarks.plan import Rehearsed, fit
-from effimini.plan.costs import STAGES, TABLES, read_costs
+from effimini.plan.costs import DRIVERS, TABLES, read_costs
 from effimini.plan.plan import predict
 from prep.core import writers
 from prep.core.params import Params
@@ -29,7 +29,7 @@ def rehearsed(
         build = tmp_path / f"{factor}"
         plan = predict(params, categories, msgspec.structs.replace(MACHINE, cores=2), read_costs())
         stages = {}
-        for number, (name, driver) in enumerate(STAGES.items(), 1):
+        for number, (name, driver) in enumerate(DRIVERS.items(), 1):
             rows = plan.workload.rows(driver.rows)
             wall = 3.0 * plan.workload.calls(name) + number * 1e-7 * rows
             stages[name] = {"wall": wall + 1000.0 * (name in {"train", "evaluate"}), "cpu": 1.5 * wall, "process": 99.0}
@@ -51,7 +51,7 @@ def test_a_plan_gives_what_the_rehearsals_took(rehearsed: Callable[[int], Rehear
     assert costs.measured == "2 cores, rehearsals of 1, 8 items, commit abc"
     for one in (small, large):
         plan = predict(one.params, one.plan.categories, one.plan.machine, costs)
-        for name in STAGES.keys() - {"train", "evaluate"}:
+        for name in DRIVERS.keys() - {"train", "evaluate"}:
             assert plan.stages[name].seconds == pytest.approx(one.stage(name)["wall"], rel=0.02), name
             assert plan.stages[name].process_mb == pytest.approx(99)
         for name in TABLES:

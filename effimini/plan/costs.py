@@ -1,7 +1,7 @@
 """What a stage costs per call and per row, as measured by the rehearsal, and how much of it a run has.
 
 Input: ``costs.json``, which ``python -m benchmarks.plan --fit`` writes from rehearsals; a survey of the source. Output:
-`Costs` and `Workload`. Guarantees: no figure in ``costs.json`` is set by hand.
+`RunCosts` and `Workload`. Guarantees: no figure in ``costs.json`` is set by hand.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from prep.core.params import Params
 from shards import near_duplicates
 from validation import columns
 
-FILE = Path(__file__).with_suffix(".json")
+COSTS_FILE = Path(__file__).with_suffix(".json")
 
-Rows = Literal["none", "raw_bytes", "raw_rows", "items", "samples", "train"]
+TimeRows = Literal["none", "raw_bytes", "raw_rows", "items", "samples", "train"]
 MemoryRows = Literal[
     "none", "bucket_rows", "batch_items", "category_items", "items", "batch_samples", "block_samples", "tar_samples",
     "category_samples", "samples",
@@ -28,13 +28,13 @@ MemoryRows = Literal[
 class Driver(NamedTuple):
     """What the cost of a stage grows with."""
 
-    rows: Rows  # its time
+    rows: TimeRows  # its time
     memory: MemoryRows  # the memory of its largest process
     calls: Literal["categories", "one", "dvc"] = "one"
     dask: bool = False  # whether its rows are divided among the workers of Dask
 
 
-STAGES = {
+DRIVERS = {
     "download": Driver("raw_bytes", "bucket_rows", "categories", dask=True),
     "validate_raw": Driver("raw_rows", "batch_items"),
     "join": Driver("raw_rows", "bucket_rows", "categories", dask=True),
@@ -57,7 +57,7 @@ STAGES = {
     "validate_profiles": Driver("none", "none"),
     "dvc": Driver("raw_rows", "none", "dvc"),  # it hashes and copies all files
 }
-TABLES: dict[str, Rows] = {  # folders, and what their size grows with
+TABLES: dict[str, TimeRows] = {  # folders, and what their size grows with
     "raw": "raw_rows", "items": "items", "groups": "items", "sample": "samples", "images": "samples",
     "shards": "samples",
 }  # fmt: skip
@@ -82,7 +82,7 @@ class TableCost(msgspec.Struct, frozen=True, kw_only=True):
     row: float
 
 
-class Costs(msgspec.Struct, frozen=True, kw_only=True):
+class RunCosts(msgspec.Struct, frozen=True, kw_only=True):
     """The reference machine, and what a run costs there."""
 
     measured: str  # machine, sizes and commit
@@ -112,21 +112,21 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     train: float
     validation: float
 
-    def rows(self, name: Rows | MemoryRows) -> float:
+    def rows(self, name: TimeRows | MemoryRows) -> float:
         """Return the number of rows or bytes of a `Driver`."""
         return 0.0 if name == "none" else float(getattr(self, name))
 
     def calls(self, stage: str) -> int:
         """Return how often a stage is called; of ``dvc``, the number of all calls."""
-        kind = STAGES[stage].calls
+        kind = DRIVERS[stage].calls
         if kind == "dvc":
-            return sum(self.categories if each.calls == "categories" else 1 for each in STAGES.values()) - 1
+            return sum(self.categories if each.calls == "categories" else 1 for each in DRIVERS.values()) - 1
         return self.categories if kind == "categories" else 1
 
 
-def read_costs(path: Path = FILE) -> Costs:
+def read_costs(path: Path = COSTS_FILE) -> RunCosts:
     """Return the measured costs."""
-    return msgspec.json.decode(path.read_bytes(), type=Costs)
+    return msgspec.json.decode(path.read_bytes(), type=RunCosts)
 
 
 def workload(params: Params, categories: Sequence[CategorySurvey]) -> Workload:

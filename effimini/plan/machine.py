@@ -75,6 +75,11 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     pictures: Pictures | None  # None if no item has an image
     steps: Steps
 
+    @property
+    def stored_bytes(self) -> float:
+        """Mean size of an item's image at training size; 0 for an item without one."""
+        return self.pictures.stored_bytes * self.pictures.fetched if self.pictures else 0.0
+
 
 def calibrate(params: Params, surveyed: Survey, data: Path) -> Machine:
     """Measure this machine.

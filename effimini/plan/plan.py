@@ -14,7 +14,7 @@ from rich.console import Group
 from rich.filesize import decimal
 from rich.table import Table
 
-from effimini.plan.costs import STAGES, TABLES, WITH_IMAGES, Costs, Workload, read_costs, workload
+from effimini.plan.costs import DRIVERS, TABLES, WITH_IMAGES, RunCosts, Workload, read_costs, workload
 from effimini.plan.machine import Machine, Steps, calibrate
 from effimini.plan.survey import CategorySurvey, survey
 from prep import ranges
@@ -100,7 +100,7 @@ def with_cores(machine: Machine, cores: int) -> Machine:
     return msgspec.structs.replace(machine, cores=cores, steps=steps)
 
 
-def predict(params: Params, categories: Sequence[CategorySurvey], machine: Machine, costs: Costs) -> Plan:
+def predict(params: Params, categories: Sequence[CategorySurvey], machine: Machine, costs: RunCosts) -> Plan:
     """Return the plan that follows from what was measured.
 
     Args:
@@ -111,7 +111,7 @@ def predict(params: Params, categories: Sequence[CategorySurvey], machine: Machi
     """
     work = workload(params, categories)
     stages = {}
-    for name, driver in STAGES.items():
+    for name, driver in DRIVERS.items():
         cost, workers = costs.stages[name], _workers(params) if driver.dask else 1
         process = cost.memory + cost.memory_row * work.rows(driver.memory)
         if name == "train":  # the model may be larger than that of the reference
@@ -151,12 +151,12 @@ def _workers(params: Params) -> int:
     return 1 if params.dask.scheduler == "synchronous" else params.dask.workers
 
 
-def _seconds(name: str, work: Workload, params: Params, machine: Machine, costs: Costs) -> float:
-    cost, driver, slower = costs.stages[name], STAGES[name], machine.work / costs.work
+def _seconds(name: str, work: Workload, params: Params, machine: Machine, costs: RunCosts) -> float:
+    cost, driver, slower = costs.stages[name], DRIVERS[name], machine.work / costs.work
     parallel = cost.parallel * slower
     if name == "fetch" and machine.pictures:  # they may be larger than those of the reference
         parallel += machine.pictures.cpu - costs.pictures.cpu * slower
-    if name in {"decontaminate", "validate_exclusions", "validate_images", "validate_shards"}:
+    if name == "decontaminate":  # it decodes the stored images
         parallel *= (params.images.resolution / costs.resolution) ** 2
     at_once = min(_workers(params), machine.cores) if driver.dask else 1
     per_row = cost.serial * slower + max(0.0, parallel) / at_once
@@ -168,15 +168,14 @@ def _seconds(name: str, work: Workload, params: Params, machine: Machine, costs:
     return stage + model_seconds(name, work, params, machine.steps)
 
 
-def _disk(params: Params, work: Workload, machine: Machine, costs: Costs) -> dict[str, int]:
-    stored = machine.pictures.stored_bytes * machine.pictures.fetched if machine.pictures else 0.0
+def _disk(params: Params, work: Workload, machine: Machine, costs: RunCosts) -> dict[str, int]:
     found = {}
     for table, rows in TABLES.items():
-        cost, image = costs.tables[table], stored if table in WITH_IMAGES else 0.0
+        cost, image = costs.tables[table], machine.stored_bytes if table in WITH_IMAGES else 0.0
         found[f"data/{table}"] = work.categories * cost.category + work.rows(rows) * (cost.row + image)
     tables = sum(found.values())
     found["store: raw files"] = work.raw_bytes if params.source.keep_raw and machine.download_rate else 0.0
-    found["store: images"] = work.samples * stored
+    found["store: images"] = work.samples * machine.stored_bytes
     found["store: shards"] = 0.0 if machine.hard_links else found["data/shards"]
     found["DVC's cache"] = 0.0 if machine.clones else tables
     return {name: int(size) for name, size in found.items()} | {"total": int(sum(found.values()))}
@@ -212,7 +211,7 @@ def _warnings(params: Params, machine: Machine, stages: dict[str, StagePlan], di
             f"an image has {decimal(int(images.source_bytes))} on the host and {decimal(int(images.stored_bytes))} at "
             f"training size; set images.request: {params.images.resolution} to request smaller ones"
         )
-    workers, of_workers = _workers(params), sum(stages[name].seconds for name, each in STAGES.items() if each.dask)
+    workers, of_workers = _workers(params), sum(stages[name].seconds for name, each in DRIVERS.items() if each.dask)
     if of_workers > _WORTH_WORKERS and (workers > machine.cores or 2 * workers <= machine.cores):
         yield (
             f"dask.workers is {workers} ({params.dask.scheduler}) and this machine has {machine.cores} cores; set "

@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from effimini import cli
-from effimini.plan.costs import STAGES, TABLES, read_costs, workload
+from effimini.plan.costs import DRIVERS, TABLES, read_costs, workload
 from effimini.plan.machine import Machine, Pictures, Steps
 from effimini.plan.plan import Plan, predict, with_cores
 from effimini.plan.survey import PIECES, CategorySurvey, download_rate, survey
@@ -136,7 +136,7 @@ def test_a_source_without_the_files_is_one_sentence(
 def test_every_stage_and_every_table_has_a_measured_cost() -> None:
     stages = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
     costs = read_costs()
-    assert stages.keys() | {"dvc"} == STAGES.keys() == costs.stages.keys()
+    assert stages.keys() | {"dvc"} == DRIVERS.keys() == costs.stages.keys()
     assert costs.tables.keys() == TABLES.keys()
     assert all(cost.call >= 0 and cost.serial >= 0 and cost.parallel >= 0 for cost in costs.stages.values())
     free = [name for name, cost in costs.stages.items() if cost.call + cost.serial + cost.parallel == 0]
@@ -220,7 +220,7 @@ def test_the_command_prints_tables_or_json_and_changes_nothing(
     before = digests(tmp_path)
     shown = CliRunner().invoke(cli.app, ["plan"])
     assert shown.exit_code == 0
-    assert all(name in shown.stdout for name in (*STAGES, "data/shards", "It is assumed that"))
+    assert all(name in shown.stdout for name in (*DRIVERS, "data/shards", "It is assumed that"))
     printed = CliRunner().invoke(cli.app, ["plan", "--json", "--cores", "64"])
     found = msgspec.json.decode(printed.stdout, type=Plan)
     assert found.machine.cores == 64
