@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import StandardScaler
 
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 TFIDF_TERMS = 200_000  # words and word pairs
 EXACT_SAMPLES = 20_000  # training samples up to which scikit-learn counts them
+TFIDF_SAMPLES = 500_000  # training samples that TF-IDF + ridge is fitted on at most; each takes about 10 kB of memory
+SAMPLES_AT_ONCE = 20_000  # samples whose terms are in memory to be predicted
 TFIDF_ALPHAS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # regularization strengths of ridge to try
 FEATURE_ALPHAS = (100.0, 300.0, 1000.0, 3000.0, 10000.0, 30000.0)  # the same, on encoder features
 
@@ -89,26 +92,43 @@ def _category_mean(train: ShardDataset, weight: Stars, test: ShardDataset) -> St
 def _ridge(
     train: ShardDataset, validation: ShardDataset, test: ShardDataset, weight: Stars, fields: Sequence[str]
 ) -> Stars:
-    """Fit ridge on TF-IDF of words and word pairs for each of `TFIDF_ALPHAS`, and use the best on `validation`."""
+    """Fit ridge on TF-IDF of words and word pairs for each of `TFIDF_ALPHAS`, and use the best on `validation`.
+
+    Above `TFIDF_SAMPLES`, evenly spaced training samples are used, so that memory is bounded.
+    """
+    train_rows, validation_rows = _evenly_spaced(len(train)), _evenly_spaced(len(validation))
+    if len(train_rows) < len(train):
+        log.warning(
+            "TF-IDF + ridge is fitted on %d of %d training samples, to save memory", len(train_rows), len(train)
+        )
     vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2, max_features=TFIDF_TERMS)
-    if len(train) > EXACT_SAMPLES:  # scikit-learn counts every pair of words before it leaves out the rare ones
-        terms = frequent_terms(_split_texts(train, fields), vectorizer.build_analyzer(), TFIDF_TERMS)
+    if len(train_rows) > EXACT_SAMPLES:  # scikit-learn counts every pair of words before it leaves out the rare ones
+        terms = frequent_terms(_texts(train, train_rows, fields), vectorizer.build_analyzer(), TFIDF_TERMS)
         vectorizer.set_params(vocabulary=terms)
     try:
-        train_terms = vectorizer.fit_transform(_split_texts(train, fields))
+        train_terms = vectorizer.fit_transform(_texts(train, train_rows, fields))
     except ValueError:  # scikit-learn raises it if the vocabulary is empty, as with very few samples
         log.warning("no word occurs in two training texts; TF-IDF + ridge falls back to the constant")
         return np.full(len(test), _mean(train.labels, weight), np.float32)
-    validation_terms = vectorizer.transform(_split_texts(validation, fields))
+    validation_terms = vectorizer.transform(_texts(validation, validation_rows, fields))
     chosen, best = best_ridge(
         TFIDF_ALPHAS,
         train_terms,
-        train.labels,
-        weight,
-        lambda ridge: plcc(clamp(ridge.predict(validation_terms)), validation.labels),
+        train.labels[train_rows],
+        weight[train_rows],
+        lambda ridge: plcc(clamp(ridge.predict(validation_terms)), validation.labels[validation_rows]),
     )
     log.info("TF-IDF + ridge: alpha %g, validation PLCC %.4f", chosen.alpha, best)
-    return clamp(chosen.predict(vectorizer.transform(_split_texts(test, fields)))).astype(np.float32)
+    stars = [
+        chosen.predict(vectorizer.transform(_texts(test, rows, fields)))
+        for rows in np.split(np.arange(len(test)), range(SAMPLES_AT_ONCE, len(test), SAMPLES_AT_ONCE))
+    ]
+    return clamp(np.concatenate(stars)).astype(np.float32)
+
+
+def _evenly_spaced(samples: int) -> npt.NDArray[np.int64]:
+    """Return the numbers of at most `TFIDF_SAMPLES` of `samples` samples."""
+    return np.arange(0, samples, max(1, -(-samples // TFIDF_SAMPLES)))
 
 
 def frequent_terms(
@@ -136,5 +156,5 @@ def frequent_terms(
     return sorted(term for _, term in ranked[:most])
 
 
-def _split_texts(split: ShardDataset, fields: Sequence[str]) -> Iterator[str]:
-    return (assemble(split.metadata(i), fields) for i in range(len(split)))
+def _texts(split: ShardDataset, rows: Iterable[int], fields: Sequence[str]) -> Iterator[str]:
+    return (assemble(split.metadata(row), fields) for row in rows)

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from effimini.baselines import TFIDF_SAMPLES
 from effimini.plan.machine import Pictures, Steps
 from effimini.plan.survey import CategorySurvey
 from prep.core.params import Params
@@ -21,7 +22,7 @@ COSTS_FILE = Path(__file__).with_suffix(".json")
 TimeRows = Literal["none", "raw_bytes", "raw_rows", "items", "samples", "train"]
 MemoryRows = Literal[
     "none", "bucket_rows", "batch_items", "category_items", "items", "batch_samples", "block_samples", "tar_samples",
-    "category_samples", "samples",
+    "category_samples", "tfidf_samples", "samples",
 ]  # fmt: skip
 
 
@@ -52,7 +53,7 @@ DRIVERS = {
     "weights": Driver("train", "none"),
     "validate_weights": Driver("train", "samples"),
     "train": Driver("train", "samples"),
-    "evaluate": Driver("samples", "samples"),
+    "evaluate": Driver("samples", "tfidf_samples"),
     "validate_predictions": Driver("samples", "samples"),
     "validate_profiles": Driver("none", "none"),
     "dvc": Driver("raw_rows", "none", "dvc"),  # it hashes and copies all files
@@ -108,6 +109,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     batch_samples: float  # of these, those that a gate has in memory
     block_samples: float  # of the largest part, those whose images are in memory
     tar_samples: float  # of the largest part, those of one tar
+    tfidf_samples: float  # with the most training samples that TF-IDF + ridge is fitted on
     samples: float
     train: float
     validation: float
@@ -155,6 +157,7 @@ def workload(params: Params, categories: Sequence[CategorySurvey]) -> Workload:
         batch_samples=min(max(samples), columns.ROWS_PER_BATCH),
         block_samples=min(largest_part, near_duplicates.ROWS_IN_MEMORY),
         tar_samples=min(largest_part, params.shards.samples_per_shard),
+        tfidf_samples=sum(samples) * min(1.0, TFIDF_SAMPLES / max(1.0, sum(train))),
         samples=sum(samples),
         train=sum(train),
         validation=sum(validation),
