@@ -181,7 +181,9 @@ class EffiMini(nn.Module):
         image = _timm(config.image, config.size, pretrained=False)
         settings = dict(config.text)
         text = _random_text(AutoConfig.for_model(settings.pop("model_type"), **settings))
-        model = cls(config, image, text, tokens.load_tokenizer(str(folder)))
+        tokenizer = tokens.load_tokenizer(str(folder))
+        tokens.check_vocabulary(tokenizer, cast(PretrainedConfig, text.config).vocab_size, str(folder))
+        model = cls(config, image, text, tokenizer)
         _load_weights(model, folder / WEIGHTS_FILE, optional=())
         return model.eval()
 
@@ -209,11 +211,7 @@ def build(params: Params, *, random: bool = False) -> EffiMini:
             f"text.max_tokens {params.text.max_tokens} is more than the {positions} positions of "
             f"{params.model.text.name}; lower it"
         )
-    if tokenizer.get_vocab_size() > vocabulary:
-        raise UserError(
-            f"the tokenizer of {params.model.text.name} has {tokenizer.get_vocab_size()} tokens and its encoder only "
-            f"{vocabulary}, so they do not match; set model.text.name to a folder with a matching tokenizer"
-        )
+    tokens.check_vocabulary(tokenizer, vocabulary, params.model.text.name)
     text_config = settings.to_dict()
     for key in ("_name_or_path", "transformers_version", "dtype", "architectures"):
         text_config.pop(key, None)

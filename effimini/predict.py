@@ -118,7 +118,9 @@ def _exported(folder: Path) -> Scorer:
             "run `effimini export` again"
         ) from None
     graph = Graph(folder / GRAPH, config.size)
-    return Scorer(config, tokens.load_tokenizer(str(folder)), graph.parameters, graph.flops, graph.score)
+    tokenizer = tokens.load_tokenizer(str(folder))
+    tokens.check_vocabulary(tokenizer, config.text["vocab_size"], str(folder))
+    return Scorer(config, tokenizer, graph.parameters, graph.flops, graph.score)
 
 
 def read_items(path: Path, images: Path, config: Config) -> list[Item]:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 from tokenizers.implementations import BertWordPieceTokenizer  # type: ignore[attr-defined]  # its module has no __all__
+from tokenizers.models import WordPiece
 
 from prep.core.errors import UserError, first_sentence
 
@@ -54,6 +55,25 @@ def load_tokenizer(name: str) -> Tokenizer:
     raise UserError(
         f"{name} has neither tokenizer.json nor vocab.txt; set model.text.name to an encoder with a tokenizer"
     )
+
+
+def check_vocabulary(tokenizer: Tokenizer, rows: int, name: str) -> None:
+    """Check that an encoder has an embedding for every id of its tokenizer.
+
+    Args:
+        tokenizer: the tokenizer.
+        rows: rows of the encoder's embedding.
+        name: where both are from, for the message.
+
+    Raises:
+        UserError: it has not.
+    """
+    ids = max(tokenizer.get_vocab().values(), default=-1) + 1  # more than there are pieces if some are repeated
+    if ids > rows:
+        raise UserError(
+            f"the tokenizer of {name} has {ids} tokens and its encoder only {rows}, so they do not match; use a folder "
+            "with a matching tokenizer"
+        )
 
 
 def encode(tokenizer: Tokenizer, texts: list[str], max_tokens: int) -> list[list[int]]:
@@ -124,9 +144,9 @@ def _word_piece(name: str, vocabulary: Path) -> Tokenizer:
     """Build BERT's tokenizer from vocab.txt; lower-cases unless tokenizer_config.json disables it."""
     settings_file = _file(name, "tokenizer_config.json")
     settings = json.loads(settings_file.read_text(encoding="utf-8")) if settings_file else {}
-    lines = vocabulary.read_text(encoding="utf-8").splitlines()
+    # Reads the same pieces as transformers. str.splitlines would also split at U+2028 and others, which are pieces.
     wrapped = BertWordPieceTokenizer(
-        {piece: number for number, piece in enumerate(lines)},
+        WordPiece.read_file(str(vocabulary)),
         lowercase=settings.get("do_lower_case", True),
         strip_accents=settings.get("strip_accents"),
         handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
