@@ -12,7 +12,6 @@ The id of a group is its smallest parent_asin, so a new item changes only the gr
 
 import re
 import shutil
-import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +33,7 @@ from prep.core.hashes import hashes
 from prep.core.params import Params, narrow
 from prep.core.reports import Funnel
 from prep.core.tables.groups import GROUPS
+from prep.core.text import normalized, present
 
 READS = ("source.categories", "download.buckets", "groups", "dask")
 
@@ -108,7 +108,7 @@ def image_key(hi_res: str | None, large: str | None) -> str:
 
 
 def _words(text: str | None) -> str:
-    return _NOT_WORD.sub(" ", unicodedata.normalize("NFKC", text or "").casefold()).strip()
+    return _NOT_WORD.sub(" ", normalized("NFKC", present(text)).casefold()).strip()
 
 
 def _write_keys(number: int, bucket: list[Path], count: int, work: Path) -> int:

@@ -27,7 +27,6 @@ of a sorted array, from which `MAX_COMPARED` titles are taken.
 """
 
 import re
-import unicodedata
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Self
@@ -37,6 +36,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from prep.core.hashes import hashes
+from prep.core.text import normalized
 
 FORMAT = 1  # increment it when a signature or the choice of a near duplicate changes for the same titles
 MIN_REQUIRED = 3  # required words of a title, all of them in common
@@ -65,7 +65,8 @@ _VARIANTS = frozenset([*COLOURS.split(), *UNITS.split(), *SIZES.split()])
 
 _WORD = re.compile(r"[^\W_]+")
 _YEAR = re.compile(r"\(((?:19|20)\d\d)\)")
-_LAST_PARENTHESES = re.compile(r"(?:[(\[][^()\[\]]*+[)\]]\s*+)++[\W_]*+$")
+_NO_WORD = re.compile(r"[\W_]*+")
+_PARENTHESES = re.compile(r"(?:[(\[][^()\[\]]*+[)\]]\s*+)++")
 
 SIGNATURES = pa.schema(
     [
@@ -201,7 +202,7 @@ class _Parsed(NamedTuple):
 
 
 def _folded(text: str) -> str:
-    return unicodedata.normalize("NFKC", text).casefold()
+    return normalized("NFKC", text).casefold()
 
 
 def _parse(title: str) -> _Parsed:
@@ -209,7 +210,8 @@ def _parse(title: str) -> _Parsed:
     cut = text.endswith("...")  # NFKC replaces an ellipsis by three periods
     edition: list[str] = _YEAR.findall(text)
     text = _YEAR.sub(" ", text)
-    last = _LAST_PARENTHESES.search(text)
+    end_of_words = len(text) - _NO_WORD.match(text[::-1]).end()  # type: ignore[union-attr]  # matches any text
+    last = next((found for found in _PARENTHESES.finditer(text) if found.end() >= end_of_words), None)
     found = _WORD.findall(text[: last.start()] if last else text)
     inside = _WORD.findall(last[0]) if last else []
     end = len(found) if len(inside) <= MAX_IN_PARENTHESES else len(found) + len(inside)

@@ -1,9 +1,14 @@
+import html
+import json
+import unicodedata
+from typing import Literal
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from prep.core.fields import assemble
-from prep.core.text import clean, clean_details, clean_list
+from prep.core.text import clean, clean_details, clean_list, normalized
 
 
 @pytest.mark.parametrize(
@@ -59,3 +64,103 @@ def test_the_text_has_the_papers_lines_in_the_requested_order() -> None:
     order = ("main_category", "title", "features", "description")
     assert assemble(fields, order) == "Main category: Kitchen\nTitle: A pan\nDescription: Good."
     assert assemble(fields, ("title",)) == "Title: A pan"
+
+
+@pytest.mark.parametrize("word", ["None", "nan", "NaN", "NaT", "NA", "N/A", "n/a", "null", "NULL", "<NA>", " nan "])
+def test_a_word_for_an_absent_value_is_empty(word: str) -> None:
+    assert clean(word) == clean_details(word) == clean_list([word, None], " | ") == ""
+    assert clean_details(json.dumps({"Brand": word, "Colour": "red"})) == "Colour: red"
+    assert clean_list(["a", word, "b"], " | ") == "a | b"
+
+
+@pytest.mark.parametrize("text", ["None of these", "Nan bread", "NA 4", "Nanna", "nulls", "none", "Na", "N.A."])
+def test_other_text_with_such_a_word_stays(text: str) -> None:
+    assert clean(text) == clean_list([text], " ") == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "fits <Less than 5 lbs> dogs",
+        "if <b and c> hold",
+        "<a or b>",
+        "<i think so>",
+        "5 < 6 and 7 > 3",
+        "a<b and c>d",
+        "p <p = 0.05> small",
+        "<user@example.com>",
+        "<and/or> <b/w> <3 <- -> <>",
+        "<New!> <Product Name> <size>",
+        "x <!- y -> z",
+        "a[b[0]]>c",
+        "< b >",
+        "an <unclosed",
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+        "क्\u200dष",
+        "👩\u200d🔬 and 👨\u200d👩\u200d👧 ❤️",
+    ],
+)
+def test_text_in_angle_brackets_and_joiners_are_kept(text: str) -> None:
+    assert clean(text) == text
+    assert clean(text.replace("<", "&lt;").replace(">", "&gt;")) == text
+
+
+@pytest.mark.parametrize(
+    "markup",
+    [
+        "<b>", "</b>", "<BR/>", "<br />", "</p >", '<a href="x y">', "<a\nhref=x>", "<input disabled>",
+        "<td nowrap width=1>",
+        "<font color=red>", "<h1>", "<o:p></o:p>", "<st1:place w:st=\"on\">", "<!DOCTYPE html>", "<!-- a > <b> c -->",
+        "<script>if (a<b) {}</script>", "<STYLE type='x'>p > a {}</style >", "<![if !vml]>", "<![endif]>",
+        "<video controls loop src=x>", "<svg viewBox='0 0 1 1'>",
+    ],
+)  # fmt: skip
+def test_markup_is_removed(markup: str) -> None:
+    assert clean(f"one{markup}two") == "one two"
+    assert clean(f"one {html.escape(html.escape(markup))} two") == "one two"
+
+
+def test_text_in_a_cdata_section_is_kept() -> None:
+    assert clean("<![CDATA[soft <b>towel</b>]]> here") == "soft towel here"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("co\u00adope\u00adrate", "cooperate"),
+        ("co&shy;operate", "cooperate"),
+        ("\ufeffTitle", "Title"),
+        ("no\u2060break", "nobreak"),
+        ("\u200eleft\u200f", "left"),
+        ("\u202aleft\u202c right", "left right"),
+        ("\u200d a \u200c b\u200c\u200cc \u200d", "a b\u200cc"),
+        ("thin\u200bair", "thin air"),
+        ("two\u2028lines", "two lines"),
+        ("\u200c\u200d\u00ad", ""),
+    ],
+)
+def test_characters_without_width_split_no_word(text: str, expected: str) -> None:
+    assert clean(text) == expected
+
+
+@pytest.mark.parametrize("text", ["&#" + "9" * 5000, "&#" + "9" * 5000 + ";", "&amp;#" + "1" * 5000 + ";"])
+def test_an_entity_of_many_digits_is_no_character(text: str) -> None:
+    assert clean(f"a {text} b") == "a b"
+    assert clean("&#" + "0" * 5000 + "65;") == "A"
+    assert clean("&#x" + "f" * 5000 + "; b") == "b"
+
+
+@given(st.text("ae\u0301\u0327\u0344\u0f73\uac00\uff9e\u00e9 ", max_size=40), st.sampled_from(["NFC", "NFKC"]))
+def test_texts_with_few_marks_are_in_the_normal_form_of_unicode(text: str, form: Literal["NFC", "NFKC"]) -> None:
+    text = text.replace("\u0f73", "\u0f73 ").replace("\u0344", "\u0344 ")
+    few = "".join(" " * (number % 15 == 0) + character for number, character in enumerate(text))
+    assert normalized(form, few) == unicodedata.normalize(form, few)
+
+
+def test_no_run_of_marks_is_longer_than_in_the_stream_safe_format() -> None:
+    for mark in ("\u0301", "\u0344", "\u0f73", "\uff9e", "\u0301\u0327"):
+        found = unicodedata.normalize("NFKD", normalized("NFKC", "a" + mark * 200))
+        runs = "".join("m" if unicodedata.combining(character) else " " for character in found).split()
+        assert max(map(len, runs)) <= 31
+        assert sorted(found.replace("\u034f", "")) == sorted(unicodedata.normalize("NFKD", "a" + mark * 200))
+    assert normalized("NFC", "—" * 99) == "—" * 99
