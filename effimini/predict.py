@@ -5,9 +5,7 @@ item. Guarantees: text and images are processed by the same functions as the tra
 atomically; no image outside the folder is read.
 """
 
-import ast
 import csv
-import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -28,8 +26,9 @@ from effimini.model import CONFIG_FILE, Config, EffiMini
 from prep.core import files, memory
 from prep.core.errors import UserError
 from prep.core.fields import LABELS, assemble
+from prep.core.lists import read_list
 from prep.core.progress import bar
-from prep.core.text import clean, clean_details, clean_list
+from prep.core.text import clean, clean_details, clean_list, present
 from shards import tokens
 from shards.images.pixels import Unusable, decode, to_training
 from validation import columns
@@ -41,6 +40,7 @@ log = logging.getLogger(__name__)
 INPUT_COLUMNS = ("parent_asin", "main_category", "title", "features", "description", "image_paths")
 SEPARATORS = {"features": " | ", "description": " "}  # between the elements of a list, as in the sample table
 ITEMS_PER_BATCH = 32
+_SHOWN = 80  # characters of a cell in a message
 
 
 class Item(NamedTuple):
@@ -135,7 +135,7 @@ def read_items(path: Path, images: Path, config: Config) -> list[Item]:
     checked = {
         "line": [f"line {line}" for line, _ in rows],
         "parent_asin": [row["parent_asin"].strip() or None for _, row in rows],
-        "not_text": [next((row[name] for name in SEPARATORS if _parts(row[name]) is None), None) for _, row in rows],
+        "not_text": [_not_text(row) for _, row in rows],
         "outside": [picture.outside for picture in pictures],
         "missing": [picture.missing for picture in pictures],
     }
@@ -170,7 +170,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                         f"{path}, line {reader.line_num}: the row does not have {len(reader.fieldnames or ())} cells "
                         "like the header; quote text that contains commas or quotes"
                     )
-                yield reader.line_num, row
+                yield reader.line_num, {name: present(cell) for name, cell in row.items()}
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; set --input to the CSV file of items") from None
     except IsADirectoryError:
@@ -189,19 +189,12 @@ def _field(name: str, cell: str) -> str:
         return clean_details(cell)
     if name not in SEPARATORS:
         return clean(cell)
-    return clean_list(_parts(cell) or [], SEPARATORS[name])
+    return clean_list(read_list(cell), SEPARATORS[name])
 
 
-def _parts(cell: str) -> list[str] | None:
-    """Return the strings of a JSON or Python list, None if it has other values; other text is a list of one string."""
-    if cell.lstrip().startswith("["):
-        for read in (json.loads, ast.literal_eval):
-            try:
-                values = read(cell)
-            except (ValueError, SyntaxError, MemoryError, RecursionError):
-                continue
-            return values if isinstance(values, list) and all(isinstance(value, str) for value in values) else None
-    return [cell]
+def _not_text(row: dict[str, str]) -> str | None:
+    """Return the beginning of a cell with a list of anything but texts, None if there is none."""
+    return next((row[name][:_SHOWN] for name in SEPARATORS if read_list(row[name]) is None), None)
 
 
 class _ImageFile(NamedTuple):

@@ -3,11 +3,13 @@ import json
 import logging
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from effimini.predict import INPUT_COLUMNS, predict
+from effimini.model import Config
+from effimini.predict import INPUT_COLUMNS, predict, read_items
 from prep.core.errors import UserError
 from prep.core.params import Params
 from shards.stream import ShardDataset
@@ -23,6 +25,10 @@ def write_csv(path: Path, rows: list[dict[str, str]], columns: tuple[str, ...] =
 
 def row(**changes: str) -> dict[str, str]:
     return dict.fromkeys(INPUT_COLUMNS, "") | {"parent_asin": "A1", "title": "sturdy"} | changes
+
+
+def config_of(run: Path) -> Config:
+    return msgspec.json.decode((run / "models/best/config.json").read_bytes(), type=Config)
 
 
 def scores(path: Path) -> dict[str, str]:
@@ -73,6 +79,43 @@ def test_a_list_may_be_json_python_or_plain(run: Path, tmp_path: Path, cell: str
     predict(run / "models/best", items, tmp_path, tmp_path / "out.csv")
     found = scores(tmp_path / "out.csv")
     assert found["A1"] == found["A2"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "same"),
+    [
+        ("['one here' 'two here']", '["one here", "two here"]'),
+        ("[nan]", ""),
+        ("nan", ""),
+        ("<NA>", ""),
+        (" None ", ""),
+        ("['one' nan]", "one"),
+    ],
+)
+def test_a_cell_is_read_as_the_tool_meant_it(run: Path, tmp_path: Path, cell: str, same: str) -> None:
+    """The texts are compared, not the scores, which may be equal for different texts."""
+    config = config_of(run)
+    items = write_csv(
+        tmp_path / "items.csv", [row(features=cell, title="NA"), row(parent_asin="A2", features=same, title="")]
+    )
+    first, second = read_items(items, tmp_path, config)
+    assert first.text == second.text
+
+
+def test_an_absent_id_is_refused_and_an_absent_image_is_none(run: Path, tmp_path: Path) -> None:
+    config = config_of(run)
+    items = write_csv(tmp_path / "items.csv", [row(image_paths="nan")])
+    assert read_items(items, tmp_path, config)[0].image is None
+    with pytest.raises(UserError, match="parent_asin not null, .* line 2"):
+        read_items(write_csv(tmp_path / "items.csv", [row(parent_asin="nan")]), tmp_path, config)
+
+
+@pytest.mark.parametrize("cell", ["['a' ... 'z']", "[['a']]", "['a', 'b", "[b'a']"])
+def test_a_list_that_cannot_be_read_whole_is_refused(run: Path, tmp_path: Path, cell: str) -> None:
+    config = config_of(run)
+    items = write_csv(tmp_path / "items.csv", [row(), row(parent_asin="A2", description=cell)])
+    with pytest.raises(UserError, match=r"as text or lists of texts, .* line 3 \(not_text \["):
+        read_items(items, tmp_path, config)
 
 
 @pytest.mark.parametrize(
