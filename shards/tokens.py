@@ -20,6 +20,10 @@ from tokenizers.models import WordPiece
 from prep.core.errors import UserError, first_sentence
 
 _PADS = ("[PAD]", "<pad>")
+_LONG = (
+    64  # characters for each of max_tokens; of a longer text only a beginning is tokenized, if that has enough tokens
+)
+_MARGIN = 256  # characters at the end of a beginning whose tokens may be others than in the whole text
 
 
 class TokenizationConfig(NamedTuple):
@@ -78,11 +82,29 @@ def check_vocabulary(tokenizer: Tokenizer, rows: int, name: str) -> None:
 
 def encode(tokenizer: Tokenizer, texts: list[str], max_tokens: int) -> list[list[int]]:
     """Return the ids of each text, truncated to `max_tokens` including the special tokens, not padded."""
+    texts = [_beginning(tokenizer, text, max_tokens) for text in texts]
     tokenizer.enable_truncation(max_tokens)
     try:
         return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
     finally:
         tokenizer.no_truncation()
+
+
+def _beginning(tokenizer: Tokenizer, text: str, max_tokens: int) -> str:
+    """Return a beginning of a long text with the same first `max_tokens` tokens, or the text.
+
+    A tokenizer splits a text into words before it makes tokens of each, so a beginning has the tokens of the text,
+    those of its last words aside. If it does not split, the text is one word, of which no beginning is taken.
+    """
+    length = _LONG * max_tokens
+    while length < len(text):
+        encoding = tokenizer.encode(text[:length], add_special_tokens=False)
+        ends = (end for _, end in encoding.offsets)
+        words = [word for word, end in zip(encoding.word_ids, ends, strict=True) if end <= length - _MARGIN]
+        if words and words.index(words[-1]) >= max_tokens:  # tokens before the last of these words
+            return text[:length]
+        length *= 2
+    return text
 
 
 def pad(

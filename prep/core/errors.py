@@ -7,6 +7,8 @@ Guarantees: a stage stops if it rejects more rows than its budget allows.
 
 from collections.abc import Mapping
 
+_SHOWN = 60  # characters of a value in a message
+
 
 class UserError(Exception):
     """An error that the user can fix. Its message is one line: what, where, the value found, what to do next.
@@ -37,3 +39,10 @@ def check_budget(bad: Mapping[str, int], total: int, share: float, what: str, hi
     if count > share * total:
         reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(bad.items(), key=lambda r: (-r[1], r[0])))
         raise UserError(f"{count} of {total} {what} are unusable ({reasons}), over the budget of {share:.1%}; {hint}")
+
+
+def shown(value: object) -> str:
+    """Return the first characters of a value for a message, without control characters and line breaks."""
+    text = value if isinstance(value, str) else str(value)
+    begin = "".join(char if char.isprintable() else " " for char in text[:_SHOWN])
+    return f"{begin}..." if text[_SHOWN:] else begin.rstrip()

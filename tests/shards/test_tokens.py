@@ -2,8 +2,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import BertTokenizer
 
 from prep.core.errors import UserError
@@ -108,3 +112,93 @@ def test_no_torch_is_imported() -> None:
     load = "from shards.tokens import load_tokenizer; load_tokenizer('effimini/minilm')"
     code = f"import sys; {load}; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False).returncode == 0
+
+
+class Counting:
+    """A tokenizer that counts the characters that it is given."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer, self.characters = tokenizer, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def encode(self, text: str, **settings: Any) -> Any:
+        self.characters += len(text)
+        return self._tokenizer.encode(text, **settings)
+
+    def encode_batch(self, texts: list[str]) -> Any:
+        self.characters += sum(map(len, texts))
+        return self._tokenizer.encode_batch(texts)
+
+
+LONG = ["lamp " * 50_000, "lamp, " * 50_000, "\u4e2d" * 200_000, "[SEP] " * 40_000, "caf\u00e9 \u0e01\u0e32 " * 30_000]
+
+
+@pytest.mark.parametrize("text", LONG, ids=range(len(LONG)))
+def test_of_a_long_text_only_a_beginning_is_tokenized(text: str) -> None:
+    tokenizer = tokens.load_tokenizer(str(MINILM))
+    counting = Counting(tokenizer)
+    found = tokens.encode(cast(Tokenizer, counting), [text], 32)
+    assert counting.characters < len(text) / 10
+    tokenizer.enable_truncation(32)
+    assert found == [tokenizer.encode(text).ids]
+
+
+def made_of(model: Any, trainer: Any, before: Any = None, normalizer: Any = None) -> Tokenizer:
+    """Return a small tokenizer of another kind."""
+    tokenizer = Tokenizer(model)
+    if before:
+        tokenizer.pre_tokenizer = before
+    if normalizer:
+        tokenizer.normalizer = normalizer
+    tokenizer.train_from_iterator(["a lamp, a red lamp (2 pcs) of caf\u00e9 a a", "ab ba abba"] * 9, trainer)
+    return tokenizer
+
+
+KINDS = {
+    "minilm": lambda: tokens.load_tokenizer(str(MINILM)),
+    "bytes": lambda: made_of(models.BPE(), trainers.BpeTrainer(vocab_size=300), pre_tokenizers.ByteLevel()),
+    "unigram": lambda: made_of(
+        models.Unigram(),
+        trainers.UnigramTrainer(vocab_size=60, unk_token="[UNK]", special_tokens=["[UNK]"]),
+        pre_tokenizers.Metaspace(),
+    ),
+    "one_word": lambda: made_of(
+        models.BPE(), trainers.BpeTrainer(vocab_size=60), pre_tokenizers.Metaspace(split=False)
+    ),
+    "no_words": lambda: made_of(models.BPE(), trainers.BpeTrainer(vocab_size=60), None, normalizers.NFC()),
+}
+PARTS = st.sampled_from(
+    [
+        "a",
+        "lamp",
+        " ",
+        " ",
+        "  ",
+        "\n",
+        ", ",
+        "[SEP]",
+        "[CLS",
+        "ab" * 60,
+        "\u0301",
+        "\u00e9",
+        "\u4e2d",
+        "\x00",
+        "\u200d",
+    ]
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_beginning_has_the_tokens_of_the_whole_text(kind: str, data: st.DataObject) -> None:
+    tokenizer = KINDS[kind]()
+    texts = data.draw(st.lists(st.lists(PARTS, max_size=80).map("".join), min_size=1, max_size=3))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokens, "_LONG", 4)
+        patch.setattr(tokens, "_MARGIN", 8)
+        found = tokens.encode(tokenizer, texts, 5)
+    tokenizer.enable_truncation(5)
+    assert found == [one.ids for one in tokenizer.encode_batch(texts)]
