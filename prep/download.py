@@ -8,10 +8,11 @@ is either a row or a reject with a reason. No review text and no user id is stor
 progress.
 """
 
+import logging
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ from prep.core.errors import UserError, check_budget
 from prep.core.params import Params, narrow
 from prep.core.reports import Funnel
 from prep.core.tables.raw import ASIN, ITEMS, REJECTS, REVIEWS, Kind
+from prep.core.text import ABSENT
 from prep.records import Reject
 from prep.source import raw_file
 
@@ -33,7 +35,11 @@ READS = (
     *("source.kind", "source.location", "source.revision", "source.metadata", "source.reviews", "source.demo"),
     *("source.keep_raw", "download", "dask"),
 )
+_EXAMPLES = 3  # rejects in a message
 SCHEMAS: dict[Kind, pa.Schema] = {"items": ITEMS, "reviews": REVIEWS}
+
+
+log = logging.getLogger(__name__)
 
 
 class _Typed(NamedTuple):
@@ -114,8 +120,10 @@ def _typed_batches(category: str, params: Params, work: Path) -> Iterator[_Typed
 
     for number, batch in enumerate(item_batches(params.source, category)):
         lines = pa.array(range(1, batch.num_rows + 1), pa.int64())
-        named = pc.match_substring_regex(pc.fill_null(batch["parent_asin"], ""), ASIN)
-        count, stars = batch["rating_number"], batch["average_rating"]
+        asins = pc.fill_null(batch["parent_asin"], "")
+        named = pc.and_not(pc.match_substring_regex(asins, ASIN), pc.is_in(asins, value_set=pa.array(sorted(ABSENT))))
+        count = batch["rating_number"]
+        stars = pc.if_else(pc.is_nan(batch["average_rating"]), None, batch["average_rating"])
         typed = pc.and_(
             pc.fill_null(pc.and_(pc.greater_equal(count, 0), pc.less_equal(count, 2**53)), True),
             pc.fill_null(pc.is_finite(stars), True),
@@ -125,7 +133,8 @@ def _typed_batches(category: str, params: Params, work: Path) -> Iterator[_Typed
         bad = pc.invert(good)
         rejects = list(map(Reject, lines.filter(bad).to_pylist(), reasons.filter(bad).to_pylist()))
         details = pc.if_else(pc.fill_null(pc.starts_with(batch["details"], "{"), False), batch["details"], "{}")
-        columns = {name: batch[name] for name in batch.schema.names} | {"line": lines, "details": details}
+        columns = {name: batch[name] for name in batch.schema.names} | {"line": lines, "average_rating": stars}
+        columns["details"] = details
         rows = pa.table([columns[name] for name in ITEMS.names], schema=ITEMS).filter(good)
         piece = work / f"{number:06d}.arrow"
         _write_piece(piece, rows, params.download.buckets)
@@ -167,15 +176,33 @@ def _account(
     """
     rejects = [(lines + reject.line, reject.reason) for piece, lines in placed for reject in piece.rejects]
     reasons, rows = Counter(reason for _, reason in rejects), sum(piece.lines for piece, _ in placed)
-    check_budget(
-        reasons,
-        rows,
-        params.download.max_bad_fraction,
-        f"lines of {name}",
-        f"inspect the file, or raise download.max_bad_fraction ({params.download.max_bad_fraction})",
-    )
-    if kind == "items" and rows == 0:
-        raise UserError(f"{name} of {category} is empty; check source.location and source.categories")
     columns = [[name] * len(rejects), [line for line, _ in rejects], [reason for _, reason in rejects]]
     table = pa.table([pa.array(v, field.type) for v, field in zip(columns, REJECTS, strict=True)], schema=REJECTS)
+    examples = _examples(placed)
+    kept = files.store() / "rejects" / category / "rejects.parquet"  # the stage's own file is kept only with the rest
+    try:
+        check_budget(
+            reasons,
+            rows,
+            params.download.max_bad_fraction,
+            f"lines of {name}",
+            f"{examples}{kept} lists all; inspect the file, or raise download.max_bad_fraction "
+            f"({params.download.max_bad_fraction})",
+        )
+    except UserError:
+        writers.write_table(kept, table)
+        raise
+    if kind == "items" and rows == 0:
+        raise UserError(f"{name} of {category} is empty; check source.location and source.categories")
+    if rejects:
+        log.warning("%s: %d of %d lines are not read; %sall are in rejects.parquet", name, len(rejects), rows, examples)
     return Funnel.of(rows, reasons), table
+
+
+def _examples(placed: list[tuple[_Typed, int]]) -> str:
+    """Return the first rejects with what was found, as the beginning of a clause; "" if nothing is known of them."""
+    known = ((lines + one.line, one) for piece, lines in placed for one in piece.rejects if one.found)
+    listed = [f"line {line}: {one.found} ({one.reason})" for line, one in islice(known, _EXAMPLES)]
+    array = any(one.found.startswith("[") for piece, _ in placed[:1] for one in piece.rejects[:1])
+    hint = "the file seems to be a JSON array, write one object per line; " if array else ""
+    return f"for example {', '.join(listed)}; {hint}" if listed else ""

@@ -22,6 +22,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from prep import hub
 from prep.core.errors import UserError, first_sentence
 from prep.core.params import SourceParams
+from prep.core.text import ABSENT
 from prep.source import locate
 
 ROWS_PER_READ = 10_000  # upper bound
@@ -43,6 +44,7 @@ _FEATURES = Features(
         "images": {"hi_res": _STRINGS, "large": _STRINGS, "thumb": _STRINGS, "variant": _STRINGS},
     }
 )
+_NO_URL = pa.array(["", *sorted(ABSENT)])
 ITEM_BATCH_SCHEMA = pa.schema(
     [
         ("parent_asin", pa.string()),
@@ -147,7 +149,7 @@ def _without_null(lists: pa.ListArray) -> pa.ListArray:
 def _first(lists: pa.ListArray) -> pa.Array:
     """Return the first element of each list that is neither null nor empty, null if there is none."""
     values = pc.list_flatten(lists)
-    present = pc.fill_null(pc.not_equal(values, ""), False)
+    present = pc.and_not(pc.is_valid(values), pc.is_in(values, value_set=_NO_URL))
     owners, first = np.unique(pc.list_parent_indices(lists).filter(present).to_numpy(), return_index=True)
     places = np.full(len(lists), -1)
     places[owners] = first

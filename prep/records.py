@@ -9,12 +9,14 @@ All lines are first parsed as if they were valid. If one is not, each line is ch
 speed.
 """
 
+import codecs
 import gc
 import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -23,15 +25,20 @@ import pyarrow.compute as pc
 from msgspec import Meta
 from xxhash import xxh3_64_intdigest
 
+from prep import rewritten
+from prep.core.errors import shown
 from prep.core.hashes import hashes
 from prep.core.tables.raw import ASIN, ASIN_LENGTH, ITEMS, REVIEWS, Kind
+from prep.core.text import ABSENT
 
 
-class Reject(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Reject:
     """A rejected line."""
 
     line: int  # line number, from 1
     reason: str  # one word, see `parse_lines`
+    found: str = field(default="", compare=False)  # the field and its value, or the line; only of the first few
 
 
 class _Image(msgspec.Struct, gc=False):
@@ -60,6 +67,9 @@ class _Review(msgspec.Struct, gc=False):
     verified_purchase: bool = False
 
 
+_FOUND = 3  # rejects of a call of `parse_lines` whose values are kept
+_ABSENT = pa.array(sorted(ABSENT))
+
 _decoders: dict[Kind, msgspec.json.Decoder[Any]] = {
     "items": msgspec.json.Decoder(_Item),
     "reviews": msgspec.json.Decoder(_Review),
@@ -78,7 +88,8 @@ def parse_lines(kind: Kind, content: bytes, first: int) -> tuple[pa.Table, list[
         A table with schema `ITEMS` or `REVIEWS` in line order, and the rejected lines. A line is rejected if it is
         not UTF-8 (bad_utf8) or not JSON (not_json, truncated), if a required key is missing (missing_key:
         parent_asin for items; parent_asin, user_id, rating and timestamp for reviews), if a field that is used has a
-        wrong type (wrong_type), or if parent_asin cannot be a file name (bad_parent_asin).
+        wrong type (wrong_type), or if parent_asin is absent or cannot be a file name (bad_parent_asin). What another
+        tool wrote of a valid line (`prep.rewritten`) is a row.
     """
     with _no_collection():
         lines = _lines(content)
@@ -116,6 +127,8 @@ def _read_all(kind: Kind, content: bytes, lines: list[bytes], first: int) -> pa.
     asins = table["parent_asin"]
     # equivalent to matching `ASIN`, in a fifth of the time
     named = pc.and_(pc.ascii_is_alnum(asins), pc.less_equal(pc.binary_length(asins), ASIN_LENGTH))
+    if kind == "items":  # reviews of others have no item
+        named = pc.and_not(named, pc.is_in(asins, value_set=_ABSENT))
     return table if pc.all(named, min_count=0).as_py() else None
 
 
@@ -123,30 +136,55 @@ def _read_each(kind: Kind, lines: list[bytes], first: int) -> tuple[pa.Table, li
     """Parse each line separately; return the rows and the rejects."""
     kept: list[tuple[int, bytes, Any]] = []
     rejects: list[Reject] = []
-    for number, line in enumerate(lines, first):
-        record = _decode(kind, line)
-        if isinstance(record, str):
-            rejects.append(Reject(number, record))
-        else:
-            kept.append((number, line, record))
+    for number, marked in enumerate(lines, first):
+        line = marked.removeprefix(codecs.BOM_UTF8)  # editors write one, and such files are concatenated
+        try:
+            kept.append((number, line, _decode(kind, line)))
+        except _RejectedError as rejected:
+            reason, found = rejected.args
+            rejects.append(Reject(number, reason, found if len(rejects) < _FOUND else ""))
     numbers, good, records = zip(*kept, strict=True) if kept else ((), (), ())
     return _to_table(kind, records, numbers, good), rejects
 
 
+class _RejectedError(Exception):
+    """The reason to reject a line, and the field and its value."""
+
+
 def _decode(kind: Kind, line: bytes) -> Any:
-    """Return the record of a line, or the reason to reject it."""
+    """Return the record of a line.
+
+    Raises:
+        _RejectedError: it has none.
+    """
     try:
-        line.decode()
+        text = line.decode()
         record = _decoders[kind].decode(line)
-    except UnicodeDecodeError:
-        return "bad_utf8"
-    except msgspec.ValidationError as error:
+    except UnicodeDecodeError as error:
+        raise _RejectedError("bad_utf8", shown(line.decode(errors="replace"))) from error
+    except (msgspec.DecodeError, RecursionError) as error:
+        try:
+            record = _record(kind, rewritten.values(kind, text))
+        except rewritten.UnreadableError as found:
+            raise _RejectedError(_reason(error, line), str(found)) from found
+    if not re.fullmatch(ASIN, record.parent_asin) or (kind == "items" and record.parent_asin in ABSENT):
+        raise _RejectedError("bad_parent_asin", f"parent_asin {shown(record.parent_asin)}")
+    return record
+
+
+def _reason(error: Exception, line: bytes) -> str:
+    if isinstance(error, msgspec.ValidationError):
         return "missing_key" if "missing required field" in str(error) else "wrong_type"
-    except RecursionError:
-        return "not_json"
-    except msgspec.DecodeError:
-        return "not_json" if line.endswith(b"\n") else "truncated"
-    return record if re.fullmatch(ASIN, record.parent_asin) else "bad_parent_asin"
+    return "not_json" if isinstance(error, RecursionError) or line.endswith(b"\n") else "truncated"
+
+
+def _record(kind: Kind, values: dict[str, Any]) -> _Item | _Review:
+    """Return the record with values of `rewritten.values`."""
+    if kind == "reviews":
+        return _Review(**values)
+    images, details = values.get("images"), values.get("details", b"{}")
+    typed = {"images": images and [_Image(**image) for image in images], "details": msgspec.Raw(details)}
+    return _Item(**values | typed)
 
 
 def _to_table(kind: Kind, records: Sequence[Any], numbers: Sequence[int], lines: Sequence[bytes]) -> pa.Table:
@@ -182,7 +220,7 @@ def _joined_texts(lists: list[list[str | None] | None]) -> pa.ListArray:
 def _url(images: list[_Image] | None, kind: str) -> str | None:
     """Return the first URL of a kind among an item's images, None if there is none."""
     for image in images or ():
-        if url := getattr(image, kind):
+        if (url := getattr(image, kind)) and url not in ABSENT:
             return url  # type: ignore[no-any-return]
     return None
 

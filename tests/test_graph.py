@@ -99,6 +99,7 @@ NO_BYTE: dict[str, tuple[str, ...]] = {
         (
             *("shards/decontaminate.py", "shards/near_duplicates.py", "shards/nearest.py"),
             *("shards/images/similarity.py", "prep/near_duplicate_titles.py", "prep/core/reports.py"),
+            "prep/core/text.py",
         ),
         tuple(name for name in READS if name.startswith("validate_") and name != "validate_exclusions"),
     ),

@@ -65,7 +65,7 @@ def rows(data: Path, table: str) -> list[dict]:
         (line()[:40] + b"\n", "not_json"),
         (line(title="\xff\xfe").replace(b"\\u00ff", b"\xff"), "bad_utf8"),
         (line(average_rating="four"), "wrong_type"),
-        (line(features="not a list"), "wrong_type"),
+        (line(features={"not": "a list"}), "wrong_type"),
         (line(rating_number=-1), "wrong_type"),
         (b'{"title": "no id"}\n', "missing_key"),
         (line(parent_asin=""), "bad_parent_asin"),
@@ -112,13 +112,39 @@ def test_items_and_reviews_of_a_product_are_in_one_bucket(tmp_path: Path, make_p
         assert reviews <= items
 
 
-def test_too_many_bad_lines_are_an_error_and_no_output_is_left(tmp_path: Path, settings: Callable[..., Params]) -> None:
-    params = settings(mirror(tmp_path / "m", line() + b"<html>\n" * 3), **{"download.max_bad_fraction": 0.5})
-    with pytest.raises(
-        UserError, match=r"3 of 4 lines of meta_Toys.jsonl are unusable \(not_json 3\).*max_bad_fraction"
-    ):
+def test_too_many_bad_lines_are_an_error_that_names_some_and_only_their_list_is_left(
+    tmp_path: Path, settings: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EFFIMINI_STORE", str(tmp_path / "store"))
+    bad = line(rating_number="many\n") + b"<html>\n" * 3
+    params = settings(mirror(tmp_path / "m", line() + bad), **{"download.max_bad_fraction": 0.5})
+    with pytest.raises(UserError) as error:
         download.download("Toys", params, tmp_path)
+    kept = tmp_path / "store/rejects/Toys/rejects.parquet"
+    assert str(error.value) == (
+        "4 of 5 lines of meta_Toys.jsonl are unusable (not_json 3, wrong_type 1), over the budget of 50.0%; for "
+        "example line 2: rating_number many (wrong_type), line 3: <html> (not_json), line 4: <html> (not_json); "
+        f"{kept} lists all; inspect the file, or raise download.max_bad_fraction (0.5)"
+    )
+    assert pq.read_table(kept)["line"].to_pylist() == [2, 3, 4, 5]
     assert not (tmp_path / "raw/Toys").exists()
+
+
+def test_a_few_bad_lines_are_named_in_the_log(
+    tmp_path: Path, settings: Callable[..., Params], caplog: pytest.LogCaptureFixture
+) -> None:
+    content = line() * 9 + line(average_rating="four")
+    download.download("Toys", settings(mirror(tmp_path / "m", content)), tmp_path)
+    assert "meta_Toys.jsonl: 1 of 10 lines are not read; for example line 10: average_rating four" in caplog.text
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_array_is_refused_with_what_to_do(
+    tmp_path: Path, settings: Callable[..., Params], indent: int | None
+) -> None:
+    content = json.dumps([ITEM, ITEM], indent=indent).encode()
+    with pytest.raises(UserError, match="the file seems to be a JSON array, write one object per line"):
+        download.download("Toys", settings(mirror(tmp_path / "m", content)), tmp_path)
 
 
 def test_an_empty_file_and_a_missing_file_are_errors(tmp_path: Path, settings: Callable[..., Params]) -> None:

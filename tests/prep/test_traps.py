@@ -130,7 +130,7 @@ def test_a_bad_line_after_10_mb_is_rejected_with_its_number(tmp_path: Path, toys
     broken = [
         (review.replace(b"www", b"w\xffw", 1), "bad_utf8"),
         (b"<html><body>503</body></html>\n", "not_json"),
-        (review.replace(b"4.0", b'"4"'), "wrong_type"),
+        (review.replace(b"4.0", b'"good"'), "wrong_type"),
         (review.replace(b'"user_id": "U", ', b""), "missing_key"),
         (review.replace(b"B0000000", b"../B"), "bad_parent_asin"),
         (review[:-30], "truncated"),
@@ -173,7 +173,13 @@ def test_jsonl_and_parquet_give_the_same_items(
 
 @pytest.mark.parametrize(
     "change",
-    [{"rating_number": -1}, {"rating_number": 2**53 + 1}, {"average_rating": float("nan")}, {"parent_asin": "a.b"}],
+    [
+        {"rating_number": -1},
+        {"rating_number": 2**53 + 1},
+        {"average_rating": float("inf")},
+        {"parent_asin": "a.b"},
+        {"parent_asin": "nan"},
+    ],
 )
 def test_jsonl_and_parquet_give_the_same_rejects(
     tmp_path: Path, toys: Callable[..., Params], change: dict[str, Any]
@@ -184,6 +190,17 @@ def test_jsonl_and_parquet_give_the_same_rejects(
     for name in ("jsonl", "parquet"):
         assert [line for _, line, _ in rejects(tmp_path / name)] == [2]
         assert sorted(row["line"] for row in table(tmp_path / name, "items")) == [1, 3]
+
+
+def test_jsonl_and_parquet_give_the_same_for_absent_values(tmp_path: Path, toys: Callable[..., Params]) -> None:
+    images = [{"hi_res": "None", "large": "nan"}, {"hi_res": "h", "large": "l"}]
+    made = [item(0, average_rating=float("nan"), images=images), item(1)]
+    download(TOYS, toys(lines(made)), tmp_path / "jsonl")
+    download(TOYS, parquet_of(made, toys, tmp_path), tmp_path / "parquet")
+    found = [table(tmp_path / name, "items") for name in ("jsonl", "parquet")]
+    assert found[0] == found[1]
+    row = next(one for one in found[0] if one["line"] == 1)
+    assert (row["average_rating"], row["hi_res"], row["large"]) == (None, "h", "l")
 
 
 def test_details_in_parquet_that_are_not_an_object_are_empty(tmp_path: Path, toys: Callable[..., Params]) -> None:
