@@ -67,8 +67,9 @@ def predict(model: Path, items: Path, images: Path, out: Path) -> None:
     Args:
         model: a folder written by `EffiMini.save_pretrained`, or by `export`, which onnxruntime runs on the CPU.
         items: CSV with `INPUT_COLUMNS`; additional columns named like a text field (store, details) are read if the
-            model uses them. Lists may be plain text, JSON or Python lists. Image paths are separated by ";" and
-            relative to `images`; the first one is used, and an empty cell means that the item has no image.
+            model uses them. Lists may be plain text, JSON, or as Python, numpy or pandas print them; a word for an
+            absent value (`prep.core.text.ABSENT`) is an empty cell. Image paths are separated by ";" and relative to
+            `images`; the first one is used, and an empty cell means that the item has no image.
         images: the folder of images.
         out: CSV with item_id, score (2 decimals, 1 to 5), params (millions) and flops (G), 1 decimal each.
 

@@ -107,5 +107,6 @@ def _cut_download(raw: RawFile, chunks: Iterable[bytes], scratch: Path) -> Itera
 def _line_too_long(raw: RawFile, begin: int) -> UserError:
     return UserError(
         f"{raw.name} of the source: after byte {begin:,} a line is longer than {BLOCK:,} bytes, so the file is not "
-        "JSON lines; inspect the file, and check source.location and source.categories"
+        "JSON lines (a JSON array may be one long line); inspect the file, and check source.location and "
+        "source.categories"
     )

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from rich.markup import escape
 from rich.table import Table
 
-from prep import hub, source
+from prep import hub, source, variants
 from prep.core import files
 from prep.core.errors import UserError, first_sentence
 from prep.core.params import DemoParams, SourceParams
@@ -25,7 +25,10 @@ from prep.core.tables.raw import Kind
 from prep.metadata import FOLDER, parquet_files
 
 _PARQUET = re.compile(FOLDER.format(r"(\w+)") + r"/full-.*\.parquet")
-_JSONL = {table: re.compile(path.replace(".", r"\.").replace("{}", r"(\w+)")) for table, path in source.PATHS.items()}
+_RAW = {
+    table: re.compile(re.escape(path.removesuffix(variants.PLAIN)).replace(r"\{\}", r"(\w+)") + r"(\.[\w.]+)")
+    for table, path in source.PATHS.items()
+}
 
 
 class Category(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,8 +123,8 @@ def _file_sizes(settings: SourceParams) -> dict[str, dict[Kind, int]]:
     if settings.kind != "hub" and base.is_remote:  # an HTTP server cannot list folders
         return {
             category: {
-                table: source.remote_file(settings, path.format(category)).size
-                for table, path in source.PATHS.items()
+                table: source.remote_file(settings, table, category)[1].size
+                for table in source.PATHS
                 if table == "items" or settings.reviews
             }
             for category in settings.categories
@@ -135,14 +138,22 @@ def _file_sizes(settings: SourceParams) -> dict[str, dict[Kind, int]]:
                 of_category[table] = of_category.get(table, 0) + size
 
     list_folder = _hub_folder if settings.kind == "hub" else _local_folder
-    for table, pattern in _JSONL.items():
+    for table, pattern in _RAW.items():
         if table == "reviews" or settings.metadata == "jsonl":
-            add(table, pattern, list_folder(settings, str(Path(source.PATHS[table]).parent)))
+            raw = list_folder(settings, str(Path(source.PATHS[table]).parent))
+            add(table, pattern, _preferred(pattern, raw))
     if settings.metadata == "parquet":
         for folder in list_folder(settings, ""):
             if re.fullmatch(FOLDER.format(r"\w+"), folder):
                 add("items", _PARQUET, list_folder(settings, folder))
     return found
+
+
+def _preferred(pattern: re.Pattern[str], sizes: Mapping[str, int]) -> dict[str, int]:
+    """Return the files of a folder that are read: of several formats of a file, the preferred one."""
+    matches = [match for match in map(pattern.fullmatch, sizes) if match and match[2] in variants.SUFFIXES]
+    ranked = sorted(matches, key=lambda match: variants.SUFFIXES.index(match[2]), reverse=True)
+    return {path: sizes[path] for path in {match[1]: match[0] for match in ranked}.values()}
 
 
 def _hub_folder(settings: SourceParams, folder: str) -> dict[str, int]:

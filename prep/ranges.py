@@ -121,6 +121,10 @@ def read_ranges(
     log.info("%s: %d bytes in %.1f s, %.1f MB/s", name, fetched, seconds, fetched / 1e6 / max(seconds, 1e-6))
 
 
+class MissingError(UserError):
+    """The server has no such file, or does not tell."""
+
+
 class CorruptError(UserError):
     """The downloaded bytes are not those that the source announced."""
 
@@ -225,8 +229,10 @@ def _check_answer(answer: httpx.Response, url: str, hint: str) -> None:
         raise TransientError(f"HTTP {status}", wait=requested_wait(answer.headers))
     if status not in {200, 206}:
         reason = answer.headers.get("X-Error-Message", "")  # sent by the hub
-        raise UserError(f"{url} responded with HTTP {status}{reason and f' ({reason[:200]})'}; {hint}")
-    if answer.headers.get("Content-Encoding", "identity") != "identity":
+        failure = MissingError if status in {403, 404, 410} else UserError
+        raise failure(f"{url} responded with HTTP {status}{reason and f' ({reason[:200]})'}; {hint}")
+    plain = {"identity", "gzip", "x-gzip"} if url.endswith(".gz") else {"identity"}  # servers label .gz files so
+    if answer.headers.get("Content-Encoding", "identity") not in plain:
         raise UserError(
             f"{url} is sent compressed ({answer.headers['Content-Encoding']}); use a server that sends the plain file"
         )

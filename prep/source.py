@@ -1,7 +1,7 @@
 """Locate raw files and images: the demo catalogue, a mirror of the hub's layout, or the hub.
 
 Input: the ``source`` section of the parameters.
-Output: raw JSONL files, and the base that images are read from.
+Output: raw files of JSON lines, on a mirror also compressed or parquet, and the base that images are read from.
 Guarantees: the bytes of a file are complete, or there is an error message. With ``source.keep_raw: false`` nothing of a
 file that is downloaded over HTTP is kept.
 """
@@ -9,9 +9,10 @@ file that is downloaded over HTTP is kept.
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from prep import demo, ranges
+from prep import demo, ranges, variants
 from prep.core import files
 from prep.core.errors import UserError
 from prep.core.params import SourceParams
@@ -40,8 +41,8 @@ class RawFile(NamedTuple):
 
     name: str  # path in the layout, for example raw/meta_categories/meta_All_Beauty.jsonl
     size: int  # bytes
-    path: Path | None  # where the file is on this machine, None if it is only on the server
-    arriving: Callable[[], Iterator[bytes]] | None  # if `path` is None: downloads it with a progress bar
+    path: Path | None  # where its JSON lines are on this machine, None if they only arrive
+    arriving: Callable[[], Iterator[bytes]] | None  # if `path` is None: yields them with a progress bar
 
 
 def locate(source: SourceParams, category: str) -> SourceLocation:
@@ -59,6 +60,8 @@ def locate(source: SourceParams, category: str) -> SourceLocation:
 def raw_file(source: SourceParams, kind: Kind, category: str, policy: RetryPolicy = DEFAULT_POLICY) -> RawFile:
     """Return a raw file; with ``source.keep_raw``, a file on an HTTP server is first downloaded to the local store.
 
+    On a mirror it may be compressed or parquet (`prep.variants`); its lines then arrive like those of a download.
+
     Args:
         source: the ``source`` section of the parameters.
         kind: which of the category's two files.
@@ -68,44 +71,85 @@ def raw_file(source: SourceParams, kind: Kind, category: str, policy: RetryPolic
     Raises:
         UserError: the file does not exist or cannot be fetched, or there is not enough disk space.
     """
-    name = PATHS[kind].format(category)
-    location = locate(source, category)
-    if source.kind != "hub" and not location.is_remote:
-        path = Path(location.base) / name
-        if not path.is_file():
-            raise UserError(
-                f"source.location {location.base} has no file {name}; check source.location and source.categories"
-            )
-        return _local(name, path)
-    remote = remote_file(source, name, policy)
+    if source.kind != "hub" and not locate(source, category).is_remote:
+        name, path = local_file(source, kind, category)
+        return _local(kind, name, path)
+    name, remote = remote_file(source, kind, category, policy)
     if not source.keep_raw:
-        return RawFile(name, remote.size, None, partial(ranges.read_ranges, remote, policy=policy))
+        chunks = partial(ranges.read_ranges, remote, policy=policy)
+        if name.endswith(variants.PLAIN):
+            return RawFile(name, remote.size, None, chunks)
+        if name.endswith(variants.PARQUET):
+            return RawFile(name, remote.size, None, lambda: _arriving_parquet(kind, name, remote, policy))
+        return RawFile(name, remote.size, None, lambda: variants.decompressed(name, chunks()))
     path = files.store() / "raw" / files.fingerprint(remote.url, remote.version, remote.size)[:16] / name
     ranges.download_file(remote, path, policy)
-    return _local(name, path)
+    return _local(kind, name, path)
 
 
-def remote_file(source: SourceParams, name: str, policy: RetryPolicy = DEFAULT_POLICY) -> ranges.Remote:
-    """Return the URL, size and version of a file on the hub or on an http(s) mirror.
+def local_file(source: SourceParams, kind: Kind, category: str) -> tuple[str, Path]:
+    """Return the name in the layout and the path of a raw file on this machine.
+
+    Raises:
+        UserError: the file does not exist.
+    """
+    location = locate(source, category)
+    plain = PATHS[kind].format(category)
+    for name in variants.names(plain):
+        if (path := Path(location.base) / name).is_file():
+            return name, path
+    raise UserError(
+        f"source.location {location.base} has no file {plain} (nor {', '.join(variants.SUFFIXES[1:])}); check "
+        "source.location and source.categories"
+    )
+
+
+def remote_file(
+    source: SourceParams, kind: Kind, category: str, policy: RetryPolicy = DEFAULT_POLICY
+) -> tuple[str, ranges.Remote]:
+    """Return the name in the layout, and the URL, size and version of a file on the hub or on an http(s) mirror.
 
     Args:
         source: the ``source`` section of the parameters.
-        name: path of the file in the layout.
+        kind: which of the category's two files.
+        category: one of ``source.categories``.
         policy: retries of the request.
 
     Raises:
         UserError: the file does not exist, or cannot be fetched.
     """
+    plain = PATHS[kind].format(category)
     if source.kind == "hub":
         from prep import hub  # noqa: PLC0415 -- takes half a second, which other sources need not spend
 
-        return hub.remote(source.revision, name, policy)
-    url = f"{source.location.rstrip('/')}/{name}"
-    return ranges.probe(url, "check source.location and source.categories, and that the server is running", policy)
+        return plain, hub.remote(source.revision, plain, policy)
+    hint = "check source.location and source.categories, and that the server is running"
+    missing = []
+    for name in variants.names(plain):
+        try:
+            return name, ranges.probe(f"{source.location.rstrip('/')}/{name}", hint, policy)
+        except ranges.MissingError as error:
+            missing.append(error)
+    raise missing[0]
 
 
-def _local(name: str, path: Path) -> RawFile:
-    return RawFile(name, path.stat().st_size, path.absolute(), None)
+def _local(kind: Kind, name: str, path: Path) -> RawFile:
+    path = path.absolute()
+    size = path.stat().st_size
+    if name.endswith(variants.PLAIN):
+        return RawFile(name, size, path, None)
+    if name.endswith(variants.PARQUET):
+        return RawFile(name, size, None, partial(variants.parquet_lines, kind, path))
+    return RawFile(name, size, None, lambda: variants.decompressed(path.name, variants.file_chunks(path)))
+
+
+def _arriving_parquet(kind: Kind, name: str, remote: ranges.Remote, policy: RetryPolicy) -> Iterator[bytes]:
+    """Yield the lines of a parquet file, which has to be on this machine meanwhile: its index is at its end."""
+    files.store().mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=files.store()) as folder:
+        path = Path(folder) / Path(name).name
+        ranges.download_file(remote, path, policy)
+        yield from variants.parquet_lines(kind, path)
 
 
 def _demo_catalogue(source: SourceParams, category: str) -> Path:

@@ -79,8 +79,10 @@ NO_BYTE: dict[str, tuple[str, ...]] = {
     "shards/images/journal.py": (),
     # declares operators that a CPU build of torch lacks; no model runs them
     "effimini/torchvision_shim.py": (),
-    # the kinds of raw files, only for types
-    "prep/core/tables/raw.py": ("fetch",),
+    # the kinds of raw files, only for types, and what reads raw files, of which the stage asks for the place only
+    **dict.fromkeys(
+        ("prep/core/tables/raw.py", "prep/variants.py", "prep/rewritten.py", "prep/core/lists.py"), ("fetch",)
+    ),
     # added to dvc.yaml if the source is the demo
     "prep/demo.py": ("fetch", "download"),
     # names the stray folders of a table
@@ -94,12 +96,16 @@ NO_BYTE: dict[str, tuple[str, ...]] = {
         ("shards/lint.py", "shards/manifest.py", "shards/images/pixels.py"),
         tuple(name for name in READS if name.startswith("validate_") and name != "validate_shards"),
     ),
+    # validation/exclusions.py reads titles, which only their gate does; fetch asks for the place of raw files
+    "prep/core/text.py": (
+        "fetch",
+        *(name for name in READS if name.startswith("validate_") and name != "validate_exclusions"),
+    ),
     # validation/exclusions.py searches near duplicates, which only their gate does
     **dict.fromkeys(
         (
             *("shards/decontaminate.py", "shards/near_duplicates.py", "shards/nearest.py"),
             *("shards/images/similarity.py", "prep/near_duplicate_titles.py", "prep/core/reports.py"),
-            "prep/core/text.py",
         ),
         tuple(name for name in READS if name.startswith("validate_") and name != "validate_exclusions"),
     ),

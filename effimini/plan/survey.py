@@ -1,10 +1,13 @@
 """What a source contains: the sizes of its files, and rows estimated from a few rows of each category.
 
 Input: the parameters and the source. Output: a `CategorySurvey` for each category. Guarantees: of each JSONL file at
-most `PIECES` pieces of `_PIECE` bytes are read, at equal distances; of parquet files the footers and one batch.
+most `PIECES` pieces of `_PIECE` bytes are read, at equal distances; of a compressed one the beginning; of the hub's
+parquet files the footers and one batch.
 """
 
+import dataclasses
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,8 +17,9 @@ import fsspec
 import httpx2
 import msgspec
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from prep import hub, metadata, records, source
+from prep import hub, metadata, ranges, records, source, variants
 from prep.categories import Category, of_source
 from prep.core import progress
 from prep.core.errors import UserError, first_sentence
@@ -70,14 +74,27 @@ def survey(params: Params, data: Path) -> Survey:
 def download_rate(params: Params, categories: Sequence[CategorySurvey]) -> float | None:
     """Return the rate at which the source sends its largest file, bytes per second; None if it is on this machine."""
     largest = max(categories, key=lambda one: one.metadata_bytes)
-    url = _url(params.source, "items", largest.category)
+    name, url = _file(params.source, "items", largest.category)
     if "://" not in url:
         return None
+    if not name.endswith(variants.PLAIN):
+        return _stream_rate(params.source, largest.category)
     rates, begin = [], time.monotonic()
     for piece in _pieces(url, largest.metadata_bytes, PIECES, _TIMED // PIECES):
         rates.append(len(piece) / (time.monotonic() - begin))
         begin = time.monotonic()
     return max(rates)  # others may have had to be repeated
+
+
+def _stream_rate(settings: SourceParams, category: str) -> float:
+    """Return the rate at which a compressed file arrives; some servers label it so that pieces cannot be requested."""
+    _, remote = source.remote_file(settings, "items", category, _POLICY)
+    begin, received = time.monotonic(), 0
+    for chunk in ranges.read_ranges(remote, policy=_POLICY):
+        received += len(chunk)
+        if received >= _TIMED:
+            break
+    return received / (time.monotonic() - begin)
 
 
 def _survey(listed: Category, params: Params) -> tuple[CategorySurvey, list[SampleRow]]:
@@ -90,12 +107,11 @@ def _survey(listed: Category, params: Params) -> tuple[CategorySurvey, list[Samp
     if params.source.metadata == "parquet":
         table = pa.Table.from_batches([next(metadata.item_batches(params.source, listed.category))])
     else:
-        lines = _lines(params.source, "items", listed.category, listed.metadata_bytes)
+        lines, count = _lines(params.source, "items", listed.category, listed.metadata_bytes)
         table, _ = records.parse_lines("items", b"".join(lines), 1)
-        items = items if items is not None else _count(lines, listed.metadata_bytes)
+        items = items if items is not None else count
     if reviews is None:
-        lines = _lines(params.source, "reviews", listed.category, listed.review_bytes or 0)
-        reviews = _count(lines, listed.review_bytes or 0)
+        _, reviews = _lines(params.source, "reviews", listed.category, listed.review_bytes or 0)
     rows = usable_rows(table, params)
     found = CategorySurvey(
         category=listed.category,
@@ -108,20 +124,46 @@ def _survey(listed: Category, params: Params) -> tuple[CategorySurvey, list[Samp
     return found, rows
 
 
-def _count(lines: list[bytes], size: int) -> int:
-    """Return about how many lines a file of `size` bytes has, given some of them."""
-    return round(size * len(lines) / max(1, sum(map(len, lines))))
+def _lines(settings: SourceParams, kind: Kind, category: str, size: int) -> tuple[list[bytes], int]:
+    """Return whole lines from several places of a raw file of `size` bytes, and about how many lines it has.
 
-
-def _lines(settings: SourceParams, kind: Kind, category: str, size: int) -> list[bytes]:
-    """Return whole lines from several places of a JSONL file; all lines of a small file."""
+    Of a small file all lines are returned, and of a file that is compressed or parquet the first ones.
+    """
+    name, url = _file(settings, kind, category)
+    if not name.endswith(variants.PLAIN):
+        lines, count = _first_lines(settings, kind, category, size)
+        return lines, _rows_of_parquet(url, count) if name.endswith(variants.PARQUET) else count
     found: list[bytes] = []
     whole = size <= PIECES * _PIECE[kind]
     number, length = (1, size) if whole else (PIECES, _PIECE[kind])
-    for n, piece in enumerate(_pieces(_url(settings, kind, category), size, number, length)):
+    for n, piece in enumerate(_pieces(url, size, number, length)):
         lines = piece.splitlines(keepends=True)
         found += lines if whole else lines[1 if n else 0 : -1]  # the others begin and end in the middle of a line
-    return found
+    return found, round(size * len(found) / max(1, sum(map(len, found))))
+
+
+def _first_lines(settings: SourceParams, kind: Kind, category: str, size: int) -> tuple[list[bytes], int]:
+    """Return the first lines of a compressed file, and about how many it has if zlib compresses them as well."""
+    raw = source.raw_file(dataclasses.replace(settings, keep_raw=False), kind, category)
+    assert raw.arriving
+    content = bytearray()
+    for portion in raw.arriving():
+        content += portion
+        if len(content) > PIECES * _PIECE[kind]:
+            lines = bytes(content).splitlines(keepends=True)[:-1]
+            return lines, round(size * len(lines) / max(1, len(zlib.compress(b"".join(lines)))))
+    lines = bytes(content).splitlines(keepends=True)
+    return lines, len(lines)
+
+
+def _rows_of_parquet(url: str, otherwise: int) -> int:
+    """Return the number of rows in the footer of a parquet file, or another number if the server sends whole files."""
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+        with system.open(path, block_size=1 << 16) as file:
+            return int(pq.read_metadata(file).num_rows)
+    except (pa.ArrowException, OSError, ValueError):
+        return otherwise
 
 
 def _pieces(url: str, size: int, number: int, length: int) -> Iterator[bytes]:
@@ -153,8 +195,13 @@ def _piece(system: fsspec.AbstractFileSystem, path: str, begin: int, length: int
     return content
 
 
-def _url(settings: SourceParams, kind: Kind, category: str) -> str:
-    name = source.PATHS[kind].format(category)
+def _file(settings: SourceParams, kind: Kind, category: str) -> tuple[str, str]:
+    """Return the name of a raw file, and its path or URL."""
     if settings.kind == "hub":
-        return hub.address(settings.revision, name)
-    return f"{source.locate(settings, category).base.rstrip('/')}/{name}"
+        name = source.PATHS[kind].format(category)
+        return name, hub.address(settings.revision, name)
+    if source.locate(settings, category).is_remote:
+        name, remote = source.remote_file(settings, kind, category, _POLICY)
+        return name, remote.url
+    name, path = source.local_file(settings, kind, category)
+    return name, str(path)
