@@ -22,12 +22,13 @@ from prep.core.text import present
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _INTEGER = re.compile(r"[+-]?\d{1,20}", re.ASCII)
+_BEFORE = 20  # characters before an error of JSON that are shown
 _MOST = 2**53  # integers above are not exact in floats
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class UnreadableError(Exception):
-    """A line that cannot be read; the message is the field and its value, or the beginning of the line."""
+    """A line that cannot be read; the message is the field and its value, or where the line is no JSON."""
 
 
 def values(kind: Kind, line: str) -> dict[str, Any]:
@@ -43,7 +44,8 @@ def values(kind: Kind, line: str) -> dict[str, Any]:
     try:
         record = json.loads(line, parse_constant=_constant)
     except (ValueError, RecursionError) as error:
-        raise UnreadableError(shown(line)) from error
+        begin = max(0, getattr(error, "pos", 0) - _BEFORE)
+        raise UnreadableError("..." * (begin > 0) + shown(line[begin:])) from error
     if not isinstance(record, dict):
         raise UnreadableError(shown(line))
     found = {}

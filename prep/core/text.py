@@ -27,7 +27,7 @@ _FLAGS = """allowfullscreen async autofocus autoplay checked compact controls de
 muted nohref noresize noshade novalidate nowrap open readonly required reversed selected"""
 # A tag has attributes with values or well-known ones without: <b and c> is text.
 _TAG = re.compile(
-    rf"""<(?:
+    rf"""<(?=[a-z/!])(?:
         (?:/\s*+)?(?:{"|".join(_ELEMENTS.split())}|(?:o|v|w|x|st1):\w++)
         (?:\s++(?:{"|".join(_FLAGS.split())})(?=[\s/>]))*+ (?:\s++[a-z_][\w:.-]*+\s*+=[^<>]*+ | \s*+/?\s*+)
       | !doctype\b[^<>]*+ | !\[(?:if|endif)\b[^<>]*+ | (?:https?://|www\.)[^\s<>]*+

@@ -167,6 +167,8 @@ def test_what_tools_write_of_items_and_reviews_is_read(write: Callable[[pd.DataF
         (b'{"parent_asin": "B01", "title": {"a\\n\\u0007b": 1}}', "title {'a\\n\\x07b': 1}"),
         (b'{"parent_asin": "a\\n\\u0007\\u2028b"}', "parent_asin a   b"),
         (b"<html>\t" + b"x" * 99, "<html> " + "x" * 53 + "..."),
+        (b'{"parent_asin": "B01", "title": "a" "b"}', '..."B01", "title": "a" "b"}'),
+        (b'{"parent_asin": "B01", "tit', '...t_asin": "B01", "tit'),
         (b"[1]", "[1]"),
         (b"\xff\xfe{", "\ufffd\ufffd{"),
     ],
