@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -68,28 +68,32 @@ def _load_project_params(path: Path) -> Params:
 
 
 def _run(stage: Callable[[str, Params, Path], Any], category: str, params: Path, table: Path, as_json: bool) -> Any:
-    """Run a stage on one category, log its row counts, and return its result; `table` is the stage's output folder."""
+    """Run a stage on one category, log its row counts, and return its result; `table` is the stage's output folder.
+
+    A mapping that the stage returns has a note for each of its tables.
+    """
     settings = _load_project_params(params)
     if category not in settings.source.categories:
         known = ", ".join(settings.source.categories)
         raise UserError(f"{category} is not in source.categories ({known}); name one of them, or add it there")
     result = stage(category, settings, table.parent)
-    _report(table / category / "report.json", as_json)
+    _report(table / category / "report.json", as_json, result if isinstance(result, Mapping) else None)
     return result
 
 
-def _report(path: Path, as_json: bool) -> None:
-    """Log the rows in, out and dropped of a stage's report; print the whole report if `as_json`."""
+def _report(path: Path, as_json: bool, notes: Mapping[Any, str] | None = None) -> None:
+    """Log the rows in, out and dropped of a stage's report, and the notes; print the whole report if `as_json`."""
     report = json.loads(path.read_text(encoding="utf-8"))
     for table, funnel in report["tables"].items():
         dropped = ", ".join(f"{reason} {count}" for reason, count in funnel["dropped"].items())
         name = " ".join(filter(None, [report["stage"], report.get("category"), table]))
         logging.info(
-            "%s: %d rows in, %d out%s",
+            "%s: %d rows in, %d out%s%s",
             name,
             funnel["rows_in"],
             funnel["rows_out"],
             dropped and f" ({dropped})",
+            notes.get(table, "") if notes else "",
         )
     if as_json:
         typer.echo(json.dumps(report))

@@ -8,7 +8,6 @@ is either a row or a reject with a reason. No review text and no user id is stor
 progress.
 """
 
-import logging
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -39,9 +38,6 @@ _EXAMPLES = 3  # rejects in a message
 SCHEMAS: dict[Kind, pa.Schema] = {"items": ITEMS, "reviews": REVIEWS}
 
 
-log = logging.getLogger(__name__)
-
-
 class _Typed(NamedTuple):
     """The piece of a block: its rows partitioned into buckets; lines are numbered from 1 in each piece."""
 
@@ -50,8 +46,11 @@ class _Typed(NamedTuple):
     rejects: list[Reject]
 
 
-def download(category: str, params: Params, data: Path = Path("data")) -> None:
+def download(category: str, params: Params, data: Path = Path("data")) -> dict[Kind, str]:
     """Write ``data/raw/<category>``.
+
+    Returns:
+        The first rejected lines of each table with what was found there, as the end of a message; "" for none.
 
     Raises:
         UserError: a raw file is missing, cannot be read or is empty, or exceeds ``download.max_bad_fraction``.
@@ -59,7 +58,7 @@ def download(category: str, params: Params, data: Path = Path("data")) -> None:
     params = narrow(params, READS)
     data = data.absolute()  # workers may have another working directory
     with files.atomic_folder(data / "raw" / category) as out, dask_pool(params.dask) as pool:
-        tables, rejects, pieces = {}, [], {}
+        tables, rejects, pieces, notes = {}, [], {}, {}
         for kind in SCHEMAS:
             work = out / "work" / kind
             work.mkdir(parents=True)
@@ -73,12 +72,14 @@ def download(category: str, params: Params, data: Path = Path("data")) -> None:
             placed = list(zip(typed, before, strict=False))
             tables[kind], rejected = _account(category, kind, name, placed, params)
             rejects.append(rejected)
+            notes[kind] = _examples(placed)
             pieces[kind] = [(piece.path, lines) for piece, lines in placed]
         calls = [(pieces, number, out) for number in range(params.download.buckets)]
         pool.map(_gather_bucket, calls, f"{category}: buckets")
         shutil.rmtree(out / "work")
         writers.write_table(out / "rejects.parquet", pa.concat_tables(rejects))
         writers.write_json(out / "report.json", {"stage": "download", "category": category, "tables": tables})
+    return notes
 
 
 def _type_lines(category: str, kind: Kind, params: Params, work: Path, pool: DaskPool) -> tuple[str, list[_Typed]]:
@@ -178,7 +179,6 @@ def _account(
     reasons, rows = Counter(reason for _, reason in rejects), sum(piece.lines for piece, _ in placed)
     columns = [[name] * len(rejects), [line for line, _ in rejects], [reason for _, reason in rejects]]
     table = pa.table([pa.array(v, field.type) for v, field in zip(columns, REJECTS, strict=True)], schema=REJECTS)
-    examples = _examples(placed)
     kept = files.store() / "rejects" / category / "rejects.parquet"  # the stage's own file is kept only with the rest
     try:
         check_budget(
@@ -186,7 +186,7 @@ def _account(
             rows,
             params.download.max_bad_fraction,
             f"lines of {name}",
-            f"{examples}{kept} lists all; inspect the file, or raise download.max_bad_fraction "
+            f"{kept} lists them{_examples(placed)}; inspect the file, or raise download.max_bad_fraction "
             f"({params.download.max_bad_fraction})",
         )
     except UserError:
@@ -194,15 +194,13 @@ def _account(
         raise
     if kind == "items" and rows == 0:
         raise UserError(f"{name} of {category} is empty; check source.location and source.categories")
-    if rejects:
-        log.warning("%s: %d of %d lines are not read; %sall are in rejects.parquet", name, len(rejects), rows, examples)
     return Funnel.of(rows, reasons), table
 
 
 def _examples(placed: list[tuple[_Typed, int]]) -> str:
-    """Return the first rejects with what was found, as the beginning of a clause; "" if nothing is known of them."""
+    """Return the first rejects with what was found, as the end of a message; "" if nothing is known of them."""
     known = ((lines + one.line, one) for piece, lines in placed for one in piece.rejects if one.found)
     listed = [f"line {line}: {one.found} ({one.reason})" for line, one in islice(known, _EXAMPLES)]
     array = any(one.found.startswith("[") for piece, _ in placed[:1] for one in piece.rejects[:1])
-    hint = "the file seems to be a JSON array, write one object per line; " if array else ""
-    return f"for example {', '.join(listed)}; {hint}" if listed else ""
+    hint = "; the file seems to be a JSON array, write one object per line" if array else ""
+    return f"; for example {', '.join(listed)}{hint}" if listed else ""
