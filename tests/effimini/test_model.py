@@ -172,6 +172,17 @@ def test_too_few_positions_and_a_foreign_tokenizer_are_errors(small: Params, sma
         build(with_encoder(small, "text", str(tmp_path), "random"))
 
 
+def test_a_saved_model_with_a_foreign_tokenizer_is_an_error(small: Params, tmp_path: Path) -> None:
+    build(small).save_pretrained(tmp_path / "saved")
+    path = tmp_path / "saved/tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["vocab"]["another"] = 10**6  # a gap: there are no more pieces than rows
+    del content["model"]["vocab"]["kettle"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"the tokenizer of .*saved has 1000001 tokens .* so they do not match"):
+        EffiMini.from_pretrained(tmp_path / "saved")
+
+
 def test_a_folder_without_a_model_and_an_invalid_configuration_are_errors(small: Params, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a saved model"):
         EffiMini.from_pretrained(tmp_path)
