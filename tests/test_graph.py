@@ -83,6 +83,8 @@ NO_BYTE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
         ("prep/core/tables/raw.py", "prep/variants.py", "prep/rewritten.py", "prep/core/lists.py"), ("fetch",)
     ),
+    # takes downloaded files apart; the others decode only stored images
+    "shards/images/containers.py": tuple(name for name in READS if name != "fetch"),
     # added to dvc.yaml if the source is the demo
     "prep/demo.py": ("fetch", "download"),
     # names the stray folders of a table

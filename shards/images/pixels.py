@@ -1,15 +1,22 @@
 """Decode a fetched file to a JPEG of training size. Pure: the same input bytes give the same output bytes.
 
 Input: the untrusted bytes of a response. Output: a baseline JPEG (RGB, 4:2:0, no metadata) of size x size px, the size
-of the original and a perceptual hash. Guarantees: the format is detected from the content; the number of pixels is
-checked before decoding; a JPEG that libjpeg decodes with errors is "corrupt" (its lower part would be grey).
+of the original and a perceptual hash. Guarantees: the format is detected from the content; pixels, scans and strips are
+counted before they are decoded; all threads of a process together decode at most `PIXELS_AT_ONCE` pixels at a time;
+damage outside the pixels does no harm; a JPEG that libjpeg decodes with errors is "corrupt" (its lower part would be
+grey).
 """
 
 import io
+import re
 import struct
+import threading
 import warnings
 import zlib
-from typing import Literal
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -17,21 +24,26 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import ExifTags, Image
 
+from shards.images import containers
+
 FORMAT = 2  # increment it when the stored bytes change for the same file and parameters
 SMALLEST = 8  # px; hosts return a 1x1 GIF for a missing image
+PIXELS_AT_ONCE = 50_000_000  # decoded by all threads together; a pixel takes up to 24 bytes while it is decoded
 WHITE = (255, 255, 255)
 
 Fit = Literal["squash", "letterbox", "crop"]
 ImageProblem = Literal["not_an_image", "corrupt", "too_many_pixels", "too_small"]
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")
+_STRAY = re.compile(r"(\d+) extraneous bytes before marker 0xd9")  # libjpeg, of bytes behind a scan
+_MOST_STRAY = 4  # bytes between two scans
+_MOST_TRIMMED = 16  # scans of a JPEG with stray bytes: they take work that grows with the square
 # Errors that Pillow's readers raise on malformed files, found by flipping bytes of files of every format.
 _BROKEN = (
     OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, AttributeError, OverflowError,
-    ZeroDivisionError, MemoryError, struct.error, zlib.error,
+    ZeroDivisionError, RuntimeError, MemoryError, struct.error, zlib.error,
 )  # fmt: skip
 _BOMB = (Image.DecompressionBombWarning, Image.DecompressionBombError)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # of metadata, which it skips
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 _TURN = {  # by EXIF orientation
@@ -48,10 +60,10 @@ _COSINES = np.round(4096 * np.cos(np.pi * np.outer(np.arange(8), 2 * np.arange(3
 
 
 class Unusable(Exception):  # noqa: N818 -- an outcome, not an error of the program
-    """A file that cannot be used as an image; `outcome` is its outcome in the images table."""
+    """A file that cannot be used as an image; `outcome` is its outcome in the images table, `why` says more."""
 
-    def __init__(self, outcome: ImageProblem) -> None:
-        super().__init__(outcome)
+    def __init__(self, outcome: ImageProblem, why: str = "") -> None:
+        super().__init__(f"{outcome}: {why}" if why else outcome)
         self.outcome: ImageProblem = outcome
 
 
@@ -68,7 +80,7 @@ def to_training(data: bytes, size: int, fit: Fit, quality: int, max_pixels: int)
     """Decode, check, rotate upright, flatten over white, resize once to size x size px, and encode.
 
     Args:
-        data: a JPEG, PNG, WebP or GIF file; only the first frame of an animation is used.
+        data: a file of one of the types `containers.READ`; only the first frame of an animation is used.
         size: height and width of the result, px.
         fit: squash changes the aspect ratio, letterbox pads with white, crop keeps the largest centred square.
         quality: of the JPEG, 1 to 100.
@@ -77,9 +89,20 @@ def to_training(data: bytes, size: int, fit: Fit, quality: int, max_pixels: int)
     Raises:
         Unusable: the file is not an image, is corrupt, too large or too small.
     """
-    picture = _upright(data, max_pixels)
-    fitted = _fit(picture, size, fit)
-    return Decoded(_encode(np.asarray(fitted), quality), picture.width, picture.height, _perceptual_hash(fitted))
+    kind = containers.type_of(data)
+    if kind not in containers.READ:
+        raise Unusable("not_an_image", f"{kind or 'an unknown type'}, which is not read" if data else "empty")
+    try:
+        source = _open(kind, data, max_pixels)
+        with DECODING.take(source.image.width * source.image.height):
+            fitted, width, height = _fit_upright(source, size, fit)
+    except containers.Excess as error:
+        raise Unusable("too_many_pixels", str(error)) from None
+    except _BOMB:
+        raise Unusable("too_many_pixels", kind) from None
+    except _BROKEN:
+        raise Unusable("corrupt", kind) from None
+    return Decoded(_encode(np.asarray(fitted), quality), width, height, _perceptual_hash(fitted))
 
 
 def decode(jpeg: bytes | memoryview, into: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
@@ -100,49 +123,161 @@ def _encode(pixels: npt.NDArray[np.uint8], quality: int) -> bytes:
 
 
 BLANK = _encode(np.full((1, 1, 3), 255, np.uint8), 90)  # the JPEG of an item without an image, in a shard
+_PNG_PIXEL = io.BytesIO()
+Image.new("L", (1, 1)).save(_PNG_PIXEL, "PNG")
+_PNG_HEADER = 33  # bytes
 
 
-def _upright(data: bytes, max_pixels: int) -> Image.Image:
-    """Return the first frame as RGB over white, rotated by its EXIF orientation."""
+class _Budget:
+    """A number of pixels that threads share, so that their memory has a limit."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._taken, self._interrupts = most, 0, 0
+        self._line = threading.Lock()  # one thread waits at a time, so that a large image gets its turn
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def take(self, pixels: int) -> Iterator[None]:
+        """Wait until `pixels` are left, or nobody else has any, and take them.
+
+        Raises:
+            CancelledError: `interrupt` was called meanwhile.
+        """
+        before = self._interrupts
+        with self._line, self._changed:
+            self._changed.wait_for(
+                lambda: self._interrupts > before or not self._taken or self._taken + pixels <= self._most
+            )
+            if self._interrupts > before:
+                raise CancelledError
+            self._taken += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= pixels
+                self._changed.notify()
+
+    def interrupt(self) -> None:
+        """Let all who wait give up."""
+        with self._changed:
+            self._interrupts += 1
+            self._changed.notify()
+
+
+DECODING = _Budget(PIXELS_AT_ONCE)
+
+
+class _Source(NamedTuple):
+    """A file that Pillow has opened and not yet decoded."""
+
+    kind: str
+    image: Image.Image
+    about: bytes | None  # a file of one pixel with its metadata, None if they are in the image
+    jpeg: containers.Jpeg | None = None
+
+
+def _open(kind: str, data: bytes, max_pixels: int) -> _Source:
+    """Open a file, and check its size and work before it is decoded."""
+    jpeg = about = None
+    if kind == "JPEG":
+        jpeg = containers.jpeg_parts(data)
+        about = BLANK[:2] + jpeg.metadata + BLANK[2:]
+        data = jpeg.file()
+    elif kind == "PNG":
+        png, pixel = containers.png_parts(data), _PNG_PIXEL.getvalue()
+        about = pixel[:_PNG_HEADER] + png.metadata + pixel[_PNG_HEADER:]
+        data = png.file
+    elif kind == "TIFF":
+        containers.check_tiff(data, max_pixels)
+    if kind == "WEBP":  # Pillow allocates its canvas when it opens it
+        _check_size(*containers.webp_size(data), max_pixels)
+    image = Image.open(io.BytesIO(data), formats=[kind])
+    _check_size(*image.size, max_pixels)
+    if min(image.size) < SMALLEST:
+        raise Unusable("too_small", f"less than {SMALLEST} px")
+    return _Source(kind, image, about, jpeg)
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise Unusable("too_many_pixels", f"more than {max_pixels}")
+
+
+def _fit_upright(source: _Source, size: int, fit: Fit) -> tuple[Image.Image, int, int]:
+    """Return an image at training size, and the size of its upright original."""
+    image = source.image
+    strict = None
+    if source.jpeg is not None:
+        # For a damaged scan Pillow would return libjpeg's partial result, with a grey lower half.
+        strict = _decode_strictly(source.jpeg, "CMYK" if image.mode == "CMYK" else "RGB")
+    if strict is not None and image.mode != "CMYK":
+        picture = Image.fromarray(strict)
+    else:
+        del strict
+        picture = _flatten_alpha(image)
+    turn = None if source.kind == "TIFF" else _TURN.get(_orientation(source))  # Pillow turns a TIFF itself
+    if turn is not None:
+        picture = picture.transpose(turn)
+    return _fit(picture, size, fit), picture.width, picture.height
+
+
+def _orientation(source: _Source) -> int:
+    """Return the orientation that a file's EXIF or XMP names; 1 if it names none, or is damaged."""
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        if image.width * image.height > max_pixels:
-            raise Unusable("too_many_pixels")
-        if min(image.size) < SMALLEST:
-            raise Unusable("too_small")
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-        if image.format in {"JPEG", "MPO"} and image.mode in {"RGB", "L"}:
-            # Strict: for a damaged scan Pillow would return libjpeg's partial result, with a grey lower half.
-            upright = Image.fromarray(_decode_strictly(data))
-        else:
-            upright = _flatten_alpha(image)
-        return upright.transpose(_TURN[orientation]) if orientation in _TURN else upright
-    except _BOMB:
-        raise Unusable("too_many_pixels") from None
+        about = source.image if source.about is None else Image.open(io.BytesIO(source.about), formats=[source.kind])
+        return int(about.getexif().get(ExifTags.Base.Orientation, 1))
     except _BROKEN:
-        known = data.startswith(_MAGIC) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
-        raise Unusable("corrupt" if known else "not_an_image") from None
+        return 1
 
 
-def _decode_strictly(data: bytes) -> npt.NDArray[np.uint8]:
+def _decode_strictly(jpeg: containers.Jpeg, colorspace: str) -> npt.NDArray[np.uint8] | None:
+    """Return the pixels of a JPEG without any damage; stray bytes behind a scan are cut off first.
+
+    None if only Pillow decodes it, which nobody asks for damage: its chroma is sampled as in hardly any file, and its
+    end is there. libjpeg reports its first warning only, so what comes behind stray bytes is seen only without them.
+    """
     try:
-        return decode(data)
-    except ValueError as error:
-        if "extraneous bytes before marker 0xd9" not in str(error):
-            raise
-        # Stray bytes between the last scan and the end marker: all pixels were decoded before them.
-        pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", strict=False)
+        pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(jpeg.file(), colorspace)
         return pixels
+    except ValueError as error:
+        if jpeg.ended and "subsampling" in str(error):
+            return None
+        if "extraneous bytes before marker" not in str(error) or len(jpeg.scans) > _MOST_TRIMMED:
+            raise
+    trimmed: list[bytes] = []
+    for scan in jpeg.scans:
+        kept = scan[: len(scan) - _stray_bytes(jpeg.file([*trimmed, scan]), colorspace)]
+        trimmed.append(kept)
+        # A damaged scan may end early too. Behind it are many bytes, and its last bit is no padding, which is 1.
+        if len(trimmed) < len(jpeg.scans) and (len(scan) - len(kept) > _MOST_STRAY or not kept[-1] & 1):
+            raise ValueError("a scan ends early")
+    return simplejpeg.decode_jpeg(jpeg.file(trimmed), colorspace)
+
+
+def _stray_bytes(data: bytes, colorspace: str) -> int:
+    """Return the number of bytes between the last scan of a JPEG and its end.
+
+    Raises:
+        ValueError: it has other damage.
+    """
+    try:
+        simplejpeg.decode_jpeg(data, colorspace, min_height=1, min_width=1)  # an eighth of its size, to be fast
+    except ValueError as error:
+        if found := _STRAY.search(str(error)):
+            return int(found[1])
+        raise
+    return 0
 
 
 def _flatten_alpha(image: Image.Image) -> Image.Image:
     """Return an image of any mode as RGB over white."""
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips at 255 instead of scaling
-        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+        return Image.fromarray((np.asarray(image).clip(0, 65_535) >> 8).astype(np.uint8)).convert("RGB")
     if not image.has_transparency_data:
         return image.convert("RGB")
     white = Image.new("RGBA", image.size, (*WHITE, 255))
-    white.alpha_composite(image.convert("RGBA"))
+    white.alpha_composite(image if image.mode == "RGBA" else image.convert("RGBA"))
     return white.convert("RGB")
 
 
