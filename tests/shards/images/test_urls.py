@@ -29,6 +29,47 @@ def test_the_normalised_url_requests_the_given_size(url, side, asked):
 
 
 @pytest.mark.parametrize(
+    ("url", "quoted"),
+    [
+        ("http://h/a b.jpg", "http://h/a%20b.jpg"),
+        ("http://h/caf\u00e9.jpg", "http://h/caf%C3%A9.jpg"),
+        (
+            "http://h/\u65e5\u672c/\U0001f600.png?q=\u00fc&b=c d",
+            "http://h/%E6%97%A5%E6%9C%AC/%F0%9F%98%80.png?q=%C3%BC&b=c%20d",
+        ),
+        ('http://h/a"b<c>d`e{f}^g.jpg', "http://h/a%22b%3Cc%3Ed%60e%7Bf%7D%5Eg.jpg"),
+        ("http://h/a[1]|b.jpg", "http://h/a[1]|b.jpg"),  # browsers leave these
+        ("http://h/100%.jpg", "http://h/100%.jpg"),
+        ("http://h/%zz%E9%c3%a9.jpg", "http://h/%zz%E9%c3%a9.jpg"),
+        ("http://h/a\\b.jpg?c\\d", "http://h/a/b.jpg?c\\d"),
+        ("http://h/a\n\tb.jpg", "http://h/ab.jpg"),
+        ("http://h/a\x7f\x01.jpg", "http://h/a%7F%01.jpg"),
+        ("http://b\u00fccher.example/a", "http://xn--bcher-kva.example/a"),
+        ("http://B\u00dcCHER.example:8080/a", "http://xn--bcher-kva.example:8080/a"),
+        ("http://\u4f8b\u3048\u3002\u30c6\u30b9\u30c8/", "http://xn--r8jz45g.xn--zckzah/"),
+    ],
+)
+def test_what_may_not_be_in_a_url_is_quoted_as_a_browser_does(url, quoted):
+    assert urls.normalise(url, 0) == quoted
+    assert urls.normalise(quoted, 0) == quoted
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"{ID}.jpg",
+        "https://H.example:443/a/../b/./c//d?x=1&y=[2]&z=it's#".removesuffix("#"),
+        "http://h/%E2%82%AC/%2F/%41?%20=+",
+        "http://h/!$&'()*+,;=:@-._~/[x]|?!$'()*,;:@/?",
+        "http://[2606:4700::1111]:80/a",
+        "http://127.0.0.1:8000",
+    ],
+)
+def test_a_valid_url_is_unchanged(url):
+    assert urls.normalise(url, 0) == url
+
+
+@pytest.mark.parametrize(
     "url",
     [
         "",
@@ -41,6 +82,11 @@ def test_the_normalised_url_requests_the_given_size(url, side, asked):
         "https://user:secret@host/a.jpg",
         "http://[::1/a.jpg",
         "http://host:port/a.jpg",
+        "http://host:99999/a.jpg",
+        "http://user:[pw]@/",
+        "http://:80/a.jpg",
+        "http://\u2048.example/",
+        "http://h/\ud800.jpg",
     ],
 )
 def test_invalid_and_non_http_urls_are_rejected(url):
