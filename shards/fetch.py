@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from msgspec.structs import replace
@@ -51,8 +52,21 @@ FAILURES = frozenset(OUTCOMES) - {OK, NO_URL}
 # run retries the same candidate, so that the choice of an item's image does not depend on the host's bad moments.
 SETTLED = TRANSIENT | {OK}
 ROWS_PER_GROUP = 1_000  # a row group: some 10 MB of images
+IN_FLIGHT = 1_000  # items; those that wait for a slow host do not keep the others from their hosts
 
 log = logging.getLogger(__name__)
+
+
+class Trouble(msgspec.Struct):
+    """What went wrong while fetching."""
+
+    errors: Counter[str] = msgspec.field(default_factory=Counter)  # messages and how often
+    refusals: list[str] = msgspec.field(default_factory=list)  # messages about hosts that refused all requests
+
+    def add(self, other: "Trouble") -> None:
+        """Add what went wrong in another task."""
+        self.errors.update(other.errors)
+        self.refusals += other.refusals
 
 
 def fetch(category: str, params: Params, data: Path = Path("data"), retry: Collection[str] = TRANSIENT) -> None:
@@ -65,8 +79,8 @@ def fetch(category: str, params: Params, data: Path = Path("data"), retry: Colle
         retry: outcomes (of `FAILURES`) to retry, in addition to URLs that were never requested.
 
     Raises:
-        UserError: the sample or the mirror does not exist, the host refuses all requests, or more than
-            ``images.max_bad_fraction`` of the images cannot be fetched.
+        UserError: the sample or the mirror does not exist, the mirror refuses all requests, or more than
+            ``images.max_bad_fraction`` of the images, or all, cannot be fetched.
     """
     params = narrow(params, READS)
     parts = sample_parts(data, category)
@@ -81,20 +95,20 @@ def fetch(category: str, params: Params, data: Path = Path("data"), retry: Colle
         tasks = min(len(missing), params.fetch.connections)  # at least one connection per task
         # start workers only if there is work for more than one
         with dask_pool(params.dask if tasks > 1 else dataclasses.replace(params.dask, scheduler="synchronous")) as pool:
-            errors: Counter[str] = Counter()
+            trouble = Trouble()
             try:
                 if pool.count == 1:
                     _fetch_items(
-                        [item for part in missing for item in part], params, params.fetch, base, journal, errors
+                        [item for part in missing for item in part], params, params.fetch, base, journal, trouble
                     )
                 else:
                     for found in _scatter(missing, tasks, params, base, worker_folder, pool):
-                        errors.update(found)
+                        trouble.add(found)
                     _merge_worker_journals(journal, worker_folder)
             finally:
-                for error, count in errors.most_common(5):
+                for error, count in trouble.errors.most_common(5):
                     log.warning("%d x %s", count, error)
-        _write_images(category, parts, params, journal, data)
+        _write_images(category, parts, params, journal, trouble.refusals, data)
 
 
 def image_base(category: str, params: Params) -> str:
@@ -112,12 +126,16 @@ def fetch_some(items: list[list[str]], params: Params, base: str, store: Path) -
         store: a file that does not exist.
 
     Raises:
-        UserError: the host refuses all requests.
+        UserError: every host refuses all requests.
     """
     with Journal(store, _fetch_conditions(params, base)) as journal:
         candidates = [urls.candidates(item, params.images.request) for item in items]
-        _fetch_items(candidates, params, params.fetch, base, journal, Counter())
-        return [_best(item, params.images.request, journal) for item in items]
+        trouble = Trouble()
+        _fetch_items(candidates, params, params.fetch, base, journal, trouble)
+        records = [_best(item, params.images.request, journal) for item in items]
+        if trouble.refusals and not any(record.outcome == OK for record in records):
+            raise UserError(trouble.refusals[0])
+        return records
 
 
 def _missing(parts: list[Path], side: int, journal: Journal, retry: Collection[str]) -> list[list[list[str]]]:
@@ -154,8 +172,8 @@ def _unknown(candidates: list[str], journal: Journal, retry: Collection[str] = (
 
 def _scatter(
     missing: list[list[list[str]]], tasks: int, params: Params, base: str, worker_folder: Path, pool: DaskPool
-) -> Iterator[Counter[str]]:
-    """Fetch the parts in `tasks` tasks on the workers, which divide the connections; yield the errors of each task."""
+) -> Iterator[Trouble]:
+    """Fetch the parts in `tasks` tasks on the workers, which divide the connections; yield what goes wrong in each."""
     limits = dataclasses.replace(params.fetch, connections=params.fetch.connections // min(tasks, pool.count))
     calls = []
     for number in range(tasks):
@@ -165,21 +183,28 @@ def _scatter(
     yield from pool.imap(_fetch_file, calls, "images, part by part")
 
 
-def _fetch_file(work: Path, params: Params, limits: FetchParams, base: str) -> Counter[str]:
-    errors: Counter[str] = Counter()
+def _fetch_file(work: Path, params: Params, limits: FetchParams, base: str) -> Trouble:
+    trouble = Trouble()
     with Journal(work.with_suffix(".journal"), _fetch_conditions(params, base)) as journal:
         # skip what a worker that died has already fetched
         items = [_unknown(item, journal) for item in files.read_json(work)]
-        _fetch_items([item for item in items if item], params, limits, base, journal, errors)
-    return errors
+        _fetch_items([item for item in items if item], params, limits, base, journal, trouble)
+    return trouble
 
 
 def _fetch_items(
-    items: list[list[str]], params: Params, limits: FetchParams, base: str, journal: Journal, errors: Counter[str]
+    items: list[list[str]], params: Params, limits: FetchParams, base: str, journal: Journal, trouble: Trouble
 ) -> None:
-    """Fetch items within `limits`, and count the error messages in `errors`."""
-    with _terminated_like_interrupted(), ThreadPoolExecutor(params.dask.workers, "decode") as decoders:
-        asyncio.run(_Fetcher(params, limits, base, journal, decoders, errors).run(items))
+    """Fetch items within `limits`, and note what goes wrong in `trouble`."""
+    decoders = ThreadPoolExecutor(params.dask.workers, "decode")
+    try:
+        with _terminated_like_interrupted():
+            asyncio.run(_Fetcher(params, limits, base, journal, decoders, trouble).run(items))
+    except BaseException:
+        pixels.DECODING.interrupt()  # an interrupt waits for the images under way, not for those in line
+        raise
+    finally:
+        decoders.shutdown(cancel_futures=True)
 
 
 def _merge_worker_journals(journal: Journal, worker_folder: Path) -> None:
@@ -213,7 +238,7 @@ class _Fetcher:
         base: str,
         journal: Journal,
         decoders: ThreadPoolExecutor,
-        errors: Counter[str],
+        trouble: Trouble,
     ) -> None:
         self._params, self._limits = params, limits
         self._base = base
@@ -226,24 +251,26 @@ class _Fetcher:
         self._asked: set[str] = set()
         self._began = time.monotonic()
         self._outcomes: Counter[str] = Counter()
-        self._errors = errors
+        self._trouble = trouble
 
     async def run(self, items: list[list[str]]) -> None:
         """Request the URLs of each item in order, until one is settled.
 
         Raises:
-            UserError: the host refuses all requests.
+            UserError: the mirror refuses all requests, or the proxy cannot be used.
         """
         left = iter(items)
         with _bar() as progress:
             task = progress.add_task("fetch", total=len(items), status="")
             try:
                 async with self._client, asyncio.TaskGroup() as group:
-                    for _ in range(self._limits.connections * 2):  # some decode while others wait for the network
+                    for _ in range(min(len(items), IN_FLIGHT)):
                         group.create_task(self._work(left, progress, task))
             except ExceptionGroup as error_group:
                 user_errors = error_group.subgroup(UserError)
                 raise user_errors.exceptions[0] if user_errors else error_group from None
+            finally:
+                self._trouble.refusals += self._client.refusals
 
     async def _work(self, items: Iterator[list[str]], progress: Progress, task: TaskID) -> None:
         for item in items:
@@ -264,23 +291,28 @@ class _Fetcher:
         rate = finished / (time.monotonic() - self._began)
         words = [f"{rate:.0f} URLs/s", f"{100 * self._outcomes[OK] / max(finished, 1):.1f} % ok"]
         words += [f"{outcome} {count}" for outcome, count in self._outcomes.most_common(5) if outcome != OK]
-        words += [f"most frequent error: {error}" for error, _ in self._errors.most_common(1)]
+        words += [f"most frequent error: {error}" for error, _ in self._trouble.errors.most_common(1)]
         return ", ".join(words)
 
     async def _fetch(self, url: str) -> None:
         in_pool = asyncio.get_running_loop().run_in_executor
-        if self._remote:
-            served = urls.on_mirror(url, self._base)
-            answer = await self._client.get(served) if served else Answer("bad_url")
-        else:
-            path = urls.in_directory(url, self._base)
-            limit = self._limits.max_bytes
-            answer = await in_pool(self._decoders, _read_file, path, limit) if path else Answer("bad_url")
-        record = await in_pool(self._decoders, _record, url, self._conditions, answer, self._params)
+        async with self._client.room:
+            if self._remote:
+                served = urls.on_mirror(url, self._base)
+                answer = await self._client.get(served) if served else Answer("bad_url")
+            else:
+                path = urls.in_directory(url, self._base)
+                limit = self._limits.max_bytes
+                answer = await in_pool(self._decoders, _read_file, path, limit) if path else Answer("bad_url")
+            if answer.outcome == OK:
+                record, error = await in_pool(self._decoders, _record, url, self._conditions, answer, self._params)
+            else:
+                record = Record(url, self._conditions, answer.outcome, answer.status, answer.attempts)
+                error = answer.error or answer.outcome
         self._journal.append(record)
         self._outcomes[record.outcome] += 1
-        if record.outcome != OK:
-            self._errors[answer.error or record.outcome] += 1
+        if error:
+            self._trouble.errors[error] += 1
 
 
 def _read_file(path: Path, max_bytes: int) -> Answer:
@@ -295,26 +327,32 @@ def _read_file(path: Path, max_bytes: int) -> Answer:
         return Answer("unreachable", attempts=1, error=error.strerror or type(error).__name__)
 
 
-def _record(url: str, conditions: str, answer: Answer, params: Params) -> Record:
-    """Return the record of an answer; decode the body if there is one."""
-    record = Record(url, conditions, answer.outcome, answer.status, answer.attempts)
-    if answer.outcome != OK:
-        return record
-    record = replace(record, source_bytes=len(answer.body), source_sha256=hashlib.sha256(answer.body).hexdigest())
+def _record(url: str, conditions: str, answer: Answer, params: Params) -> tuple[Record, str]:
+    """Return the record of an answer with a body, which is decoded, and what is wrong with the image, if anything."""
+    record = Record(
+        url,
+        conditions,
+        OK,
+        answer.status,
+        answer.attempts,
+        source_bytes=len(answer.body),
+        source_sha256=hashlib.sha256(answer.body).hexdigest(),
+    )
     images = params.images
     try:
         decoded = pixels.to_training(
             answer.body, images.resolution, images.fit, images.quality, params.fetch.max_pixels
         )
     except pixels.Unusable as problem:
-        return replace(record, outcome=problem.outcome)
-    return replace(
+        return replace(record, outcome=problem.outcome), str(problem)
+    decoded_record = replace(
         record,
         source_width=decoded.width,
         source_height=decoded.height,
         perceptual_hash=decoded.perceptual_hash,
         image=decoded.image,
     )
+    return decoded_record, ""
 
 
 def _batches(part: Path) -> Iterator[list[tuple[str, list[str]]]]:
@@ -323,8 +361,14 @@ def _batches(part: Path) -> Iterator[list[tuple[str, list[str]]]]:
         yield list(zip(batch["parent_asin"].to_pylist(), batch["image_urls"].to_pylist(), strict=True))
 
 
-def _write_images(category: str, parts: list[Path], params: Params, journal: Journal, data: Path) -> None:
-    """Write the images table from the journal, part by part."""
+def _write_images(
+    category: str, parts: list[Path], params: Params, journal: Journal, refusals: list[str], data: Path
+) -> None:
+    """Write the images table from the journal, part by part.
+
+    Raises:
+        UserError: too many images failed, or all and hosts refused them; of `refusals` the message is the first.
+    """
     outcomes: Counter[str] = Counter()
     with files.atomic_folder(data / "images" / category) as partial:
         for part in parts:
@@ -333,12 +377,16 @@ def _write_images(category: str, parts: list[Path], params: Params, journal: Jou
         failures = Counter({outcome: n for outcome, n in outcomes.items() if outcome not in {OK, NO_URL}})
         for outcome, count in outcomes.most_common():
             log.info("%s: %s %d (%.1f %%)", category, outcome, count, 100 * count / rows)
+        if refusals and not outcomes[OK]:
+            raise UserError(refusals[0])
         check_budget(
             failures,
             rows - outcomes[NO_URL],
             params.images.max_bad_fraction,
             f"images of {category}",
-            "run `dvc repro` again to retry the transient ones "
+            refusals[0]
+            if refusals
+            else "run `dvc repro` again to retry the transient ones "
             f"({', '.join(sorted(TRANSIENT))}), or raise images.max_bad_fraction",
         )
         funnel = Funnel.of(rows, {outcome: n for outcome, n in outcomes.items() if outcome != OK})

@@ -52,6 +52,7 @@ DECIDES_NO_BYTE = (
     "dask",
     "fetch.connections",
     "fetch.max_consecutive_refusals",
+    "fetch.proxy",
     "fetch.timeout",
     "fetch.max_attempts",
     "source.keep_raw",
@@ -187,6 +188,7 @@ class FetchParams:
     """How images are fetched; does not change the stored bytes of an image that was fetched."""
 
     mirror: str
+    proxy: str = ""
     connections: Annotated[int, Field(ge=1, le=1024)]
     max_attempts: PositiveInt
     timeout: PositiveFloat

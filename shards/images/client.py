@@ -4,28 +4,35 @@ Input: URLs. Output: for each the body, or an outcome that says why there is non
 `fetch.connections` concurrent requests per host, fewer if it refuses or is slow; Retry-After is respected; only
 transient errors are retried, with at most `fetch.max_attempts` attempts of at most `fetch.timeout` seconds each; at
 most `fetch.max_bytes` of a body are read; only public addresses are connected to, also after a redirect, except the
-configured mirror's; a host that refuses all requests is paused once, and then ends the run with an error message. Every
-`get` terminates.
+configured mirror's; any answer is an outcome of its URL. A host that refuses all requests is paused once and then given
+up: its other URLs get their outcome without a request, and other hosts do not wait for it. If it is the configured
+mirror, the run ends with an error message. Every `get` terminates.
+
+With `fetch.proxy` the proxy looks up names and connects, so only literal addresses are checked here.
 """
 
 import asyncio
 import ipaddress
+import logging
 import socket
 import ssl
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import NamedTuple, Self
+from urllib.parse import urljoin
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import msgspec
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from prep.core.errors import UserError
+from prep.core.errors import UserError, first_sentence
 from prep.core.params import FetchParams
 from prep.core.retry import PermanentError, RequestFailedError, RetryPolicy, TransientError, is_transient, retry_after
+from shards.images import containers, urls
 
 MAX_REDIRECTS = 5  # redirects followed per URL
 POLICY = RetryPolicy(first_wait=0.5)  # max_attempts is fetch.max_attempts; max_wait also limits the pause of a host
@@ -33,8 +40,18 @@ RESOLVED_FOR = 60  # seconds that a DNS answer is cached
 CONNECT, SILENCE = 5.0, 10.0  # seconds to connect, and between two bytes; fetch.timeout limits the whole request
 BREAK = 60.0  # seconds of the one pause for a host that refuses all requests
 SHORTEST_GAP, LONGEST_GAP = 0.01, 5.0  # bounds of the seconds between two requests to a host with a rate limit
-PROBES = 3  # refusals after the pause that end the run
-_HEADERS = {"User-Agent": "effimini (research; images of products)", "Accept": "image/*", "Accept-Encoding": "identity"}
+PROBES = 3  # refusals after the pause with which a host is given up
+ENVIRONMENT = "environment"  # fetch.proxy: follow HTTPS_PROXY, HTTP_PROXY and NO_PROXY
+_HEADERS = {
+    "User-Agent": "effimini (research; images of products)",
+    "Accept": ", ".join(f"image/{name.lower()}" for name in containers.READ),
+    "Accept-Encoding": "identity",
+}
+_IPV6 = ipaddress.ip_network("2000::/3")  # all that is allocated for global use
+_TUNNELS = [ipaddress.ip_network(block) for block in ("2001::/32", "2002::/16")]  # Teredo and 6to4, to any IPv4 address
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+log = logging.getLogger(__name__)
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -63,26 +80,28 @@ class ConcurrencyLimit:
         self._busy = 0
         self._open_at = 0.0
         self._halved_at = 0.0
+        self._line = asyncio.Lock()  # the first in line waits for a slot, the others for their turn
         self._free = asyncio.Condition()
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[float]:
-        """Wait for a free slot and for the end of a pause; yield the time of entry."""
-        while True:
-            while (wait := self._open_at - time.monotonic()) > 0:
-                await asyncio.sleep(wait)
-            async with self._free:
-                await self._free.wait_for(lambda: self._busy < int(self.limit))
-                if self._open_at <= time.monotonic():
-                    self._busy += 1
-                    self.pause(self.gap)
-                    break
+        """Wait for a free slot and for the end of a pause, in the order of arrival; yield the time of entry."""
+        async with self._line:
+            while True:
+                while (wait := self._open_at - time.monotonic()) > 0:
+                    await asyncio.sleep(min(wait, 1.0))  # `open` ends a pause
+                async with self._free:
+                    await self._free.wait_for(lambda: self._busy < int(self.limit))
+                    if self._open_at <= time.monotonic():
+                        self._busy += 1
+                        self.pause(self.gap)
+                        break
         try:
             yield time.monotonic()
         finally:
             self._busy -= 1
             async with self._free:
-                self._free.notify_all()
+                self._free.notify()
 
     def on_success(self) -> None:
         """Raise the limit a little, or shorten the gap."""
@@ -91,13 +110,17 @@ class ConcurrencyLimit:
         else:
             self.limit = min(self._most, self.limit + 1 / self.limit)
 
-    def on_failure(self, entered: float) -> None:
-        """Halve the limit, only once for requests that ran concurrently."""
+    def on_failure(self, entered: float, answered: bool = True) -> None:
+        """Halve the limit, only once for requests that ran concurrently; no gap helps a host that does not answer."""
         if entered >= self._halved_at:
-            if self.limit == 1:
+            if self.limit == 1 and answered:
                 self.gap = min(max(2 * self.gap, SHORTEST_GAP), LONGEST_GAP)
             self.limit = max(1.0, self.limit / 2)
             self._halved_at = time.monotonic()
+
+    def open(self) -> None:
+        """Let all through, as at the start."""
+        self.limit, self.gap, self._open_at = float(self._most), 0.0, 0.0
 
     def reduce_to_one(self) -> None:
         """Allow only one request at a time."""
@@ -127,28 +150,43 @@ class Origin(NamedTuple):
         return cls(url.scheme, url.host, url.port or 0)
 
 
+class _GivenUpError(PermanentError):
+    """A URL was not requested because its host was given up."""
+
+
 class _Host:
     """One origin: its concurrency limit and the number of consecutive refusals (a circuit breaker).
 
-    A host that refuses `fetch.max_consecutive_refusals` times in a row is paused once; if it keeps refusing, the run
-    ends. Source: M. Nygard, Release It!, 2007 (circuit breaker).
+    A host that refuses `fetch.max_consecutive_refusals` times in a row is paused once; if it keeps refusing, or never
+    answered at all, it is given up. A name without an address is given up as well, and is not a refusal. Source:
+    M. Nygard, Release It!, 2007 (circuit breaker).
     """
 
     def __init__(self, origin: Origin, settings: FetchParams) -> None:
         self.concurrency = ConcurrencyLimit(settings.connections)
+        self.refusal = ""  # why it was given up, if it refused
+        self._given_up = ""  # the outcome of its other URLs, once it is given up
         self._name = f"{origin.host}:{origin.port}"
         self._limit = settings.max_consecutive_refusals
-        self._refused = 0
+        self._refused = self._unresolved = 0
+        self._answers = False
         self._broken_at = 0.0  # when the pause began, 0 if there was none
 
-    def answered(self, entered: float, status: int, error: str, retry_after: float | None) -> None:
-        """Adapt the limits to a response, or to its absence (status 0).
+    def check(self) -> None:
+        """Raise if the host is given up.
 
         Raises:
-            UserError: the host refuses all requests, also after the pause.
+            _GivenUpError: it is, in this run.
         """
+        if self._given_up:
+            raise _GivenUpError(f"{self._name} was given up in this run", self._given_up)
+
+    def answered(self, entered: float, status: int, error: str, retry_after: float | None) -> None:
+        """Adapt the limits to a response, or to its absence (status 0)."""
+        self._unresolved = 0
+        self._answers |= status > 0
         if status in {429, 503, 0}:
-            self.concurrency.on_failure(entered)
+            self.concurrency.on_failure(entered, answered=status > 0)
         elif status < 400:
             self.concurrency.on_success()
         if retry_after is not None:
@@ -157,35 +195,51 @@ class _Host:
             self._refused, self._broken_at = 0, 0.0
         elif entered >= self._broken_at:  # else the request began before the pause
             self._refused += 1
-            if self._refused == self._limit:
+            if self._refused >= self._limit + PROBES or (self._refused >= self._limit and not self._answers):
+                self._refuse(error, "refused" if status else "unreachable")
+            elif self._refused == self._limit:
                 self._broken_at = time.monotonic()
                 self.concurrency.reduce_to_one()
                 self.concurrency.pause(BREAK)
-            elif self._refused >= self._limit + PROBES:
-                self.concurrency.pause(BREAK)  # no other request starts while the run ends
-                raise UserError(
-                    f"{self._name} refused {self._refused} requests in a row "
-                    f"(fetch.max_consecutive_refusals), also after a pause of {BREAK:g} s; the last error: {error}; "
-                    "fetched images are kept, so wait an hour and run `dvc repro` "
-                    "again, lower fetch.connections, or set fetch.mirror"
-                )
+
+    def unresolved(self, error: str) -> None:
+        """Count a name without an address."""
+        self._unresolved += 1
+        if self._unresolved == self._limit:
+            self._give_up("unreachable", f"{self._name} has no address ({error})")
+
+    def _refuse(self, error: str, outcome: str) -> None:
+        if self._given_up:
+            return
+        paused = f", also after a pause of {BREAK:g} s" if self._broken_at else ""
+        refused = f"{self._name} refused {self._refused} requests in a row (fetch.max_consecutive_refusals){paused}"
+        self.refusal = (
+            f"{refused}; the last error: {error}; fetched images are kept, so wait an hour and run `dvc repro` "
+            "again, lower fetch.connections, or set fetch.mirror"
+        )
+        self._give_up(outcome, f"{refused}; the last error: {error}")
+
+    def _give_up(self, outcome: str, why: str) -> None:
+        self._given_up = outcome
+        self.concurrency.open()  # who waits for a slot gets the outcome
+        log.warning("%s; its other images are not requested in this run, and are in the next", why)
 
 
 class _Resolver(AbstractResolver):
-    """Resolves hosts to public addresses only, except for the trusted origin.
+    """Resolves hosts to public addresses only, except for trusted ones.
 
     The client connects to exactly the addresses returned, so a DNS answer that changes after the check has no effect.
     """
 
-    def __init__(self, trusted: Origin | None) -> None:
-        self._trusted = trusted
+    def __init__(self, trusted: set[tuple[str, int]]) -> None:
+        self._trusted = trusted  # hosts and ports
         self._system = aiohttp.ThreadedResolver()
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         found = await self._system.resolve(host, port, family)
-        if self._trusted and (host, port) == (self._trusted.host, self._trusted.port):
+        if (host, port) in self._trusted:
             return found
         public = [result for result in found if is_public(result["host"])]
         if not public:
@@ -202,27 +256,40 @@ class Client:
     Args:
         settings: the limits.
         trusted: an http(s) URL (the configured mirror) whose origin may have a private address, or "".
+
+    Raises:
+        UserError: `fetch.proxy` is not the URL of an HTTP proxy.
     """
 
     def __init__(self, settings: FetchParams, trusted: str) -> None:
+        self.room = asyncio.Semaphore(2 * settings.connections)  # files that are received or used; hold it in `get`
         self._settings = settings
         self._trusted = Origin.of(URL(trusted)) if trusted else None
+        self._proxies = proxies(settings.proxy)
+        self._proxy_answers = False
         self._policy = POLICY._replace(max_attempts=settings.max_attempts)
         self._hosts: dict[Origin, _Host] = {}
 
+    @property
+    def refusals(self) -> list[str]:
+        """Error messages about the hosts that refused all requests and were given up."""
+        return [host.refusal for host in self._hosts.values() if host.refusal]
+
     async def __aenter__(self) -> Self:
+        known = {Origin.of(proxy) for proxy in self._proxies.values()} | ({self._trusted} if self._trusted else set())
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=0,  # the concurrency limits apply instead
                 limit_per_host=self._settings.connections,
-                resolver=_Resolver(self._trusted),
+                resolver=_Resolver({(origin.host, origin.port) for origin in known}),
                 ttl_dns_cache=RESOLVED_FOR,
                 ssl=ssl.create_default_context(),
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             headers=_HEADERS,
-            # ignore proxies and passwords of the environment: a proxy could connect to private addresses
+            # ignore proxies and passwords of the environment, unless asked to follow them: a proxy could connect to
+            # private addresses
             trust_env=False,
         )
         return self
@@ -233,75 +300,200 @@ class Client:
         await self._session.close()
 
     async def get(self, url: str) -> Answer:
-        """Fetch an absolute http(s) URL, retrying transient errors.
+        """Fetch an absolute http(s) URL, retrying transient errors. Whoever holds `room` does not while it waits.
 
         Raises:
-            UserError: the host refused too many requests in a row.
+            UserError: the mirror refused too many requests in a row, or the proxy cannot be used.
         """
         attempts = 0
         try:
             async for attempt in self._policy.retrying_async():
                 with attempt:
                     attempts += 1
-                    status, body = await self._follow(URL(url, encoded=True))
+                    status, body = await self._follow(_parsed(url))
             return Answer("ok", status, attempts, body)
+        except _GivenUpError as error:
+            return Answer(error.outcome, error.status, attempts - 1, error=str(error))
         except RequestFailedError as error:
             return Answer(error.outcome, error.status, attempts, error=str(error))
-        except ValueError as error:  # invalid URL
-            return Answer("bad_url", 0, attempts, error=str(error))
 
     async def _follow(self, url: URL) -> tuple[int, bytes]:
         """Send a request, follow redirects, and return the final status and body."""
-        left = self._settings.timeout
+        left, status = self._settings.timeout, 0
         for _ in range(MAX_REDIRECTS + 1):
+            if left <= 0:  # aiohttp takes 0 for no limit
+                raise self._timeout(status)
             origin = Origin.of(url)
-            # aiohttp does not resolve what looks like an address, such as 127.1 and 0177.0.0.1
-            numeric = ":" in origin.host or origin.host.replace(".", "").isdigit()
-            if origin != self._trusted and numeric and not is_public(origin.host):
-                raise _not_public(origin.host)
+            self._check_address(origin)
             host = self._hosts.setdefault(origin, _Host(origin, self._settings))
-            async with host.concurrency.slot() as entered:
+            async with self._slot(host) as entered:
                 status, target, body = await self._request(host, url, entered, left)
                 left -= time.monotonic() - entered
             if target is None:
                 return status, body
-            url = url.join(URL(target))
+            url = _parsed(target, url)
         raise PermanentError(f"more than {MAX_REDIRECTS} redirects", "bad_url", status)
+
+    def _check_address(self, origin: Origin) -> None:
+        """Check an address that is in a URL: nobody looks it up, or the proxy does.
+
+        Raises:
+            PermanentError: it is not public.
+        """
+        address = _literal(origin.host)
+        local = self._proxies and (origin.host.rstrip(".") + ".").endswith("localhost.")
+        if origin != self._trusted and (local or (address and not is_public(address))):
+            raise _not_public(origin.host)
+
+    @asynccontextmanager
+    async def _slot(self, host: _Host) -> AsyncIterator[float]:
+        """Wait for a slot of a host, and leave `room` to other hosts meanwhile; yield the time of entry."""
+        host.check()
+        self.room.release()
+        async with AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(host.concurrency.slot())
+            finally:
+                await self.room.acquire()
+            host.check()
+            yield time.monotonic()
 
     async def _request(self, host: _Host, url: URL, entered: float, left: float) -> tuple[int, str | None, bytes]:
         """Send one request; return its status, the target of a redirect, and the body."""
         status, wait = 0, None
         limits = aiohttp.ClientTimeout(total=left, sock_connect=min(left, CONNECT), sock_read=min(left, SILENCE))
+        proxy = self._proxy_for(url)
         try:
-            async with self._session.get(url, allow_redirects=False, timeout=limits) as response:
+            async with self._session.get(url, allow_redirects=False, timeout=limits, proxy=proxy) as response:
                 status, wait = response.status, retry_after(response.headers.get("Retry-After"))
+                self._check_proxy(proxy, status)
                 target = _check_response(response)
                 body = b"" if target else await _body(response, self._settings.max_bytes)
-        except TimeoutError:
-            host.answered(entered, 0, "timeout", None)
-            raise TransientError(
-                f"timeout (fetch.timeout is {self._settings.timeout:g} s)", "timeout", status
-            ) from None
-        except (aiohttp.ClientError, OSError) as error:
-            host.answered(entered, 0, repr(error), None)
-            raise TransientError(type(error).__name__, "unreachable", status) from None
-        except RequestFailedError as error:
-            if status:
-                host.answered(entered, status, str(error), wait)
+        except (UserError, RequestFailedError) as error:
+            if status and isinstance(error, RequestFailedError):
+                self._answered(host, entered, status, str(error), wait)
             raise
-        host.answered(entered, status, "", None)
+        except TimeoutError as error:
+            if isinstance(error, aiohttp.ConnectionTimeoutError):
+                self._check_proxy(proxy, 0, error)
+            self._answered(host, entered, 0, "timeout", None)
+            raise self._timeout(status) from None
+        except aiohttp.ClientHttpProxyError as error:  # the answer to CONNECT, before any of the host
+            self._check_proxy(proxy, error.status)
+            raise TransientError(f"the proxy responds with HTTP {error.status}", "unreachable") from None
+        except aiohttp.ClientConnectorDNSError as error:
+            self._check_proxy(proxy, 0, error)
+            host.unresolved(first_sentence(error))
+            raise TransientError("no address for the name", "unreachable", status) from None
+        except aiohttp.ClientProxyConnectionError as error:
+            self._check_proxy(proxy, 0, error)
+            raise TransientError("no connection to the proxy", "unreachable") from None
+        except (aiohttp.ClientError, OSError) as error:
+            name = type(error).__name__
+            self._answered(host, entered, 0, f"{name}: {first_sentence(error)}", None)
+            raise TransientError(name, "unreachable", status) from None
+        except Exception as error:  # noqa: BLE001 -- what libraries make of any URL and any answer is an outcome
+            raise PermanentError(f"{type(error).__name__} in the request", "bad_url", status) from None
+        self._answered(host, entered, status, "", None)
         return status, target, body
+
+    def _answered(self, host: _Host, entered: float, status: int, error: str, wait: float | None) -> None:
+        host.answered(entered, status, error, wait)
+        if host.refusal and self._trusted and host is self._hosts.get(self._trusted):
+            raise UserError(host.refusal)
+
+    def _timeout(self, status: int) -> TransientError:
+        return TransientError(f"timeout (fetch.timeout is {self._settings.timeout:g} s)", "timeout", status)
+
+    def _proxy_for(self, url: URL) -> URL | None:
+        proxy = self._proxies.get(url.scheme)
+        return None if proxy is None or proxy_bypass(f"{url.host}:{url.port}") else proxy
+
+    def _check_proxy(self, proxy: URL | None, status: int, error: Exception | None = None) -> None:
+        """Look at the proxy's side of an answer.
+
+        Raises:
+            UserError: it asks for a password, or has never answered. The message names no password.
+        """
+        if proxy is None:
+            return
+        name = f"the proxy {proxy.scheme}://{proxy.host}:{proxy.port} (fetch.proxy)"
+        if status == 407:
+            raise UserError(
+                f"{name} asks for a user and a password, or does not accept them (HTTP 407); "
+                "give them as http://user:password@host:port in HTTPS_PROXY with fetch.proxy: environment"
+            )
+        if not status and not self._proxy_answers:
+            raise UserError(
+                f"{name} cannot be reached ({first_sentence(error) if error else 'no answer'}); "
+                "start it, or correct fetch.proxy"
+            )
+        self._proxy_answers |= status > 0
 
 
 def is_public(address: str) -> bool:
-    """Return whether an IP address in standard notation is globally reachable."""
+    """Return whether an IP address in standard notation is globally reachable; NAT64 is judged by its IPv4 address."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return False
     if isinstance(parsed, ipaddress.IPv6Address):
-        parsed = parsed.ipv4_mapped or parsed.sixtofour or parsed
+        if parsed in _NAT64:
+            parsed = ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
+        elif parsed.ipv4_mapped:
+            parsed = parsed.ipv4_mapped
+        elif parsed not in _IPV6 or any(parsed in block for block in _TUNNELS):
+            return False
     return parsed.is_global and not parsed.is_multicast
+
+
+def proxies(setting: str) -> dict[str, URL]:
+    """Return the proxy of each scheme.
+
+    Args:
+        setting: `fetch.proxy`: the URL of an HTTP proxy, `ENVIRONMENT`, or "" for none.
+
+    Raises:
+        UserError: it is not the URL of an HTTP proxy; the message does not repeat it, since it may contain a password.
+    """
+    found = getproxies() if setting == ENVIRONMENT else dict.fromkeys(("http", "https"), setting)
+    parsed = {}
+    for scheme in ("http", "https"):
+        if text := found.get(scheme):
+            try:
+                url = URL(text if "://" in text else f"http://{text}")
+                Origin.of(url)
+            except (ValueError, IndexError, PermanentError):
+                where = f"{scheme.upper()}_PROXY" if setting == ENVIRONMENT else "fetch.proxy"
+                raise UserError(
+                    f"{where} is not the URL of an HTTP proxy; it should be like http://host:3128"
+                ) from None
+            parsed[scheme] = url
+    return parsed
+
+
+def _parsed(text: str, base: URL | None = None) -> URL:
+    """Return a URL, or the target of a redirect from `base`, as a browser reads it.
+
+    Raises:
+        PermanentError: it is not an absolute http(s) URL without a password.
+    """
+    try:
+        url = URL(urls.quoted(urljoin(str(base), text) if base else text), encoded=True)
+        Origin.of(url)
+    except (ValueError, IndexError) as error:
+        raise PermanentError(f"not a URL ({first_sentence(error)})", "bad_url") from None
+    return url
+
+
+def _literal(host: str) -> str:
+    """Return the IP address that a host is, as a browser or a proxy reads it (127.1, 0x7f.1 ...), or ""."""
+    if ":" in host:
+        return host
+    try:
+        return socket.inet_ntoa(socket.inet_aton(host.rstrip(".")))
+    except (OSError, ValueError):
+        return ""
 
 
 def _not_public(host: str) -> PermanentError:

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -398,6 +399,61 @@ def test_a_host_that_refuses_all_requests_is_an_error_and_fetched_images_are_kep
     fetch("C", parameters(host.url, max_consecutive_refusals=8))
     assert outcomes() == ["ok"] * 30
     assert not any(host.asked[f"/images/I/{n}.jpg"] for n in range(5))
+
+
+def from_anywhere(monkeypatch, **fetching):
+    """Return parameters that fetch from the hosts of the URLs, of which loopback is public."""
+    monkeypatch.setattr(client, "is_public", lambda _: True)
+    settings = parameters("", **fetching)
+    return dataclasses.replace(settings, source=dataclasses.replace(settings.source, kind="hub", revision="a" * 40))
+
+
+@pytest.mark.parametrize("through", ["directly", "a redirect"])
+def test_a_dead_host_costs_only_its_own_images(host, monkeypatch, caplog, through):
+    """The other hosts are asked; the next run asks the dead host again, and only it."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        dead = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    lost = [f"{dead}/{n}.jpg" for n in range(30)]
+    if through == "a redirect":
+        for n in range(30):
+            host.faults[f"/to/{n}.jpg"] = lambda request, _, to=lost[n]: request.answer(302, headers={"Location": to})
+        lost = [f"{host.url}/to/{n}.jpg" for n in range(30)]
+    serve(host, 30)
+    found = [f"{host.url}/images/I/{n}.jpg" for n in range(30)]
+    write_sample({"test": [[url] for url in lost + found]})
+    settings = from_anywhere(monkeypatch, max_consecutive_refusals=5, connections=2)
+    for run in range(2):
+        host.asked.clear()
+        caplog.clear()
+        fetch("C", settings)
+        assert outcomes() == ["unreachable"] * 30 + ["ok"] * 30
+        assert sum(row["tries"] == 0 for row in had()) >= 15
+        assert [n for n in range(30) if host.asked[f"/images/I/{n}.jpg"]] == ([] if run else list(range(30)))
+        assert len([line for line in caplog.messages if "not requested in this run" in line]) == 1
+    strict = dataclasses.replace(settings, images=dataclasses.replace(settings.images, max_bad_fraction=0.4))
+    with pytest.raises(UserError, match=r"30 of 60 images of C are unusable .*refused 5 requests in a row"):
+        fetch("C", strict)
+
+
+def test_a_single_host_that_refuses_all_ends_the_run_with_an_error(host, monkeypatch):
+    monkeypatch.setattr(client, "BREAK", 0.2)
+    for n in range(30):
+        host.faults[f"/{n}.jpg"] = lambda request, _: request.answer(403)
+    write_sample({"test": [[f"{host.url}/{n}.jpg"] for n in range(30)]})
+    with pytest.raises(UserError, match="refused 11 requests in a row.*also after a pause"):
+        fetch("C", from_anywhere(monkeypatch, max_consecutive_refusals=8, connections=1))
+    assert host.asked.total() == 11
+    assert not Path("data/images/C").exists()
+
+
+def test_what_is_wrong_with_an_image_is_counted_by_its_type(host, caplog):
+    for n in range(3):
+        host.files[f"/images/I/{n}.jpg"] = b"\0\0\0\x1cftypheic\0\0\0\0mif1heic"
+    write_sample({"test": [[f"{REAL}{n}.jpg"] for n in range(3)]})
+    with pytest.raises(UserError, match="not_an_image 3"):
+        fetch("C", parameters(host.url, images={"max_bad_fraction": 0.5}))
+    assert "3 x not_an_image: HEIC, which is not read" in caplog.messages
 
 
 def test_only_the_given_outcomes_are_retried(host):

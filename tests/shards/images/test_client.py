@@ -12,11 +12,13 @@ import pytest
 from prep.core.errors import UserError
 from prep.core.params import FetchParams
 from prep.core.retry import RetryPolicy, retry_after
-from shards.images import client
+from prep.core.tables.images import OUTCOMES as ALL_OUTCOMES
+from shards.images import client, containers
 from shards.images.client import Answer, Client, ConcurrencyLimit, is_public
 from tests.shards.host import Host
 
 BODY = b"picture " * 500
+OUTCOMES = frozenset(ALL_OUTCOMES)
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def settings(**changed):
         "max_pixels": 10**6,
         "max_consecutive_refusals": 50,
     }
-    return FetchParams(mirror="", **values | changed)
+    return FetchParams(**{"mirror": ""} | values | changed)
 
 
 def ask(host, *paths, trusted=None, **changed):
@@ -272,13 +274,13 @@ def test_a_body_is_read_up_to_its_limit(host, declared):
     host.files["/a"] = b"x" * 5_000_000
     host.files["/b"] = b"x" * 1000
     if not declared:
-        host.faults["/a"] = lambda request, _: endless(request)
+        host.faults["/a"] = lambda request, _: endless_body(request)
     large, exact = ask(host, "/a", "/b", max_bytes=1000)
     assert (large.outcome, large.body, large.attempts) == ("too_large", b"", 1)
     assert exact.outcome == "ok"
 
 
-def endless(request):
+def endless_body(request):
     request.send_response(200)
     request.end_headers()
     request.close_connection = True
@@ -354,6 +356,247 @@ def test_an_unreachable_host_ends_the_run_with_an_error(host):
         host.url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(UserError, match="ConnectorError"):
             ask(host, "/a", "/b", "/c", max_consecutive_refusals=4)
+
+
+@pytest.fixture
+def public(monkeypatch):
+    """Take loopback for public, because tests have no other addresses."""
+    monkeypatch.setattr(client, "is_public", lambda _: True)
+
+
+def closed_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+async def ask_urls(urls, **changed):
+    async with Client(settings(**changed), "") as session:
+        return await asyncio.gather(*(session.get(url) for url in urls)), session.refusals
+
+
+@pytest.mark.parametrize("dead", ["closed", "403", "503", "reset"])
+def test_a_host_that_refuses_all_is_given_up_and_others_do_not_wait_for_it(host, public, caplog, dead):
+    """Its other URLs have an outcome that the next run retries, without a request; it is named once."""
+    with Host() as other:
+        faults = {"403": lambda r, _: r.answer(403), "503": lambda r, _: r.answer(503), "reset": lambda r, _: r.reset()}
+        other.faults = {f"/{n}": faults.get(dead) for n in range(60)}
+        bad = f"http://127.0.0.1:{closed_port()}" if dead == "closed" else other.url
+        paths = [f"/{n}" for n in range(20)]
+        host.files = dict.fromkeys(paths, BODY)
+        urls = [f"{bad}/{n}" for n in range(60)] + [host.url + path for path in paths]
+        answers, refusals = asyncio.run(ask_urls(urls, max_consecutive_refusals=8, max_attempts=2))
+        assert [answer.outcome for answer in answers[60:]] == ["ok"] * 20
+        assert {answer.outcome for answer in answers[:60]} <= {"refused", "server_error", "unreachable"}
+        assert sum(answer.attempts == 0 for answer in answers) >= 30
+        assert other.asked.total() <= 2 * (8 + 4 + client.PROBES + 2)
+    assert len(refusals) == 1
+    assert "requests in a row" in refusals[0]
+    assert [record.levelname for record in caplog.records if "not requested in this run" in record.message] == [
+        "WARNING"
+    ]
+
+
+def test_a_redirect_to_a_host_that_was_given_up_has_an_outcome(host, public):
+    dead = f"http://127.0.0.1:{closed_port()}"
+    for n in range(40):
+        target = f"{dead}/{n}"
+        host.faults[f"/{n}"] = lambda request, _, to=target: request.answer(302, headers={"Location": to})
+    urls = [f"{host.url}/{n}" for n in range(40)] + [host.url + "/a"]
+    answers, refusals = asyncio.run(ask_urls(urls, max_consecutive_refusals=5))
+    assert [answer.outcome for answer in answers] == ["unreachable"] * 40 + ["ok"]
+    assert dead.removeprefix("http://") in refusals[0]
+
+
+def test_names_without_an_address_are_no_refusals_and_are_given_up(public, caplog, monkeypatch):
+    asked = []
+
+    async def getaddrinfo(_, name, port, **__):
+        asked.append(name)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", getaddrinfo)
+    urls = [f"http://absent.test/{n}" for n in range(60)]
+    answers, refusals = asyncio.run(ask_urls(urls, max_consecutive_refusals=8, max_attempts=2))
+    assert {answer.outcome for answer in answers} == {"unreachable"}
+    assert refusals == []
+    assert 0 < len(asked) < 30
+    assert "absent.test:80 has no address" in caplog.text
+
+
+def raw(text):
+    return lambda request: (request.wfile.write(text), setattr(request, "close_connection", True))
+
+
+def endless(text, start=b""):
+    def write(request):
+        request.wfile.write(start)
+        for _ in range(20_000):
+            request.wfile.write(text)
+
+    return write
+
+
+HEAD = b"HTTP/1.1 200 OK\r\n"
+ODD = {
+    "a status without a reason": raw(b"HTTP/1.1 404\r\nContent-Length: 0\r\n\r\n"),
+    "a status of two digits": raw(b"HTTP/1.1 20 OK\r\n\r\n"),
+    "a status of four digits": raw(b"HTTP/1.1 2000 OK\r\n\r\n"),
+    "a status of letters": raw(b"HTTP/1.1 ABC OK\r\n\r\n"),
+    "status 999": raw(b"HTTP/1.1 999 No\r\nContent-Length: 0\r\n\r\n"),
+    "status 101": raw(b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\nxxxx"),
+    "status 204": raw(b"HTTP/1.1 204 No\r\n\r\n"),
+    "status 304": raw(b"HTTP/1.1 304 Not Modified\r\n\r\n"),
+    "another protocol": raw(b"SSH-2.0-OpenSSH_9\r\n"),
+    "HTTP/0.9": raw(b"<html>hello</html>"),
+    "HTTP/9.9": raw(b"HTTP/9.9 200 OK\r\nContent-Length: 1\r\n\r\nx"),
+    "nothing": raw(b""),
+    "zeros": raw(bytes(1000)),
+    "a cut header": raw(HEAD + b"Content-Le"),
+    "a header without a colon": raw(HEAD + b"nonsense\r\n\r\n"),
+    "a header of bytes": raw(HEAD + b"X: \xff\xfe\r\nContent-Length: 1\r\n\r\nx"),
+    "a huge header": raw(HEAD + b"X: " + b"x" * 200_000 + b"\r\n\r\n"),
+    "very many headers": raw(HEAD + b"X: y\r\n" * 20_000 + b"\r\n"),
+    "endless headers": endless(b"X: " + b"y" * 1000 + b"\r\n", HEAD),
+    "endless 100": endless(b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "a length of letters": raw(HEAD + b"Content-Length: many\r\n\r\n"),
+    "a negative length": raw(HEAD + b"Content-Length: -5\r\n\r\n"),
+    "a length of 30 digits": raw(HEAD + b"Content-Length: " + b"9" * 30 + b"\r\n\r\n"),
+    "two lengths": raw(HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nxx"),
+    "a length and chunks": raw(HEAD + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+    "bad chunks": raw(HEAD + b"Transfer-Encoding: chunked\r\n\r\nZZ\r\nxx\r\n"),
+    "a negative chunk": raw(HEAD + b"Transfer-Encoding: chunked\r\n\r\n-1\r\nxx\r\n"),
+    "a huge chunk": raw(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"F" * 40 + b"\r\nxx\r\n"),
+    "cut chunks": raw(HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nxx"),
+    "an unknown coding": raw(HEAD + b"Transfer-Encoding: rot13\r\n\r\nxx"),
+    "a bad Retry-After": raw(
+        b"HTTP/1.1 503 No\r\nRetry-After: Mon, 99 Foo 99999 99:99:99 X\r\nContent-Length: 0\r\n\r\n"
+    ),
+    "an empty Retry-After": raw(b"HTTP/1.1 503 No\r\nRetry-After: \r\nContent-Length: 0\r\n\r\n"),
+    "a Retry-After of 400 digits": raw(
+        b"HTTP/1.1 503 No\r\nRetry-After: " + b"9" * 400 + b"\r\nContent-Length: 0\r\n\r\n"
+    ),
+}
+TARGETS = [
+    *(
+        "http://user:[pw]@/",
+        "http://[::1",
+        "http://]/",
+        "http://[pw]/",
+        "http://a[b]c/",
+        "http://h:0/",
+        "http://h:99999/",
+    ),
+    *(
+        "http://h:-1/",
+        "http://h:x/",
+        "http://[fe80::1%25eth0]/",
+        "http://[::1%25lo]:80/",
+        "http://[v1.x]/",
+        "//",
+        "///",
+    ),
+    *(
+        "http://xn--/",
+        "http://xn--a/",
+        "http://a..b/",
+        "http://.a/",
+        f"http://{'a' * 64}.test/",
+        f"http://{'a.' * 200}test/",
+    ),
+    *(
+        "http://\u2048.test/",
+        "http://-a-.test/",
+        "http://a b/",
+        "http://%00/",
+        "http://a%2fb/",
+        "http://\\a/",
+        "\\\\a\\b",
+    ),
+    *(
+        "http:",
+        "http:/a",
+        "http://?",
+        "http://#",
+        "?a",
+        "",
+        " ",
+        "\t",
+        "ht!tp://a/",
+        "javascript:alert(1)",
+        "data:,x",
+        "/%zz",
+    ),
+    *(
+        "http://user:secret@127.0.0.1/",
+        "http://@127.0.0.1/",
+        "/" + "a" * 7000,
+        "http://1.2.3.4.5/",
+        "http://256.1.1.1/",
+    ),
+]
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_any_answer_is_an_outcome(host, what):
+    host.faults["/a"] = lambda request, _: ODD[what](request)
+    host.files["/b"] = BODY
+    odd, sound = ask(host, "/a", "/b", timeout=1, max_attempts=2)
+    assert odd.outcome in OUTCOMES
+    assert sound == Answer("ok", 200, sound.attempts, BODY)
+
+
+def test_any_target_of_a_redirect_is_an_outcome(host, public, monkeypatch):
+    async def getaddrinfo(_, name, port, **__):
+        name.encode("idna")  # as the real one does
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", getaddrinfo)
+    for n, target in enumerate(TARGETS):
+        host.faults[f"/{n}"] = lambda request, _, to=target: raw(
+            f"HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n".encode()
+        )(request)
+    answers = ask(host, *(f"/{n}" for n in range(len(TARGETS))), "/a", timeout=1, max_attempts=1)
+    assert {answer.outcome for answer in answers[:-1]} <= OUTCOMES
+    assert [to for to, answer in zip(TARGETS, answers, strict=False) if answer.outcome == "ok"] == ["http:/a"]
+    assert answers[-1].body == BODY
+
+
+def test_any_url_is_an_outcome(public, monkeypatch):
+    async def getaddrinfo(_, name, port, **__):
+        name.encode("idna")
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", getaddrinfo)
+    answers, _ = asyncio.run(ask_urls(TARGETS, max_attempts=1, timeout=1))
+    assert {answer.outcome for answer in answers} <= OUTCOMES - {"ok"}
+
+
+def test_slow_redirects_end_at_the_timeout(host):
+    for n in range(5):
+        host.faults[f"/{n}"] = lambda request, _, to=n + 1: (
+            time.sleep(0.3),
+            request.answer(302, headers={"Location": f"/{to}"}),
+        )
+    host.faults["/5"] = lambda request, _: request.hang()
+    assert ask(host, "/0", timeout=1, max_attempts=1).outcome == "timeout"
+    assert not host.asked["/5"]
+
+
+def test_a_url_of_any_characters_is_requested_as_a_browser_does(host):
+    host.faults["/x"] = lambda request, _: request.answer(
+        302, headers={"Location": "/caf\u00e9 [1]%.jpg?a b".encode().decode("latin-1")}
+    )
+    host.files["/caf%C3%A9%20[1]%.jpg?a%20b"] = BODY
+    assert ask(host, "/x").body == BODY
+    assert ask(host, "/caf\u00e9 [1]%.jpg?a b#top").body == BODY
+
+
+def test_what_is_decoded_is_asked_for(host):
+    accepted = []
+    host.faults["/a"] = lambda request, _: (accepted.append(request.headers["Accept"]), request.serve())
+    ask(host, "/a")
+    assert accepted[0].split(", ") == [f"image/{name.lower()}" for name in containers.READ]
 
 
 def test_refusals_between_successes_do_not_end_the_run(host):
@@ -441,6 +684,19 @@ def test_retry_after_as_a_date():
         ("::ffff:127.0.0.1", False),
         ("::ffff:169.254.169.254", False),
         ("2002:7f00:1::", False),
+        ("2002:5db8:d822::", False),  # 6to4 and Teredo: whatever they lead to
+        ("2001:0:4136:e378:8000:63bf:3fff:fdd2", False),
+        ("64:ff9b::7f00:1", False),
+        ("64:ff9b::a9fe:a9fe", False),
+        ("64:ff9b::5db8:d822", True),
+        ("64:ff9b:1::5db8:d822", False),
+        ("::127.0.0.1", False),
+        ("::93.184.216.34", False),
+        ("::ffff:0:127.0.0.1", False),
+        ("fec0::1", False),
+        ("5f00::1", False),
+        ("2001:db8::1", False),
+        ("::", False),
     ],
 )
 def test_only_globally_reachable_addresses_are_public(address, public):
