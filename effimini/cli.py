@@ -374,17 +374,24 @@ def predict(
     input_csv: Annotated[Path, typer.Option("--input", help="The CSV file of items to score.")],
     output_csv: Annotated[Path, typer.Option("--output", help="The CSV file to write the scores to.")],
     images: Annotated[Path, typer.Option(help="The folder that image_paths is relative to.")] = Path("images"),
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse items whose images cannot be read, and write nothing.")
+    ] = False,
+    image_faults: Annotated[
+        bool, typer.Option("--image-faults", help="Add a column that says why an item is scored without its image.")
+    ] = False,
 ) -> None:
     """Predict the average rating of each item of a CSV file.
 
     Reads the columns parent_asin, main_category, title, features, description and image_paths; writes item_id, score,
     params and flops.
+    An item whose images cannot be read is named and scored without one.
 
     Example: `effimini predict --model models/best --input items.csv --images images --output scores.csv`
     """
     from effimini import predict as stage
 
-    stage.predict(model, input_csv, images, output_csv)
+    stage.predict(model, input_csv, images, output_csv, strict, image_faults)
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 Input: a saved or an exported model, a CSV file of items, a folder of images. Output: a CSV file with a score for each
 item. Guarantees: text and images are processed by the same functions as the training data; the output is written
-atomically; no image outside the folder is read.
+atomically; no image outside the folder is read; an item whose images cannot be read is scored without one and named.
 """
 
 import csv
@@ -24,7 +24,7 @@ from effimini.export import GRAPH, Array, Graph
 from effimini.inference import STARS
 from effimini.model import CONFIG_FILE, Config, EffiMini
 from prep.core import files, memory
-from prep.core.errors import UserError
+from prep.core.errors import UserError, first_sentence, shown
 from prep.core.fields import LABELS, assemble
 from prep.core.lists import read_list
 from prep.core.progress import bar
@@ -40,7 +40,8 @@ log = logging.getLogger(__name__)
 INPUT_COLUMNS = ("parent_asin", "main_category", "title", "features", "description", "image_paths")
 SEPARATORS = {"features": " | ", "description": " "}  # between the elements of a list, as in the sample table
 ITEMS_PER_BATCH = 32
-_SHOWN = 80  # characters of a cell in a message
+NAMED = 5  # items that a message names; it counts the others
+LARGEST = 1 << 20  # bytes of an image file besides its pixels
 
 
 class Item(NamedTuple):
@@ -49,6 +50,7 @@ class Item(NamedTuple):
     id: str
     text: str
     image: Path | None
+    fault: str = ""  # why none of its images can be read; "" if one can, or it has none
 
 
 class Scorer(NamedTuple):
@@ -61,7 +63,9 @@ class Scorer(NamedTuple):
     score: Callable[..., npt.NDArray[np.float32]]  # `EffiMini.forward` on arrays: unclamped stars
 
 
-def predict(model: Path, items: Path, images: Path, out: Path) -> None:
+def predict(
+    model: Path, items: Path, images: Path, out: Path, strict: bool = False, image_faults: bool = False
+) -> None:
     """Write a score for each item of the CSV file `items` to `out`.
 
     Args:
@@ -69,12 +73,15 @@ def predict(model: Path, items: Path, images: Path, out: Path) -> None:
         items: CSV with `INPUT_COLUMNS`; additional columns named like a text field (store, details) are read if the
             model uses them. Lists may be plain text, JSON, or as Python, numpy or pandas print them; a word for an
             absent value (`prep.core.text.ABSENT`) is an empty cell. Image paths are separated by ";" and relative to
-            `images`; the first one is used, and an empty cell means that the item has no image.
+            `images`; the first one that can be read is used; an empty cell means that the item has none.
         images: the folder of images.
         out: CSV with item_id, score (2 decimals, 1 to 5), params (millions) and flops (G), 1 decimal each.
+        strict: whether an item whose images cannot be read is an error; otherwise it is scored without an image.
+        image_faults: whether `out` has a column image_fault, which says why an item is scored without its image.
 
     Raises:
-        UserError: the model or the file cannot be read, or a row is invalid; nothing is written.
+        UserError: the model or the file cannot be read, a row is invalid, or `strict` and an item's images cannot be
+            read; nothing is written.
     """
     scorer = _exported(model) if (model / GRAPH).exists() else _saved(model)
     if scorer.config.source == "demo":
@@ -82,14 +89,18 @@ def predict(model: Path, items: Path, images: Path, out: Path) -> None:
             "%s was trained on demo data (synthetic products): its scores say nothing about real products", model
         )
     rows = read_items(items, images, scorer.config)
+    _report_faults(items, rows, strict)
     costs = [f"{scorer.parameters / 1e6:.1f}", f"{scorer.flops / 1e9:.1f}"]
     with files.atomic_write(out) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["item_id", "score", "params", "flops"])
+        writer.writerow(["item_id", "score", "params", "flops", *(["image_fault"] if image_faults else [])])
         for first in bar(range(0, len(rows), ITEMS_PER_BATCH), "predict"):
             batch = rows[first : first + ITEMS_PER_BATCH]
             stars = np.clip(scorer.score(*_batch_inputs(scorer, batch)), *STARS).tolist()
-            writer.writerows([item.id, f"{score:.2f}", *costs] for item, score in zip(batch, stars, strict=True))
+            writer.writerows(
+                [item.id, f"{score:.2f}", *costs, *([item.fault] if image_faults else [])]
+                for item, score in zip(batch, stars, strict=True)
+            )
 
 
 def _saved(folder: Path) -> Scorer:
@@ -128,17 +139,16 @@ def read_items(path: Path, images: Path, config: Config) -> list[Item]:
     """Read the input and validate every row with `validation.suites.PREDICT_INPUT_SUITE`.
 
     Raises:
-        UserError: the file or a column is missing, an id is empty or duplicated, a list contains values other than
-            strings, or an image path is outside `images` or does not exist; the message names the lines.
+        UserError: the file or a column is missing, `images` is not a folder, an id is empty or duplicated, or a list
+            contains values other than strings; the message names the lines.
     """
     rows = list(_csv_rows(path))
-    pictures = [_image_file(row["image_paths"], images) for _, row in rows]
+    if not images.is_dir() and any(row["image_paths"].strip() for _, row in rows):
+        raise UserError(f"{images} is not a folder; set --images to the folder that image_paths is relative to")
     checked = {
         "line": [f"line {line}" for line, _ in rows],
         "parent_asin": [row["parent_asin"].strip() or None for _, row in rows],
         "not_text": [_not_text(row) for _, row in rows],
-        "outside": [picture.outside for picture in pictures],
-        "missing": [picture.missing for picture in pictures],
     }
     found = columns.check_columns("input", PREDICT_INPUT_SUITE, [pa.table(checked, PREDICT_INPUT_SUITE.schema)])
     require(str(path), found, lambda: "correct these lines, or leave cells empty")
@@ -148,9 +158,9 @@ def read_items(path: Path, images: Path, config: Config) -> list[Item]:
         Item(
             row["parent_asin"].strip(),
             assemble({name: _field(name, row.get(name, "")) for name in LABELS}, config.fields),
-            picture.path,
+            *_readable_image(row["image_paths"], images, config),
         )
-        for (_, row), picture in zip(rows, pictures, strict=True)
+        for _, row in bar(rows, "check images")
     ]
 
 
@@ -195,24 +205,47 @@ def _field(name: str, cell: str) -> str:
 
 def _not_text(row: dict[str, str]) -> str | None:
     """Return the beginning of a cell with a list of anything but texts, None if there is none."""
-    return next((row[name][:_SHOWN] for name in SEPARATORS if read_list(row[name]) is None), None)
+    return next((shown(row[name]) for name in SEPARATORS if read_list(row[name]) is None), None)
 
 
-class _ImageFile(NamedTuple):
-    """The first image of a cell, or the path that is invalid."""
+def _report_faults(path: Path, items: list[Item], strict: bool) -> None:
+    """Name the items whose images cannot be read.
 
-    path: Path | None = None
-    outside: str | None = None
-    missing: str | None = None
+    Raises:
+        UserError: there are some, and `strict`.
+    """
+    faults = [f"{item.id} ({item.fault})" for item in items if item.fault]
+    if not faults:
+        return
+    more = f" and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
+    found = (
+        f"{path}: {len(faults)} of {len(items)} items have no image that can be read: {', '.join(faults[:NAMED])}{more}"
+    )
+    if strict:
+        raise UserError(f"{found}; correct their image_paths or leave them empty, or predict without --strict")
+    log.warning("%s; they are scored without an image", found)
 
 
-def _image_file(cell: str, images: Path) -> _ImageFile:
-    name = next(filter(None, (path_text.strip() for path_text in cell.split(";"))), None)
-    if name is None:
-        return _ImageFile()
-    if "\0" in name or not (path := (images / name).resolve()).is_relative_to(images.resolve()):
-        return _ImageFile(outside=name)
-    return _ImageFile(path) if path.is_file() else _ImageFile(missing=name)
+def _readable_image(cell: str, images: Path, config: Config) -> tuple[Path | None, str]:
+    """Return the first image of a cell that can be read; if none can, what is wrong with the first."""
+    fault = ""
+    for name in filter(None, (text.strip() for text in cell.split(";"))):
+        try:
+            path = (images / name).resolve()
+            if path.is_relative_to(images.resolve()):
+                _training_image(path, config)
+                return path, ""
+            why = "outside the images folder"
+        except Unusable as error:
+            why = str(error)
+        except FileNotFoundError:
+            why = "does not exist"
+        except OSError as error:
+            why = error.strerror or first_sentence(error) or type(error).__name__
+        except (RuntimeError, ValueError) as error:  # a loop of links, a null character
+            why = first_sentence(error)
+        fault = fault or f"{shown(name)}: {why}"
+    return None, fault
 
 
 def _batch_inputs(model: Scorer, items: list[Item]) -> tuple[Array, Array, Array, Array]:
@@ -223,18 +256,20 @@ def _batch_inputs(model: Scorer, items: list[Item]) -> tuple[Array, Array, Array
     pixels = np.zeros((len(items), config.size, config.size, 3), np.uint8)
     for row, item in enumerate(items):
         if item.image is not None:
-            pixels[row] = _pixels(item, config)
+            pixels[row] = decode(_training_image(item.image, config))
     return pixels.transpose(0, 3, 1, 2), padded, mask, np.array([item.image is not None for item in items])
 
 
-def _pixels(item: Item, config: Config) -> npt.NDArray[np.uint8]:
-    """Return an image processed like the training images: fitted, encoded as JPEG and decoded."""
-    assert item.image is not None
+def _training_image(path: Path, config: Config) -> bytes:
+    """Return an image processed like the training images: fitted and encoded as JPEG.
+
+    Raises:
+        OSError: it cannot be read.
+        Unusable: it is not an image, is corrupt, too large or too small.
+    """
+    if not path.is_file():  # a folder, or a pipe, which would never end
+        raise OSError("not a file") if path.exists() else FileNotFoundError
+    if path.stat().st_size > LARGEST + 8 * config.max_pixels:  # no type takes more than 8 bytes for a pixel
+        raise OSError("too large")
     fit = cast(Literal["squash", "letterbox", "crop"], config.fit)
-    try:
-        image = to_training(item.image.read_bytes(), config.size, fit, config.quality, config.max_pixels)
-    except Unusable as error:
-        raise UserError(
-            f"item {item.id}: image {item.image} is unusable ({error.outcome}); replace it or leave image_paths empty"
-        ) from None
-    return decode(image.image)
+    return to_training(path.read_bytes(), config.size, fit, config.quality, config.max_pixels).image

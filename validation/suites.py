@@ -132,8 +132,6 @@ PREDICT_INPUT_SUITE = _suite(
     ("parent_asin",),
     not_null("parent_asin"),
     null("not_text", "features and description as text or lists of texts"),
-    null("outside", "image paths inside the images folder"),
-    null("missing", "image files that exist"),
 )
 
 

@@ -252,7 +252,8 @@ def _decode_strictly(jpeg: containers.Jpeg, colorspace: str) -> npt.NDArray[np.u
         # A damaged scan may end early too. Behind it are many bytes, and its last bit is no padding, which is 1.
         if len(trimmed) < len(jpeg.scans) and (len(scan) - len(kept) > _MOST_STRAY or not kept[-1] & 1):
             raise ValueError("a scan ends early")
-    return simplejpeg.decode_jpeg(jpeg.file(trimmed), colorspace)
+    sound: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(jpeg.file(trimmed), colorspace)
+    return sound
 
 
 def _stray_bytes(data: bytes, colorspace: str) -> int:
