@@ -185,7 +185,7 @@ class _Host:
         """Adapt the limits to a response, or to its absence (status 0)."""
         self._unresolved = 0
         self._answers |= status > 0
-        if status in {429, 503, 0}:
+        if status in {429, 503, 0} and self._answers:  # slower requests do not help a host that never answered
             self.concurrency.on_failure(entered, answered=status > 0)
         elif status < 400:
             self.concurrency.on_success()
@@ -222,7 +222,7 @@ class _Host:
     def _give_up(self, outcome: str, why: str) -> None:
         self._given_up = outcome
         self.concurrency.open()  # who waits for a slot gets the outcome
-        log.warning("%s; its other images are not requested in this run, and are in the next", why)
+        log.warning("%s; its other images are not requested in this run but in the next", why)
 
 
 class _Resolver(AbstractResolver):
