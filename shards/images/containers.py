@@ -14,6 +14,7 @@ from typing import NamedTuple
 READ = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "TIFF", "BMP")  # the types that Pillow decodes for us, by its names
 MOST_SCANS = 64  # of a JPEG: an encoder writes some ten, and each costs as much as decoding a whole picture
 MOST_PARTS = 65_536  # segments, chunks or strips of a file: Python reads each one by itself
+MOST_RUNS = 2_000_000  # bytes of a run-length encoded BMP
 MOST_METADATA = 64  # segments or chunks that are looked at for an orientation
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -230,6 +231,40 @@ def webp_size(data: bytes) -> tuple[int, int]:
     if kind == b"VP8 " and len(head) == 10:
         return int.from_bytes(head[6:8], "little") & 0x3FFF, int.from_bytes(head[8:10], "little") & 0x3FFF
     return 0, 0
+
+
+def gif_frame(data: bytes) -> bytes:
+    """Return a GIF without the comments and extensions before its first frame, each of which Pillow keeps in memory.
+
+    Raises:
+        Excess: there are more than `MOST_PARTS` blocks of them.
+    """
+    start = at = 13 + (3 << (data[10] & 7) + 1 if len(data) > 10 and data[10] & 0x80 else 0)
+    control = b""
+    blocks = 0
+    while data[at : at + 1] == b"!":
+        first, label = at, data[at + 1 : at + 2]
+        at += 2
+        while size := int.from_bytes(data[at : at + 1], "big"):
+            at += 1 + size
+            blocks += 1
+            if blocks > MOST_PARTS:
+                raise Excess(f"more than {MOST_PARTS} blocks of comments")
+        at += 1
+        blocks += 1
+        if label == b"\xf9":  # graphic control: transparency
+            control = data[first:at]
+    return data[:start] + control + data[at:]
+
+
+def check_bmp(data: bytes) -> None:
+    """Check the size of a run-length encoded BMP, which Pillow decodes in Python.
+
+    Raises:
+        Excess: it has more than `MOST_RUNS` bytes.
+    """
+    if len(data) > MOST_RUNS and data[14:15] != b"\x0c" and int.from_bytes(data[30:34], "little") in {1, 2}:
+        raise Excess(f"more than {MOST_RUNS} bytes of run lengths")
 
 
 def check_tiff(data: bytes, max_pixels: int) -> None:

@@ -188,9 +188,13 @@ def _open(kind: str, data: bytes, max_pixels: int) -> _Source:
         png, pixel = containers.png_parts(data), _PNG_PIXEL.getvalue()
         about = pixel[:_PNG_HEADER] + png.metadata + pixel[_PNG_HEADER:]
         data = png.file
+    elif kind == "GIF":
+        data = containers.gif_frame(data)
+    elif kind == "BMP":
+        containers.check_bmp(data)
     elif kind == "TIFF":
         containers.check_tiff(data, max_pixels)
-    if kind == "WEBP":  # Pillow allocates its canvas when it opens it
+    elif kind == "WEBP":  # Pillow allocates its canvas when it opens it
         _check_size(*containers.webp_size(data), max_pixels)
     image = Image.open(io.BytesIO(data), formats=[kind])
     _check_size(*image.size, max_pixels)

@@ -350,6 +350,28 @@ def test_a_tiff_with_very_many_strips_or_huge_tiles_is_not_opened(monkeypatch):
     assert outcome(b"II*\0\xff\xff\xff\xff") == "corrupt"
 
 
+GIF = saved(photo().quantize(64), "GIF", transparency=3)
+GIF_START = 13 + (3 << (GIF[10] & 7) + 1)
+
+
+def test_comments_of_a_gif_do_no_harm_and_are_limited(monkeypatch):
+    comment = b"!\xfe" + b"\x05hello" * 3 + b"\0"
+    program = b"!\xff\x0bNETSCAPE2.0\x03\x01\0\0\0"
+    assert training(insert(GIF, GIF_START, comment * 1000 + program)) == training(GIF)
+    assert containers.gif_frame(insert(GIF, GIF_START, comment)) == containers.gif_frame(GIF)
+    monkeypatch.setattr(Image, "open", None)
+    assert outcome(insert(GIF, GIF_START, b"!\xfe\1c\0" * 100_000)) == "too_many_pixels"
+    assert outcome(insert(GIF, GIF_START, b"!\xfe" + b"\1c" * 100_000 + b"\0")) == "too_many_pixels"
+
+
+def test_a_bmp_of_very_many_runs_is_not_decoded(monkeypatch):
+    head = struct.pack("<IiiHHIIiiII", 40, 8, 8, 1, 8, 1, 0, 0, 0, 256, 0)
+    runs = struct.pack("<2sIHHI", b"BM", 0, 0, 0, 1078) + head + bytes(range(256)) * 4 + b"\x08\x07\0\0" * 8
+    assert training(runs).width == 8
+    monkeypatch.setattr(Image, "open", None)
+    assert outcome(runs + b"\1\0" * containers.MOST_RUNS) == "too_many_pixels"
+
+
 def test_a_zlib_bomb_in_pixels_is_not_inflated_to_its_end(monkeypatch):
     bomb = chunk(b"IDAT", zlib.compress(bytes(30_000_000), 9), crc=1)
     inflated = []
