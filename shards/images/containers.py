@@ -27,6 +27,8 @@ _SIGNATURES = {
 _BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}  # sizes in bytes
 _TEXTS = ((re.compile(rb"<svg[\s>]"), "SVG"), (re.compile(rb"(?i)<(!doctype )?html"), "HTML"))
 
+_WEBP_CHUNKS = {b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF", b"ICCP", b"EXIF", b"XMP "}
+
 # Markers of a JPEG. Source: ITU T.81, table B.1; those of libjpeg-turbo's jdmarker.c.
 _EOI, _SOS, _DHT, _DNL, _DRI, _DQT, _DAC, _JPG = 0xD9, 0xDA, 0xC4, 0xDC, 0xDD, 0xDB, 0xCC, 0xC8
 _APP0, _APP1, _APP14, _COM = 0xE0, 0xE1, 0xEE, 0xFE
@@ -215,6 +217,28 @@ def _inflates(stream: bytes, header: bytes) -> bool:
     except zlib.error:
         return False
     return reader.eof
+
+
+def webp_chunks(data: bytes) -> bytes:
+    """Return a WebP of the chunks that are whole, with the size that they have.
+
+    Raises:
+        Excess: it has more than `MOST_PARTS` chunks.
+    """
+    kept: list[bytes] = []
+    at = 12
+    for _ in range(MOST_PARTS):
+        kind, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        whole = data[at : at + 8 + length]
+        if len(whole) < 8 + length or not whole:
+            break
+        if kind in _WEBP_CHUNKS:
+            kept.append(whole + b"\0" * (length & 1))
+        at += 8 + length + (length & 1)
+    else:
+        raise Excess(f"more than {MOST_PARTS} chunks")
+    body = b"WEBP" + b"".join(kept)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
 def webp_size(data: bytes) -> tuple[int, int]:

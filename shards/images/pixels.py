@@ -195,6 +195,7 @@ def _open(kind: str, data: bytes, max_pixels: int) -> _Source:
     elif kind == "TIFF":
         containers.check_tiff(data, max_pixels)
     elif kind == "WEBP":  # Pillow allocates its canvas when it opens it
+        data = containers.webp_chunks(data)
         _check_size(*containers.webp_size(data), max_pixels)
     image = Image.open(io.BytesIO(data), formats=[kind])
     _check_size(*image.size, max_pixels)

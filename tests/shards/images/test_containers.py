@@ -350,6 +350,34 @@ def test_a_tiff_with_very_many_strips_or_huge_tiles_is_not_opened(monkeypatch):
     assert outcome(b"II*\0\xff\xff\xff\xff") == "corrupt"
 
 
+def webp(before=b"", behind=b"", **options):
+    """Return an extended WebP with chunks before and behind its pixels."""
+    head = b"VP8X" + struct.pack("<IB3x", 10, 0x2C) + (95).to_bytes(3, "little") + (63).to_bytes(3, "little")
+    body = b"WEBP" + head + before + saved(photo(), "WEBP", **options)[12:] + behind
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def riff(kind, body):
+    return kind + struct.pack("<I", len(body)) + body + b"\0" * (len(body) & 1)
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+def test_damage_outside_the_pixels_of_a_webp_does_no_harm(lossless):
+    plain = saved(photo(), "WEBP", lossless=lossless)
+    whole = training(plain)
+    exif = riff(b"EXIF", b"II*\0" * 50)
+    for data in (
+        *(plain + b"more" * 9, plain[:4] + b"\0\1\0\0" + plain[8:], plain[:4] + b"\xff" * 4 + plain[8:]),
+        *(webp(riff(b"ICCP", b"x"), lossless=lossless), webp(behind=exif + riff(b"XMP ", b"<"), lossless=lossless)),
+        *(webp(behind=exif, lossless=lossless)[:-50], webp(riff(b"abcd", b"x"), lossless=lossless)),
+        webp(behind=riff(b"EXIF", b"Exif\0\0II*\0\xff\xff\xff\xff"), lossless=lossless),
+    ):
+        assert training(data) == whole
+    for share in (0.3, 0.6, 0.95):
+        assert outcome(plain[: int(len(plain) * share)]) == "corrupt"
+    assert outcome(plain[:12] + riff(b"abcd", b"") * 100_000) == "too_many_pixels"
+
+
 GIF = saved(photo().quantize(64), "GIF", transparency=3)
 GIF_START = 13 + (3 << (GIF[10] & 7) + 1)
 
