@@ -168,7 +168,7 @@ class _Host:
         self._given_up = ""  # the outcome of its other URLs, once it is given up
         self._name = f"{origin.host}:{origin.port}"
         self._limit = settings.max_consecutive_refusals
-        self._refused = self._unresolved = 0
+        self._refused = 0
         self._answers = False
         self._broken_at = 0.0  # when the pause began, 0 if there was none
 
@@ -181,9 +181,10 @@ class _Host:
         if self._given_up:
             raise _GivenUpError(f"{self._name} was given up in this run", self._given_up)
 
-    def answered(self, entered: float, status: int, error: str, retry_after: float | None) -> None:
+    def answered(
+        self, entered: float, status: int, error: str, retry_after: float | None, has_address: bool = True
+    ) -> None:
         """Adapt the limits to a response, or to its absence (status 0)."""
-        self._unresolved = 0
         self._answers |= status > 0
         if status in {429, 503, 0} and self._answers:  # slower requests do not help a host that never answered
             self.concurrency.on_failure(entered, answered=status > 0)
@@ -196,33 +197,28 @@ class _Host:
         elif entered >= self._broken_at:  # else the request began before the pause
             self._refused += 1
             if self._refused >= self._limit + PROBES or (self._refused >= self._limit and not self._answers):
-                self._refuse(error, "refused" if status else "unreachable")
+                self._give_up(error, "refused" if status else "unreachable", has_address)
             elif self._refused == self._limit:
                 self._broken_at = time.monotonic()
                 self.concurrency.reduce_to_one()
                 self.concurrency.pause(BREAK)
 
-    def unresolved(self, error: str) -> None:
-        """Count a name without an address."""
-        self._unresolved += 1
-        if self._unresolved == self._limit:
-            self._give_up("unreachable", f"{self._name} has no address ({error})")
-
-    def _refuse(self, error: str, outcome: str) -> None:
+    def _give_up(self, error: str, outcome: str, has_address: bool) -> None:
         if self._given_up:
             return
-        paused = f", also after a pause of {BREAK:g} s" if self._broken_at else ""
-        refused = f"{self._name} refused {self._refused} requests in a row (fetch.max_consecutive_refusals){paused}"
-        self.refusal = (
-            f"{refused}; the last error: {error}; fetched images are kept, so wait an hour and run `dvc repro` "
-            "again, lower fetch.connections, or set fetch.mirror"
-        )
-        self._give_up(outcome, f"{refused}; the last error: {error}")
-
-    def _give_up(self, outcome: str, why: str) -> None:
         self._given_up = outcome
         self.concurrency.open()  # who waits for a slot gets the outcome
-        log.warning("%s; its other images are not requested in this run but in the next", why)
+        paused = f", also after a pause of {BREAK:g} s" if self._broken_at else ""
+        why = f"{self._name} has no address{paused}"
+        if has_address:
+            why = f"{self._name} refused {self._refused} requests in a row (fetch.max_consecutive_refusals){paused}"
+            self.refusal = (
+                f"{why}; the last error: {error}; fetched images are kept, so wait an hour and run `dvc repro` "
+                "again, lower fetch.connections, or set fetch.mirror"
+            )
+        log.warning(
+            "%s; the last error: %s; its other images are not requested in this run but in the next", why, error
+        )
 
 
 class _Resolver(AbstractResolver):
@@ -266,7 +262,7 @@ class Client:
         self._settings = settings
         self._trusted = Origin.of(URL(trusted)) if trusted else None
         self._proxies = proxies(settings.proxy)
-        self._proxy_answers = False
+        self._proxy_answers, self._proxy_failures = False, 0
         self._policy = POLICY._replace(max_attempts=settings.max_attempts)
         self._hosts: dict[Origin, _Host] = {}
 
@@ -383,7 +379,7 @@ class Client:
             raise TransientError(f"the proxy responds with HTTP {error.status}", "unreachable") from None
         except aiohttp.ClientConnectorDNSError as error:
             self._check_proxy(proxy, 0, error)
-            host.unresolved(first_sentence(error))
+            self._answered(host, entered, 0, first_sentence(error), None, has_address=False)
             raise TransientError("no address for the name", "unreachable", status) from None
         except aiohttp.ClientProxyConnectionError as error:
             self._check_proxy(proxy, 0, error)
@@ -397,8 +393,10 @@ class Client:
         self._answered(host, entered, status, "", None)
         return status, target, body
 
-    def _answered(self, host: _Host, entered: float, status: int, error: str, wait: float | None) -> None:
-        host.answered(entered, status, error, wait)
+    def _answered(
+        self, host: _Host, entered: float, status: int, error: str, wait: float | None, has_address: bool = True
+    ) -> None:
+        host.answered(entered, status, error, wait, has_address)
         if host.refusal and self._trusted and host is self._hosts.get(self._trusted):
             raise UserError(host.refusal)
 
@@ -413,7 +411,8 @@ class Client:
         """Look at the proxy's side of an answer.
 
         Raises:
-            UserError: it asks for a password, or has never answered. The message names no password.
+            UserError: it asks for a password, has never answered, or not for `fetch.max_consecutive_refusals` requests.
+                The message names no password.
         """
         if proxy is None:
             return
@@ -423,7 +422,8 @@ class Client:
                 f"{name} asks for a user and a password, or does not accept them (HTTP 407); "
                 "give them as http://user:password@host:port in HTTPS_PROXY with fetch.proxy: environment"
             )
-        if not status and not self._proxy_answers:
+        self._proxy_failures = 0 if status else self._proxy_failures + 1
+        if not status and (not self._proxy_answers or self._proxy_failures >= self._settings.max_consecutive_refusals):
             raise UserError(
                 f"{name} cannot be reached ({first_sentence(error) if error else 'no answer'}); "
                 "start it, or correct fetch.proxy"

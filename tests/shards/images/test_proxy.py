@@ -161,6 +161,32 @@ def test_a_dead_proxy_ends_the_run(url, where, monkeypatch):
     assert SECRET not in str(raised.value)
 
 
+def test_a_proxy_that_dies_during_the_run_ends_it(proxy):
+    proxy.faults[URL] = lambda request, _: (request.serve(), setattr(request, "close_connection", True))
+
+    async def run():
+        settings = FetchParams(
+            mirror="",
+            proxy=proxy.url,
+            connections=4,
+            max_attempts=3,
+            timeout=30,
+            max_bytes=100_000,
+            max_pixels=10**6,
+            max_consecutive_refusals=12,
+        )
+        async with Client(settings, "") as session:
+            assert (await session.get(URL)).outcome == "ok"
+            proxy.shutdown()
+            proxy.socket.close()
+            outcomes = [(await session.get(f"http://{n}.test/")).outcome for n in range(3)]
+            assert outcomes == ["unreachable"] * 3
+            await session.get(URL)
+
+    with pytest.raises(UserError, match="cannot be reached"):
+        asyncio.run(run())
+
+
 def test_a_proxy_that_answered_before_may_fail_now_and_then(proxy):
     other = "http://others.test/b.jpg"
     proxy.files[other] = BODY
