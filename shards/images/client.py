@@ -369,29 +369,40 @@ class Client:
             if status and isinstance(error, RequestFailedError):
                 self._answered(host, entered, status, str(error), wait)
             raise
-        except TimeoutError as error:
-            if isinstance(error, aiohttp.ConnectionTimeoutError):
-                self._check_proxy(proxy, 0, error)
-            self._answered(host, entered, 0, "timeout", None)
-            raise self._timeout(status) from None
-        except aiohttp.ClientHttpProxyError as error:  # the answer to CONNECT, before any of the host
-            self._check_proxy(proxy, error.status)
-            raise TransientError(f"the proxy responds with HTTP {error.status}", "unreachable") from None
-        except aiohttp.ClientConnectorDNSError as error:
-            self._check_proxy(proxy, 0, error)
-            self._answered(host, entered, 0, first_sentence(error), None, has_address=False)
-            raise TransientError("no address for the name", "unreachable", status) from None
-        except aiohttp.ClientProxyConnectionError as error:
-            self._check_proxy(proxy, 0, error)
-            raise TransientError("no connection to the proxy", "unreachable") from None
-        except (aiohttp.ClientError, OSError) as error:
-            name = type(error).__name__
-            self._answered(host, entered, 0, f"{name}: {first_sentence(error)}", None)
-            raise TransientError(name, "unreachable", status) from None
         except Exception as error:  # noqa: BLE001 -- what libraries make of any URL and any answer is an outcome
-            raise PermanentError(f"{type(error).__name__} in the request", "bad_url", status) from None
+            raise self._failure(host, proxy, entered, status, error) from None
         self._answered(host, entered, status, "", None)
         return status, target, body
+
+    def _failure(
+        self, host: _Host, proxy: URL | None, entered: float, status: int, error: Exception
+    ) -> RequestFailedError:
+        """Return what an error of a library means for a URL, after telling its host.
+
+        Raises:
+            UserError: it is the proxy's, or the mirror refuses all requests.
+        """
+        name = type(error).__name__
+        match error:
+            case aiohttp.ClientHttpProxyError():  # the answer to CONNECT, before any of the host
+                self._check_proxy(proxy, error.status)
+                return TransientError(f"the proxy responds with HTTP {error.status}", "unreachable")
+            case aiohttp.ClientProxyConnectionError():
+                self._check_proxy(proxy, 0, error)
+                return TransientError("no connection to the proxy", "unreachable")
+            case aiohttp.ClientConnectorDNSError():
+                self._check_proxy(proxy, 0, error)
+                self._answered(host, entered, 0, first_sentence(error), None, has_address=False)
+                return TransientError("no address for the name", "unreachable", status)
+            case TimeoutError():
+                if isinstance(error, aiohttp.ConnectionTimeoutError):
+                    self._check_proxy(proxy, 0, error)
+                self._answered(host, entered, 0, "timeout", None)
+                return self._timeout(status)
+            case aiohttp.ClientError() | OSError() if not isinstance(error, aiohttp.InvalidURL):
+                self._answered(host, entered, 0, f"{name}: {first_sentence(error)}", None)
+                return TransientError(name, "unreachable", status)
+        return PermanentError(f"{name} in the request", "bad_url", status)
 
     def _answered(
         self, host: _Host, entered: float, status: int, error: str, wait: float | None, has_address: bool = True

@@ -572,6 +572,13 @@ def test_any_url_is_an_outcome(public, monkeypatch):
     assert {answer.outcome for answer in answers} <= OUTCOMES - {"ok"}
 
 
+@pytest.mark.parametrize("name", ["1572395042", "93.184.55330"])
+def test_another_notation_of_a_public_address_is_no_refusal(name):
+    answers, refusals = asyncio.run(ask_urls([f"http://{name}/{n}" for n in range(20)], max_consecutive_refusals=3))
+    assert {(answer.outcome, answer.attempts) for answer in answers} == {("bad_url", 1)}
+    assert refusals == []
+
+
 def test_slow_redirects_end_at_the_timeout(host):
     for n in range(5):
         host.faults[f"/{n}"] = lambda request, _, to=n + 1: (
