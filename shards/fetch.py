@@ -259,18 +259,19 @@ class _Fetcher:
         Raises:
             UserError: the mirror refuses all requests, or the proxy cannot be used.
         """
-        left = iter(items)
+        left, message = iter(items), ""
         with _bar() as progress:
             task = progress.add_task("fetch", total=len(items), status="")
             try:
                 async with self._client, asyncio.TaskGroup() as group:
                     for _ in range(min(len(items), IN_FLIGHT)):
                         group.create_task(self._work(left, progress, task))
-            except ExceptionGroup as error_group:
-                user_errors = error_group.subgroup(UserError)
-                raise user_errors.exceptions[0] if user_errors else error_group from None
+            except* UserError as errors:
+                message = str(errors.exceptions[0])
             finally:
                 self._trouble.refusals += self._client.refusals
+        if message:  # without the error of aiohttp behind it, which Dask could not send
+            raise UserError(message)
 
     async def _work(self, items: Iterator[list[str]], progress: Progress, task: TaskID) -> None:
         for item in items:

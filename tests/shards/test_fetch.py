@@ -447,6 +447,20 @@ def test_a_single_host_that_refuses_all_ends_the_run_with_an_error(host, monkeyp
     assert not Path("data/images/C").exists()
 
 
+@pytest.mark.parametrize("scheduler", ["synchronous", "processes"])
+def test_a_dead_proxy_ends_the_run_with_an_error(monkeypatch, caplog, scheduler):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        proxy = f"http://user:s3cret@127.0.0.1:{taken.getsockname()[1]}"
+    write_sample({part: [[f"http://pictures.test/{part}{n}.jpg"] for n in range(9)] for part in ("test", "train-00")})
+    settings = from_anywhere(monkeypatch, proxy=proxy)
+    settings = dataclasses.replace(settings, dask=dataclasses.replace(settings.dask, scheduler=scheduler, workers=2))
+    with pytest.raises(UserError, match=r"the proxy http://127.0.0.1:\d+ \(fetch.proxy\) cannot be reached") as raised:
+        fetch("C", settings)
+    assert "s3cret" not in str(raised.value) + caplog.text
+    assert not Path("data/images/C").exists()
+
+
 def test_what_is_wrong_with_an_image_is_counted_by_its_type(host, caplog):
     for n in range(3):
         host.files[f"/images/I/{n}.jpg"] = b"\0\0\0\x1cftypheic\0\0\0\0mif1heic"
