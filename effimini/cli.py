@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 import typer
 
+from prep.core import open_files, presets
 from prep.core import pipeline as dvc
-from prep.core import presets
-from prep.core.errors import UserError
+from prep.core.errors import UserError, printable
 from prep.core.params import Params, load_params
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ PARAMS, DATA = Path("params.yaml"), Path("data")
 
 def main() -> None:
     """Run the command line."""
+    open_files.raise_limit()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for library in ("httpx", "httpx2"):  # they log every request, with signed URLs
         logging.getLogger(library).setLevel(logging.WARNING)
@@ -55,7 +56,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        sys.stderr.write(f"effimini: {error}\n")
+        sys.stderr.write(printable(f"effimini: {error}") + "\n")
         sys.exit(2)
 
 
@@ -430,9 +431,10 @@ def lint(
     tars = samples = 0
     for found in stage.lint(_open_location(shards, params), _chosen(shards, categories, params)):
         violations += found.violations
-        tars, samples = tars + found.shards, samples + found.samples
+        if found.read:
+            tars, samples = tars + 1, samples + len(found.read.keys)
         for violation in found.violations if not as_json else ():
-            typer.echo(f"{violation.where}: {violation.what}")
+            typer.echo(printable(f"{violation.where}: {violation.what}"))
     if as_json:
         typer.echo(json.dumps({"violations": [f._asdict() for f in violations], "shards": tars, "samples": samples}))
     logging.info("%d violations in %d shards, %d samples read", len(violations), tars, samples)
@@ -573,13 +575,26 @@ def _chosen(url: str, categories: list[str] | None, params: Path) -> list[str] |
     return chosen
 
 
+class _Printable:
+    """What rich prints, without control characters in its texts."""
+
+    def __init__(self, content: Any) -> None:
+        self._content = content
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        from rich.segment import Segment
+
+        for text, style, control in console.render(self._content, options):
+            yield Segment(text if control or text == "\n" else printable(text), style, control)
+
+
 def _show(content: Any, table: Any, as_json: bool) -> None:
     from rich.console import Console
 
     if as_json:
         typer.echo(json.dumps(msgspec.to_builtins(content)))
     else:
-        Console().print(table(content))
+        Console().print(_Printable(table(content)))
 
 
 if __name__ == "__main__":

@@ -82,9 +82,10 @@ def of_split(model: EffiMini, dataset: ShardDataset, dist: Distributed, params: 
         )
     name = files.fingerprint(FORMAT, dataset.fingerprint, _encoder_fingerprint(model), model.autocast)
     path = files.store() / "features" / f"{name}.npy"
-    if not path.exists():
+    if not files.intact(path):
         with files.atomic_write(path) as partial:
             _compute_features(partial, model, dataset, dist, params)
+            files.seal(path, files.digest(partial))
     return FeatureDataset(dataset, np.load(path, mmap_mode="r"))
 
 

@@ -4,7 +4,8 @@ Input: a `Remote` with the expected size, version and sha256 of the file.
 Output: the bytes of the file in order, or the file on disk.
 Guarantees: the bytes have the announced size, are from one version of the file (its ETag), and have the source's sha256
 if it publishes one. An interrupted response is resumed at the byte where it stopped. A file has its final name only
-when it is complete, and bytes that a killed run downloaded are not requested again. Memory is bounded by one block.
+when it is complete, and bytes that a killed run downloaded are not requested again. A file that was changed on disk
+is downloaded again. Memory is bounded by one block.
 """
 
 import errno
@@ -146,7 +147,7 @@ def download_file(remote: Remote, path: Path, policy: RetryPolicy = DEFAULT_POLI
     partial = path.with_name(f".{path.name}.partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(partial.with_suffix(".lock")):  # another run may download the same file
-        if path.exists():
+        if files.intact(path) or _is_known(remote, path):
             return
         done = partial.stat().st_size if partial.exists() else 0
         _check_disk_space(remote, done, path.parent)
@@ -165,7 +166,16 @@ def download_file(remote: Remote, path: Path, policy: RetryPolicy = DEFAULT_POLI
                 raise
             _check_disk_space(remote, partial.stat().st_size, path.parent)
             raise
+        files.seal(path, digest.hexdigest())
         files.commit(partial, path)
+
+
+def _is_known(remote: Remote, path: Path) -> bool:
+    """Return whether a file that has no seal is the one whose sha256 the source publishes; seal it if so."""
+    known = bool(remote.sha256) and path.exists() and files.digest(path) == remote.sha256
+    if known:
+        files.seal(path, remote.sha256)
+    return known
 
 
 def _check_disk_space(remote: Remote, done: int, folder: Path) -> None:

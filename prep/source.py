@@ -155,7 +155,8 @@ def _arriving_parquet(kind: Kind, name: str, remote: ranges.Remote, policy: Retr
 def _demo_catalogue(source: SourceParams, category: str) -> Path:
     """Return the demo catalogue of a category in the local store; generate it if these parameters are new."""
     catalogue = files.store() / "demo" / files.fingerprint(demo.FORMAT, source.demo, [category])[:16]
-    if not catalogue.exists():
+    if not files.intact(catalogue):
         with files.atomic_folder(catalogue) as folder:
             demo.write_catalogue(folder, [category], source.demo.items, source.demo.seed)
+            files.seal(catalogue, files.digest(folder))
     return catalogue

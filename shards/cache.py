@@ -1,9 +1,9 @@
 """A cache of remote files: bounded, verified, safe for many processes.
 
 Input: a file's sha256 and size, and a function that downloads it. Output: its local path. Guarantees: a file is stored
-under its sha256 only after the sha256 was verified; one process downloads it while the others wait; the files never
-take more than the limit, and the least recently used are evicted first. A file that another process has open stays
-readable to that process after eviction.
+under its sha256 only after the sha256 was verified, and a process uses it only after it verified that once itself; one
+process downloads it while the others wait; the files never take more than the limit, and the least recently used are
+evicted first. A file that another process has open stays readable to that process after eviction.
 """
 
 import os
@@ -26,6 +26,7 @@ class Cache:
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder, limit
+        self._verified: set[str] = set()  # in this process
         folder.mkdir(parents=True, exist_ok=True)
         for partial in folder.glob("*.partial"):  # of a killed process, unless its lock is held
             try:
@@ -48,10 +49,10 @@ class Cache:
             UserError: the limit leaves no space for it.
         """
         path = self.folder / sha256
-        if _touched(path):
+        if sha256 in self._verified and _touched(path):
             return path
         with self._lock(sha256):
-            if _touched(path):  # downloaded by the process that held the lock
+            if self._is_intact(path, sha256, size):  # else no process has downloaded it
                 return path
             partial = self.folder / f"{sha256}.{size}.partial"
             self._reserve(partial, size)
@@ -61,9 +62,23 @@ class Cache:
                 with partial.open("rb") as file:
                     os.fsync(file.fileno())
                 partial.replace(path)
+                self._verified.add(sha256)
             finally:
                 partial.unlink(missing_ok=True)
         return path
+
+    def _is_intact(self, path: Path, sha256: str, size: int) -> bool:
+        """Return whether a file is cached as it was downloaded, and mark it as just used."""
+        if not _touched(path):
+            return False
+        try:
+            if sha256 not in self._verified:
+                check_file(path, sha256, size)
+        except (FileNotFoundError, Damaged):  # evicted in the meantime, or changed on disk
+            path.unlink(missing_ok=True)
+            return False
+        self._verified.add(sha256)
+        return True
 
     def _lock(self, name: str, timeout: float = -1) -> FileLock:
         # a fixed number of lock files: one lock per cached file would outlive the file

@@ -8,18 +8,20 @@ text; every statement follows from the manifests or the code; demo data is label
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prep.core.errors import UserError
+from prep.core.errors import UserError, printable
 from prep.core.fields import LABELS
 from prep.core.parts import TEST, TRAIN, VALIDATION
 from prep.core.tables.shards import METADATA_FIELDS
 from prep.core.templates import render
+from shards.index import read_index
 from shards.location import ShardLocation, mapped
-from shards.manifest import Manifest, Shard
+from shards.manifest import Fraction, Manifest, Shard
 
 CARD_FILE = "README.md"
 WithImage = Mapping[tuple[str, str], int]  # number of samples with an image, by category and split
@@ -55,6 +57,41 @@ FIELDS = {
 }  # fmt: skip
 
 
+class _Join(msgspec.Struct):
+    reviews: Literal["all", "first_by_user"]
+
+
+class _Groups(msgspec.Struct):
+    max_items_per_key: int
+
+
+class _Sample(msgspec.Struct):
+    require: list[str]
+    min_chars: int
+    fraction: Fraction
+    min_per_category: int
+    eval_fraction: Fraction
+    validation: Fraction
+    test: Fraction
+
+
+class _Images(msgspec.Struct):
+    prefer: Literal["hi_res", "large"]
+    request: int
+    resolution: int
+    fit: Literal["squash", "letterbox", "crop"]
+    quality: int
+
+
+class _Stated(msgspec.Struct):
+    """The parameters that the text of a card states."""
+
+    join: _Join
+    groups: _Groups
+    sample: _Sample
+    images: _Images
+
+
 class _CardRow(NamedTuple):
     """Counts of a set of shards."""
 
@@ -67,7 +104,10 @@ class _CardRow(NamedTuple):
 
 def write_card(folder: Path, manifest: Manifest) -> None:
     """Write the card of a category into the folder of its shards."""
-    counted = _count([manifest], lambda _, shard: _image_examples(mapped(folder / shard.index)))
+    counted = _count(
+        [manifest],
+        lambda about, shard: _image_examples(read_index(mapped(folder / shard.index), shard, about.tokens.max_tokens)),
+    )
     (folder / CARD_FILE).write_text(dataset_card([manifest], counted, beside=True), encoding="utf-8")
 
 
@@ -79,7 +119,7 @@ def of_location(location: ShardLocation, categories: Sequence[str] | None = None
     """
 
     def images(manifest: Manifest, shard: Shard) -> int:
-        return _image_examples(location.index(manifest.category, shard))
+        return _image_examples(location.index(manifest.category, shard, manifest.tokens.max_tokens))
 
     manifests = [location.manifest(category) for category in categories or location.categories()]
     return dataset_card(manifests, _count(manifests, images), beside=False)
@@ -102,6 +142,12 @@ def dataset_card(manifests: Sequence[Manifest], with_image: WithImage, *, beside
     splits = [split for split in (TRAIN, VALIDATION, TEST) if any(shard.split == split for _, shard in rows)]
     holding = {split: sorted({category for category, shard in rows if shard.split == split}) for split in splits}
     first = manifests[0]
+    try:
+        stated = msgspec.convert(first.parameters, _Stated)
+    except msgspec.ValidationError as error:
+        raise UserError(
+            f"the manifest of {first.category} lacks what a card states ({error}); run `dvc repro shard`"
+        ) from error
     return render(
         "shards",
         "card.md.jinja",
@@ -114,12 +160,12 @@ def dataset_card(manifests: Sequence[Manifest], with_image: WithImage, *, beside
             "data_files": {s: [f"{'' if beside else f'{c}/'}{s}-*.tar" for c in holding[s]] for s in splits},
             "metadata": {name: FIELDS[name] for name in METADATA_FIELDS},
             "beside": beside,
-            "images": first.parameters["images"],
-            "join": first.parameters["join"],
+            "images": stated.images,
+            "join": stated.join,
             "labels": [LABELS[field] for field in first.tokens.fields],
-            "max_items_per_key": first.parameters["groups"]["max_items_per_key"],
+            "max_items_per_key": stated.groups.max_items_per_key,
             "parameters": parameters,
-            "rules": first.parameters["sample"],
+            "rules": stated.sample,
             "size": _size_category(sum(shard.samples for _, shard in rows)),
             "source": first.source,
             "total": _card_row("all", rows, with_image),
@@ -183,5 +229,5 @@ def _size_category(samples: int) -> str:
 def _code(value: Any) -> str:
     """Return a value as a code span that is safe in a Markdown table cell."""
     shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-    shown = " ".join(shown.replace("`", "'").replace("|", "\\|").split())
+    shown = printable(" ".join(shown.replace("`", "'").replace("|", "\\|").split()))
     return f"`{shown}`" if shown else "(empty)"

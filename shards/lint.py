@@ -2,22 +2,24 @@
 
 Input: a `ShardLocation`. Output: results shard by shard, in the order of the manifests, with their `Violation`s.
 Guarantees: a violation in one file does not stop the check of others; the same files give the same violations in the
-same order; no name from a tar is used as a path. Several processes read one shard at a time each; memory use is these
-shards plus the ids of one category.
+same order; no name from a tar is used as a path. Several processes read one shard at a time each, and end with this
+one, however it ends; memory use is these shards plus the ids of one category.
 """
 
 import hashlib
 import os
 import re
 import tarfile
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from enum import StrEnum
-from functools import partial
+from functools import lru_cache, partial
 from io import BufferedReader
 from itertools import groupby
+from multiprocessing import connection, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import NamedTuple, cast, get_type_hints
 
 import msgspec
@@ -25,12 +27,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import simplejpeg
+from tokenizers import Tokenizer
 
 from prep.core.errors import UserError, first_sentence
+from prep.core.fields import assemble
 from prep.core.tables.raw import ASIN
-from prep.core.tables.shards import INDEX, METADATA_FIELDS, IndexRow, SampleMetadata
-from shards import manifest
+from prep.core.tables.shards import COUNTS, INDEX, METADATA_FIELDS, STARS, IndexRow, SampleMetadata
+from shards import manifest, tokens
 from shards.images.pixels import decode
+from shards.index import INVALID_TAR
 from shards.location import File, ShardLocation, index_file
 from shards.manifest import Manifest, Shard, Tokenization
 
@@ -49,6 +54,7 @@ class LintRule(StrEnum):
     METADATA = "JSON with every fact, of its type, of this item and category"
     IMAGE = "JPEGs of the image size, 1x1 without an image"
     MEMBERS = "each member at its offset, with the key and facts of the index"
+    TOKENS = "token ids of the tokenizer"
     ONCE = "each sample once"
 
 
@@ -60,12 +66,19 @@ class Violation(NamedTuple):
     rule: LintRule
 
 
+class ShardRead(NamedTuple):
+    """What was read of one shard."""
+
+    shard: Shard
+    keys: pa.Array  # of the samples in its tar
+    digests: pa.Array  # `metadata_digest` of each; null if it cannot be read
+
+
 class LintResult(NamedTuple):
     """The result of one check step."""
 
     violations: Sequence[Violation]
-    shards: int = 0
-    samples: int = 0
+    read: ShardRead | None = None
 
 
 class _Wanted(NamedTuple):
@@ -74,20 +87,26 @@ class _Wanted(NamedTuple):
     category: str
     image_size: int
     tokens: Tokenization
+    tokenizer: str
 
 
-class _Read(NamedTuple):
-    """The result of reading one shard."""
+class _Row(NamedTuple):
+    """A sample of a tar."""
 
-    violations: list[Violation]
-    keys: pa.Array  # of the samples in its tar
+    expected: IndexRow
+    metadata: SampleMetadata | None  # None if it cannot be read
 
 
-def lint(location: ShardLocation, categories: Sequence[str] | None = None) -> Iterator[LintResult]:
-    """Check the shards of `categories` (default: all of the location).
+def lint(location: ShardLocation, categories: Sequence[str] | None = None, tokenizer: str = "") -> Iterator[LintResult]:
+    """Check shards.
+
+    Args:
+        location: of the shards.
+        categories: to check; None for all of the location.
+        tokenizer: name of the tokenizer that the token ids are compared with; "" compares only their number.
 
     Raises:
-        UserError: the location does not exist, or must be listed and cannot be listed.
+        UserError: the location does not exist, or must be listed and cannot be listed; the tokenizer cannot be loaded.
     """
     if not categories:
         categories = location.categories()
@@ -95,38 +114,41 @@ def lint(location: ShardLocation, categories: Sequence[str] | None = None) -> It
             folders = sorted(p.name for p in location.local_path.iterdir() if p.is_dir() and not p.name.startswith("."))
             categories = folders  # includes folders without a manifest
     for category in categories:
-        yield from _category(location, category)
+        yield from _category(location, category, tokenizer)
 
 
-def _category(location: ShardLocation, category: str) -> Iterator[LintResult]:
+def metadata_digest(metadata: Mapping[str, object]) -> int:
+    """Return a 64-bit hash of the metadata of a sample, but of `has_image`, which is not in ``data/sample``."""
+    values = [metadata[name] for name in METADATA_FIELDS if name != "has_image"]
+    return int.from_bytes(hashlib.blake2b(msgspec.json.encode(values), digest_size=8).digest(), "big")
+
+
+def _category(location: ShardLocation, category: str, tokenizer: str) -> Iterator[LintResult]:
     name = f"{category}/{manifest.MANIFEST_FILE}"
     try:
-        about = location.manifest(category)
-        wanted = _Wanted(category, about.image_size, about.tokens)
+        about = location.parse(category)
     except UserError as error:
         yield LintResult([Violation(name, str(error), LintRule.MANIFEST)])
         return
-    except (KeyError, TypeError, ValueError):
-        yield LintResult([Violation(name, "has no parameters.images.resolution", LintRule.MANIFEST)])
-        return
-    yield LintResult([*_manifest_violations(name, about, category), *_unknown_files(location, about, category)])
+    wanted = _Wanted(category, about.image_size, about.tokens, tokenizer)
+    if tokenizer and _tokenizer(tokenizer)[1] != about.tokens.tokenizer:
+        yield LintResult([Violation(name, f"is of another tokenizer than {tokenizer}", LintRule.TOKENS)])
+        wanted = wanted._replace(tokenizer="")
+    wrong = [Violation(name, problem, LintRule.MANIFEST) for problem in manifest.problems(about, category)]
+    yield LintResult([*wrong, *_unknown_files(location, about, category)])
     keys = []
-    with ProcessPoolExecutor(min(len(about.shards), os.cpu_count() or 1)) as pool:
-        for read in pool.map(partial(_shard, location, wanted), about.shards):
-            keys.append(read.keys)
-            yield LintResult(read.violations, 1, len(read.keys))
+    with ProcessPoolExecutor(min(len(about.shards), os.cpu_count() or 1), initializer=_end_with_parent) as pool:
+        try:
+            for result in pool.map(partial(_shard, location, wanted), about.shards):
+                assert result.read is not None
+                keys.append(result.read.keys)
+                yield result
+        except BrokenProcessPool:
+            raise UserError(
+                f"{location.full(category)}: a process that read the shards was killed; run again, with more memory or "
+                "fewer cores"
+            ) from None
     yield LintResult(list(_repeated(category, about.shards, keys)))
-
-
-def _manifest_violations(where: str, about: Manifest, category: str) -> Iterator[Violation]:
-    if about.category != category:
-        yield Violation(where, f"is of category {about.category!r}", LintRule.MANIFEST)
-    for name, count in Counter(shard.name for shard in about.shards).items():
-        if count > 1:
-            yield Violation(where, f"names {name} {count} times", LintRule.MANIFEST)
-    for shard in about.shards:
-        if shard.part != (shard.split if shard.band is None else f"{shard.split}-{shard.band:02d}"):
-            yield Violation(where, f"has {shard.name} in split {shard.split}, band {shard.band}", LintRule.MANIFEST)
 
 
 def _unknown_files(location: ShardLocation, about: Manifest, category: str) -> Iterator[Violation]:
@@ -154,7 +176,26 @@ def _repeated(category: str, shards: Sequence[Shard], keys: Sequence[pa.Array]) 
             yield Violation(f"{category}/{shard.name}", f"{key} is also in {other.name}{of}", LintRule.ONCE)
 
 
-def _shard(location: ShardLocation, wanted: _Wanted, shard: Shard) -> _Read:
+def _end_with_parent() -> None:
+    """End this process when the one that started it ends, also if that was killed."""
+    parent = parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(name: str) -> tuple[Tokenizer, str]:
+    """Return a tokenizer and its fingerprint."""
+    loaded = tokens.load_tokenizer(name)
+    return loaded, tokens.tokenizer_fingerprint(loaded)
+
+
+def _shard(location: ShardLocation, wanted: _Wanted, shard: Shard) -> LintResult:
     """Read a tar and its index."""
     tar = File(f"{wanted.category}/{shard.name}", shard.bytes, shard.sha256)
     index = index_file(wanted.category, shard)
@@ -167,8 +208,11 @@ def _shard(location: ShardLocation, wanted: _Wanted, shard: Shard) -> _Read:
             violations.append(Violation(tar.name, f"has {len(rows)} samples, expected {shard.samples}", LintRule.COUNT))
     if (handle := _opened(location, index, violations)) is not None:
         with handle:
-            violations += _index_violations(handle, index.name, wanted.tokens, rows)
-    return _Read(violations, pa.array([row["key"] for row in rows or ()], pa.string()))
+            violations += _index_violations(handle, index.name, wanted, rows)
+    read = rows or ()
+    keys = pa.array([row.expected["key"] for row in read], pa.string())
+    digests = pa.array([row.metadata and metadata_digest(row.metadata) for row in read], pa.uint64())
+    return LintResult(violations, ShardRead(shard, keys, digests))
 
 
 def _opened(location: ShardLocation, file: File, violations: list[Violation]) -> BufferedReader | None:
@@ -193,9 +237,9 @@ def _open(path: Path) -> BufferedReader:
     return path.open("rb")
 
 
-def _check_tar(handle: BufferedReader, where: str, wanted: _Wanted, violations: list[Violation]) -> list[IndexRow]:
+def _check_tar(handle: BufferedReader, where: str, wanted: _Wanted, violations: list[Violation]) -> list[_Row]:
     """Read the samples of a tar; return the expected index row of each, as far as it could be read."""
-    rows: list[IndexRow] = []
+    rows: list[_Row] = []
     for key, group in groupby(_members(handle, where, violations), lambda member: member.name.partition(".")[0]):
         members = list(group)
         names = [member.name for member in members]
@@ -212,6 +256,7 @@ def _check_tar(handle: BufferedReader, where: str, wanted: _Wanted, violations: 
             "json_offset": text.offset_data,
             "json_length": text.size,
         }
+        metadata = None
         try:
             metadata = _check_metadata(_content(handle, text), key, wanted.category)
             row["average_rating"] = float(np.float32(metadata["average_rating"]))
@@ -221,7 +266,7 @@ def _check_tar(handle: BufferedReader, where: str, wanted: _Wanted, violations: 
             violations.append(Violation(where, f"{key}.json {error}", LintRule.METADATA))
         if problem := _image_problem(_content(handle, image), wanted.image_size if row.get("has_image", True) else 1):
             violations.append(Violation(where, f"{key}.jpg {problem}", LintRule.IMAGE))
-        rows.append(row)
+        rows.append(_Row(row, metadata))
     return rows
 
 
@@ -237,14 +282,15 @@ def _members(handle: BufferedReader, where: str, violations: list[Violation]) ->
                     return
                 yield member
             end = archive.offset  # tarfile treats an invalid header as the end
-    except (tarfile.TarError, ValueError, OverflowError) as error:
+    except INVALID_TAR as error:
         violations.append(Violation(where, f"is not a complete tar ({first_sentence(error)})", LintRule.TAR))
         return
     handle.seek(end)
-    rest = handle.read()
-    if rest[: tarfile.BLOCKSIZE].strip(b"\0"):
+    if handle.read(tarfile.BLOCKSIZE).strip(b"\0"):
         violations.append(Violation(where, f"has no tar header at byte {end}", LintRule.TAR))
-    elif len(rest) < 2 * tarfile.BLOCKSIZE or rest.strip(b"\0"):
+        return
+    blocks = iter(partial(handle.read, 1 << 20), b"")  # a tar may end with any number of zeros
+    if any(block.strip(b"\0") for block in blocks) or handle.tell() < end + 2 * tarfile.BLOCKSIZE:
         violations.append(Violation(where, "does not end with blocks of zeros", LintRule.TAR))
 
 
@@ -272,6 +318,9 @@ def _check_metadata(encoded: bytes, key: str, category: str) -> SampleMetadata:
     for name, expected in (("parent_asin", key), ("category", category)):
         if metadata[name] != expected:
             raise ValueError(f"has {name} {metadata[name]!r:.60}, expected {expected!r}")
+    for name, (least, most) in {"average_rating": STARS, "rating_number": COUNTS, "review_count": COUNTS}.items():
+        if not least <= metadata[name] <= most:
+            raise ValueError(f"has {name} {metadata[name]!r:.60}, expected {least} to {most}")
     return cast(SampleMetadata, metadata)
 
 
@@ -287,7 +336,7 @@ def _image_problem(jpeg: bytes, size: int) -> str:
 
 
 def _index_violations(
-    handle: BufferedReader, where: str, tokens: Tokenization, rows: Sequence[IndexRow] | None
+    handle: BufferedReader, where: str, wanted: _Wanted, rows: Sequence[_Row] | None
 ) -> Iterator[Violation]:
     """Yield the violations of an index, compared with the rows of its tar (None if the tar could not be opened)."""
     try:
@@ -304,19 +353,20 @@ def _index_violations(
     recorded = {
         k.decode(errors="replace"): v.decode(errors="replace") for k, v in (index.schema.metadata or {}).items()
     }
-    required = {"tokenizer": tokens.tokenizer, "fields": " ".join(tokens.fields), "max_tokens": str(tokens.max_tokens)}
+    made = wanted.tokens
+    required = {"tokenizer": made.tokenizer, "fields": " ".join(made.fields), "max_tokens": str(made.max_tokens)}
     for name, expected in required.items():
         if recorded.get(name) != expected:
             yield Violation(
                 where, f"is stale: made with {name} {recorded.get(name)}, expected {expected}", LintRule.INDEX
             )
     lengths = pc.fill_null(pc.list_value_length(index["tokens"]), 0)
-    if wrong := pc.sum(pc.or_(pc.less(lengths, 1), pc.greater(lengths, tokens.max_tokens))).as_py():
-        yield Violation(
-            where, f"has {wrong} samples with no token ids or more than {tokens.max_tokens}", LintRule.INDEX
-        )
+    if wrong := pc.sum(pc.or_(pc.less(lengths, 1), pc.greater(lengths, made.max_tokens))).as_py():
+        yield Violation(where, f"has {wrong} samples with no token ids or more than {made.max_tokens}", LintRule.INDEX)
     if rows is not None:
-        yield from _index_differences(index.drop_columns("tokens").to_pylist(), rows, where)
+        yield from _index_differences(index.drop_columns("tokens").to_pylist(), [row.expected for row in rows], where)
+        if wanted.tokenizer:
+            yield from _token_differences(index["tokens"].to_pylist(), rows, wanted, where)
 
 
 def _index_differences(index: Sequence[IndexRow], rows: Sequence[IndexRow], where: str) -> Iterator[Violation]:
@@ -333,3 +383,18 @@ def _index_differences(index: Sequence[IndexRow], rows: Sequence[IndexRow], wher
         key, name, found, expected = different[0]
         others = f", and {more} more samples differ" if (more := len({key for key, *_ in different}) - 1) else ""
         yield Violation(where, f"has {name} {found!r:.60} for {key}, its tar has {expected}{others}", LintRule.MEMBERS)
+
+
+def _token_differences(
+    index: Sequence[Sequence[int]], rows: Sequence[_Row], wanted: _Wanted, where: str
+) -> Iterator[Violation]:
+    """Yield how the token ids of an index differ from those of the texts in its tar, like `_index_differences`."""
+    pairs = [(row, found) for row, found in zip(rows, index, strict=False) if row.metadata]
+    texts = [assemble(row.metadata or {}, wanted.tokens.fields) for row, _ in pairs]
+    expected = tokens.encode(_tokenizer(wanted.tokenizer)[0], texts, wanted.tokens.max_tokens)
+    different = [
+        row.expected["key"] for (row, found), ids in zip(pairs, expected, strict=True) if list(found or ()) != ids
+    ]
+    if different:
+        others = f", and of {len(different) - 1} more samples" if len(different) > 1 else ""
+        yield Violation(where, f"has other token ids than the text of {different[0]}{others}", LintRule.TOKENS)

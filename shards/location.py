@@ -1,30 +1,37 @@
 """The location of shards: a local folder, or a remote one that is read through the cache.
 
 Input: a path, any fsspec URL (``https://host/shards``, ``s3://bucket/shards``), or a DVC project at a git revision,
-``dvc+<git URL or path>@<revision>#<folder>``. Output: bytes, and local files. Guarantees: size and sha256 of a remote
-file that a manifest lists are verified; an interrupted transfer is retried; an unreadable file raises `UserError`.
+``dvc+<git URL or path>@<revision>#<folder>``. Output: manifests, and the content of the files that they list.
+Guarantees: size and sha256 of a file are verified before it is used; no more than the stated size is read or
+downloaded; nothing outside the folder is read; an interrupted transfer is retried; an unreadable file raises
+`UserError`.
 """
 
+import hashlib
 import os
 import re
+import stat
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Thread
+from tempfile import TemporaryDirectory
+from threading import Lock, Thread
 from typing import Any, NamedTuple, TypeVar
 
 import fsspec
 import pyarrow as pa
+from fsspec.callbacks import Callback
 from fsspec.implementations.local import LocalFileSystem
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from prep.core import files
 from prep.core.errors import UserError, first_sentence
-from prep.core.tables.shards import INDEX
 from shards import manifest
-from shards.cache import Cache, check_file
+from shards.cache import Cache, Damaged, check_file
+from shards.index import read_index
 from shards.manifest import Manifest, Shard
 
 Read = TypeVar("Read")
@@ -32,6 +39,10 @@ Read = TypeVar("Read")
 TRIES = 5
 SILENCE = 30  # seconds without a byte before a transfer is retried
 PAUSE = 0.5  # maximal seconds of the random wait before the second attempt; it doubles with each attempt
+_HTTP = ("http://", "https://")
+_LOCKS = [Lock() for _ in range(64)]  # by file, so that threads do not verify the same one at a time
+# a link out of the folder is followed only to where DVC keeps the content of files
+_DVC_CACHE = re.compile(r".*/files/md5/[0-9a-f]{2}/[0-9a-f]{30}")
 # the URL may start with scheme and user (git@host:...); a revision may contain @ (tags of `dvc artifacts`)
 _DVC = re.compile(r"dvc\+(?P<url>([a-z+]+://)?([^@/#]+@)?[^@#]+)@(?P<rev>[^#]+)#(?P<folder>[^#]+)")
 
@@ -64,6 +75,7 @@ class ShardLocation:
         self.cache_bytes = cache_bytes
         is_local = isinstance(_file_system(self.url, os.getpid(), Path.cwd())[0], LocalFileSystem)
         self.local_path = Path(self.url.removeprefix("file://")) if is_local else None
+        self._verified: set[File] = set()
 
     def manifest(self, category: str) -> Manifest:
         """Read the manifest of a category.
@@ -71,6 +83,20 @@ class ShardLocation:
         Raises:
             UserError: it is missing or invalid.
         """
+        about = self.parse(category)
+        for problem in manifest.problems(about, category):
+            name = self.full(f"{category}/{manifest.MANIFEST_FILE}")
+            raise UserError(f"{name} {problem}; run `dvc checkout` or `dvc repro shard`")
+        return about
+
+    def parse(self, category: str) -> Manifest:
+        """Read the manifest of a category, whatever `shards.manifest.problems` it has.
+
+        Raises:
+            UserError: it is missing or not a manifest.
+        """
+        if not re.fullmatch(manifest.CATEGORY, category):
+            raise UserError(f"{category!r} is not the name of a category; name a folder in {self.url}")
         name = f"{category}/{manifest.MANIFEST_FILE}"
         return manifest.parse_manifest(self.read(name), self.full(name))
 
@@ -82,6 +108,8 @@ class ShardLocation:
         """
         system, root = _file_system(self.url, os.getpid(), Path.cwd())
         try:
+            if self.url.startswith(_HTTP):
+                raise NotImplementedError("HTTP has no folders")
             found = sorted(path.split("/")[-2] for path in system.glob(f"{root}/*/{manifest.MANIFEST_FILE}"))
         except (OSError, NotImplementedError) as error:
             raise UserError(f"{self.url} cannot be listed ({first_sentence(error)}); name its categories") from error
@@ -93,16 +121,33 @@ class ShardLocation:
         return found
 
     def read(self, name: str) -> bytes:
-        """Return the content of a small file.
+        """Return the content of a small file, of at most `shards.manifest.LIMIT` bytes.
 
         Raises:
-            UserError: it cannot be read.
+            UserError: it cannot be read, or is larger.
         """
-        system, root = _file_system(self.url, os.getpid(), Path.cwd())
-        return self._retry(name, lambda: bytes(system.cat_file(f"{root}/{name}")))
+        too_large = UserError(
+            f"{self.full(name)} has more than {manifest.LIMIT:,} bytes, the limit of a manifest; correct the location"
+        )
+
+        def once() -> bytes:
+            if self.local_path is not None:
+                with self._local(name).open("rb") as file:
+                    content = file.read(manifest.LIMIT + 1)
+            else:
+                with TemporaryDirectory() as folder:
+                    self._transfer(name, Path(folder, "file"), manifest.LIMIT, too_large)
+                    content = Path(folder, "file").read_bytes()
+            if len(content) > manifest.LIMIT:
+                raise too_large
+            return content
+
+        return self._retry(name, once)
 
     def open(self, file: File, opener: Callable[[Path], Read]) -> Read:
         """Open a file that a manifest lists, downloading it into the cache if it is remote.
+
+        What was downloaded is verified, what is in a local folder is not.
 
         Args:
             file: its name, size and sha256.
@@ -113,7 +158,7 @@ class ShardLocation:
             FileNotFoundError: it is a missing local file.
         """
         if self.local_path is not None:
-            return opener(self.local_path / file.name)
+            return opener(self._local(file.name))
         for _ in range(TRIES):
             cache = _cache(files.store() / "cache", self.cache_bytes, os.getpid())
             path = cache.get(file.sha256, file.bytes, lambda to: self._download(file, to))
@@ -125,21 +170,70 @@ class ShardLocation:
             f"{file.name} was evicted from the cache {TRIES} times before it was opened; raise stream.cache_gb"
         )
 
-    def index(self, category: str, shard: Shard) -> pa.Table:
-        """Return the index of a shard, memory-mapped.
+    def content(self, file: File) -> pa.Buffer:
+        """Return the content of a file that a manifest lists, memory-mapped, so that reading needs no system call.
+
+        No descriptor stays open. The file may be replaced or removed later, not truncated. Its size and sha256 are
+        verified when this process reads it for the first time.
 
         Raises:
-            UserError: it cannot be read, is not an index, or lacks a column.
+            UserError: it cannot be read, or is not the file that the manifest lists.
+        """
+        try:
+            if self.local_path is None:
+                return self.open(file, mapped)
+            with _LOCKS[hash(file) % len(_LOCKS)]:
+                found = self.open(file, partial(_mapped_whole, file))
+                if file not in self._verified and hashlib.sha256(found).hexdigest() != file.sha256:
+                    raise Damaged("its sha256 differs from the manifest")
+                self._verified.add(file)
+                return found
+        except FileNotFoundError:
+            raise UserError(f"{self.full(file.name)} does not exist; run `dvc checkout` or `dvc repro shard`") from None
+        except (Damaged, OSError) as error:
+            raise self._unusable(file, error) from error
+
+    def index(
+        self, category: str, shard: Shard, max_tokens: int = sys.maxsize, vocabulary: int | None = None
+    ) -> pa.Table:
+        """Return the index of a shard, memory-mapped; see `read_index`.
+
+        Raises:
+            UserError: it cannot be read, or is not the index of this shard.
         """
         file = index_file(category, shard)
         try:
-            table = self.open(file, mapped)
-            return table.select(INDEX.names).replace_schema_metadata(table.schema.metadata)
-        except (FileNotFoundError, KeyError, pa.ArrowException) as error:
-            raise UserError(
-                f"{self.full(file.name)} cannot be read ({first_sentence(error)}); run `dvc checkout`, or "
-                "`effimini lint` to find other damage"
-            ) from error
+            return read_index(self.content(file), shard, max_tokens, vocabulary)
+        except ValueError as error:
+            raise self._unusable(file, error) from error
+
+    def _unusable(self, file: File, error: Exception) -> UserError:
+        return UserError(
+            f"{self.full(file.name)} cannot be read ({first_sentence(error)}); run `dvc checkout`, or `effimini lint` "
+            "to find other damage"
+        )
+
+    def _local(self, name: str) -> Path:
+        """Return the path of a file in the local folder, with links resolved.
+
+        Raises:
+            UserError: it is a link that leads out of the folder, or not a regular file.
+            FileNotFoundError: it does not exist.
+        """
+        assert self.local_path is not None
+        path = Path(os.path.realpath(self.local_path / name))
+        inside = path.is_relative_to(os.path.realpath(self.local_path))
+        if not inside and not _DVC_CACHE.fullmatch(str(path)):
+            raise UserError(f"{self.full(name)} is a link out of the folder, to {path}; replace it by the file")
+        try:
+            kind = path.stat().st_mode
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise UserError(f"{self.full(name)} cannot be read ({error.strerror}); correct the location") from error
+        if not stat.S_ISREG(kind):
+            raise UserError(f"{self.full(name)} is not a regular file; replace it by the file")
+        return path
 
     def prefetch(self, wanted: Iterable[File]) -> None:
         """Start downloading files into the cache, in this order; does nothing for a local folder."""
@@ -153,13 +247,18 @@ class ShardLocation:
         return f"{self.url.rstrip('/')}/{name}"
 
     def _download(self, file: File, to: Path) -> None:
-        system, root = _file_system(self.url, os.getpid(), Path.cwd())
+        too_large = Damaged(f"received more than {file.bytes:,} bytes, its size in the manifest")
 
         def once() -> None:
-            system.get_file(f"{root}/{file.name}", str(to))
+            self._transfer(file.name, to, file.bytes, too_large)
             check_file(to, file.sha256, file.bytes)
 
         self._retry(file.name, once)
+
+    def _transfer(self, name: str, to: Path, most: int, too_large: Exception) -> None:
+        """Download a file, and raise `too_large` as soon as more than `most` bytes are announced or received."""
+        system, root = _file_system(self.url, os.getpid(), Path.cwd())
+        system.get_file(f"{root}/{name}", str(to), callback=_Bound(most, too_large))
 
     def _retry(self, name: str, read: Callable[[], Read]) -> Read:
         """Call `read` until it succeeds, at most `TRIES` times with exponential backoff.
@@ -172,7 +271,9 @@ class ShardLocation:
             stop=stop_after_attempt(1 if self.local_path is not None else TRIES),
             wait=wait_random_exponential(PAUSE, max=20),
             # a KeyboardInterrupt is not an Exception and ends the read
-            retry=retry_if_exception(lambda error: isinstance(error, Exception) and not isinstance(error, permanent)),
+            retry=retry_if_exception(
+                lambda error: isinstance(error, Exception) and not isinstance(error, (*permanent, UserError))
+            ),
             retry_error_callback=lambda state: self._give_up(name, state),
         )
         try:
@@ -200,15 +301,32 @@ def index_file(category: str, shard: Shard) -> File:
     return File(f"{category}/{shard.index}", shard.index_bytes, shard.index_sha256)
 
 
-def mapped(path: Path) -> pa.Table:
-    """Return an index, memory-mapped from a local file.
+def mapped(path: Path) -> pa.Buffer:
+    """Return the content of a local file, memory-mapped.
 
     Raises:
         FileNotFoundError: it is missing.
-        pyarrow.ArrowInvalid: it is not an Arrow IPC file.
     """
-    with pa.memory_map(str(path)) as source:
-        return pa.ipc.open_file(source).read_all()
+    with pa.memory_map(str(path)) as source:  # unlike mmap.mmap it keeps no descriptor open
+        return source.read_buffer()
+
+
+def _mapped_whole(file: File, path: Path) -> pa.Buffer:
+    if (size := path.stat().st_size) != file.bytes:
+        raise Damaged(f"it has {size:,} bytes, expected {file.bytes:,}")
+    return mapped(path)
+
+
+class _Bound(Callback):  # type: ignore[misc]  # fsspec ships no types
+    """Ends a transfer that announces or delivers too many bytes."""
+
+    def __init__(self, most: int, error: Exception) -> None:
+        super().__init__()
+        self._most, self._error = most, error
+
+    def call(self, *_: Any, **__: Any) -> None:
+        if max(self.size or 0, self.value) > self._most:
+            raise self._error
 
 
 def open_file_system(url: str) -> tuple[Any, str]:
@@ -222,10 +340,10 @@ def open_file_system(url: str) -> tuple[Any, str]:
         from shards.revision import open_revision  # noqa: PLC0415 -- only a revision needs DVC
 
         return open_revision(dvc["url"], dvc["rev"], dvc["folder"])
-    if url.startswith(("http://", "https://")):
-        from aiohttp import ClientTimeout  # noqa: PLC0415 -- only HTTP needs it
+    if url.startswith(_HTTP):
+        from shards.http_client import options_of  # noqa: PLC0415 -- only HTTP needs its client
 
-        options = {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)}}
+        options = options_of(url, SILENCE)
     elif url.startswith("s3://"):
         options = {"config_kwargs": {"connect_timeout": SILENCE, "read_timeout": SILENCE}}
     try:

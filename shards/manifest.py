@@ -1,20 +1,26 @@
 """The manifest of a category's shards: their files, and the parameters and source revision they were made from.
 
-Input: ``manifest.json``. Output: a `Manifest`. Guarantees: file names match the pattern of `shards.shard`, so none
-points outside the folder; an unknown format is rejected.
+Input: ``manifest.json``, which strangers may have written. Output: a `Manifest`. Guarantees: every value has its type
+and a bound; file names match the pattern of `shards.shard`, so none points outside the folder; an unknown format is
+rejected.
 """
 
-from typing import Annotated, Any
+from collections import Counter
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
 from prep.core.errors import UserError
+from prep.core.fields import LABELS
 from prep.core.params import rename_keys
+from prep.core.parts import TEST, TRAIN, VALIDATION
 
 FORMAT = 4  # increment it when an older reader would misread a manifest or an index
 _READABLE = (2, 3, FORMAT)
 MANIFEST_FILE = "manifest.json"
+LIMIT = 100_000_000  # bytes of a manifest that are read; one of 100,000 shards has a third of it
 # The parameters that a manifest records: those that the samples depend on.
 STATED = (
     *("join", "groups", "sample", "shards", "images.prefer", "images.request", "images.resolution", "images.fit"),
@@ -23,20 +29,27 @@ STATED = (
 # What decides the split of an item, by dotted key: a section, or a parameter of a section.
 OF_SPLITS = ("source", "join", "groups", "sample.salt", "sample.validation", "sample.test")
 
-Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-PositiveInt = Annotated[int, Meta(ge=1)]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+CATEGORY = r"[A-Za-z0-9_]{1,100}"  # its name, and so that of its folder
+Name = Annotated[str, Meta(pattern=rf"^{CATEGORY}\Z")]
+Text = Annotated[str, Meta(max_length=1000)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Bytes = Annotated[int, Meta(ge=1, le=2**40)]  # of a file
+_Scalar = bool | Annotated[int, Meta(ge=-(2**53), le=2**53)] | float | Text | None
+_Field = Annotated[str, Meta(pattern=rf"^({'|'.join(LABELS)})\Z")]
+_LEAST_SAMPLE = 2048  # bytes of a sample in a tar: two headers, and a block of each member
 
 
 class Shard(Struct, frozen=True):
     """One tar and its index."""
 
-    name: Annotated[str, Meta(pattern=r"^[a-z]+(-[0-9]+)+\.tar$")]
-    split: str
-    band: int | None  # only in the training split
-    samples: PositiveInt
-    bytes: PositiveInt
+    name: Annotated[str, Meta(pattern=r"^[a-z]+(-[0-9]+)+\.tar\Z", max_length=100)]
+    split: Annotated[str, Meta(pattern=rf"^({TRAIN}|{VALIDATION}|{TEST})\Z")]
+    band: Annotated[int, Meta(ge=0, le=1000)] | None  # only in the training split
+    samples: Annotated[int, Meta(ge=1, le=2**30)]
+    bytes: Bytes
     sha256: Sha256
-    index_bytes: PositiveInt
+    index_bytes: Bytes
     index_sha256: Sha256
 
     @property
@@ -53,32 +66,56 @@ class Shard(Struct, frozen=True):
 class Source(Struct, frozen=True):
     """The source of the raw files."""
 
-    kind: str
-    revision: str
+    kind: Literal["demo", "mirror", "hub"]
+    revision: Text
 
 
 class Tokenization(Struct, frozen=True):
     """How the token ids of the indexes were made."""
 
-    tokenizer: str  # fingerprint
-    fields: tuple[str, ...]
-    max_tokens: int
+    tokenizer: Sha256  # fingerprint
+    fields: Annotated[tuple[_Field, ...], Meta(min_length=1, max_length=100)]
+    max_tokens: Annotated[int, Meta(ge=1, le=2**16)]
 
 
 class Manifest(Struct, frozen=True):
     """The shards of one category."""
 
     format: int
-    category: str
+    category: Name
     source: Source
-    parameters: dict[str, Any]  # `STATED`, by section
+    parameters: dict[Name, dict[Name, _Scalar | list[_Scalar]]]  # `STATED`, by section
     tokens: Tokenization
-    shards: Annotated[tuple[Shard, ...], Meta(min_length=1)]
+    shards: Annotated[tuple[Shard, ...], Meta(min_length=1, max_length=1_000_000)]
 
     @property
     def image_size(self) -> int:
         """Height and width of the images, px."""
-        return int(self.parameters["images"]["resolution"])
+        return int(_read(self).images.resolution)
+
+    @property
+    def fraction(self) -> float | None:
+        """Fraction of the training items; None if it is not recorded."""
+        return _read(self).sample.fraction
+
+
+class _Images(Struct):
+    resolution: Annotated[int, Meta(ge=1, le=1024)]
+
+
+class _Sample(Struct):
+    fraction: Fraction | None = None
+
+
+class _Read(Struct):
+    """The parameters that a reader needs."""
+
+    images: _Images
+    sample: _Sample = msgspec.field(default_factory=_Sample)
+
+
+def _read(about: Manifest) -> _Read:
+    return msgspec.convert(about.parameters, _Read)
 
 
 def parse_manifest(content: bytes, where: str) -> Manifest:
@@ -92,15 +129,34 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         UserError: it is not a manifest, or has an unknown format.
     """
     try:
-        version = msgspec.json.decode(content, type=dict[str, Any]).get("format")
+        version = msgspec.json.decode(content, type=_Version).format
         if version not in _READABLE:
             raise UserError(
-                f"{where} has format {version!r} and this version reads {', '.join(map(str, _READABLE))}; run "
+                f"{where} has format {version!r:.20} and this version reads {', '.join(map(str, _READABLE))}; run "
                 "`dvc repro shard`, or use the version of EffiMini that wrote it"
             )
         manifest = msgspec.json.decode(content, type=Manifest)
         if version != FORMAT:
             rename_keys(manifest.parameters)
+        _read(manifest)
         return manifest
-    except msgspec.DecodeError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{where} is not a manifest ({error}); run `dvc checkout` or `dvc repro shard`") from None
+
+
+class _Version(Struct):
+    format: Any = None
+
+
+def problems(about: Manifest, category: str) -> Iterator[str]:
+    """Yield what the manifest of the folder `category` states wrongly: its category, and the shards that it lists."""
+    if about.category != category:
+        yield f"is of category {about.category!r}"
+    for name, count in Counter(shard.name for shard in about.shards).items():
+        if count > 1:
+            yield f"names {name} {count} times"
+    for shard in about.shards:
+        if shard.part != (shard.split if shard.band is None else f"{shard.split}-{shard.band:02d}"):
+            yield f"has {shard.name} in split {shard.split}, band {shard.band}"
+        if shard.samples * _LEAST_SAMPLE > shard.bytes:
+            yield f"has {shard.name} with {shard.samples:,} samples in {shard.bytes:,} bytes"

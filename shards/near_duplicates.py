@@ -191,7 +191,7 @@ def _differences(one: Hashed, others: Sequence[Hashed], pairs: pd.DataFrame) -> 
     store = (
         files.store() / f"near_duplicates/{files.fingerprint(similarity.FORMAT, one.hashes[SAME_PICTURE])}.differences"
     )
-    known = pq.read_table(store) if store.exists() else _DIFFERENCES.empty_table()
+    known = pq.read_table(store) if files.intact(store) else _DIFFERENCES.empty_table()
     hashes = np.array([each.hashes[SAME_PICTURE] for each in others])
     pairs = pairs.assign(images=hashes[pairs["part"]])
     pairs = pairs.merge(known.to_pandas(), how="left", on=["row", "images", "other"])
@@ -200,6 +200,7 @@ def _differences(one: Hashed, others: Sequence[Hashed], pairs: pd.DataFrame) -> 
         pairs.loc[new.index, "difference"] = _compare(one.part.images, [each.part.images for each in others], new)
         added = pa.Table.from_pandas(pairs.loc[new.index], _DIFFERENCES, preserve_index=False)
         writers.write_table(store, pa.concat_tables([known, added]))
+        files.seal(store, files.digest(store))
     return np.asarray(pairs["difference"], np.float32)
 
 

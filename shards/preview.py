@@ -2,8 +2,7 @@
 
 Input: a `ShardLocation`; for a local folder also ``weights.json`` and the images tables next to it. Output: one
 self-contained HTML page with embedded images and no external requests. Guarantees: the same shards, number and seed
-give the same page; only the members shown are read from a local tar (a remote tar is downloaded completely, through the
-cache); text of a sample is escaped; demo data is labelled.
+give the same page; only tars with members that are shown are read; text of a sample is escaped; demo data is labelled.
 """
 
 import random
@@ -12,8 +11,8 @@ from itertools import chain, groupby, islice, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prep.core.errors import UserError, first_sentence
@@ -24,7 +23,7 @@ from prep.core.templates import DEMO_NOTICE, data_url, render
 from prep.weights import SampleWeights, check_weights, read_weights, sample_weights
 from shards.location import ShardLocation
 from shards.manifest import Manifest
-from shards.reader import Shards, TornError
+from shards.reader import Shards
 
 
 class _Sample(NamedTuple):
@@ -76,7 +75,7 @@ def preview_page(
         {
             "by_category": [(c, list(group)) for c, group in groupby(shown, lambda s: s.category)],
             "demo": DEMO_NOTICE if any(manifest.source.kind == "demo" for manifest in manifests) else "",
-            "fractions": sorted({manifest.parameters["sample"]["fraction"] for manifest in manifests}),
+            "fractions": sorted({about.fraction for about in manifests if about.fraction is not None}),
             "image_size": shards.image_size,
             "labels": LABELS,
             "samples": len(shown),
@@ -114,14 +113,8 @@ def _read_samples(
         keys = [index.keys[row].as_py() for row in rows]
         outcomes = _outcomes(shards.location, shards.categories[shard], parts[shard], keys)
         for row, key in zip(rows, keys, strict=True):
-            try:
-                metadata = msgspec.json.decode(shards.member(shard, row, "json"), type=SampleMetadata)
-                jpeg = bytes(shards.member(shard, row, "jpg")) if metadata["has_image"] else b""
-            except (msgspec.DecodeError, TornError) as error:
-                raise UserError(
-                    f"{shards.name(shard)}: {key} cannot be read ({first_sentence(error)}); run `effimini lint`, then "
-                    "`dvc checkout`"
-                ) from None
+            metadata = shards.metadata(shard, row)
+            jpeg = bytes(shards.member(shard, row, "jpg")) if metadata["has_image"] else b""
             yield _Sample(
                 shards.categories[shard],
                 metadata,
@@ -140,7 +133,12 @@ def _outcomes(location: ShardLocation, category: str, part: str, keys: Sequence[
     table = location.local_path.parent / "images" / category / f"{part}.parquet"
     if not table.exists():
         return {}
-    found = pq.read_table(table, columns=["parent_asin", "outcome"], filters=[("parent_asin", "in", set(keys))])
+    try:
+        found = pq.read_table(table, columns=["parent_asin", "outcome"], filters=[("parent_asin", "in", set(keys))])
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(
+            f"{table} cannot be read ({first_sentence(error)}); run `dvc checkout`, or remove it"
+        ) from error
     return dict(zip(found["parent_asin"].to_pylist(), found["outcome"].to_pylist(), strict=True))
 
 

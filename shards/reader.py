@@ -1,17 +1,17 @@
 """Random access to the shards of one split, local or remote.
 
 Input: ``<location>/<category>/`` tars, indexes and manifests. Output: columns of an index, bytes of a tar. Guarantees:
-at most a few hundred shards are open at once, however many there are; a remote file is read through the cache with its
-sha256 verified; token ids are those of the requested tokenizer.
+at most a few hundred shards are mapped at once, however many there are, and none keeps a file descriptor; a remote file
+is read through the cache; the sha256 of every file is verified before it is used; token ids are those of the requested
+tokenizer.
 """
 
+import io
 import logging
-import mmap
-import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -21,15 +21,15 @@ from filelock import FileLock
 
 from prep.core import files
 from prep.core.errors import UserError, first_sentence
+from prep.core.tables.shards import SampleMetadata
 from shards import sampler, tokens
+from shards.index import INVALID_TAR, read_index
 from shards.location import File, ShardLocation, index_file, mapped
 from shards.manifest import Manifest
 from shards.tar import index_tar
 from shards.tokens import TokenizationConfig
 
 log = logging.getLogger(__name__)
-
-Opened = TypeVar("Opened")
 
 # What a batch needs of a sample, side by side: it takes a few samples of each of many shards, so every column would be
 # another miss of the processor's cache.
@@ -49,10 +49,6 @@ ROW = np.dtype(
 )
 
 _OPEN = 3 * sampler.WINDOW  # shards open at once in a process: those of the current and the next batches
-
-
-class TornError(ValueError):
-    """A tar that ends before one of its members."""
 
 
 class Index:
@@ -127,6 +123,7 @@ class Shards:
         self._shards = [shard for _, shard in pairs]
         self._check_compatible(manifests)
         self._check_cache()
+        self._limits: tuple[int, int | None] = manifests[0].tokens.max_tokens, None  # see `read_index`
         self._tokenization = tokenization and self._retokenization(tokenization, manifests[0])
         self.sizes = [shard.samples for shard in self._shards]
         self.image_size = manifests[0].image_size
@@ -159,23 +156,32 @@ class Shards:
         """Return the bytes of a sample's image or metadata, as stored in the tar.
 
         Raises:
-            UserError: the tar or its index is missing, or the index is invalid.
-            TornError: the tar ends before it.
+            UserError: the tar or its index is missing or damaged.
         """
         offsets, lengths = getattr(self.index(shard), kind)
         return self.content(shard, int(offsets[row]), int(lengths[row]))
+
+    def metadata(self, shard: int, row: int) -> SampleMetadata:
+        """Return the metadata of a sample.
+
+        Raises:
+            UserError: the tar or its index is missing or damaged, or the JSON is not metadata.
+        """
+        try:
+            return msgspec.json.decode(self.member(shard, row, "json"), type=SampleMetadata)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise UserError(
+                f"{self.name(shard)}: {self.index(shard).keys[row].as_py()} cannot be read ({first_sentence(error)}); "
+                "run `effimini lint`, then `dvc checkout`"
+            ) from None
 
     def content(self, shard: int, first: int, length: int) -> memoryview:
         """Return `length` bytes of a tar, from byte `first` on.
 
         Raises:
-            UserError: the tar is missing.
-            TornError: the tar ends before them.
+            UserError: the tar is missing or damaged.
         """
-        content = self._tar(shard)[first : first + length]
-        if len(content) != length:
-            raise TornError("the tar ends before it")
-        return content
+        return self._tar(shard)[first : first + length]
 
     def name(self, shard: int) -> str:
         """Return the full name of a tar, for messages."""
@@ -193,40 +199,42 @@ class Shards:
             self.location.prefetch([self._index_file(s) for s in wanted] + [self._tar_file(s) for s in wanted])
 
     def _open_index(self, shard: int) -> Index:
-        if self._tokenization is not None:
-            return Index(mapped(self._reindexed(shard, *self._tokenization)))
-        return Index(self.location.index(self.categories[shard], self._shards[shard]))
+        if self._tokenization is None:
+            return Index(self.location.index(self.categories[shard], self._shards[shard], *self._limits))
+        path = self._reindexed(shard, *self._tokenization)
+        try:
+            return Index(read_index(mapped(path), self._shards[shard], *self._limits))
+        except ValueError as error:
+            raise self._not_indexed(shard, error) from error
 
     def _open_tar(self, shard: int) -> memoryview:
-        return self._of_tar(shard, _mapped)
-
-    def _of_tar(self, shard: int, opener: Callable[[Path], Opened]) -> Opened:
-        try:
-            return self.location.open(self._tar_file(shard), opener)
-        except FileNotFoundError:
-            raise UserError(f"{self.name(shard)} does not exist; run `dvc checkout` or `dvc repro shard`") from None
+        return memoryview(self.location.content(self._tar_file(shard))).cast("B")
 
     def _reindexed(self, shard: int, tokenization: TokenizationConfig, indexed_by: str) -> Path:
         """Return an index of the shard with the token ids of another tokenizer, cached in the local store."""
         path = files.store() / "tokens" / f"{self._shards[shard].sha256}.{indexed_by}.arrow"
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):  # several readers may need the same shard
-            if not path.exists():
+            if not files.intact(path):
                 with files.atomic_write(path) as partial:
                     tokenizer = tokens.load_tokenizer(tokenization.name)
                     try:
-                        self._of_tar(shard, lambda tar: index_tar(tar, partial, tokenization, tokenizer))
-                    except (tarfile.TarError, ValueError, KeyError) as error:
-                        raise UserError(
-                            f"{self.name(shard)} cannot be indexed ({first_sentence(error)}); run `effimini lint`"
-                        ) from error
+                        index_tar(io.BytesIO(self._tar(shard)), partial, tokenization, tokenizer)
+                    except INVALID_TAR as error:
+                        raise self._not_indexed(shard, error) from error
+                    files.seal(path, files.digest(partial))
         return path
+
+    def _not_indexed(self, shard: int, error: Exception) -> UserError:
+        return UserError(f"{self.name(shard)} cannot be indexed ({first_sentence(error)}); run `effimini lint`")
 
     def _retokenization(
         self, tokenization: TokenizationConfig, manifest: Manifest
     ) -> tuple[TokenizationConfig, str] | None:
         """Return the tokenization to rebuild indexes with, and its fingerprint; None if the indexes already match."""
-        tokenizer = tokens.tokenizer_fingerprint(tokens.load_tokenizer(tokenization.name))
+        loaded = tokens.load_tokenizer(tokenization.name)
+        tokenizer = tokens.tokenizer_fingerprint(loaded)
+        self._limits = tokenization.max_tokens, loaded.get_vocab_size()
         if (tokenizer, tokenization.fields, tokenization.max_tokens) == msgspec.structs.astuple(manifest.tokens):
             return None
         log.info(
@@ -264,11 +272,3 @@ class Shards:
 
     def _index_file(self, shard: int) -> File:
         return index_file(self.categories[shard], self._shards[shard])
-
-
-def _mapped(tar: Path) -> memoryview:
-    """Memory-map a tar, so that reading a member needs no system call; it may be replaced or deleted, not truncated."""
-    with tar.open("rb") as file:
-        if tar.stat().st_size == 0:  # an empty file cannot be mapped
-            return memoryview(b"")
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))

@@ -7,7 +7,6 @@ commit for this process and its forks; no file is a link to DVC's cache; a proje
 """
 
 import atexit
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from dvc.exceptions import DvcException
 from dvc.repo.open_repo import clean_repos
 from dvc.scm import CloneError, RevError
 from dvc_data.index import DataIndexDirError
+from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 
 from prep.core.errors import UserError, first_sentence
 
@@ -25,10 +25,12 @@ _commits: dict[tuple[str, str], str] = {}  # commit of each revision when it was
 class Revision(DVCFileSystem):  # type: ignore[misc]  # DVC ships no types
     """DVC's file system, but `get_file` always copies: DVC's own may create a link, or skip an existing target."""
 
-    def get_file(self, rpath: str, lpath: str, **_: Any) -> None:
-        """Copy a file to a local path."""
+    def get_file(self, rpath: str, lpath: str, callback: Callback = DEFAULT_CALLBACK, **_: Any) -> None:
+        """Copy a file to a local path; tell `callback` of every block."""
         with self.open(rpath) as source, Path(lpath).open("wb") as target:
-            shutil.copyfileobj(source, target, 1 << 20)
+            while block := source.read(1 << 20):
+                target.write(block)
+                callback.relative_update(len(block))
 
 
 def open_revision(url: str, rev: str, folder: str) -> tuple[Revision, str]:

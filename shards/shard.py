@@ -4,7 +4,7 @@ Input: ``data/sample/<category>/``, ``data/images/<category>/`` and ``data/exclu
 ``data/shards/<category>/`` with a tar and an index for every ``shards.samples_per_shard`` samples of a part that are
 not excluded, ``manifest.json``, a dataset card and ``report.json``. Guarantees: a tar belongs to one category, split
 and band; its name and bytes do not depend on the fraction; a tar that was written before is reused from the local
-store.
+store, unless its bytes have changed since.
 """
 
 from collections.abc import Collection, Iterator
@@ -36,7 +36,7 @@ SampleIterator = Iterator[tuple[SampleMetadata, bytes]]
 
 
 def shard(category: str, params: Params, data: Path = Path("data")) -> int:
-    """Write ``data/shards/<category>``; return the number of tars that were not in the local store.
+    """Write ``data/shards/<category>``; return the number of tars that were not intact in the local store.
 
     Raises:
         UserError: there is no sample, the images or exclusions do not match it, or the tokenizer cannot be loaded.
@@ -101,18 +101,18 @@ def _write_shards(
         tar = out / f"{part.stem}-{number:03d}.tar"
         index = tar.with_suffix(".arrow")
         stored = f"shards/{made_of}-{number:03d}"
-        made = files.cached(f"{stored}.tar", partial(_write_tar, samples, first - read, count), tar)
+        content, made = files.cached(f"{stored}.tar", partial(_write_tar, samples, first - read, count), tar)
         read = first + count if made else read
-        files.cached(f"{stored}.{indexed_by}.arrow", partial(_write_index, tar, tokenization), index)
+        indexed, _ = files.cached(f"{stored}.{indexed_by}.arrow", partial(_write_index, tar, tokenization), index)
         shard = Shard(
             name=tar.name,
             split=split,
             band=int(band) if band else None,
             samples=count,
             bytes=tar.stat().st_size,
-            sha256=files.sha256(tar),
+            sha256=content,
             index_bytes=index.stat().st_size,
-            index_sha256=files.sha256(index),
+            index_sha256=indexed,
         )
         written.append((shard, made))
     return written

@@ -9,21 +9,19 @@ from copy import copy
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from prep.core.errors import UserError
 from prep.core.tables.shards import SampleMetadata
 from shards import sampler, tokens
 from shards.images.pixels import decode
 from shards.location import ShardLocation
 from shards.pool import Pool
-from shards.reader import ROW, Index, Shards, TornError
+from shards.reader import ROW, Index, Shards
 from shards.tokens import TokenizationConfig
 
 CACHE_BYTES = 50_000_000_000
@@ -106,18 +104,19 @@ class ShardDataset(Dataset[Sample]):
         """Return the JPEG bytes of sample `i`; a 1x1 px placeholder if it has no image.
 
         Raises:
-            UserError: the tar is missing, or ends before the image.
+            UserError: the tar is missing or damaged.
         """
-        return bytes(self._member(i, "jpg"))
+        shards, rows = self._places(np.array([i]))
+        return bytes(self.shards.member(int(shards[0]), int(rows[0]), "jpg"))
 
     def metadata(self, i: int) -> SampleMetadata:
         """Return the metadata of sample `i`.
 
         Raises:
-            UserError: the tar is missing, or ends before the metadata.
+            UserError: the tar is missing or damaged, or its JSON is not metadata.
         """
-        metadata: SampleMetadata = msgspec.json.decode(self._member(i, "json"))
-        return metadata
+        shards, rows = self._places(np.array([i]))
+        return self.shards.metadata(int(shards[0]), int(rows[0]))
 
     @cached_property
     def keys(self) -> list[str]:
@@ -224,20 +223,6 @@ class ShardDataset(Dataset[Sample]):
                 has_image[line] = False
             into[:] = 0  # any value works: the model multiplies the features by 0
         return torch.from_numpy(pixels).permute(0, 3, 1, 2), has_image, damaged
-
-    def _member(self, i: int, kind: Literal["jpg", "json"]) -> memoryview:
-        shards, rows = self._places(np.array([i]))
-        shard, row = int(shards[0]), int(rows[0])
-        try:
-            return self.shards.member(shard, row, kind)
-        except TornError:
-            raise UserError(
-                f"{self.shards.name(shard)} ends before sample {self._key(shard, row)}; "
-                "run `dvc checkout` or `dvc repro shard`"
-            ) from None
-
-    def _key(self, shard: int, row: int) -> str:
-        return f"{self.shards.categories[shard]}/{self.shards.index(shard).keys[row].as_py()}"
 
     def _places(self, samples: sampler.SampleNumbers) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return the shard of each sample, and its row in the shard."""

@@ -84,7 +84,11 @@ def summarise(location: ShardLocation, categories: Sequence[str] | None = None) 
         parameters = _made(about)
         made.setdefault(msgspec.json.encode(parameters), parameters).categories.append(category)
         for split in dict.fromkeys(shard.split for shard in about.shards):
-            sums = [_sums(location, category, shard) for shard in about.shards if shard.split == split]
+            sums = [
+                _sums(location, category, shard, about.tokens.max_tokens)
+                for shard in about.shards
+                if shard.split == split
+            ]
             splits.append(_counts(sums, category, split))
             everything += sums
     return Summary(
@@ -140,7 +144,7 @@ def _made(about: Manifest) -> Made:
         format=about.format,
         source=about.source.kind,
         revision=about.source.revision,
-        fraction=about.parameters.get("sample", {}).get("fraction"),
+        fraction=about.fraction,
         image_size=about.image_size,
         tokenizer=about.tokens.tokenizer,
         fields=about.tokens.fields,
@@ -163,13 +167,13 @@ def _counts(sums: Sequence[_Sums], category: str = "", split: str = "") -> Split
     )
 
 
-def _sums(location: ShardLocation, category: str, shard: Shard) -> _Sums:
+def _sums(location: ShardLocation, category: str, shard: Shard, max_tokens: int) -> _Sums:
     """Sum up an index.
 
     Raises:
         UserError: it is missing or invalid.
     """
-    index = location.index(category, shard)
+    index = location.index(category, shard, max_tokens)
     return _Sums(
         bytes=shard.bytes,
         images=pc.sum(index["has_image"]).as_py() or 0,

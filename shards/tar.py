@@ -6,10 +6,10 @@ infers the schema from the first samples; the bytes of the tar do not depend on 
 clock.
 """
 
-import json
 import tarfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 import pyarrow as pa
@@ -31,19 +31,23 @@ def write_tar(path: Path, samples: Iterable[tuple[SampleMetadata, bytes]]) -> No
             tar.write({"__key__": metadata["parent_asin"], "jpg": jpeg, "json": msgspec.json.encode(ordered)})
 
 
-def index_tar(tar: Path, path: Path, tokenization: TokenizationConfig, tokenizer: Tokenizer) -> None:
+def index_tar(tar: Path | BinaryIO, path: Path, tokenization: TokenizationConfig, tokenizer: Tokenizer) -> None:
     """Write the Arrow IPC index of `tar` to `path`: offsets of the members, the metadata a loader needs, token ids.
 
     The metadata of the schema records the tokenizer's fingerprint, the fields, the maximal length and the padding id.
+
+    Raises:
+        INVALID_TAR: it is not a tar of samples.
     """
     rows: list[IndexRow] = []
     texts = []
-    with tarfile.open(tar) as archive:
+    with tarfile.open(tar, "r:") if isinstance(tar, Path) else tarfile.open(fileobj=tar, mode="r:") as archive:
         members = list(archive)
         for image, text in zip(members[::2], members[1::2], strict=True):
             extracted = archive.extractfile(text)
-            assert extracted is not None
-            metadata: SampleMetadata = json.load(extracted)
+            if extracted is None:
+                raise ValueError(f"{text.name!r:.200} is not a file")
+            metadata = msgspec.json.decode(extracted.read(), type=SampleMetadata)
             texts.append(assemble(metadata, tokenization.fields))
             rows.append(
                 {

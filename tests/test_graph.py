@@ -63,6 +63,7 @@ NO_BYTE: dict[str, tuple[str, ...]] = {
     "prep/blocks.py": (),
     "prep/core/cluster.py": (),
     "prep/core/memory.py": (),
+    "prep/core/open_files.py": (),
     "shards/pool.py": (),
     "shards/prefetch.py": (),
     "effimini/stop.py": (),
@@ -74,15 +75,18 @@ NO_BYTE: dict[str, tuple[str, ...]] = {
     "shards/cache.py": (),
     "shards/location.py": (),
     "shards/revision.py": (),
+    "shards/http_client.py": (),
+    # refuses indexes that are wrong, and reads the others as they are
+    "shards/index.py": (),
     # requests to hosts, and the journal that keeps fetched images until the tables are written; the images are the same
     "shards/images/client.py": (),
     "shards/images/journal.py": (),
     # declares operators that a CPU build of torch lacks; no model runs them
     "effimini/torchvision_shim.py": (),
-    # the kinds of raw files, only for types, and what reads raw files, of which the stage asks for the place only
-    **dict.fromkeys(
-        ("prep/core/tables/raw.py", "prep/variants.py", "prep/rewritten.py", "prep/core/lists.py"), ("fetch",)
-    ),
+    # the kinds of raw files, only for types; the pattern of ids, only to refuse others
+    "prep/core/tables/raw.py": ("fetch", "shard", "train", "evaluate"),
+    # reads raw files, of which the stage asks for the place only
+    **dict.fromkeys(("prep/variants.py", "prep/rewritten.py", "prep/core/lists.py"), ("fetch",)),
     # takes downloaded files apart; the others decode only stored images
     "shards/images/containers.py": tuple(name for name in READS if name != "fetch"),
     # added to dvc.yaml if the source is the demo
@@ -95,7 +99,7 @@ NO_BYTE: dict[str, tuple[str, ...]] = {
     "prep/weights.py": tuple(name for name in READS if name.startswith("validate_") and name != "validate_weights"),
     # validation/tars.py reads shards, which only their gate does
     **dict.fromkeys(
-        ("shards/lint.py", "shards/manifest.py", "shards/images/pixels.py"),
+        ("shards/lint.py", "shards/manifest.py", "shards/images/pixels.py", "shards/tokens.py", "prep/core/fields.py"),
         tuple(name for name in READS if name.startswith("validate_") and name != "validate_shards"),
     ),
     # validation/exclusions.py reads titles, which only their gate does; fetch asks for the place of raw files

@@ -210,12 +210,12 @@ def _check_shards(tables: CategoryTables) -> list[Verdict]:
 
     folder = tables.folder("shards")
     shards = tars.shards_of(folder)
-    verdicts = tars.check_content(folder)
+    verdicts, reads = tars.check_content(folder, tables.params.model.text.name)
     if not tars.are_readable(verdicts):
         return verdicts
     indexes = [folder / shard.index for shard in shards]
     if tables.has("sample") and tables.has("exclusions"):
-        verdicts.append(tars.check_items(folder, shards, part_files(tables.folder("sample"))))
+        verdicts += tars.check_items(reads, part_files(tables.folder("sample")))
     return [
         *verdicts,
         *columns.check_columns("index", tables.suite("index"), indexes),
@@ -319,7 +319,7 @@ GATES = {
     "sample": Gate("sample", _OF_SAMPLE, ("items", "groups"), _check_sample, _check_all_samples),
     "images": Gate("fetch", (), ("sample",), _check_images),
     "exclusions": Gate("decontaminate", _OF_EXCLUSIONS, ("sample", "images"), _check_exclusions, _check_all_exclusions),
-    "shards": Gate("shard", ("text.max_tokens",), ("sample", "exclusions"), _check_shards),
+    "shards": Gate("shard", ("text.max_tokens", "model.text.name"), ("sample", "exclusions"), _check_shards),
     "weights": Gate("weights", ("weights",), ("sample", "exclusions"), None, _check_all_weights, "weights.json"),
     "profiles": Gate("validate_images", ("validation.drift",), (), None, _check_all_profiles, hash_files=False),
     "predictions": Gate("evaluate", (), ("sample", "exclusions"), None, _check_all_predictions),

@@ -1,15 +1,17 @@
-"""Checks of a category's shards: the rules of `shards.lint`, the items of the sample, and loading with `datasets`.
+"""Checks of a category's shards: the rules of `shards.lint`, the rows of the sample, and loading with `datasets`.
 
 Input: ``data/shards/<category>/`` and the parts of the sample. Output: verdicts.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from prep.core.parts import kept_rows
+import pyarrow.parquet as pq
+
+from prep.core.parts import excluded
 from prep.core.tables.shards import INDEX, METADATA_FIELDS
-from shards.lint import LintRule, Violation, lint
+from shards.lint import LintRule, ShardRead, Violation, lint, metadata_digest
 from shards.location import ShardLocation
 from shards.manifest import Shard
 from validation.columns import read_columns
@@ -17,6 +19,7 @@ from validation.verdicts import Verdict, judge
 
 _SAMPLE_RULES = (LintRule.METADATA, LintRule.IMAGE, LintRule.ONCE)  # the other rules count files
 _REQUIRED_TO_READ = (LintRule.MANIFEST, LintRule.FILES, LintRule.BYTES, LintRule.TAR, LintRule.INDEX)
+_ROWS_AT_ONCE = 10_000
 
 
 def shards_of(folder: Path) -> tuple[Shard, ...]:
@@ -25,22 +28,27 @@ def shards_of(folder: Path) -> tuple[Shard, ...]:
     Raises:
         UserError: the manifest is missing or not valid.
     """
-    return _local_location(folder).manifest(folder.name).shards
+    return _local_location(folder).parse(folder.name).shards
 
 
 def _local_location(folder: Path) -> ShardLocation:
     return ShardLocation(folder.parent, cache_bytes=0, connections=1)  # both are used for URLs only
 
 
-def check_content(folder: Path) -> list[Verdict]:
-    """Run all rules of `shards.lint` on the shards; return one verdict per rule."""
-    samples = shards = 0
+def check_content(folder: Path, tokenizer: str) -> tuple[list[Verdict], list[ShardRead]]:
+    """Run all rules of `shards.lint` on the shards; return one verdict per rule, and what was read.
+
+    Raises:
+        UserError: the tokenizer cannot be loaded.
+    """
+    reads: list[ShardRead] = []
     violations: dict[LintRule, list[Violation]] = defaultdict(list)
-    for found in lint(_local_location(folder), [folder.name]):
-        samples, shards = samples + found.samples, shards + found.shards
+    for found in lint(_local_location(folder), [folder.name], tokenizer):
+        reads += [found.read] if found.read else []
         for violation in found.violations:
             violations[violation.rule].append(violation)
-    return [
+    samples, shards = sum(len(read.keys) for read in reads), len(reads)
+    verdicts = [
         judge(
             "shards",
             rule,
@@ -49,6 +57,7 @@ def check_content(folder: Path) -> list[Verdict]:
         )
         for rule in LintRule
     ]
+    return verdicts, reads
 
 
 def are_readable(verdicts: Sequence[Verdict]) -> bool:
@@ -56,25 +65,48 @@ def are_readable(verdicts: Sequence[Verdict]) -> bool:
     return all(verdict.passed for verdict in verdicts if verdict.expectation in _REQUIRED_TO_READ)
 
 
-def check_items(folder: Path, shards: Sequence[Shard], parts: Sequence[Path]) -> Verdict:
-    """Check that the shards of each part contain the items of that part of the sample that are not excluded."""
-    return judge(
-        "shards",
-        "the same items as the parts of the sample",
-        sum(s.samples for s in shards),
-        _item_differences(folder, shards, parts),
-    )
+def check_items(reads: Sequence[ShardRead], parts: Sequence[Path]) -> list[Verdict]:
+    """Check that the shards of each part contain the items of that part of the sample that are not excluded.
 
+    Args:
+        reads: what was read of the shards.
+        parts: the part files of the sample.
 
-def _item_differences(folder: Path, shards: Sequence[Shard], parts: Sequence[Path]) -> Iterator[str]:
-    """Yield the items that are missing or unexpected in the shards of a part."""
+    Returns:
+        A verdict on the items and one on their metadata.
+    """
+    samples = sum(len(read.keys) for read in reads)
+    other_items: list[str] = []
+    other_metadata: list[str] = []
     wanted = {path.stem: path for path in parts}
-    for part in sorted({*wanted} | {shard.part for shard in shards}):
-        indexes = [folder / shard.index for shard in shards if shard.part == part]
-        found = set(read_columns(indexes, ["key"], INDEX)["key"].to_pylist())
-        expected = set(kept_rows(wanted[part], ["parent_asin"])["parent_asin"].to_pylist()) if part in wanted else set()
-        yield from (f"{key} (missing in {part})" for key in sorted(expected - found))
-        yield from (f"{key} (unknown in {part})" for key in sorted(found - expected))
+    for part in sorted({*wanted} | {read.shard.part for read in reads}):
+        found = dict(_pairs(read for read in reads if read.shard.part == part))
+        expected = dict(_expected(wanted[part])) if part in wanted else {}
+        other_items += [f"{key} (missing in {part})" for key in sorted(expected.keys() - found.keys())]
+        other_items += [f"{key} (unknown in {part})" for key in sorted(found.keys() - expected.keys())]
+        differing = (key for key in expected.keys() & found.keys() if expected[key] != found[key])
+        other_metadata += [f"{key} (of {part})" for key in sorted(differing)]
+    return [
+        judge("shards", "the same items as the parts of the sample", samples, other_items),
+        judge("shards", "the metadata of the sample", samples, other_metadata),
+    ]
+
+
+def _pairs(reads: Iterable[ShardRead]) -> Iterator[tuple[str, int | None]]:
+    """Yield the key and the metadata digest of each sample."""
+    for read in reads:
+        yield from zip(read.keys.to_pylist(), read.digests.to_pylist(), strict=True)
+
+
+def _expected(part: Path) -> Iterator[tuple[str, int]]:
+    """Yield parent_asin and the metadata digest of each row of a part that is not excluded."""
+    left_out = set(excluded(part).to_pylist())
+    columns = [name for name in METADATA_FIELDS if name != "has_image"]
+    with pq.ParquetFile(part) as rows:
+        for batch in rows.iter_batches(_ROWS_AT_ONCE, columns=columns):
+            for row in batch.to_pylist():
+                if row["parent_asin"] not in left_out:
+                    yield row["parent_asin"], metadata_digest(row)
 
 
 def check_reader(folder: Path, shards: Sequence[Shard]) -> Verdict:

@@ -1,10 +1,11 @@
 """Errors that a user can fix, and the budget of rejected rows.
 
-Input: a library's error, or counts of rejected rows by reason.
-Output: an error message of one line.
+Input: a library's error, text of strangers, or counts of rejected rows by reason.
+Output: an error message of one line, and text that is safe to print.
 Guarantees: a stage stops if it rejects more rows than its budget allows.
 """
 
+import re
 from collections.abc import Mapping
 
 _SHOWN = 60  # characters of a value in a message
@@ -15,6 +16,17 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")  # C0, C1, line ends, bidi
+
+
+def printable(text: str) -> str:
+    """Return text of strangers as it may be shown in a terminal or a log.
+
+    Control characters, which may move the cursor, hide text or begin another line, are replaced by their escapes.
+    """
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def first_sentence(error: Exception) -> str:

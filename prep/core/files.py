@@ -3,11 +3,13 @@
 Input: a path and content.
 Output: files and folders, hashes, and a local store of cached files.
 Guarantees: everything is written under a temporary name, flushed to disk and renamed. A killed process leaves the old
-content or the new content under a name, and leftovers only in ``*.partial``.
+content or the new content under a name, and leftovers only in ``*.partial``. A file of the local store is used only
+after its sha256 was verified; one that was changed is made again.
 """
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,6 +20,8 @@ from typing import Any
 import msgspec
 
 from prep.core.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 def _sync(path: Path) -> None:
@@ -108,7 +112,42 @@ def store() -> Path:
     return Path(os.environ.get("EFFIMINI_STORE", ".effimini")).absolute()
 
 
-def cached(name: str, make: Callable[[Path], None], target: Path) -> bool:
+def digest(path: Path) -> str:
+    """Return the hex sha256 of a file, or of the names and contents of all files in a folder."""
+    if path.is_dir():
+        found = sorted(file for file in path.rglob("*") if file.is_file())
+        return fingerprint([(file.relative_to(path).as_posix(), sha256(file)) for file in found])
+    return sha256(path)
+
+
+def seal(path: Path, content: str) -> str:
+    """Record beside a file or folder of the local store the `digest` of its content, and return it."""
+    with atomic_write(_seal_of(path), durable=False) as partial:  # a seal that is lost makes the content anew
+        partial.write_text(content, encoding="ascii")
+    return content
+
+
+def intact(path: Path) -> str:
+    """Return the `digest` of a file or folder of the local store if it is as it was sealed, otherwise "".
+
+    It is read each time: another process, a hard link in an output folder or the disk may have changed it since.
+    """
+    try:
+        sealed = _seal_of(path).read_text(encoding="ascii", errors="replace")
+        found = digest(path)
+    except FileNotFoundError:  # absent, or from before there were seals
+        return ""
+    if found != sealed:
+        log.warning("warning: %s was changed or damaged; it is made again", path)
+        return ""
+    return found
+
+
+def _seal_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def cached(name: str, make: Callable[[Path], None], target: Path) -> tuple[str, bool]:
     """Hardlink (or copy) a cached file from the local store to `target`, after creating it if it is not cached.
 
     Args:
@@ -117,17 +156,19 @@ def cached(name: str, make: Callable[[Path], None], target: Path) -> bool:
         target: where to put the file.
 
     Returns:
-        True if the file was not cached and had to be created.
+        The hex sha256 of its content, which was verified, and whether it was not cached intact and had to be created.
     """
     stored = store() / name
-    absent = not stored.exists()
+    content = intact(stored)
+    absent = not content
     if absent:
         with atomic_write(stored) as partial:
             make(partial)
+            content = seal(stored, digest(partial))
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)  # of a worker that died; its call is repeated
     try:
         os.link(stored, target)
     except OSError:  # the store is on another file system, or this one has no hardlinks
         shutil.copyfile(stored, target)
-    return absent
+    return content, absent

@@ -31,8 +31,12 @@ TABLE_FOLDERS = ("raw", "items", "groups", "sample", "images", "exclusions", "sh
 _FOLDER = re.compile(rf"data/({'|'.join(TABLE_FOLDERS)})/([^/]+)")
 _WIDTH = 120
 _CATALOGUE = "prep/demo.py"
-_WITH_ENCODERS = ("shard", "train")  # any dependency of these stages that is neither data nor code is an encoder
-_DATA_OR_CODE = re.compile(r"data/.*|.*\.(py|jinja|txt)|prep/core/tables")
+_WITH_ENCODERS = (
+    "shard",
+    "validate_shards",
+    "train",
+)  # any dependency of these stages that is neither data nor code is an encoder
+_DATA_OR_CODE = re.compile(r"data/.*|.*\.(py|jinja|txt)|prep/core/tables|validation")
 
 
 def update_dvc_yaml(params: Params, path: Path = FILE) -> bool:

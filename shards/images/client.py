@@ -29,6 +29,7 @@ import msgspec
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
+from prep.core import open_files
 from prep.core.errors import UserError, first_sentence
 from prep.core.params import FetchParams
 from prep.core.retry import PermanentError, RequestFailedError, RetryPolicy, TransientError, is_transient, retry_after
@@ -275,7 +276,7 @@ class Client:
         known = {Origin.of(proxy) for proxy in self._proxies.values()} | ({self._trusted} if self._trusted else set())
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                limit=0,  # the concurrency limits apply instead
+                limit=open_files.limit() // 2,  # over all hosts; below it the concurrency limits apply
                 limit_per_host=self._settings.connections,
                 resolver=_Resolver({(origin.host, origin.port) for origin in known}),
                 ttl_dns_cache=RESOLVED_FOR,

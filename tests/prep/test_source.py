@@ -168,6 +168,42 @@ def test_a_kept_file_is_requested_once_and_a_streamed_one_leaves_no_file(
     assert len(hub.ranges()) == asked
 
 
+@pytest.mark.parametrize("kind", ["hub", "mirror"])
+def test_a_kept_file_that_was_changed_on_disk_is_downloaded_again(
+    hub: Hub, source: Callable[..., SourceParams], kind: str
+) -> None:
+    settings = source(keep_raw=True) if kind == "hub" else source(hub.cdn.url, keep_raw=True)
+    path = raw_file(settings, "items", "Toys").path
+    assert path is not None
+    path.write_bytes(BODY[:-2] + b"x\n")
+    assert raw_file(settings, "items", "Toys").path == path
+    assert path.read_bytes() == BODY
+    asked = len(hub.ranges())
+    path.with_name(f"{path.name}.sha256").unlink()  # as before there were seals: only the hub publishes a sha256
+    raw_file(settings, "items", "Toys")
+    assert (len(hub.ranges()) == asked) == (kind == "hub")
+    path.with_name(f"{path.name}.sha256").unlink(missing_ok=True)
+    path.write_bytes(BODY[:-2] + b"x\n")
+    raw_file(settings, "items", "Toys")
+    assert path.read_bytes() == BODY
+
+
+@pytest.mark.parametrize("pattern", ["raw/meta_categories/*.jsonl", "images/I/*"])
+def test_a_demo_catalogue_that_was_changed_is_made_again(
+    pattern: str, make_params: Callable[..., Params], digests: Callable[[Path], dict[str, str]]
+) -> None:
+    settings = make_params().source
+    catalogue = Path(locate(settings, "Demo_Toys").base)
+    before = digests(catalogue)
+    path = next(catalogue.glob(pattern))
+    path.write_bytes(path.read_bytes()[:-1])
+    assert Path(locate(settings, "Demo_Toys").base) == catalogue
+    assert digests(catalogue) == before
+    path.unlink()
+    locate(settings, "Demo_Toys")
+    assert digests(catalogue) == before
+
+
 def run(settings: SourceParams, *code: str, **environment: str) -> subprocess.Popen[bytes]:
     """Read the raw file in another process, with HF_ENDPOINT in the environment."""
     script = (
@@ -194,7 +230,7 @@ def test_a_killed_download_is_resumed(hub: Hub, source: Callable[..., SourcePara
     before = len(hub.ranges())
     assert had(settings) == BODY
     assert hub.ranges()[before:] == ["524288-786431", "786432-1048575"]
-    assert [path.name for path in left() if path.stat().st_size] == ["meta_Toys.jsonl"]
+    assert sorted(p.name for p in left() if p.stat().st_size) == ["meta_Toys.jsonl", "meta_Toys.jsonl.sha256"]
 
 
 def test_the_token_is_sent_only_to_the_hub_and_not_logged(

@@ -77,14 +77,14 @@ class Host(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, port=0):
-        super().__init__(("127.0.0.1", port), Request)
+    def __init__(self, port=0, address="127.0.0.1"):
+        super().__init__((address, port), Request)
         self.files: dict[str, bytes] = {}
         self.faults: dict[str, Callable[[Request, int], None]] = {}
         self.asked: Counter[str] = Counter()
         self.lock = threading.Lock()
         self.under_way = self.most_under_way = 0
-        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.url = f"http://{address}:{self.server_port}"
 
     def __enter__(self):
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()

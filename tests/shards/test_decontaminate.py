@@ -187,6 +187,27 @@ def test_a_new_band_is_searched_alone_and_pictures_are_compared_once(
     assert "A1" not in exclusions(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["descriptors", "signatures", "matches", "differences"])
+def test_what_was_changed_in_the_local_store_is_computed_again(
+    kind: str, tmp_path: Path, params: Callable[..., Params], digests: Callable[[Path], dict[str, str]]
+) -> None:
+    write_part(tmp_path, "One", "test", {"T1": (CABLE.format("red"), 1)})
+    write_part(tmp_path, "One", "validation", {"V1": ("Shoes", 2)})
+    write_part(tmp_path, "One", "train-00", {"A1": (CABLE.format("red"), 3), "A2": ("A table", 2)})
+    decontaminate(params(), tmp_path)
+    assert len(exclusions(tmp_path)) == 2
+    stored = sorted((files.store() / "near_duplicates").glob(f"*.{kind}"))
+    before, known = digests(tmp_path / "exclusions"), [files.sha256(path) for path in stored]
+    assert stored
+    for path in stored:
+        path.write_bytes(path.read_bytes()[:-9])
+    for path in (files.store() / "near_duplicates").glob("*.matches") if kind == "differences" else ():
+        path.unlink()  # otherwise no difference is read
+    decontaminate(params(), tmp_path)
+    assert digests(tmp_path / "exclusions") == before
+    assert [files.sha256(path) for path in stored] == known
+
+
 def test_two_categories_may_have_the_same_part(tmp_path: Path, params: Callable[..., Params]) -> None:
     for category in ("One", "Two"):
         write_part(tmp_path, category, "test", {"T1": ("A lamp", 1)})

@@ -229,7 +229,7 @@ def test_an_unreadable_version_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"new/Made/train-001.arrow cannot be read"):
         differ(old, new)
     (new / "Made/train-001.arrow").unlink()
-    with pytest.raises(UserError, match=r"new/Made/train-001.arrow cannot be read"):
+    with pytest.raises(UserError, match=r"new/Made/train-001.arrow does not exist; run `dvc checkout`"):
         differ(old, new)
     with pytest.raises(UserError, match=r"has no <category>/manifest.json"):
         differ(old, tmp_path)

@@ -2,27 +2,32 @@
 
 import json
 import logging
+import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from typer.testing import CliRunner, Result
 
 from effimini.cli import app
 from prep.core import files, writers
+from prep.core.errors import UserError
 from prep.core.params import Params
 from shards.images.pixels import BLANK
 from shards.lint import LintRule, lint
 from shards.location import ShardLocation
 from tests.shards import damage
 from tests.shards.host import Host
-from tests.shards.made import jpeg
+from tests.shards.made import MINILM, jpeg
 
 ROOT = Path(__file__).parents[2]
 HERE = "Demo_Toys"
@@ -295,7 +300,7 @@ def test_any_changed_bytes_are_reported_and_nothing_is_raised(shards: Path, monk
         for _ in range(draw.choice([1, 1, 20])):
             bad[draw.randrange(len(bad))] ^= draw.randrange(1, 256)
         damage.write(path, bytes(bad))
-        (found,) = [each for each in lint(ShardLocation(shards, 0, 1), [HERE]) if each.shards]
+        (found,) = [each for each in lint(ShardLocation(shards, 0, 1), [HERE]) if each.read]
         assert (f"{HERE}/{path.name}", LintRule.BYTES) in [(fault.where, fault.rule) for fault in found.violations]
         damage.write(path, good)
 
@@ -317,6 +322,59 @@ def test_remote_shards_are_checked(shards: Path) -> None:
         shutil.rmtree(files.store() / "cache")
         lines = run(host.url, HERE).stdout.splitlines()
     assert [line.partition(" does not")[0] for line in lines] == [f"{HERE}/{TAR}: {host.url}/{HERE}/{TAR}"]
+
+
+def children(process: psutil.Process) -> list[psutil.Process]:
+    return [child for child in process.children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.parametrize("when", ["at once", "later"])
+def test_no_process_outlives_a_killed_lint(when: str, clean: Path, tmp_path: Path) -> None:
+    many = tmp_path / "shards"
+    for number in range(30):
+        shutil.copytree(clean / HERE, many / f"C{number}")
+        damage.reseal(many / f"C{number}", lambda about, n=number: about.update(category=f"C{n}"))
+    with subprocess.Popen(
+        [sys.executable, "-m", "effimini.cli", "lint", many], cwd=ROOT, stdout=subprocess.DEVNULL
+    ) as run:
+        started = psutil.Process(run.pid)
+        while not (workers := children(started)):
+            assert run.poll() is None
+            time.sleep(0.01)
+        if when == "later":
+            time.sleep(0.5)
+            workers = children(started)
+        run.kill()
+    assert psutil.wait_procs(workers, timeout=20)[1] == []
+
+
+def test_a_killed_worker_is_an_error_message(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shards.lint._check_tar", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(UserError, match=r"Demo_Toys: a process that read the shards was killed; run again"):
+        list(lint(ShardLocation(clean, 0, 1), [HERE]))
+
+
+def test_token_ids_are_compared_with_the_texts(shards: Path) -> None:
+    location = ShardLocation(shards, 0, 1)
+    assert [fault for found in lint(location, tokenizer=MINILM) for fault in found.violations] == []
+    damage.set_index(shards / HERE / INDEX, lambda rows: rows[1]["tokens"].__setitem__(2, 7))
+    damage.reseal(shards / HERE)
+    assert [fault for found in lint(location) for fault in found.violations] == []
+    (fault,) = [fault for found in lint(location, tokenizer=MINILM) for fault in found.violations]
+    assert (fault.where, fault.rule) == (f"{HERE}/{INDEX}", LintRule.TOKENS)
+    assert re.fullmatch(r"has other token ids than the text of \w+", fault.what)
+
+
+def test_headers_within_headers_are_a_violation(shards: Path) -> None:
+    def nest(tar: Path) -> None:
+        header = tarfile.TarInfo("x")
+        header.type = tarfile.XHDTYPE
+        damage.write(tar, header.tobuf() * 5000 + tar.read_bytes())
+
+    resealed(lambda folder: nest(folder / TAR))(shards / HERE)
+    done = run(shards)
+    assert done.exit_code == 1, done.exception
+    assert f"{HERE}/{TAR}: is not a complete tar" in done.stdout
 
 
 def test_no_shards_give_an_error_message_and_exit_code_2(tmp_path: Path) -> None:

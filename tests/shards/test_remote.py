@@ -1,8 +1,11 @@
 """Remote shards: over HTTP from an unreliable server, over S3, through a cache shared by processes."""
 
+import gzip
+import json
 import multiprocessing
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from filelock import FileLock
 
@@ -305,3 +309,115 @@ def test_a_download_that_completes_while_the_folder_is_listed_counts_once(tmp_pa
         (1000, f"{sha(2)}.1000.partial"),
         (1000, sha(1)),
     ]
+
+
+# --- servers of strangers ---
+
+
+def endless(request: Any, _: int) -> None:
+    """Send zeros until the client disconnects; count them."""
+    request.send_response(200)
+    request.end_headers()
+    try:
+        while True:
+            request.wfile.write(bytes(1 << 16))
+            request.server.sent += 1 << 16
+    except OSError:
+        request.close_connection = True
+
+
+@pytest.fixture
+def stranger(host: Host) -> Host:
+    host.sent = 0  # bytes of endless responses
+    return host
+
+
+@pytest.mark.parametrize("file", ["train-002.tar", "train-001.arrow"])
+def test_a_file_that_never_ends_is_read_up_to_its_size(stranger: Host, file: str) -> None:
+    stranger.faults[f"/Made/{file}"] = endless
+    with pytest.raises(UserError, match=rf"{file} cannot be read after 5 attempts .*received more than [\d,]+ bytes"):
+        read(stranger.url)
+    assert stranger.sent < 5 * 20_000_000  # what fits in the buffers of five connections
+    kept = [path.stat().st_size for path in (files.store() / "cache").iterdir()]
+    assert max(kept) < 100_000
+
+
+def test_a_manifest_that_never_ends_is_read_up_to_a_limit(stranger: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(location.manifest, "LIMIT", 1_000_000)
+    stranger.faults["/Made/manifest.json"] = endless
+    with pytest.raises(UserError, match=r"Made/manifest.json has more than 1,000,000 bytes, the limit of a manifest"):
+        read(stranger.url)
+    assert stranger.sent < 20_000_000
+    assert stranger.asked["/Made/manifest.json"] == 1
+
+
+def test_a_local_manifest_beyond_the_limit_is_not_read(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (made / "Made/manifest.json").open("ab") as file:
+        file.truncate(1 << 40)  # a hole, which takes no space
+    with pytest.raises(UserError, match=r"Made/manifest.json has more than 100,000,000 bytes"):
+        read(made)
+
+
+def test_the_limit_of_a_manifest_has_room_for_many_shards(made: Path) -> None:
+    about = msgspec.json.decode((made / "Made/manifest.json").read_bytes())
+    one = about["shards"][0] | {"bytes": 2**40, "index_bytes": 2**40, "samples": 10**6, "band": 999}
+    many = [one | {"name": f"train-999-{number:06d}.tar"} for number in range(100_000)]
+    size = len(json.dumps(about | {"shards": many}, indent=1))
+    assert 2 * size < location.manifest.LIMIT
+
+
+def test_a_compressed_response_is_not_unpacked(stranger: Host) -> None:
+    bomb = gzip.compress(bytes(50_000_000))
+
+    def answer(request: Any, _: int) -> None:
+        request.answer(200, bomb, {"Content-Encoding": "gzip"})
+
+    for file, message in (("train-002.tar", "received more than"), ("manifest.json", "is not a manifest")):
+        stranger.faults = {f"/Made/{file}": answer}
+        with pytest.raises(UserError, match=message):
+            read(stranger.url)
+
+
+@pytest.mark.parametrize("target", ["http://169.254.169.254/", "http://[fe80::1]/", "http://[::ffff:169.254.1.1]/"])
+def test_a_redirect_to_the_metadata_service_is_refused(stranger: Host, target: str) -> None:
+    stranger.faults["/Made/manifest.json"] = lambda request, _: request.answer(302, b"", {"Location": target})
+    with pytest.raises(UserError, match=r"leads to \S+, which is not a public address"):
+        read(stranger.url)
+    assert stranger.asked["/Made/manifest.json"] == 1
+
+
+@pytest.mark.parametrize("target", ["127.0.0.1", "10.1.2.3", "192.168.1.1", "[::1]", "localhost", "0.0.0.0", "127.1"])
+def test_a_public_url_cannot_lead_to_a_private_address(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # a name that was public when it was looked up first, and then leads to this machine or another one in its network
+    answers = iter([[(2, 1, 6, "", ("8.8.8.8", 0))]])
+    real = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *a, **k: next(answers, None) or real(target.strip("[]"), *a, **k)
+    )
+    with pytest.raises(UserError, match=r"leads to \S+, which is not a public address"):
+        read(f"http://shards.example:{9}/films")
+
+
+def test_a_private_url_may_redirect_to_a_private_address(stranger: Host, made: Path) -> None:
+    def answer(request: Any, number: int) -> None:
+        if number == 1:
+            request.answer(
+                302, b"", {"Location": f"{stranger.url}/Made/manifest.json".replace("127.0.0.1", "127.0.0.2")}
+            )
+        else:
+            request.serve()
+
+    stranger.faults["/Made/manifest.json"] = answer
+    with Host(address="127.0.0.2", port=stranger.server_port) as other:
+        other.files = stranger.files
+        assert read(stranger.url) == read(made)
+
+
+def test_a_cached_file_that_was_changed_on_disk_is_downloaded_again(host: Host, made: Path) -> None:
+    read(host.url)
+    location._cache.cache_clear()  # as in the next process
+    tar = files.store() / "cache" / files.sha256(made / "Made/train-002.tar")
+    tar.write_bytes(b"x" + tar.read_bytes()[1:])
+    assert read(host.url) == read(made)
+    assert host.asked["/Made/train-002.tar"] == 2
+    assert host.asked["/Made/train-001.tar"] == 1

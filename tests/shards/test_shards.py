@@ -1,6 +1,7 @@
 """The shards of a small demo: read by other libraries, rewritten only if needed, and streamed."""
 
 import json
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pytest
 import webdataset
 
+from prep.core import files
 from prep.core.errors import UserError
 from prep.core.files import read_json
 from prep.core.params import Params
@@ -18,6 +20,7 @@ from prep.core.tables.sample import SAMPLE, TEXTS
 from prep.core.tables.shards import METADATA_FIELDS, SampleMetadata
 from shards import shard, stream
 from shards.images.pixels import decode
+from tests.shards import damage
 
 CATEGORIES = ("Demo_Kitchen", "Demo_Toys")
 
@@ -116,6 +119,72 @@ def test_a_larger_fraction_writes_only_new_tars_and_reuses_stored_ones(
         if step == 0:
             assert made[0] == (len(now) - len(small)) // 2 > 0
     assert (made[1], made[2]) == (0, 0)
+
+
+def of_store(pattern: str) -> list[Path]:
+    return sorted(path for path in files.store().glob(pattern) if path.suffix != ".sha256")
+
+
+def retitled(path: Path) -> None:
+    """Change a letter of a title in a tar."""
+    at = path.read_bytes().index(b'"title":"') + 9
+    damage.flip(path, at)
+
+
+def relabelled(path: Path) -> None:
+    """Change the first digit of a label in a tar."""
+    content = path.read_bytes()
+    at = content.index(b'"average_rating":') + 17
+    damage.write(path, content[:at] + (b"1" if content[at : at + 1] != b"1" else b"2") + content[at + 1 :])
+
+
+def retokenized(path: Path) -> None:
+    """Change a token id in an index."""
+    damage.set_index(path, lambda rows: rows[0]["tokens"].__setitem__(1, rows[0]["tokens"][1] + 1))
+
+
+CHANGES = {
+    "title": ("shards/*.tar", retitled),
+    "label": ("shards/*.tar", relabelled),
+    "token": ("shards/*.arrow", retokenized),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+@pytest.mark.parametrize("linked", [False, True])
+def test_what_was_changed_in_the_local_store_is_not_published(
+    what: str, linked: bool, tmp_path: Path, make_params: Callable[..., Params], run_to: Callable[..., None],
+    digests: Callable[[Path], dict[str, str]],
+) -> None:  # fmt: skip
+    params, folder = make_params(), tmp_path / "shards/Demo_Toys"
+    run_to(params, tmp_path, "shard")
+    before = digests(folder)
+    pattern, change = CHANGES[what]
+    for path in of_store(pattern):
+        content = files.sha256(path)
+        change(path)  # in a copy of the file
+        if linked:  # and so in the outputs
+            for name in before:
+                if before[name] == content:
+                    (folder / name).unlink()
+                    os.link(path, folder / name)
+    made = shard.shard("Demo_Toys", params, tmp_path)
+    assert digests(folder) == before
+    assert made == (len(names(folder)) if pattern.endswith("tar") else 0)
+    assert shard.shard("Demo_Toys", params, tmp_path) == 0
+
+
+def test_one_changed_tar_of_a_part_is_made_again_alone(
+    tmp_path: Path, make_params: Callable[..., Params], run_to: Callable[..., None],
+    digests: Callable[[Path], dict[str, str]],
+) -> None:  # fmt: skip
+    params = make_params(**{"shards.samples_per_shard": 2, "sample.fraction": 0.5})
+    run_to(params, tmp_path, "shard")
+    before = digests(tmp_path / "shards/Demo_Toys")
+    stored = [path for path in of_store("shards/*-001.tar") if files.sha256(path) in before.values()]
+    retitled(stored[0])
+    assert shard.shard("Demo_Toys", params, tmp_path) == 1
+    assert digests(tmp_path / "shards/Demo_Toys") == before
 
 
 def test_another_tokenizer_or_text_rewrites_only_indexes(

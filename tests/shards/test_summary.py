@@ -103,7 +103,7 @@ def test_a_missing_or_invalid_index_is_an_error(made: Path) -> None:
     with pytest.raises(UserError, match=r"One/train-001.arrow cannot be read \(.*\); run `dvc checkout`"):
         summarise(ShardLocation(made, 0, 1))
     index.unlink()
-    with pytest.raises(UserError, match=r"One/train-001.arrow cannot be read"):
+    with pytest.raises(UserError, match=r"One/train-001.arrow does not exist; run `dvc checkout`"):
         summarise(ShardLocation(made, 0, 1))
     with pytest.raises(UserError, match="has no <category>/manifest.json"):
         summarise(ShardLocation(made / "nowhere", 0, 1))

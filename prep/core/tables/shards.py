@@ -1,10 +1,15 @@
 """data/shards: the JSON metadata of a sample, and the index of a tar."""
 
-from typing import NotRequired, TypedDict
+from typing import Annotated, NotRequired, TypedDict
 
 import pyarrow as pa
+from msgspec import Meta
 
 from prep.core.tables.column import required
+
+STARS = (1, 5)  # least and largest average rating
+COUNTS = (0, 2**53)  # least and largest number of ratings or reviews, those that a float64 counts exactly
+_Count = Annotated[int, Meta(ge=COUNTS[0], le=COUNTS[1])]
 
 
 class SampleMetadata(TypedDict):
@@ -18,9 +23,9 @@ class SampleMetadata(TypedDict):
     description: str
     store: str
     details: str
-    average_rating: float
-    rating_number: int
-    review_count: int
+    average_rating: Annotated[float, Meta(ge=STARS[0], le=STARS[1])]
+    rating_number: _Count
+    review_count: _Count
     has_image: bool
 
 

@@ -1,3 +1,4 @@
+import hashlib
 import signal
 import subprocess
 import sys
@@ -63,11 +64,63 @@ def test_a_cached_file_is_linked_and_not_created_again(tmp_path: Path) -> None:
         made.append(path)
         path.write_text("content")
 
-    assert files.cached("x/one", make, tmp_path / "a")
-    assert not files.cached("x/one", make, tmp_path / "b")
+    content = hashlib.sha256(b"content").hexdigest()
+    assert files.cached("x/one", make, tmp_path / "a") == (content, True)
+    assert files.cached("x/one", make, tmp_path / "b") == (content, False)
     assert len(made) == 1
     assert (tmp_path / "b").read_text() == "content"
     assert (tmp_path / "a").samefile(tmp_path / "b")
+
+
+@pytest.mark.parametrize("damaged", ["x/one", "x/one.sha256"])
+@pytest.mark.parametrize("content", [b"contenT", b"", b"content and more", b"\xff"])
+def test_a_cached_file_that_was_changed_is_made_again(
+    damaged: str, content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = files.cached("x/one", lambda path: void(path.write_text("content")), tmp_path / "a")
+    (files.store() / damaged).write_bytes(content)
+    assert files.cached("x/one", lambda path: void(path.write_text("content")), tmp_path / "b") == good
+    assert (tmp_path / "b").read_text() == "content"
+    assert f"{files.store()}/x/one was changed or damaged; it is made again" in caplog.text
+    assert files.cached("x/one", lambda path: void(path.write_text("content")), tmp_path / "c") == (good[0], False)
+
+
+def test_a_change_of_an_output_that_is_a_link_does_not_come_back(tmp_path: Path) -> None:
+    files.cached("x/one", lambda path: void(path.write_text("content")), tmp_path / "a")
+    (tmp_path / "a").write_text("changed")  # the same file as that in the store
+    files.cached("x/one", lambda path: void(path.write_text("content")), tmp_path / "a")
+    assert (tmp_path / "a").read_text() == "content"
+
+
+def test_a_stored_file_from_before_there_were_seals_is_made_again(tmp_path: Path) -> None:
+    (files.store() / "x").mkdir(parents=True)
+    (files.store() / "x/one").write_text("of an earlier version")
+    assert files.cached("x/one", lambda path: void(path.write_text("content")), tmp_path / "a")[1]
+    assert (tmp_path / "a").read_text() == "content"
+
+
+def test_a_seal_of_a_folder_covers_names_and_contents(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    (folder / "in").mkdir(parents=True)
+    (folder / "in/a").write_text("1")
+    (folder / "b").write_text("2")
+    assert files.intact(folder) == ""
+    files.seal(folder, files.digest(folder))
+    assert files.intact(folder)
+    for change, back in (
+        (lambda: (folder / "in/a").write_text("3"), lambda: (folder / "in/a").write_text("1")),
+        (lambda: (folder / "b").rename(folder / "c"), lambda: (folder / "c").rename(folder / "b")),
+        ((folder / "d").touch, (folder / "d").unlink),
+        ((folder / "b").unlink, lambda: (folder / "b").write_text("2")),
+    ):
+        change()
+        assert files.intact(folder) == ""
+        back()
+        assert files.intact(folder)
+
+
+def void(_: object) -> None:
+    """Drop a value."""
 
 
 def test_counts_that_do_not_add_up_are_an_error() -> None:
