@@ -377,7 +377,7 @@ def test_local_encoders_are_dependencies(tmp_path: Path, monkeypatch: pytest.Mon
     local = changed_params(model={"text": text, "image": image})
     pipeline.update_dvc_yaml(local)
     stages = YAML(typ="safe", pure=True).load(Path("dvc.yaml").read_text())["stages"]
-    assert [name for name in stages if "encoder" in stages[name]["deps"]] == ["shard", "train"]
+    assert [name for name in stages if "encoder" in stages[name]["deps"]] == ["shard", "validate_shards", "train"]
     assert [name for name in stages if "image.safetensors" in stages[name]["deps"]] == ["train"]
     hub = changed_params(model={"text": dataclasses.replace(model.text, name="nobody/an-encoder")})
     pipeline.update_dvc_yaml(hub)

@@ -1,8 +1,10 @@
 """The gates: clean data passes with the same bytes every time, and wrong data fails."""
 
 import dataclasses
+import json
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 
 from prep.core import files, params, writers
 from prep.core.errors import UserError
-from prep.core.tables.shards import INDEX
+from prep.core.tables.shards import INDEX, METADATA_FIELDS
 from shards.lint import LintRule
 from tests.shards import damage
 from tests.validation import tree
@@ -229,6 +231,12 @@ def _other_name_in_json(folder: Path) -> None:
     damage.write(path, path.read_bytes().replace(b'"store":', b'"stare":', 1))
 
 
+def _other_label(folder: Path) -> None:
+    """Change the label of an item in its tar and in the index."""
+    damage.set_facts(folder / "train-00-000.tar", 0, average_rating=1.25)
+    damage.index(folder / "train-00-000.tar")
+
+
 def _no_jpeg(folder: Path) -> None:
     path = folder / "train-00-000.tar"
     damage.write(path, path.read_bytes().replace(b"\xff\xd8", b"GI", 1))
@@ -340,6 +348,10 @@ MUTATIONS: dict[tuple[str, str, str], Callable[[Path], None]] = {
     ),
     ("shards", "shards", LintRule.ONCE): _shards(_a_split_twice),
     ("shards", "shards", "the same items as the parts of the sample"): _drop_row(f"sample/{ONE}/train-00.parquet"),
+    ("shards", "shards", LintRule.TOKENS): _shards(
+        lambda f: damage.set_index(f / "train-00-000.arrow", lambda rows: rows[0]["tokens"].__setitem__(1, 7))
+    ),
+    ("shards", "shards", "the metadata of the sample"): _shards(_other_label),
     ("shards", "shards", "readable by datasets"): _shards(_other_name_in_json),
     **_funnel("shards", "samples", "data/exclusions"),
     **_funnel("predictions", "predictions", "test and validation that are not excluded", category="."),
@@ -480,6 +492,22 @@ def test_a_band_above_the_fraction_passes_if_min_per_category_needs_it(data: Pat
     with_minimum(most + 1)
     with pytest.raises(UserError, match="training bands below 1"):
         with_minimum(below)
+
+
+@pytest.mark.parametrize("field", [name for name in METADATA_FIELDS if name not in {"parent_asin", "category"}])
+def test_every_field_of_the_tars_is_compared_with_the_sample(field: str, clean: Path, tmp_path: Path) -> None:
+    data = tree.copy(clean, tmp_path / "data")
+    tar = data / f"shards/{ONE}/train-00-000.tar"
+    with tarfile.open(tar) as archive:
+        value = json.loads(archive.extractfile(archive.getmembers()[1]).read())[field]
+    others: dict[type, Any] = {str: f"{value}x", float: 1.25, int: 12345, bool: not value}
+    damage.set_facts(tar, 0, **{field: others[type(value)]})
+    damage.index(tar)
+    damage.reseal(tar.parent)
+    with pytest.raises(
+        UserError, match=f"shards: expected {'JPEGs' if field == 'has_image' else 'the metadata of the'}"
+    ):
+        validate("shards", PARAMS, data)
 
 
 def test_a_clone_with_only_the_shards_can_check_them(
