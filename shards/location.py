@@ -31,7 +31,7 @@ from prep.core import files
 from prep.core.errors import UserError, first_sentence
 from shards import manifest
 from shards.cache import Cache, Damaged, check_file
-from shards.index import read_index
+from shards.index import read_checked, read_index
 from shards.manifest import Manifest, Shard
 
 Read = TypeVar("Read")
@@ -75,7 +75,8 @@ class ShardLocation:
         self.cache_bytes = cache_bytes
         is_local = isinstance(_file_system(self.url, os.getpid(), Path.cwd())[0], LocalFileSystem)
         self.local_path = Path(self.url.removeprefix("file://")) if is_local else None
-        self._verified: set[File] = set()
+        self._verified: dict[File, tuple[int, ...]] = {}  # local files, with what tells whether they were replaced
+        self._checked: set[tuple[File, int, int | None]] = set()  # indexes
 
     def manifest(self, category: str) -> Manifest:
         """Read the manifest of a category.
@@ -174,7 +175,7 @@ class ShardLocation:
         """Return the content of a file that a manifest lists, memory-mapped, so that reading needs no system call.
 
         No descriptor stays open. The file may be replaced or removed later, not truncated. Its size and sha256 are
-        verified when this process reads it for the first time.
+        verified when this process reads it for the first time, and again if it was replaced.
 
         Raises:
             UserError: it cannot be read, or is not the file that the manifest lists.
@@ -183,10 +184,10 @@ class ShardLocation:
             if self.local_path is None:
                 return self.open(file, mapped)
             with _LOCKS[hash(file) % len(_LOCKS)]:
-                found = self.open(file, partial(_mapped_whole, file))
-                if file not in self._verified and hashlib.sha256(found).hexdigest() != file.sha256:
+                found, version = self.open(file, partial(_mapped_whole, file))
+                if self._verified.get(file) != version and hashlib.sha256(found).hexdigest() != file.sha256:
                     raise Damaged("its sha256 differs from the manifest")
-                self._verified.add(file)
+                self._verified[file] = version
                 return found
         except FileNotFoundError:
             raise UserError(f"{self.full(file.name)} does not exist; run `dvc checkout` or `dvc repro shard`") from None
@@ -196,16 +197,21 @@ class ShardLocation:
     def index(
         self, category: str, shard: Shard, max_tokens: int = sys.maxsize, vocabulary: int | None = None
     ) -> pa.Table:
-        """Return the index of a shard, memory-mapped; see `read_index`.
+        """Return the index of a shard, memory-mapped; see `read_index`, which checks it for the first time.
 
         Raises:
             UserError: it cannot be read, or is not the index of this shard.
         """
         file = index_file(category, shard)
+        content, check = self.content(file), (file, max_tokens, vocabulary)
+        if check in self._checked:  # the sha256 says that the bytes are the same
+            return read_checked(content)
         try:
-            return read_index(self.content(file), shard, max_tokens, vocabulary)
+            table = read_index(content, shard, max_tokens, vocabulary)
         except ValueError as error:
             raise self._unusable(file, error) from error
+        self._checked.add(check)
+        return table
 
     def _unusable(self, file: File, error: Exception) -> UserError:
         return UserError(
@@ -256,7 +262,7 @@ class ShardLocation:
         self._retry(file.name, once)
 
     def _transfer(self, name: str, to: Path, most: int, too_large: Exception) -> None:
-        """Download a file, and raise `too_large` as soon as more than `most` bytes are announced or received."""
+        """Download a file, and raise `too_large` as soon as more than `most` bytes are received."""
         system, root = _file_system(self.url, os.getpid(), Path.cwd())
         system.get_file(f"{root}/{name}", str(to), callback=_Bound(most, too_large))
 
@@ -311,21 +317,23 @@ def mapped(path: Path) -> pa.Buffer:
         return source.read_buffer()
 
 
-def _mapped_whole(file: File, path: Path) -> pa.Buffer:
-    if (size := path.stat().st_size) != file.bytes:
-        raise Damaged(f"it has {size:,} bytes, expected {file.bytes:,}")
-    return mapped(path)
+def _mapped_whole(file: File, path: Path) -> tuple[pa.Buffer, tuple[int, ...]]:
+    """Return the content of a file of the expected size, and what tells whether it was replaced."""
+    state = path.stat()
+    if state.st_size != file.bytes:
+        raise Damaged(f"it has {state.st_size:,} bytes, expected {file.bytes:,}")
+    return mapped(path), (state.st_dev, state.st_ino, state.st_mtime_ns)
 
 
 class _Bound(Callback):  # type: ignore[misc]  # fsspec ships no types
-    """Ends a transfer that announces or delivers too many bytes."""
+    """Ends a transfer that delivers too many bytes."""
 
     def __init__(self, most: int, error: Exception) -> None:
         super().__init__()
         self._most, self._error = most, error
 
     def call(self, *_: Any, **__: Any) -> None:
-        if max(self.size or 0, self.value) > self._most:
+        if self.value > self._most:  # not when a size is announced: s3fs would not close that connection
             raise self._error
 
 
@@ -345,7 +353,8 @@ def open_file_system(url: str) -> tuple[Any, str]:
 
         options = options_of(url, SILENCE)
     elif url.startswith("s3://"):
-        options = {"config_kwargs": {"connect_timeout": SILENCE, "read_timeout": SILENCE}}
+        # one request per file, so that a file of any size is noticed with its first bytes; files are read concurrently
+        options = {"config_kwargs": {"connect_timeout": SILENCE, "read_timeout": SILENCE}, "max_concurrency": 1}
     try:
         if url.startswith("dvc+"):
             raise ValueError("the URL has no revision and folder")

@@ -23,7 +23,7 @@ from prep.core import files
 from prep.core.errors import UserError, first_sentence
 from prep.core.tables.shards import SampleMetadata
 from shards import sampler, tokens
-from shards.index import INVALID_TAR, read_index
+from shards.index import INVALID_TAR, read_checked, read_index
 from shards.location import File, ShardLocation, index_file, mapped
 from shards.manifest import Manifest
 from shards.tar import index_tar
@@ -130,6 +130,7 @@ class Shards:
         identity = [(category, s.name, s.sha256, s.index_sha256) for category, s in pairs]
         self.fingerprint = files.fingerprint(identity, self._tokenization and self._tokenization[1])
         self._prefetched: tuple[int, ...] = ()
+        self._checked: set[int] = set()  # shards whose indexes of another tokenizer were checked
         self._keep_open()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -201,11 +202,14 @@ class Shards:
     def _open_index(self, shard: int) -> Index:
         if self._tokenization is None:
             return Index(self.location.index(self.categories[shard], self._shards[shard], *self._limits))
-        path = self._reindexed(shard, *self._tokenization)
-        try:
-            return Index(read_index(mapped(path), self._shards[shard], *self._limits))
-        except ValueError as error:
-            raise self._not_indexed(shard, error) from error
+        content = mapped(self._reindexed(shard, *self._tokenization))
+        if shard not in self._checked:
+            try:
+                read_index(content, self._shards[shard], *self._limits)
+            except ValueError as error:
+                raise self._not_indexed(shard, error) from error
+            self._checked.add(shard)
+        return Index(read_checked(content))
 
     def _open_tar(self, shard: int) -> memoryview:
         return memoryview(self.location.content(self._tar_file(shard))).cast("B")

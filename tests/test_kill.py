@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -63,6 +64,21 @@ def test_a_killed_stage_leaves_no_output_and_the_next_run_gives_the_same_bytes(
     assert kills >= 4  # a stage may end before it is seen writing
     leftovers = [path for path in (tmp_path / "disturbed").rglob("*.partial") if "store" not in path.parts]
     assert leftovers == []
+
+
+def test_no_dask_worker_outlives_a_killed_stage(tmp_path: Path) -> None:
+    params = tmp_path / "params.yaml"
+    demo = (ROOT / "params.yaml").read_text().replace("[Demo_Kitchen, Demo_Toys, Demo_Beauty]", "[Demo_Toys]")
+    params.write_text(re.sub(r"scheduler: \w+", "scheduler: processes", demo))
+    stage = start("download Demo_Toys", tmp_path / "data", params)
+    process, workers = psutil.Process(stage.pid), set[psutil.Process]()
+    while stage.poll() is None and not (workers and any((tmp_path / "data/raw").glob(".*.partial"))):
+        workers |= set(process.children(recursive=True))
+        time.sleep(0.001)
+    stage.kill()
+    assert stage.wait() == -signal.SIGKILL
+    assert workers
+    assert psutil.wait_procs(list(workers), timeout=30)[1] == []
 
 
 def test_a_kill_keeps_the_old_table(

@@ -281,6 +281,17 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def test_batches_over_s3_equal_those_of_the_folder(
     s3: str, made: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    bucket = f"team-{workers}"
+    system = bucket_of(s3, bucket, monkeypatch)
+    system.put(str(made / "Made"), f"{bucket}/films/Made", recursive=True)
+    assert read(f"s3://{bucket}/films", workers) == read(made)
+    assert location.ShardLocation(f"s3://{bucket}/films", 1, 1).categories() == ["Made"]
+    with pytest.raises(UserError, match=f"s3://{bucket}/none/Made/manifest.json does not exist"):
+        ShardDataset(f"s3://{bucket}/none", ["Made"], "train")
+
+
+def bucket_of(s3: str, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Make a bucket, and return the file system that it is in."""
     import s3fs
 
     for name, value in {
@@ -290,14 +301,23 @@ def test_batches_over_s3_equal_those_of_the_folder(
         "DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(f"AWS_{name}", value)
-    bucket = f"team-{workers}"
     system = s3fs.S3FileSystem(skip_instance_cache=True)
     system.mkdir(bucket)
-    system.put(str(made / "Made"), f"{bucket}/films/Made", recursive=True)
-    assert read(f"s3://{bucket}/films", workers) == read(made)
-    assert location.ShardLocation(f"s3://{bucket}/films", 1, 1).categories() == ["Made"]
-    with pytest.raises(UserError, match=f"s3://{bucket}/none/Made/manifest.json does not exist"):
-        ShardDataset(f"s3://{bucket}/none", ["Made"], "train")
+    return system
+
+
+def test_an_object_of_s3_is_read_up_to_its_size(s3: str, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    system = bucket_of(s3, "strangers", monkeypatch)
+    system.put(str(made / "Made"), "strangers/films/Made", recursive=True)
+    system.pipe("strangers/films/Made/train-002.tar", bytes(10_000_000))
+    with pytest.raises(UserError, match=r"train-002.tar cannot be read after 5 attempts .*received more than"):
+        read("s3://strangers/films")
+    kept = [path.stat().st_size for path in (files.store() / "cache").iterdir()]
+    assert max(kept) < 100_000
+    monkeypatch.setattr(location.manifest, "LIMIT", 1_000_000)
+    system.pipe("strangers/films/Made/manifest.json", bytes(10_000_000))
+    with pytest.raises(UserError, match="has more than 1,000,000 bytes, the limit of a manifest"):
+        read("s3://strangers/films")
 
 
 def test_a_download_that_completes_while_the_folder_is_listed_counts_once(tmp_path: Path) -> None:

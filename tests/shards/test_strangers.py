@@ -1,5 +1,6 @@
 """Shards that a stranger wrote: whatever they state, a command reads them or ends with one sentence and exit code 2."""
 
+import hashlib
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 from effimini.cli import app
 from prep.core import files
 from prep.core.errors import UserError, printable
-from shards.location import ShardLocation
+from shards.location import File, ShardLocation
 from shards.stream import ShardDataset
 from tests.shards import damage
 from tests.shards.made import HOW, make_shards
@@ -344,6 +345,23 @@ def test_a_local_file_that_differs_from_the_manifest_is_refused_when_it_is_first
     with pytest.raises(UserError, match=rf"^[^\n]*{name} cannot be read \([^\n]*{what}[^\n]*$"):
         ShardDataset(made, ["Made"], "train").batch(range(4), 4)
     assert name in refused(run("preview", made), "preview")
+
+
+def test_a_local_file_is_verified_once_and_again_when_it_was_replaced(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verified = []
+    real = hashlib.sha256
+    monkeypatch.setattr("shards.location.hashlib.sha256", lambda content: verified.append(1) or real(content))
+    location = ShardLocation(made, 10**9, 1)
+    (entry,) = [shard for shard in location.manifest("Made").shards if shard.name == TAR]
+    file = File(f"Made/{TAR}", entry.bytes, entry.sha256)
+    for _ in range(3):
+        assert bytes(location.content(file)) == (made / "Made" / TAR).read_bytes()
+    assert len(verified) == 1
+    damage.flip(made / "Made" / TAR, 700)
+    with pytest.raises(UserError, match="its sha256 differs from the manifest"):
+        location.content(file)
 
 
 # --- what is printed ---
