@@ -57,7 +57,7 @@ def download(category: str, params: Params, data: Path = Path("data")) -> dict[K
     """
     params = narrow(params, READS)
     data = data.absolute()  # workers may have another working directory
-    with files.atomic_folder(data / "raw" / category) as out, dask_pool(params.dask) as pool:
+    with files.atomic_folder(data / "raw" / category) as out, dask_pool(params.dask, out) as pool:
         tables, rejects, pieces, notes = {}, [], {}, {}
         for kind in SCHEMAS:
             work = out / "work" / kind

@@ -60,7 +60,7 @@ def groups(params: Params, data: Path = Path("data")) -> None:
     data = data.absolute()
     count = params.download.buckets
     item_buckets = [(c, all_buckets(data / "items" / c, "items", count, f"join@{c}")) for c in params.source.categories]
-    with files.atomic_folder(data / "groups") as out, dask_pool(params.dask) as pool:
+    with files.atomic_folder(data / "groups") as out, dask_pool(params.dask, out) as pool:
         work = out / "work"
         keyed = [(number, [paths[number] for _, paths in item_buckets], count, work) for number in range(count)]
         items = sum(pool.map(_write_keys, keyed, "groups: keys"))

@@ -89,7 +89,7 @@ def sample(category: str, params: Params, data: Path = Path("data")) -> None:
     count = params.download.buckets
     items = all_buckets(data / "items" / category, "items", count, f"join@{category}")
     groups = all_buckets(data / "groups" / category, "groups", count, "groups")
-    with files.atomic_folder(data / "sample" / category) as out, dask_pool(params.dask) as pool:
+    with files.atomic_folder(data / "sample" / category) as out, dask_pool(params.dask, out) as pool:
         work = out / "work"
         slim = [work / path.name for path in items]
         calls = list(zip(items, groups, slim, [params] * len(items), strict=True))

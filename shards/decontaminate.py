@@ -42,7 +42,7 @@ def decontaminate(params: Params, data: Path = Path("data")) -> None:
     params = narrow(params, READS)
     data = data.absolute()
     parts = all_parts(params.source.categories, data)
-    with files.atomic_folder(data / "exclusions") as out, dask_pool(params.dask) as pool:
+    with files.atomic_folder(data / "exclusions") as out, dask_pool(params.dask, out) as pool:
         work = out / "work"
         work.mkdir()
         for part, exclusions in find_exclusions(parts, params.decontaminate.reasons, work, pool):

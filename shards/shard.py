@@ -46,7 +46,7 @@ def shard(category: str, params: Params, data: Path = Path("data")) -> int:
     parts = sample_parts(data, category)
     tokenization = TokenizationConfig(params.model.text.name, params.text.fields, params.text.max_tokens)
     tokenizer = tokens.tokenizer_fingerprint(tokens.load_tokenizer(tokenization.name))
-    with files.atomic_folder(data / "shards" / category) as out, dask_pool(params.dask) as pool:
+    with files.atomic_folder(data / "shards" / category) as out, dask_pool(params.dask, out) as pool:
         calls = [
             (
                 part,

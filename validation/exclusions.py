@@ -59,7 +59,7 @@ def none_left(params: Params, data: Path) -> Verdict:
     from shards.decontaminate import all_parts, find_exclusions  # noqa: PLC0415 -- no other gate decodes images
 
     parts, found, left = all_parts(params.source.categories, data.absolute()), 0, []
-    with tempfile.TemporaryDirectory(dir=data.absolute()) as work, dask_pool(params.dask) as pool:
+    with tempfile.TemporaryDirectory(dir=data.absolute()) as work, dask_pool(params.dask, Path(work)) as pool:
         for part, expected in find_exclusions(parts, params.decontaminate.reasons, Path(work), pool):
             gone = excluded(data / "sample" / part.category / part.sample.name)
             found += expected.num_rows

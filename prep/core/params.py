@@ -340,7 +340,7 @@ class EvaluateParams:
 class DaskParams:
     """Where the work of a stage runs; does not change the results."""
 
-    scheduler: Annotated[str, Field(pattern=r"^(synchronous|threads|processes|tcp://.+|.+\.json)$")]
+    scheduler: Annotated[str, Field(pattern=r"^(synchronous|threads|processes|[a-z]+://.+|.+\.json)$")]
     workers: PositiveInt
 
 
