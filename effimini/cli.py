@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -49,15 +50,33 @@ PARAMS, DATA = Path("params.yaml"), Path("data")
 def main() -> None:
     """Run the command line."""
     open_files.raise_limit()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_PrintableFormatter())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    sys.excepthook = _print_traceback
     for library in ("httpx", "httpx2"):  # they log every request, with signed URLs
         logging.getLogger(library).setLevel(logging.WARNING)
     logging.getLogger("huggingface_hub").propagate = False  # it has its own handler
     try:
         app()
     except UserError as error:
-        sys.stderr.write(printable(f"effimini: {error}") + "\n")
+        sys.stderr.write(f"effimini: {printable(str(error))}\n")
         sys.exit(2)
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Formats messages, which may quote servers and files, without control characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _printable_lines(super().format(record))
+
+
+def _print_traceback(*error: Any) -> None:
+    sys.stderr.write(_printable_lines("".join(traceback.format_exception(*error))))
+
+
+def _printable_lines(text: str) -> str:
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _load_project_params(path: Path) -> Params:

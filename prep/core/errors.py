@@ -1,6 +1,6 @@
-"""Errors that a user can fix, and the budget of rejected rows.
+"""Errors that a user can fix, text that is safe to print, and the budget of rejected rows.
 
-Input: a library's error, text of strangers, or counts of rejected rows by reason.
+Input: a library's error, text from elsewhere, or counts of rejected rows by reason.
 Output: an error message of one line, and text that is safe to print.
 Guarantees: a stage stops if it rejects more rows than its budget allows.
 """
@@ -9,6 +9,9 @@ import re
 from collections.abc import Mapping
 
 _SHOWN = 60  # characters of a value in a message
+# Control characters (line ends too), marks that change the direction of text, line and paragraph separators, and
+# surrogates, which cannot be encoded.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class UserError(Exception):
@@ -18,20 +21,14 @@ class UserError(Exception):
     """
 
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")  # C0, C1, line ends, bidi
-
-
-def printable(text: str) -> str:
-    """Return text of strangers as it may be shown in a terminal or a log.
-
-    Control characters, which may move the cursor, hide text or begin another line, are replaced by their escapes.
-    """
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
-
-
 def first_sentence(error: Exception) -> str:
     """Return the first sentence of a library's error as one line, to quote in our own message."""
     return " ".join(str(error).split()).split(". ")[0]
+
+
+def printable(text: str) -> str:
+    r"""Return text of one line with its control characters escaped (``\x1b``, ``\n``), so that it steers no terminal."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def check_budget(bad: Mapping[str, int], total: int, share: float, what: str, hint: str) -> None:
