@@ -162,6 +162,9 @@ def _hub_folder(settings: SourceParams, folder: str) -> dict[str, int]:
 
 def _local_folder(settings: SourceParams, folder: str) -> dict[str, int]:
     bases = {Path(source.locate(settings, category).base): None for category in settings.categories}
+    for base in bases:
+        if not base.is_dir():
+            raise UserError(f"source.location {base} is not a folder; check source.location")
     return {
         str(path.relative_to(base)): path.stat().st_size for base in bases for path in sorted((base / folder).glob("*"))
     }

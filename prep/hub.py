@@ -9,11 +9,13 @@ The endpoint and the token are those of huggingface_hub: ``HF_ENDPOINT`` (defaul
 ``HF_TOKEN`` or `hf auth login`.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import TypeVar
 
 import httpx2  # the HTTP client of huggingface_hub, whose exceptions it does not wrap
-from huggingface_hub import HfApi, constants, hf_hub_url
+from huggingface_hub import HfApi, constants, get_session, hf_hub_url, set_client_factory
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -25,14 +27,30 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile, RepoFolder
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented as public
 
-from prep.core.errors import UserError
-from prep.core.retry import DEFAULT_POLICY, RetryPolicy, TransientError, is_transient, requested_wait
+from prep.core.errors import UserError, first_sentence
+from prep.core.retry import (
+    CONNECT_TIMEOUT,
+    DEFAULT_POLICY,
+    FIRST_TIMEOUT,
+    PermanentError,
+    RequestFailedError,
+    RetryPolicy,
+    TransientError,
+    has_responded,
+    is_transient,
+    proxy_refusal,
+    refused,
+    unanswered,
+    usable_proxies,
+)
 from prep.ranges import Remote
 
 REPO = "McAuley-Lab/Amazon-Reviews-2023"
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 def remote(revision: str, name: str, policy: RetryPolicy = DEFAULT_POLICY) -> Remote:
@@ -47,7 +65,9 @@ def remote(revision: str, name: str, policy: RetryPolicy = DEFAULT_POLICY) -> Re
         UserError: there is no such repository, commit or file, access is denied, or the hub does not respond.
     """
     found = asking(
-        lambda: HfApi().get_paths_info(REPO, [name], revision=revision, repo_type="dataset"), revision, policy
+        lambda: _parsed(lambda: HfApi().get_paths_info(REPO, [name], revision=revision, repo_type="dataset")),
+        revision,
+        policy,
     )
     file = next((file for file in found if isinstance(file, RepoFile)), None)
     if file is None:
@@ -74,8 +94,11 @@ def newest_commit(policy: RetryPolicy = DEFAULT_POLICY) -> str:
     Raises:
         UserError: the repository cannot be read.
     """
-    refs = asking(lambda: HfApi().list_repo_refs(REPO, repo_type="dataset"), "main", policy)
-    return next(str(branch.target_commit) for branch in refs.branches if branch.name == "main")
+    refs = asking(lambda: _parsed(lambda: HfApi().list_repo_refs(REPO, repo_type="dataset")), "main", policy)
+    found = next((str(branch.target_commit) for branch in refs.branches if branch.name == "main"), None)
+    if found is None:
+        raise UserError(f"{REPO} has no branch main on the hub ({constants.ENDPOINT}); check HF_ENDPOINT")
+    return found
 
 
 def listing(revision: str, folder: str = "") -> dict[str, int]:
@@ -95,8 +118,20 @@ def listing(revision: str, folder: str = "") -> dict[str, int]:
         )
         return list(tree)
 
-    found = asking(ask, revision, RetryPolicy(max_attempts=1))  # huggingface_hub itself retries pages of a listing
+    if not has_responded(constants.ENDPOINT):
+        # huggingface_hub itself retries the pages of a listing, many times
+        asking(lambda: _parsed(lambda: HfApi().dataset_info(REPO, revision=revision, expand=["sha"])), revision)
+    found = asking(lambda: _parsed(ask), revision, RetryPolicy(max_attempts=1))
     return {entry.path: entry.size if isinstance(entry, RepoFile) else 0 for entry in sorted(found, key=_path)}
+
+
+def _parsed(ask: Callable[[], T]) -> T:
+    """Call a method of HfApi, which does not check what it parses: it may be the page of a login to a network."""
+    try:
+        return ask()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"its response is not that of a hub: {type(error).__name__}: {first_sentence(error)}"
+        raise PermanentError(what) from error
 
 
 def _path(entry: RepoFile | RepoFolder) -> str:
@@ -126,18 +161,21 @@ def asking(ask: Callable[[], T], revision: str, policy: RetryPolicy = DEFAULT_PO
         except HfHubHTTPError as error:
             status = error.response.status_code
             if is_transient(status):
-                raise TransientError(f"HTTP {status}", wait=requested_wait(error.response.headers)) from error
+                raise refused(status, error.response.headers) from error
+            if status == 407:
+                raise proxy_refusal(constants.ENDPOINT) from error
             raise
-        except httpx2.RequestError as error:
-            raise TransientError(f"{type(error).__name__}: {error}") from error
+        except (httpx2.RequestError, httpx2.InvalidURL) as error:
+            raise unanswered(error, constants.ENDPOINT) from error
 
     hub = f"the hub ({constants.ENDPOINT})"
     try:
-        return policy.retrying()(once)
-    except TransientError as fault:
+        _set_timeouts()
+        return policy.call(once, constants.ENDPOINT)
+    except RequestFailedError as fault:
+        what = "does not respond" if isinstance(fault, TransientError) else "cannot be used"
         raise UserError(
-            f"{hub} does not respond after {policy.max_attempts} attempts ({fault}); check the network and "
-            "HF_ENDPOINT, or set source.kind: mirror"
+            f"{hub} {what} {fault.summary}; check the network and HF_ENDPOINT, or set source.kind: mirror"
         ) from fault
     except OfflineModeIsEnabled as error:
         raise UserError(
@@ -145,6 +183,36 @@ def asking(ask: Callable[[], T], revision: str, policy: RetryPolicy = DEFAULT_PO
         ) from error
     except HfHubHTTPError as error:
         raise UserError(_refusal(error, hub, revision)) from error
+
+
+@cache
+def is_reachable() -> bool:
+    """Return whether the hub responds; a warning in the log says why it does not."""
+    if not has_responded(constants.ENDPOINT):
+        try:
+            asking(lambda: get_session().head(constants.ENDPOINT), "main")
+        except UserError as error:
+            log.warning("%s", error)
+    return has_responded(constants.ENDPOINT)
+
+
+@cache
+def _set_timeouts() -> None:
+    """Set timeouts for the requests of huggingface_hub, which has none by default."""
+    with usable_proxies(httpx2.InvalidURL):
+        hooks = get_session().event_hooks  # they refuse requests if HF_HUB_OFFLINE is set
+
+    limits = dict.fromkeys(("read", "write", "pool"), FIRST_TIMEOUT) | {"connect": CONNECT_TIMEOUT}
+
+    def bound(request: httpx2.Request) -> None:  # here, because some of its methods ask for no timeout
+        given = request.extensions.get("timeout", {})
+        request.extensions["timeout"] = {name: min(given.get(name) or limit, limit) for name, limit in limits.items()}
+
+    def client() -> httpx2.Client:
+        with usable_proxies(httpx2.InvalidURL):
+            return httpx2.Client(event_hooks={**hooks, "request": [*hooks["request"], bound]}, follow_redirects=True)
+
+    set_client_factory(client)
 
 
 def _access_hint() -> str:

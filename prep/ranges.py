@@ -23,10 +23,24 @@ from filelock import FileLock
 
 from prep.core import files, progress
 from prep.core.errors import UserError
-from prep.core.retry import DEFAULT_POLICY, RetryPolicy, TransientError, is_transient, requested_wait
+from prep.core.retry import (
+    CONNECT_TIMEOUT,
+    DEFAULT_POLICY,
+    FIRST_TIMEOUT,
+    RequestFailedError,
+    RetryPolicy,
+    TransientError,
+    is_transient,
+    proxy_refusal,
+    refused,
+    unanswered,
+    usable_proxies,
+)
 
 RANGE = 32 << 20  # bytes per request
 TIMEOUT = 30.0  # seconds without data before a request fails
+
+_NO_ANSWER = (httpx.RequestError, httpx.InvalidURL, UnicodeError)  # the last one is of a name that cannot be encoded
 
 T = TypeVar("T")
 
@@ -63,14 +77,16 @@ def probe(url: str, hint: str, policy: RetryPolicy = DEFAULT_POLICY) -> Remote:
 
     def ask() -> httpx.Response:
         try:
-            with _client() as client:
-                answer = client.head(url)
-        except httpx.RequestError as error:
-            raise TransientError(f"{type(error).__name__}: {error}") from error
+            answer = client.head(url)
+        except _NO_ANSWER as error:
+            raise unanswered(error, url) from error
         _check_answer(answer, url, hint)
         return answer
 
-    answer = _retried(ask, url, hint, policy)
+    with _client(FIRST_TIMEOUT) as client:
+        answer = _retried(ask, url, hint, policy)
+    if answer.headers.get("Content-Type", "").startswith("text/html"):
+        raise _page(url, "is text/html", hint)
     size = answer.headers.get("Content-Length", "")
     if not size.isdecimal():
         raise UserError(f"{url} is sent without its size (Content-Length); use a server that sends this header")
@@ -108,6 +124,8 @@ def read_ranges(
     with _client() as client, progress.byte_bar(name, remote.size, begin) as advance:
         while position < remote.size:
             got = _retried(block, remote.url, remote.hint, policy)
+            if position == 0 and (start := got.lstrip(b"\xef\xbb\xbf \t\r\n")).startswith(b"<"):
+                raise _page(remote.url, f"begins with {start[:40]!r}", remote.hint)
             position += len(got)
             digest.update(got)
             advance(len(got))
@@ -188,16 +206,18 @@ def _check_disk_space(remote: Remote, done: int, folder: Path) -> None:
         )
 
 
-def _client() -> httpx.Client:
+def _client(timeout: float = TIMEOUT) -> httpx.Client:
     """Return a client; httpx removes the Authorization header on a redirect to another host."""
-    return httpx.Client(timeout=TIMEOUT, follow_redirects=True, headers={"Accept-Encoding": "identity"})
+    limits = httpx.Timeout(timeout, connect=CONNECT_TIMEOUT)
+    with usable_proxies(httpx.InvalidURL):
+        return httpx.Client(timeout=limits, follow_redirects=True, headers={"Accept-Encoding": "identity"})
 
 
 def _retried(ask: Callable[[], T], url: str, hint: str, policy: RetryPolicy) -> T:
     try:
-        return policy.retrying()(ask)
-    except TransientError as fault:
-        raise UserError(f"{url} cannot be fetched after {policy.max_attempts} attempts ({fault}); {hint}") from fault
+        return policy.call(ask, url)
+    except RequestFailedError as fault:
+        raise UserError(f"{url} cannot be fetched {fault.summary}; {hint}") from fault
 
 
 def _answer(client: httpx.Client, remote: Remote, begin: int) -> Iterator[bytes]:
@@ -216,15 +236,17 @@ def _answer(client: httpx.Client, remote: Remote, begin: int) -> Iterator[bytes]
             _check_answer(answer, remote.url, remote.hint)
             at, end = _span(answer, remote, begin, end)
             for block in answer.iter_raw():
-                wanted = block[max(0, begin - at) : end - at]
+                wanted = block[max(0, begin - at) : max(0, end - at)]
                 at += len(block)
                 if wanted:
                     begin += len(wanted)
                     yield wanted
-    except httpx.RequestError as error:
-        raise TransientError(f"{type(error).__name__}: {error}") from error
+                if at > end:  # more than was announced, perhaps without end
+                    break
+    except _NO_ANSWER as error:
+        raise unanswered(error, remote.url) from error
     if begin < end:
-        raise TransientError(f"the response ended {end - begin} bytes early")
+        raise TransientError(f"the response ended {end - begin} bytes early", status=answer.status_code)
 
 
 def _check_answer(answer: httpx.Response, url: str, hint: str) -> None:
@@ -236,7 +258,9 @@ def _check_answer(answer: httpx.Response, url: str, hint: str) -> None:
     """
     status = answer.status_code
     if is_transient(status):
-        raise TransientError(f"HTTP {status}", wait=requested_wait(answer.headers))
+        raise refused(status, answer.headers)
+    if status == 407:
+        raise proxy_refusal(url)
     if status not in {200, 206}:
         reason = answer.headers.get("X-Error-Message", "")  # sent by the hub
         failure = MissingError if status in {403, 404, 410} else UserError
@@ -283,6 +307,10 @@ def _span(answer: httpx.Response, remote: Remote, begin: int, end: int) -> tuple
             f"expected {end - at}"
         )
     return at, end
+
+
+def _page(url: str, how: str, hint: str) -> UserError:
+    return UserError(f"{url} {how}: it is a page, perhaps of a login, and not a file of JSON lines; {hint}")
 
 
 def _changed_on_server(remote: Remote, how: str) -> UserError:

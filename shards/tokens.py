@@ -151,8 +151,10 @@ def _file(name: str, file: str) -> Path | None:
         RemoteEntryNotFoundError,
     )
 
-    try:
-        return Path(hf_hub_download(name, file))
+    from prep.hub import is_reachable  # noqa: PLC0415
+
+    try:  # without the hub, hf_hub_download would look for the file in its cache only after many attempts
+        return Path(hf_hub_download(name, file, local_files_only=not is_reachable()))
     except RemoteEntryNotFoundError:
         return None
     except (LocalEntryNotFoundError, HFValidationError, OSError, httpx.HTTPError) as error:

@@ -10,6 +10,7 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -168,12 +169,11 @@ def _rows_of_parquet(url: str, otherwise: int) -> int:
 
 def _pieces(url: str, size: int, number: int, length: int) -> Iterator[bytes]:
     """Yield `number` pieces of `length` bytes of a file of `size` bytes, at equal distances."""
-    retrying = _POLICY.retrying()
     try:
         system, path = fsspec.core.url_to_fs(url)
         for n in range(number):
             begin = n * size // number
-            yield retrying(_piece, system, path, begin, min(length, size - begin))
+            yield _POLICY.call(partial(_piece, system, path, begin, min(length, size - begin)), url)
     except (TransientError, OSError, ValueError) as error:
         raise UserError(
             f"{url} cannot be read ({first_sentence(error)}); check the network and source.location"

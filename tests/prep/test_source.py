@@ -101,7 +101,7 @@ def test_a_permanent_fault_is_an_error_after_the_attempts(hub: Hub, source: Call
     with pytest.raises(UserError, match=rf"{ITEMS} cannot be fetched after 3 attempts \(HTTP 503\).*HF_TOKEN"):
         had(source(keep_raw=False))
     assert len(hub.faults) == 1
-    with pytest.raises(UserError, match=r"meta_Toys.jsonl cannot be fetched after 3 attempts.*check source.location"):
+    with pytest.raises(UserError, match=r"meta_Toys.jsonl cannot be fetched after 2 attempts.*check source.location"):
         had(source("http://127.0.0.1:9"))
 
 
