@@ -27,7 +27,7 @@ def first_sentence(error: Exception) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Return text of one line with its control characters escaped (``\x1b``, ``\n``), so that it steers no terminal."""
+    r"""Return text of one line with its control characters escaped (``\x1b``, ``\n``), to steer no terminal."""
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
