@@ -48,6 +48,11 @@ class Distributed(NamedTuple):
             distributed.barrier()
 
 
+def first_rank() -> bool:
+    """Return whether this process is the first one of those that torchrun started, or a single one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def init_distributed() -> Iterator[Distributed]:
     """Initialize the process group if torchrun started this process, and destroy it on exit.

@@ -8,6 +8,7 @@ predicts each sample of a split exactly once; results on demo data are marked as
 
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -19,13 +20,13 @@ import pyarrow as pa
 
 from effimini import cost, features, metrics, provenance, report
 from effimini.baselines import baselines, on_features
-from effimini.distributed import init_distributed
+from effimini.distributed import first_rank, init_distributed
 from effimini.examples import examples
 from effimini.inference import Modality, clamp, open_split, predict_split
 from effimini.metrics import Evaluation, LabelStats, ModelSelection, Scores, Stars
 from effimini.model import EffiMini
 from effimini.report import StageReport
-from prep.core import files, writers
+from prep.core import files, locks, writers
 from prep.core.errors import UserError
 from prep.core.params import Params, narrow
 from prep.core.reports import Funnel
@@ -77,38 +78,8 @@ def evaluate(
         UserError: the model, the shards or the weights are missing, or belong to another run.
     """
     params = narrow(params, READS)
-    model, training = EffiMini.from_pretrained(models / "best"), provenance.read_training(models / "best")
-    tokenization = TokenizationConfig(str(models / "best"), model.config.fields, model.config.max_tokens)
-    train, validation, test = splits = _Splits(
-        *(
-            open_split(shards or data / "shards", params, name, tokenization, model.config.size)
-            for name in _Splits._fields
-        )
-    )
-    if shards is None:
-        provenance.check_shards(test.shards.manifests, params, data / "shards")
-        weights = provenance.weights_for(train, params, data / "weights.json")
-        provenance.check_model(training, train, params, models / "best")
-    else:
-        weights = provenance.weights_for(train, params, None)
-        provenance.warn_of_other_splits(training, train)
-    validation_stars, predictions = _predict(params, model, splits, weights)
-    ours = predictions[MODEL]
-    _write_predictions(data / "predictions", {"test": (test, ours), "validation": (validation, validation_stars)})
-
-    selection = ModelSelection(round(metrics.plcc(validation_stars, validation.labels), 6), len(validation))
-    measured = _measure(params, model, predictions, test, selection)
-    writers.write_json(results / "evaluation.json", measured)
-    writers.write_json(results / "metrics.json", dvc_metrics(measured))
-    tables = _write_tables(results / "plots", splits, predictions, measured, weights)
-    shown = examples(test, ours, params.text.fields)
-    about = summarise(test.shards.location, params.source.categories)
-    with files.atomic_write(results / "report.html") as partial:
-        page = report.report_page(
-            params, training, measured, tables, shown, about, _stage_reports(test), results / "train"
-        )
-        partial.write_text(page, encoding="utf-8")
-    return measured
+    with locks.hold(results / "evaluation.json") if first_rank() else nullcontext():
+        return _evaluate(params, data, models, results, shards)
 
 
 def dvc_metrics(measured: Evaluation) -> dict[str, str | float | None]:
@@ -183,6 +154,42 @@ def count_bucket_names() -> list[str]:
     """Return the name of each bucket of rating_number: 0-1, 2-4, ... 1000+."""
     names = [f"{low}-{high - 1}" for low, high in pairwise(COUNT_BUCKETS)]
     return [*names, f"{COUNT_BUCKETS[-1]}+"]
+
+
+def _evaluate(params: Params, data: Path, models: Path, results: Path, shards: str | Path | None) -> Evaluation:
+    """Do the work of `evaluate`, while no other run does."""
+    model, training = EffiMini.from_pretrained(models / "best"), provenance.read_training(models / "best")
+    tokenization = TokenizationConfig(str(models / "best"), model.config.fields, model.config.max_tokens)
+    train, validation, test = splits = _Splits(
+        *(
+            open_split(shards or data / "shards", params, name, tokenization, model.config.size)
+            for name in _Splits._fields
+        )
+    )
+    if shards is None:
+        provenance.check_shards(test.shards.manifests, params, data / "shards")
+        weights = provenance.weights_for(train, params, data / "weights.json")
+        provenance.check_model(training, train, params, models / "best")
+    else:
+        weights = provenance.weights_for(train, params, None)
+        provenance.warn_of_other_splits(training, train)
+    validation_stars, predictions = _predict(params, model, splits, weights)
+    ours = predictions[MODEL]
+    _write_predictions(data / "predictions", {"test": (test, ours), "validation": (validation, validation_stars)})
+
+    selection = ModelSelection(round(metrics.plcc(validation_stars, validation.labels), 6), len(validation))
+    measured = _measure(params, model, predictions, test, selection)
+    writers.write_json(results / "evaluation.json", measured)
+    writers.write_json(results / "metrics.json", dvc_metrics(measured))
+    tables = _write_tables(results / "plots", splits, predictions, measured, weights)
+    shown = examples(test, ours, params.text.fields)
+    about = summarise(test.shards.location, params.source.categories)
+    with files.atomic_write(results / "report.html") as partial:
+        page = report.report_page(
+            params, training, measured, tables, shown, about, _stage_reports(test), results / "train"
+        )
+        partial.write_text(page, encoding="utf-8")
+    return measured
 
 
 def _predict(

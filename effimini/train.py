@@ -14,7 +14,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +35,7 @@ from effimini.metrics import plcc
 from effimini.model import WEIGHTS_FILE, EffiMini, build
 from effimini.stop import Stop, Stopped
 from effimini.time_profile import Spent
-from prep.core import files, writers
+from prep.core import files, locks, writers
 from prep.core.errors import UserError
 from prep.core.params import Params, TrainParams, narrow
 from prep.core.progress import bar
@@ -52,6 +52,7 @@ READS = (
     *("text", "model", "train", "weights", "stream"),
 )
 FORMAT = 8  # increment when the same inputs give a different training
+PATIENCE = 300  # seconds to wait for another run of the same training, for example a job that is about to be stopped
 
 
 class StepResult(NamedTuple):
@@ -64,9 +65,22 @@ class StepResult(NamedTuple):
 
 
 class Trainer:
-    """A training run: model, data, optimizer and progress."""
+    """A training run: model, data, optimizer and progress.
 
-    def __init__(self, params: Params, shards: str | Path, weights: Path | None, dist: Distributed) -> None:
+    Args:
+        params, shards, weights: as for `train`.
+        dist: the ranks of this training.
+        held: keeps other runs of the same training waiting until it is closed; None if there are none.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        shards: str | Path,
+        weights: Path | None,
+        dist: Distributed,
+        held: ExitStack | None = None,
+    ) -> None:
         self.params, self.dist = params, dist
         recipe = params.train
         tokenization = TokenizationConfig(params.model.text.name, params.text.fields, params.text.max_tokens)
@@ -107,6 +121,10 @@ class Trainer:
         )
         self.loader = self._loader()
         self.state = files.store() / "train" / fingerprint
+        if held is not None:
+            if dist.rank == 0:
+                held.enter_context(locks.hold(self.state, PATIENCE))
+            dist.barrier()  # the other ranks read the state when the first one holds it
         self.progress = checkpoint.load_checkpoint(self.state, self.model, self.optimizer)
         if recipe.freeze_encoders:
             self.progress.seconds[time_profile.FEATURES] = (
@@ -315,8 +333,8 @@ def train(
     params = narrow(params, READS)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     torch.backends.cudnn.allow_tf32 = False  # full fp32, as in the paper
-    with init_distributed() as dist:
-        trainer = Trainer(params, shards, weights, dist)
+    with init_distributed() as dist, ExitStack() as held:
+        trainer = Trainer(params, shards, weights, dist, held)
         progress = trainer.progress
         if params.source.kind == "demo":
             log.warning("demo data: the products are synthetic, so these metrics say nothing about real ones")
@@ -337,7 +355,8 @@ def train(
                 progress.seconds, progress.steps * len(trainer.data) / len(trainer.loader), dist
             )
             log.info(time_profile.describe(profile))
-            _publish(trainer, profile, out, results)
+            with locks.hold(results):  # another training may write to the same folders
+                _publish(trainer, profile, out, results)
         dist.barrier()
     return progress.history
 

@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import httpx
-from filelock import FileLock
 
-from prep.core import files, progress
+from prep.core import files, locks, progress
 from prep.core.errors import UserError
 from prep.core.retry import (
     CONNECT_TIMEOUT,
@@ -163,8 +162,7 @@ def download_file(remote: Remote, path: Path, policy: RetryPolicy = DEFAULT_POLI
     # this: in huggingface_hub 2.4 its partial file has a random name (`_download_to_tmp_and_move`), so each run starts
     # from the beginning.
     partial = path.with_name(f".{path.name}.partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(partial.with_suffix(".lock")):  # another run may download the same file
+    with locks.hold(path):  # another run may download the same file
         if files.intact(path) or _is_known(remote, path):
             return
         done = partial.stat().st_size if partial.exists() else 0

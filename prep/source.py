@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from prep import demo, ranges, variants
-from prep.core import files
+from prep.core import files, locks
 from prep.core.errors import UserError
 from prep.core.params import SourceParams
 from prep.core.retry import DEFAULT_POLICY, RetryPolicy
@@ -156,7 +156,9 @@ def _demo_catalogue(source: SourceParams, category: str) -> Path:
     """Return the demo catalogue of a category in the local store; generate it if these parameters are new."""
     catalogue = files.store() / "demo" / files.fingerprint(demo.FORMAT, source.demo, [category])[:16]
     if not files.intact(catalogue):
-        with files.atomic_folder(catalogue) as folder:
-            demo.write_catalogue(folder, [category], source.demo.items, source.demo.seed)
-            files.seal(catalogue, files.digest(folder))
+        with locks.hold(catalogue.with_suffix(".made")):
+            if not files.intact(catalogue):  # another run made it, and reads it
+                with files.atomic_folder(catalogue) as folder:
+                    demo.write_catalogue(folder, [category], source.demo.items, source.demo.seed)
+                    files.seal(catalogue, files.digest(folder))
     return catalogue

@@ -8,12 +8,12 @@ evicted first. A file that another process has open stays readable to that proce
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-from prep.core import files
+from prep.core import files, locks
 from prep.core.errors import UserError
 
 
@@ -80,13 +80,13 @@ class Cache:
         self._verified.add(sha256)
         return True
 
-    def _lock(self, name: str, timeout: float = -1) -> FileLock:
+    def _lock(self, name: str, timeout: float = -1) -> AbstractContextManager[None]:
         # a fixed number of lock files: one lock per cached file would outlive the file
-        return FileLock(self.folder / f"{name[:3]}.lock", timeout=timeout)
+        return locks.lock_file(self.folder / f"{name[:3]}.lock", timeout)
 
     def _reserve(self, partial: Path, size: int) -> None:
         """Evict files to free `size` bytes, and reserve them with a partial file whose name contains the size."""
-        with FileLock(self.folder / "room.lock"):
+        with locks.lock_file(self.folder / "room.lock"):
             entries = _cached_sizes(self.folder)
             total = sum(length for _, length, _ in entries) + size
             for _, length, path in entries:

@@ -17,9 +17,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from filelock import FileLock
 
-from prep.core import files
+from prep.core import files, locks
 from prep.core.errors import UserError, first_sentence
 from prep.core.tables.shards import SampleMetadata
 from shards import sampler, tokens
@@ -218,7 +217,7 @@ class Shards:
         """Return an index of the shard with the token ids of another tokenizer, cached in the local store."""
         path = files.store() / "tokens" / f"{self._shards[shard].sha256}.{indexed_by}.arrow"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):  # several readers may need the same shard
+        with locks.lock_file(path.with_suffix(".lock")):  # several readers may need the same shard
             if not files.intact(path):
                 with files.atomic_write(path) as partial:
                     tokenizer = tokens.load_tokenizer(tokenization.name)

@@ -57,6 +57,7 @@ NO_BYTE: dict[str, tuple[str, ...]] = {
     "effimini/time_profile.py": (),
     # atomic writes and the local store; prep/core/writers.py determines the content
     "prep/core/files.py": (),
+    "prep/core/locks.py": (),
     # DVC compares the values of the parameters
     "prep/core/params.py": (),
     # where the work is done; results are in the order of the calls

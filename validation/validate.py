@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 import pandas as pd
 
-from prep.core import files, writers
+from prep.core import files, locks, writers
 from prep.core.buckets import bucket_files
 from prep.core.errors import UserError
 from prep.core.params import Params, narrow
@@ -64,34 +64,8 @@ def validate(table: str, params: Params, data: Path = Path("data")) -> None:
     if not path.exists():
         raise UserError(f"{path} does not exist; run `dvc repro` or `dvc pull` to get it")
     warn_of_strays(data, [table], params.source.categories)
-    categories = [CategoryTables(params, data, category) for category in params.source.categories]
-    missing = [name for name in gate.compared_with if not all(tables.has(name) for tables in categories)]
-    if missing:
-        log.warning(
-            "warning: %s is missing, so %s is not compared with it and no gate is written",
-            ", and ".join(f"{data}/{name}" for name in missing),
-            path,
-        )
-    else:
-        shutil.rmtree(data / "gates" / table, ignore_errors=True)  # it may be the gate of other data
-    found: list[tuple[str, list[Verdict]]] = []  # the verdicts by folder or file
-    try:
-        if gate.check_category:
-            for tables in categories:
-                if not tables.has(table):
-                    raise UserError(f"{tables.folder(table)} does not exist; run `dvc repro` or `dvc pull` to get it")
-                unit = gate.stage if table in {"groups", "exclusions"} else f"{gate.stage}@{tables.category}"
-                found.append((str(tables.folder(table)), gate.check_category(tables)))
-                require(*found[-1], partial(_hint, table, unit, data))
-        found.append((str(path), gate.check_all(params, data)))
-        require(*found[-1], partial(_hint, table, gate.stage, data))
-        if table in profile.PROFILED_COLUMNS:
-            _write_profile(table, params, data)
-    finally:
-        if found:
-            _write_docs(table, found, params, data)
-    if not missing:
-        _write_gate(table, gate, params, data)
+    with locks.hold(data.parent / "results/validation" / table):
+        _check(table, gate, params, data)
 
 
 def present_tables(data: Path) -> list[str]:
@@ -121,6 +95,39 @@ def accept(data: Path = Path("data")) -> Path:
     with files.atomic_write(data.parent / ACCEPTED) as out:
         _write_csv(found, out)
     return data.parent / ACCEPTED
+
+
+def _check(table: str, gate: Gate, params: Params, data: Path) -> None:
+    """Check a table, and write its Data Docs, and its gate if it passed."""
+    path = data / (gate.path or table)
+    categories = [CategoryTables(params, data, category) for category in params.source.categories]
+    missing = [name for name in gate.compared_with if not all(tables.has(name) for tables in categories)]
+    if missing:
+        log.warning(
+            "warning: %s is missing, so %s is not compared with it and no gate is written",
+            ", and ".join(f"{data}/{name}" for name in missing),
+            path,
+        )
+    else:
+        shutil.rmtree(data / "gates" / table, ignore_errors=True)  # it may be the gate of other data
+    found: list[tuple[str, list[Verdict]]] = []  # the verdicts by folder or file
+    try:
+        if gate.check_category:
+            for tables in categories:
+                if not tables.has(table):
+                    raise UserError(f"{tables.folder(table)} does not exist; run `dvc repro` or `dvc pull` to get it")
+                unit = gate.stage if table in {"groups", "exclusions"} else f"{gate.stage}@{tables.category}"
+                found.append((str(tables.folder(table)), gate.check_category(tables)))
+                require(*found[-1], partial(_hint, table, unit, data))
+        found.append((str(path), gate.check_all(params, data)))
+        require(*found[-1], partial(_hint, table, gate.stage, data))
+        if table in profile.PROFILED_COLUMNS:
+            _write_profile(table, params, data)
+    finally:
+        if found:
+            _write_docs(table, found, params, data)
+    if not missing:
+        _write_gate(table, gate, params, data)
 
 
 def _hint(table: str, stage: str, data: Path) -> str:

@@ -7,10 +7,13 @@ content or the new content under a name, and leftovers only in ``*.partial``. A 
 after its sha256 was verified; one that was changed is made again.
 """
 
+import errno
 import hashlib
 import json
 import logging
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,17 +22,34 @@ from typing import Any
 
 import msgspec
 
+from prep.core import locks
 from prep.core.errors import UserError
 
 log = logging.getLogger(__name__)
+
+_CANNOT_SYNC = frozenset({errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP})  # by folders of CIFS and others
 
 
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in _CANNOT_SYNC):
+            raise
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name `path` in an error of the system that names no file, such as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 @contextmanager
@@ -41,13 +61,14 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
         durable: whether to flush to disk before renaming. Not needed for files that a killed run writes again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")  # process ids repeat on other machines
     try:
-        yield partial
-        if durable:
-            commit(partial, path)
-        else:
-            partial.replace(path)
+        with naming(path):
+            yield partial
+            if durable:
+                commit(partial, path)
+            else:
+                partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -63,22 +84,57 @@ def commit(partial: Path, path: Path) -> None:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder; it replaces `path` when the block ends without an error.
 
-    Leftovers of a killed run are removed first, so `path` contains only what this run wrote.
+    Another run that writes `path` is waited for. Leftovers of a killed run are removed, so `path` contains only what
+    this run wrote.
     """
-    partial, old = (path.with_name(f".{path.name}.{state}.partial") for state in ("new", "old"))
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    for leftover in partial.rglob(".*.partial"):  # of a killed worker, whose call was repeated on another one
-        leftover.unlink()
-    for file in sorted(partial.rglob("*")):
+    with locks.hold(path) as alone:
+        if alone:  # otherwise they may be those of a run on another machine
+            for leftover in _leftovers(path):
+                shutil.rmtree(leftover, ignore_errors=True)
+        token = secrets.token_hex(4)
+        new, old = (path.with_name(f".{path.name}.{state}-{token}.partial") for state in ("new", "old"))
+        new.mkdir()
+        try:
+            with naming(path):
+                yield new
+                _publish(new, path, old)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+            if path.exists():
+                shutil.rmtree(old, ignore_errors=True)
+
+
+def _leftovers(path: Path) -> list[Path]:
+    """Return the temporary folders of killed runs that wrote the folder `path`."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.(new|old)(-[0-9a-f]{{8}})?\.partial")
+    return [other for other in path.parent.iterdir() if name.fullmatch(other.name)]
+
+
+def _publish(new: Path, path: Path, old: Path) -> None:
+    """Flush the finished folder `new` to disk and rename it to `path`; rename what is there to `old`."""
+    for pattern in (".*.partial", ".*.lock"):  # of a killed worker, whose call was repeated on another one
+        for leftover in new.rglob(pattern):
+            leftover.unlink()
+    for file in sorted(new.rglob("*")):
         _sync(file)
-    if path.exists():
-        path.replace(old)  # not removed in place: a kill during removal would leave half a folder at `path`
-    partial.replace(path)
+    _sync(new)
+    try:
+        if path.exists():
+            path.replace(old)  # not removed in place: a kill during removal would leave half a folder at `path`
+        new.replace(path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            old.replace(path)
+        raise
     _sync(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+
+
+def link(source: Path, target: Path) -> None:
+    """Hard-link a file, or copy it where that is not possible; both must only ever be replaced as a whole."""
+    try:
+        os.link(source, target)
+    except OSError:  # on another file system, or on one without hard links
+        shutil.copyfile(source, target)
 
 
 def read_json(path: Path) -> Any:
@@ -107,9 +163,30 @@ def fingerprint(*values: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def project() -> Path:
+    """Return the root of the DVC project that the working folder is in, or the working folder if there is none.
+
+    `dvc exp run --temp` and `--queue` run in a copy below the project's ``.dvc/tmp/exps``: it belongs to that project.
+    """
+    here = Path.cwd()
+    root = next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), here)
+    return next((folder for folder in root.parents if root.is_relative_to(folder / ".dvc/tmp/exps")), root)
+
+
 def store() -> Path:
-    """Return the folder of the local store, outside DVC's outputs: ``$EFFIMINI_STORE``, or ``.effimini``."""
-    return Path(os.environ.get("EFFIMINI_STORE", ".effimini")).absolute()
+    """Return the local store, a folder outside DVC's outputs: ``$EFFIMINI_STORE``, or ``.effimini`` of the project.
+
+    A relative ``$EFFIMINI_STORE`` is relative to the project.
+    """
+    return project() / (os.environ.get("EFFIMINI_STORE") or ".effimini")
+
+
+def ensure_home() -> None:
+    """Set HOME to a folder of the local store if this user has none, as in a container with a numeric user."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = str(store() / "home")
 
 
 def digest(path: Path) -> str:
@@ -148,7 +225,7 @@ def _seal_of(path: Path) -> Path:
 
 
 def cached(name: str, make: Callable[[Path], None], target: Path) -> tuple[str, bool]:
-    """Hardlink (or copy) a cached file from the local store to `target`, after creating it if it is not cached.
+    """Link (or copy) a cached file from the local store to `target`, after creating it if it is not cached.
 
     Args:
         name: path in the store; must contain the fingerprint of everything that the bytes depend on.
@@ -167,8 +244,5 @@ def cached(name: str, make: Callable[[Path], None], target: Path) -> tuple[str, 
             content = seal(stored, digest(partial))
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)  # of a worker that died; its call is repeated
-    try:
-        os.link(stored, target)
-    except OSError:  # the store is on another file system, or this one has no hardlinks
-        shutil.copyfile(stored, target)
+    link(stored, target)
     return content, absent

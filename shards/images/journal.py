@@ -8,16 +8,18 @@ A record in the file is MAGIC, the length and the CRC-32 of what follows (both u
 `Record` as msgpack. The in-memory index takes about 250 bytes per URL.
 """
 
-import fcntl
 import logging
 import os
 import struct
 import zlib
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
 import msgspec
+
+from prep.core import files, locks
 
 MAGIC = b"\xf1EMJ"
 _HEAD = struct.Struct("<4sII")
@@ -52,17 +54,14 @@ class Journal:
     """
 
     def __init__(self, path: Path, conditions: str) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._path, self._conditions = path, conditions
         self._index: dict[str, tuple[int, str]] = {}
-        self._file: BinaryIO = path.open("a+b", buffering=0)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.warning("%s is in use by another fetch; waiting for it to end", path)
-            fcntl.flock(self._file, fcntl.LOCK_EX)
-        self._end = self._read_through()
-        self._file.truncate(self._end)
+        with ExitStack() as opening:
+            opening.enter_context(locks.hold(path))
+            self._file: BinaryIO = opening.enter_context(path.open("a+b", buffering=0))
+            self._end = self._read_through()
+            self._file.truncate(self._end)
+            self._open = opening.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -97,8 +96,13 @@ class Journal:
         body = msgspec.msgpack.encode(record)
         data = memoryview(_HEAD.pack(MAGIC, len(body), zlib.crc32(body)) + body)
         written = 0
-        while written < len(data):  # a raw write may be partial
-            written += self._file.write(data[written:])
+        try:
+            with files.naming(self._path):
+                while written < len(data):  # a raw write may be partial
+                    written += self._file.write(data[written:])
+        except OSError:
+            self._file.truncate(self._end)  # others may still be appended
+            raise
         self._index[record.url] = (self._end, record.outcome)
         self._end += len(data)
 
@@ -112,9 +116,10 @@ class Journal:
 
     def close(self) -> None:
         """Flush to disk and release the lock."""
-        if not self._file.closed:
-            os.fsync(self._file.fileno())
-            self._file.close()
+        with self._open:
+            if not self._file.closed:
+                with files.naming(self._path):
+                    os.fsync(self._file.fileno())
 
     def _read_through(self) -> int:
         """Index the intact records; return the offset at which the last one ends."""

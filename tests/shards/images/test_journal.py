@@ -115,7 +115,7 @@ def test_a_second_process_waits_for_the_first(tmp_path):
         second = subprocess.Popen(
             [sys.executable, "-c", script, str(tmp_path / "j")], stderr=subprocess.PIPE, text=True
         )
-        assert "in use by another fetch" in second.stderr.readline()
+        assert "in use by another run (process " in second.stderr.readline()
         assert second.poll() is None
         journal.append(Record("first", "t", "ok"))
     assert second.wait(30) == 0
