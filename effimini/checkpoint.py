@@ -1,13 +1,14 @@
 """Checkpoints: everything needed to resume a training as if it had not been interrupted.
 
 Input: model, optimizer and progress after any step. Output: one folder per checkpoint, named by the number of completed
-steps, with ``last/`` and ``best/`` (saved models), ``optimizer.pt`` and ``progress.json``. Guarantees: a checkpoint is
-written atomically, and the previous one is removed only afterwards, so a kill at any moment leaves one to resume from.
+steps, with ``last/`` and ``best/`` (saved models), ``optimizer.pt``, ``progress.json`` and the sha256 of
+each. Guarantees: a checkpoint is written atomically, and the previous one is removed only afterwards, so a kill at any
+moment leaves one to resume from; one that was changed on disk is refused.
 The loader's state is small because the order of an epoch depends only on the seed. No random state is saved because
 each step is seeded by (seed, epoch, step, rank).
 """
 
-import os
+import logging
 import pickle
 import shutil
 from pathlib import Path
@@ -22,7 +23,10 @@ from prep.core import files, writers
 from prep.core.errors import UserError, first_sentence
 from shards.loader import LoaderState
 
+log = logging.getLogger(__name__)
+
 PROGRESS = "progress.json"
+HASHES = "sha256.json"  # of the other files, so that no damaged one is used
 
 
 class Progress(msgspec.Struct, kw_only=True):
@@ -63,6 +67,7 @@ def save_checkpoint(
                 link(previous / "best", partial / "best")
             torch.save(optimizer.state_dict(), partial / "optimizer.pt")
             writers.write_json(partial / PROGRESS, progress)
+            writers.write_json(partial / HASHES, _hashes(partial))
     except (OSError, SafetensorError, RuntimeError) as error:  # torch.save and safetensors raise their own errors
         kept = f"the checkpoint of step {int(previous.name)} is kept" if previous else "there is no earlier checkpoint"
         raise UserError(
@@ -70,7 +75,7 @@ def save_checkpoint(
             "the same command to resume"
         ) from error
     for other in sorted(folder.iterdir()):
-        if other != path:
+        if other != path and other.is_dir():
             shutil.rmtree(other)
 
 
@@ -84,6 +89,7 @@ def load_checkpoint(folder: Path, model: EffiMini, optimizer: torch.optim.Optimi
     if path is None:
         return Progress()
     try:
+        _check_hashes(path)
         model.load_state_dict(load_file(path / "last" / WEIGHTS_FILE))
         optimizer.load_state_dict(torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True))
         return msgspec.json.decode((path / PROGRESS).read_bytes(), type=Progress)
@@ -95,11 +101,33 @@ def load_checkpoint(folder: Path, model: EffiMini, optimizer: torch.optim.Optimi
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """Return the path of the newest checkpoint in `folder`, None if there is none."""
-    return max((path.parent for path in folder.glob(f"[0-9]*/{PROGRESS}")), default=None)
+    return max((path for path in folder.glob("[0-9]*") if path.is_dir()), default=None)
 
 
 def link(source: Path, target: Path) -> None:
-    """Hard-link the files of a flat folder into `target`; safe because both are only ever replaced as a whole."""
+    """Hard-link (or copy) the files of a flat folder into `target`; both are only ever replaced as a whole."""
     target.mkdir(parents=True)
     for file in sorted(source.iterdir()):
-        os.link(file, target / file.name)
+        files.link(file, target / file.name)
+
+
+def _hashes(path: Path) -> dict[str, str]:
+    """Return the sha256 of each file of a checkpoint."""
+    found = sorted(file for file in path.rglob("*") if file.is_file() and file.name != HASHES)
+    return {file.relative_to(path).as_posix(): files.sha256(file) for file in found}
+
+
+def _check_hashes(path: Path) -> None:
+    """Check each file of a checkpoint.
+
+    Raises:
+        ValueError: a file was changed, removed or added.
+    """
+    if not (path / HASHES).exists():
+        log.warning("warning: the checkpoint in %s is of an older version, without checksums", path)
+        return
+    written = msgspec.json.decode((path / HASHES).read_bytes(), type=dict[str, str])
+    found = _hashes(path)
+    for name in sorted(written.keys() | found.keys()):
+        if written.get(name) != found.get(name):
+            raise ValueError(f"{name} has sha256 {found.get(name)}, expected {written.get(name)}")

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from effimini import checkpoint
+from effimini import train as stage
 from effimini.distributed import Distributed, init_distributed
 from effimini.inference import open_split, predict_split
 from effimini.metrics import plcc
@@ -194,15 +195,102 @@ def test_a_damaged_checkpoint_is_an_error(small: Params, data: Path) -> None:
     next(trainer.run())
     state = checkpoint.newest_checkpoint(trainer.state)
     assert state is not None
-    for name in ("optimizer.pt", "last/model.safetensors", "progress.json"):
-        whole = (state / name).read_bytes()
-        for content in (whole[: len(whole) // 2], b"", b"nothing"):
-            (state / name).unlink()  # it may be a hard link to the best model
-            (state / name).write_bytes(content)
+    written = sorted(path for path in state.rglob("*") if path.is_file())
+    assert {"optimizer.pt", "progress.json", "sha256.json", "last/model.safetensors", "best/config.json"} <= {
+        str(path.relative_to(state)) for path in written
+    }
+    for file in written:
+        whole = file.read_bytes()
+        flipped = whole[: len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 1]) + whole[len(whole) // 2 + 1 :]
+        for content in (flipped, whole[: len(whole) // 2], b"", b"nothing", None):
+            file.unlink()  # it may be a hard link to the best model
+            if content is not None:
+                file.write_bytes(content)
+            elif file.name == checkpoint.HASHES:  # as an older version wrote it
+                continue
             with pytest.raises(UserError, match=r"checkpoint in .* cannot be read \(.*\); remove .* to start again"):
                 Trainer(small, data / "shards", data / "weights.json", ONE)
-        (state / name).write_bytes(whole)
-    Trainer(small, data / "shards", data / "weights.json", ONE)
+        file.write_bytes(whole)
+    assert Trainer(small, data / "shards", data / "weights.json", ONE).progress.steps == trainer.progress.steps
+
+
+def test_a_checkpoint_of_another_model_is_an_error(small: Params, data: Path) -> None:
+    wider = replace(small, model={"hidden": (32, 8)})
+    trainer, other = (Trainer(params, data / "shards", data / "weights.json", ONE) for params in (small, wider))
+    next(other.run())
+    shutil.copytree(other.state, trainer.state)
+    with pytest.raises(UserError, match=r"checkpoint in .* cannot be read \(.*\); remove .* to start again") as error:
+        Trainer(small, data / "shards", data / "weights.json", ONE)
+    assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_without_checksums_is_of_an_older_version(
+    small: Params, data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = Trainer(small, data / "shards", data / "weights.json", ONE)
+    next(trainer.run())
+    state = checkpoint.newest_checkpoint(trainer.state)
+    assert state is not None
+    (state / checkpoint.HASHES).unlink()
+    assert Trainer(small, data / "shards", data / "weights.json", ONE).progress.history == trainer.progress.history
+    assert "is of an older version, without checksums" in caplog.text
+
+
+def started(data: Path, folder: Path) -> subprocess.Popen[str]:
+    """Start a training of the parameters in `folder`, with its log on a pipe."""
+    command = [sys.executable, "-m", "effimini.cli", "train", "--data", str(data)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def line_of(process: subprocess.Popen[str], text: str) -> str:
+    """Return the first line of a log with `text`."""
+    assert process.stderr is not None
+    return next(line for line in process.stderr if text in line)
+
+
+def test_a_second_training_waits_for_the_first(small: Params, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_bytes(msgspec.json.encode(small))
+    with started(data, tmp_path) as first:
+        line_of(first, "epoch 1 ")
+        first.send_signal(signal.SIGSTOP)
+        with started(data, tmp_path) as second:
+            assert f"is in use by another run (process {first.pid} on " in line_of(second, "waiting for it to end")
+            first.send_signal(signal.SIGCONT)
+            assert first.communicate()[1].count("epoch ") == 2
+            assert second.communicate()[1].count("epoch ") == 3
+    assert (first.returncode, second.returncode) == (0, 0)
+    _, alone = trained(small, data, tmp_path / "alone")
+    found = {f"models/{name}": sha for name, sha in tree(tmp_path / "models").items()}
+    assert found == {name: sha for name, sha in alone.items() if name.startswith("models/")}
+
+
+def test_a_training_takes_over_from_one_that_is_killed(small: Params, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_bytes(msgspec.json.encode(small))
+    with started(data, tmp_path) as first:
+        line_of(first, "epoch 1 ")
+        first.send_signal(signal.SIGSTOP)
+        with started(data, tmp_path) as second:
+            line_of(second, "waiting for it to end")
+            first.kill()
+            log = second.communicate()[1]
+    assert (second.returncode, log.count("resuming an interrupted training")) == (0, 1), log
+    _, alone = trained(small, data, tmp_path / "alone")
+    found = {f"models/{name}": sha for name, sha in tree(tmp_path / "models").items()}
+    assert found == {name: sha for name, sha in alone.items() if name.startswith("models/")}
+
+
+def test_a_training_that_waits_too_long_ends_with_one_sentence(
+    small: Params, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "params.yaml").write_bytes(msgspec.json.encode(small))
+    monkeypatch.setattr(stage, "PATIENCE", 0.1)
+    with started(data, tmp_path) as first:
+        line_of(first, "epoch 1 ")
+        first.send_signal(signal.SIGSTOP)
+        with pytest.raises(UserError, match=rf"is in use by another run \(process {first.pid} on .*; wait for it"):
+            train(small, data / "shards", data / "weights.json", tmp_path / "models", tmp_path / "results/train")
+        first.kill()
 
 
 def test_running_out_of_memory_is_an_error(small: Params, data: Path) -> None:
