@@ -10,6 +10,7 @@ and ``params/base.yaml`` documents each key.
 import difflib
 import json
 import re
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -26,11 +27,14 @@ from ruamel.yaml.error import YAMLError
 
 from prep.core.errors import UserError
 
+_MOST, _LARGEST = 2**53, 1e12  # integers that a float holds exactly; floats whose products stay finite
 Fraction = Annotated[float, Field(ge=0, le=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0, le=_LARGEST)]
+NonNegativeFloat = Annotated[float, Field(ge=0, le=_LARGEST)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=_MOST)]
+PositiveInt = Annotated[int, Field(ge=1, le=_MOST)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Width = Annotated[int, Field(ge=1, le=65_536)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
 TextField = Literal["main_category", "title", "features", "description", "store", "details"]
 Required = Literal[
@@ -84,6 +88,7 @@ RENAMED = {
 
 
 _UNKNOWN = "unexpected_keyword_argument"  # pydantic's error type for an unknown key
+_LONGEST, _VALUES = 1_000_000, 10_000  # characters and values of a parameter file
 # Unknown keys are errors, and so are "1" and true where a number is expected.
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -93,7 +98,7 @@ class DemoParams:
     """The embedded demo catalogue."""
 
     items: Annotated[int, Field(ge=20, le=100_000)]
-    seed: int
+    seed: Seed
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -141,7 +146,7 @@ class JoinParams:
 class GroupsParams:
     """Which items are the same product."""
 
-    max_items_per_key: Annotated[int, Field(ge=2)]
+    max_items_per_key: Annotated[int, Field(ge=2, le=_MOST)]
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -190,8 +195,8 @@ class FetchParams:
     mirror: str
     proxy: str = ""
     connections: Annotated[int, Field(ge=1, le=1024)]
-    max_attempts: PositiveInt
-    timeout: PositiveFloat
+    max_attempts: Annotated[int, Field(ge=1, le=100)]
+    timeout: Annotated[float, Field(gt=0, le=86_400)]
     max_bytes: PositiveInt
     max_pixels: PositiveInt
     max_consecutive_refusals: PositiveInt
@@ -223,7 +228,7 @@ class ShardsParams:
 class StreamParams:
     """How shards are read; does not change the batches unless images are damaged."""
 
-    workers: NonNegativeInt
+    workers: Annotated[int, Field(ge=0, le=256)]
     cache_gb: PositiveFloat
     connections: Annotated[int, Field(ge=1, le=256)]
     max_damaged_fraction: Fraction
@@ -257,8 +262,8 @@ class ModelParams:
     image: EncoderParams
     text: EncoderParams
     pooling: Literal["first", "mean"]
-    hashed_ngrams: NonNegativeInt
-    hidden: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+    hashed_ngrams: Annotated[int, Field(ge=0, le=2**28)]
+    hidden: Annotated[tuple[Width, ...], Field(min_length=1, max_length=64)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     attention_dropout: Annotated[float, Field(ge=0, lt=1)]
 
@@ -267,7 +272,7 @@ class ModelParams:
 class TrainParams:
     """The training recipe."""
 
-    seed: int
+    seed: Seed
     epochs: PositiveInt
     patience: PositiveInt
     batch_size: PositiveInt
@@ -332,8 +337,8 @@ class ValidationParams:
 class EvaluateParams:
     """How results are measured."""
 
-    bootstrap: Annotated[int, Field(ge=100)]
-    seed: int
+    bootstrap: Annotated[int, Field(ge=100, le=1_000_000)]
+    seed: Seed
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -341,7 +346,7 @@ class DaskParams:
     """Where the work of a stage runs; does not change the results."""
 
     scheduler: Annotated[str, Field(pattern=r"^(synchronous|threads|processes|[a-z]+://.+|.+\.json)$")]
-    workers: PositiveInt
+    workers: Annotated[int, Field(ge=1, le=1024)]
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -432,23 +437,64 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
     return parse_params(read_yaml(path), path)
 
 
-def read_yaml(path: Path) -> CommentedMap:
+def read_yaml(path: Path, extended_by: tuple[Path, ...] = ()) -> CommentedMap:
     """Return the content of a parameter file, with comments; a preset is merged into the file that it extends.
+
+    Args:
+        path: the file.
+        extended_by: the files that led to it.
 
     Raises:
         UserError: the file, or one that it extends, does not exist or is not YAML.
     """
     try:
-        content = YAML().load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        content = YAML().load(_text(path))
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{path} does not exist; run the command in the project's folder, or create it with `effimini preset paper`"
         ) from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; name a parameter file, such as params.yaml") from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply to be a parameter file; write it like params/base.yaml") from None
+    except (YAMLError, ValueError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    _check_size(content, path)
     if isinstance(content, CommentedMap) and (extended := content.pop("extends", None)):
-        content = _merge(read_yaml(path.with_name(f"{extended}.yaml")), content)
+        if path in extended_by:
+            raise UserError(f"{path} extends itself ({', '.join(map(str, extended_by))}); extend base")
+        content = _merge(read_yaml(path.with_name(f"{extended}.yaml"), (*extended_by, path)), content)
     return cast(CommentedMap, content)
+
+
+def _text(path: Path) -> str:
+    """Return the content of a parameter file."""
+    with path.open(encoding="utf-8") as file:
+        text = file.read(_LONGEST + 1)
+    if len(text) > _LONGEST:
+        raise UserError(
+            f"{path} has more than {_LONGEST:,} characters, so it is not a parameter file; name another file"
+        )
+    return text
+
+
+def _check_size(content: Any, path: Path) -> None:
+    """Refuse content that aliases blow up, or make endless, before it is written out."""
+    todo, count = [content], 0
+    while todo:
+        value, count = todo.pop(), count + 1
+        if count > _VALUES:
+            raise UserError(
+                f"{path} has more than {_VALUES:,} values; remove the aliases (&name, *name) that repeat them"
+            )
+        if isinstance(value, Mapping):
+            if odd := [key for key in value if isinstance(key, (Mapping, list, tuple))]:
+                raise UserError(
+                    f"{path} has the key {odd[0]!r}, which is not a name; valid keys are in params/base.yaml"
+                )
+            todo += value.values()
+        elif isinstance(value, (list, tuple, set)):
+            todo += value
 
 
 def _merge(content: CommentedMap, preset: Mapping[str, Any]) -> CommentedMap:
@@ -499,7 +545,7 @@ def _explain(error: ErrorDetails) -> str:
         case "literal_error":
             return f"{key}: {found!r} is not {error['ctx']['expected']}"
     expected = error["msg"].removeprefix("Input ").replace("should", "must", 1)
-    shown = "" if isinstance(found, (dict, list)) else f", found {found!r}"
+    shown = "" if isinstance(found, (dict, list)) else f", found {reprlib.repr(found)}"
     return f"{key}: {expected[0].lower()}{expected[1:]}{shown}"
 
 

@@ -1,7 +1,9 @@
+import copy
 import re
+from collections.abc import Iterator, Mapping
 from io import StringIO
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from ruamel.yaml import YAML
@@ -96,3 +98,101 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
 
 def test_text_fields_are_the_fields_with_labels() -> None:
     assert set(get_args(TextField)) == set(LABELS)
+
+
+def numbers(values: Mapping[str, Any], prefix: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Yield the place of each number among nested values."""
+    for key, value in enumerate(values) if isinstance(values, list) else values.items():
+        if isinstance(value, (dict, list)):
+            yield from numbers(value, (*prefix, key))
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield (*prefix, key)
+
+
+VALUES = YAML(typ="safe").load(DEMO)
+
+
+@pytest.mark.parametrize("wrong", ["-1", str(2**70), "1" * 4000, ".nan", ".inf", "-.inf", "1e400", "'7'", "[1]"])
+def test_a_number_out_of_range_is_named(tmp_path: Path, wrong: str) -> None:
+    path = tmp_path / "params.yaml"
+    places = list(numbers(VALUES))
+    assert ("train", "seed") in places
+    assert ("model", "hidden", 0) in places
+    for place in places:
+        content = copy.deepcopy(VALUES)
+        *sections, last = place
+        section = content
+        for name in sections:
+            section = section[name]
+        section[last] = "MARK"
+        text = StringIO()
+        YAML(typ="safe").dump(content, text)
+        path.write_text(text.getvalue().replace("MARK", wrong))
+        with pytest.raises(UserError) as caught:
+            load_params(path)
+        name = ".".join(map(str, place))
+        assert str(caught.value).startswith(f"{path}: {name}: must be "), caught.value
+        assert len(str(caught.value)) < 300
+
+
+def test_a_layer_that_no_memory_holds_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(DEMO.replace("hidden: [512, 256]", "hidden: [512, 100000000]"))
+    with pytest.raises(UserError, match=r"model\.hidden\.1: must be less than or equal to 65536, found 100000000"):
+        load_params(path)
+
+
+BOMB = "a0: &a0 [1, 2]\n" + "".join(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(12))
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("[" * 5000 + "]" * 5000, "is nested too deeply"),
+        ("a: " + "{b: " * 3000 + "1" + "}" * 3000, "is nested too deeply"),
+        (BOMB, r"has more than 10,000 values; remove the aliases"),
+        ("a: &a [*a]\n", "a is not a parameter"),
+        ("? [a, b]\n: 1\n", r"has the key .*a.*b.*, which is not a name"),
+        ("a: " + "1" * 5000, "is not valid YAML"),
+        ("# " + "x" * 1_000_001, "has more than 1,000,000 characters"),
+        ("train: !!python/object/apply:os.system [ls]\n", "source is missing"),
+        ("a: *b\n", "is not valid YAML"),
+        ("a: 1\na: 2\n", "is not valid YAML"),
+        ("", "the whole file"),
+        ("\x00", "is not valid YAML"),
+    ],
+)
+def test_a_file_that_is_none_of_parameters_gets_one_sentence(tmp_path: Path, content: str, expected: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=expected) as caught:
+        load_params(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_folder_as_a_parameter_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a folder; name a parameter file"):
+        load_params(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="does not exist"):
+        load_params(tmp_path / "file/params.yaml")
+    with pytest.raises(UserError, match="more than 1,000,000 characters"):
+        load_params(Path("/dev/zero"))
+
+
+def test_presets_that_extend_each_other_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("extends: b\n")
+    (tmp_path / "b.yaml").write_text("extends: a\n")
+    with pytest.raises(UserError, match="extends"):
+        load_params(tmp_path / "a.yaml")
+
+
+def test_aliases_are_allowed(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(DEMO.replace("long_text_fraction: {", "long_text_fraction: &long {").replace(
+        re.search(r"near_duplicate_fraction: (\{.*\})", DEMO)[1], "*long", 1  # type: ignore[index]
+    ))  # fmt: skip
+    found = load_params(path).validation
+    assert found.near_duplicate_fraction == found.long_text_fraction
