@@ -7,6 +7,7 @@ a program may parse. Guarantees: a user error ends with a one-line message and e
 import json
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -17,9 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 import typer
 
-from prep.core import open_files, presets
+from prep.core import files, open_files, presets
 from prep.core import pipeline as dvc
-from prep.core.errors import UserError, printable
+from prep.core.errors import UserError, of_system, printable
 from prep.core.params import Params, load_params
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ ShardsAt = Annotated[
 CategoriesArgument = Annotated[
     list[str] | None, typer.Argument(help="The categories to read; all by default.", show_default=False)
 ]
+INTERRUPTED = 128 + signal.SIGINT  # exit code
 PARAMS, DATA = Path("params.yaml"), Path("data")
 
 
@@ -57,10 +59,21 @@ def main() -> None:
     for library in ("httpx", "httpx2"):  # they log every request, with signed URLs
         logging.getLogger(library).setLevel(logging.WARNING)
     logging.getLogger("huggingface_hub").propagate = False  # it has its own handler
+    files.ensure_home()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, so that nothing is left half-written
     try:
         app()
-    except UserError as error:
-        sys.stderr.write(f"effimini: {printable(str(error))}\n")
+    except SystemExit as ended:
+        if type(ended) is SystemExit and ended.code == INTERRUPTED:  # a training says more
+            sys.stderr.write(
+                "effimini: stopped; finished outputs and the local store are kept, run the same command to go on\n"
+            )
+        raise
+    except (UserError, OSError, ExceptionGroup) as error:
+        message = error if isinstance(error, UserError) else of_system(error)
+        if message is None:
+            raise
+        sys.stderr.write(f"effimini: {printable(str(message))}\n")
         sys.exit(2)
 
 
@@ -523,7 +536,6 @@ def preview(
 
     Example: `effimini preview data/shards Demo_Toys --samples 20`
     """
-    from prep.core import files
     from shards import preview as stage
 
     location, configured = _open_location(shards, params), _chosen(shards, None, params)

@@ -6,6 +6,7 @@ array is written atomically and memory-mapped.
 """
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,8 @@ def _compute_features(path: Path, model: EffiMini, dataset: ShardDataset, dist: 
         if rows is None:
             shape = (len(dataset), found.shape[1])
             rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+            with path.open("r+b") as file:  # on a full disk, writing to the map would kill the process
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         rows[[row_of[key] for key in keys]] = found
     assert rows is not None
     rows.flush()

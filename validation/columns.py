@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from prep.core import files
 from prep.core.hashes import hashes
 from validation.suites import Rule, Suite
 from validation.verdicts import EXAMPLES_SHOWN, Verdict, judge
@@ -195,6 +196,7 @@ def _frames(suite: Suite, paths: Sequence[Rows]) -> Iterator["pd.DataFrame"]:
 @cache
 def _great_expectations() -> tuple[Any, Any]:
     """Import Great Expectations (takes seconds); return it and a batch definition for frames, without progress bars."""
+    files.ensure_home()  # which it looks for on import
     log = logging.getLogger("great_expectations")
     log.setLevel(logging.ERROR)  # before the import, which logs hundreds of lines
     log.propagate = False  # some of its modules set their own level; errors still go to stderr

@@ -93,9 +93,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 shutil.rmtree(leftover, ignore_errors=True)
         token = secrets.token_hex(4)
         new, old = (path.with_name(f".{path.name}.{state}-{token}.partial") for state in ("new", "old"))
-        new.mkdir()
         try:
             with naming(path):
+                new.mkdir()
                 yield new
                 _publish(new, path, old)
         finally:

@@ -1,15 +1,19 @@
-"""Every stage, a training and the shard cache on a file system without hard links, locks and flushes of folders."""
+"""Training, evaluation and every stage on file systems that lack something, and on full disks."""
 
 import dataclasses
 import errno
 import os
 import pickle
+import re
+import resource
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from prep.core.params import Limits, Params
@@ -97,3 +101,51 @@ def test_a_lock_is_replaced_by_one_on_this_machine(tmp_path: Path, poor: Path, c
             second.communicate("go\n")
     assert (first.returncode, second.returncode) == (0, 0)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a"]
+
+
+COMMANDS = {
+    "train": "checkpoint cannot be written to .*File too large",
+    "evaluate": "cannot be read or written .File too large",
+    "predict --model models/best --input items.csv --images . --output out.csv": "cannot be read or written",
+    "export --model models/best --output onnx": "cannot be read or written .File too large",
+    "preview": "cannot be read or written .File too large",
+}
+ITEMS = "parent_asin,main_category,title,features,description,image_paths\nA,Toys,a sturdy toy,[],[],\n"
+
+
+def command(words: str, params: Params, folder: Path, before: str = "", limit: int = 0) -> tuple[int, str]:
+    """Run a command in a folder; return its exit code and its log."""
+    (folder / "params.yaml").write_bytes(msgspec.json.encode(params))
+    (folder / "items.csv").write_text(ITEMS)
+    line = [sys.executable, "-m", "effimini.cli", *words.split()]
+    if before:
+        line = ["unshare", "--mount", "sh", "-ec", f'{before}; exec "$@"', "sh", *line]
+    env = os.environ | {"EFFIMINI_STORE": str(folder / "store"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    limits = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit)) if limit else None
+    done = subprocess.run(line, cwd=folder, env=env, preexec_fn=limits, capture_output=True, text=True, check=False)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_a_command_that_cannot_write_says_so(tmp_path: Path, tiny: Params, undisturbed: Path, words: str) -> None:
+    if words.startswith("export"):
+        pytest.importorskip("onnxruntime")
+    shutil.copytree(undisturbed, tmp_path / "run")
+    code, log = command(words, tiny, tmp_path / "run", limit=60)
+    assert (code, log.count("Traceback"), log.count("effimini: ")) == (2, 0, 1), log
+    assert re.search(COMMANDS[words], log), log
+    code, log = command(words, tiny, tmp_path / "run")
+    assert code == 0, log
+
+
+def test_frozen_features_that_do_not_fit_on_the_disk_are_one_sentence(
+    tmp_path: Path, tiny: Params, undisturbed: Path
+) -> None:
+    if subprocess.run(["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"], check=False).returncode:
+        pytest.skip("this user may not mount a file system")
+    shutil.copytree(undisturbed, tmp_path / "run")
+    frozen = replace(tiny, train={"freeze_encoders": True})
+    full = f"mkdir -p {tmp_path}/run/store/features; mount -t tmpfs -o size=8k none {tmp_path}/run/store/features"
+    code, log = command("train", frozen, tmp_path / "run", before=full)
+    assert (code, log.count("Traceback")) == (2, 0), log
+    assert "(No space left on device); free disk space, or set EFFIMINI_STORE" in log
