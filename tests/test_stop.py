@@ -1,0 +1,50 @@
+"""Ctrl-C and SIGTERM in a stage: nothing is left half-written, and one line says what is kept."""
+
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.test_two_runs import QUICK, STAGES, start, stopped_while_writing, undisturbed
+
+__all__ = ["undisturbed"]
+SAID = "effimini: stopped; finished outputs and the local store are kept, run the same command to go on\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("scheduler", ["synchronous", pytest.param("processes", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "stage", [stage if stage in QUICK else pytest.param(stage, marks=pytest.mark.slow) for stage in STAGES]
+)
+def test_a_stage_that_is_stopped_leaves_nothing_half_written(
+    tmp_path: Path,
+    undisturbed: Path,
+    digests: Callable[[Path], dict[str, str]],
+    stage: str,
+    scheduler: str,
+    number: signal.Signals,
+) -> None:
+    text = (undisturbed / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(re.sub("scheduler: synchronous", f"scheduler: {scheduler}", text))
+    for before in list(STAGES)[: list(STAGES).index(stage)]:
+        folder = Path(STAGES[before])
+        if (undisturbed / folder).is_dir():
+            (tmp_path / folder).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder).symlink_to(undisturbed / folder)
+    out = tmp_path / STAGES[stage]
+    process = stopped_while_writing(stage, tmp_path, out)
+    before_stop = digests(out) if out.is_dir() else {}
+    process.send_signal(number)
+    process.send_signal(signal.SIGCONT)
+    _, log = process.communicate(timeout=120)
+    assert (process.returncode, log.splitlines(keepends=True)[-1]) == (128 + signal.SIGINT, SAID), log
+    assert "Traceback" not in log
+    assert (digests(out) if out.is_dir() else {}) == before_stop
+    assert [path for path in tmp_path.rglob(".*") if path.suffix in {".partial", ".lock"}] == []
+    process = start(stage, tmp_path)
+    _, log = process.communicate(timeout=120)
+    assert process.returncode == 0, log
+    written = "data/gates" if stage.startswith("validate") else STAGES[stage]
+    assert digests(tmp_path / written) == digests(undisturbed / written)
