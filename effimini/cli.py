@@ -4,6 +4,7 @@ Input: a command, ``params.yaml``, the folder ``data/``. Output: files, a log on
 a program may parse. Guarantees: a user error ends with a one-line message and exit code 2.
 """
 
+import atexit
 import json
 import logging
 import os
@@ -68,6 +69,8 @@ def main() -> None:
             sys.stderr.write(
                 "effimini: stopped; finished outputs and the local store are kept, run the same command to go on\n"
             )
+            if dask := sys.modules.get("distributed.deploy.spec"):
+                atexit.unregister(dask.close_clusters)  # it prints a traceback if the workers were just starting
         raise
     except (UserError, OSError, ExceptionGroup) as error:
         message = error if isinstance(error, UserError) else of_system(error)

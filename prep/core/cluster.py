@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import platform
+import signal
 import sys
 import tempfile
 import time
@@ -26,6 +27,7 @@ from functools import cache
 from importlib import metadata
 from multiprocessing import forkserver
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from prep.core import files, memory, progress
@@ -263,7 +265,13 @@ def _start_server() -> None:
     os.environ.update(_ENVIRONMENT)
     ours = [name for name in sys.modules if name.startswith(("prep.", "shards."))]
     forkserver.set_forkserver_preload(["distributed", *ours])
-    forkserver.ensure_running()
+    # Ctrl-C goes to every process of a terminal; workers end with this one, without a traceback of their own
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if current_thread() is main_thread() else None
+    try:
+        forkserver.ensure_running()
+    finally:
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)
 
 
 @contextmanager
