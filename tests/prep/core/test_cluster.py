@@ -75,16 +75,16 @@ def test_workers_may_have_another_working_directory(
 def when_it_writes(out: Path, files: int, act: Callable[[], None]) -> tuple[threading.Thread, list[bool]]:
     """Call `act` in a thread when the stage has written `files` files; the list says if the stage was still running."""
     in_the_middle: list[bool] = []
-    partial = out.with_name(f".{out.name}.new.partial")
 
     def watch() -> None:
         end = time.monotonic() + 120
         while time.monotonic() < end:
             with suppress(OSError):  # files appear and disappear
-                if sum(1 for path in partial.rglob("*") if path.suffix in {".arrow", ".parquet"}) >= files:
-                    act()
-                    in_the_middle.append(partial.exists())
-                    return
+                for partial in out.parent.glob(f".{out.name}.new-*.partial"):
+                    if sum(1 for path in partial.rglob("*") if path.suffix in {".arrow", ".parquet"}) >= files:
+                        act()
+                        in_the_middle.append(partial.exists())
+                        return
             time.sleep(0.001)
 
     thread = threading.Thread(target=watch)
