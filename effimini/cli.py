@@ -619,7 +619,7 @@ class _Printable:
         from rich.segment import Segment
 
         for text, style, control in console.render(self._content, options):
-            yield Segment(text if control or text == "\n" else printable(text), style, control)
+            yield Segment(text if control else _printable_lines(text), style, control)
 
 
 def _show(content: Any, table: Any, as_json: bool) -> None:

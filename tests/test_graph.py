@@ -81,6 +81,8 @@ NO_BYTE: dict[str, tuple[str, ...]] = {
     "shards/index.py": (),
     # requests to hosts, and the journal that keeps fetched images until the tables are written; the images are the same
     "shards/images/client.py": (),
+    # also says which URLs are asked for; the others only ask whether an address is public
+    "shards/images/urls.py": tuple(name for name in READS if name not in {"sample", "fetch", "decontaminate"}),
     "shards/images/journal.py": (),
     # declares operators that a CPU build of torch lacks; no model runs them
     "effimini/torchvision_shim.py": (),

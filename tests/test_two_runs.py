@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,13 @@ def start(stage: str, folder: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "effimini.cli", *stage.split(), "--params", str(params)]
     env = os.environ | {"EFFIMINI_STORE": str(folder / "store")}
     return subprocess.Popen(
-        [*command, "--data", str(folder / "data")], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True
+        [*command, "--data", str(folder / "data")],
+        cwd=ROOT,
+        env=env,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell that runs the tests in the background ignores it, and programs inherit that
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
 
 

@@ -30,6 +30,8 @@ _REFUSALS = {
     errno.ENFILE: "raise the limit on open files of this machine",
 }
 
+_PASSWORD = re.compile(r"(?<=://)[^/@\s:]*:[^/@\s]*(?=@)")  # user and password of a URL
+
 
 class UserError(Exception):
     """An error that the user can fix. Its message is one line: what, where, the value found, what to do next.
@@ -44,8 +46,11 @@ def first_sentence(error: Exception) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Return text of one line with its control characters escaped (``\x1b``, ``\n``), to steer no terminal."""
-    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+    r"""Return text of one line as it may be shown in a terminal or a log.
+
+    Control characters are escaped (``\x1b``, ``\n``), so that it steers no terminal; passwords of URLs are left out.
+    """
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], _PASSWORD.sub("***", text))
 
 
 def of_system(error: BaseException) -> UserError | None:

@@ -110,7 +110,9 @@ COMMANDS = {
     "export --model models/best --output onnx": "cannot be read or written .File too large",
     "preview": "cannot be read or written .File too large",
 }
-ITEMS = "parent_asin,main_category,title,features,description,image_paths\nA,Toys,a sturdy toy,[],[],\n"
+ITEMS = "parent_asin,main_category,title,features,description,image_paths\n" + "".join(
+    f"{name},Toys,a sturdy toy,[],[],\n" for name in "ABCDEFGH"
+)
 
 
 def command(words: str, params: Params, folder: Path, before: str = "", limit: int = 0) -> tuple[int, str]:

@@ -388,9 +388,3 @@ def test_no_control_character_reaches_the_terminal(made: Path) -> None:
         shown = each.stdout + each.stderr
         assert not set(shown) & {"\x1b", "\x9b", "\u202e", "\r", "\x07"}, shown
     assert "\\x1b[2J" in "".join(each.stdout for each in done)
-
-
-def test_printable_text_is_unchanged() -> None:
-    plain = "Kölnisch Wasser 4711, \u65e5\u672c\u8a9e, \u05e2\u05d1\u05e8\u05d9\u05ea \\x1b"
-    assert printable(plain) == plain
-    assert printable("a\x00\n\t\x7f\x85\u2066") == r"a\x00\n\t\x7f\x85\u2066"
