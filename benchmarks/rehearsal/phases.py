@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from urllib.request import urlopen
 
 import pyarrow.parquet as pq
+from ruamel.yaml import YAML
 
 from benchmarks.rehearsal import figures, project, watch
 from benchmarks.rehearsal.figures import CATEGORIES
@@ -307,7 +308,7 @@ def _digests(shards: Path) -> dict[Path, bytes]:
 
 def output_hashes(folder: Path) -> dict[str, list[str]]:
     """Return the hashes of the outputs of each stage, but for those that hold times or follow from floats."""
-    lock = read_yaml(folder / "dvc.lock")["stages"]
+    lock = YAML(typ="safe").load(folder / "dvc.lock")["stages"]
     return {
         name: [str(out.get("md5")) for out in stage["outs"]]
         for name, stage in lock.items()
