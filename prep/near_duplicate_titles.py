@@ -66,7 +66,7 @@ _VARIANTS = frozenset([*COLOURS.split(), *UNITS.split(), *SIZES.split()])
 _WORD = re.compile(r"[^\W_]+")
 _YEAR = re.compile(r"\(((?:19|20)\d\d)\)")
 _NO_WORD = re.compile(r"[\W_]*+")
-_PARENTHESES = re.compile(r"(?:[(\[][^()\[\]]*+[)\]]\s*+)++")
+_PARENTHESES = re.compile(r"(?:[(\[][^()\[\]]*+[)\]]\s*+)+")
 
 SIGNATURES = pa.schema(
     [

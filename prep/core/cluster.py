@@ -295,8 +295,9 @@ def dask_pool(settings: DaskParams, folder: Path | None = None) -> Iterator[Dask
     import dask  # noqa: PLC0415 -- takes a second, which a stage in one process need not spend
     import distributed  # noqa: PLC0415
 
-    # Dask logs every connection, and its workers log the exceptions of calls, which the caller reports anyway.
-    for name in ("distributed", "distributed.client", "distributed.worker"):
+    # Dask logs every connection, its workers log the exceptions of calls, which the caller reports anyway, and asyncio
+    # reports a wait for a result that ended when its time was up.
+    for name in ("distributed", "distributed.client", "distributed.worker", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.simplefilter("ignore", distributed.versions.VersionMismatchWarning)  # `check` names the versions
     site = _Site(str(Path.cwd()), str(files.store()), (), {})

@@ -14,8 +14,8 @@ from prep.core.text import present
 _BEGINS = re.compile(r"\s*(?:[\[(]|(?:\w+\.)?(?:array|list|tuple|Index)\(|<\w*Array>)")
 _TOKEN = re.compile(
     r"""\s*+(?:
-        [uU]?"(?P<double>[^"\\]*+(?:\\.[^"\\]*+)*+)"
-      | [uU]?'(?P<single>[^'\\]*+(?:\\.[^'\\]*+)*+)'
+        [uU]?"(?P<double>[^"\\]*+(?:\\.[^"\\]*+)*)"
+      | [uU]?'(?P<single>[^'\\]*+(?:\\.[^'\\]*+)*)'
       | (?P<call>(?:\w+\.)?(?:array|list|tuple|Index|str_)\()
       | (?P<about>dtype=(?:[\w.]+|'[^']*'|"[^"]*")|shape=\([\d,\ ]*\)|<\w*Array>|Length:\ \d+,\ dtype:\ [\w\[\]]+)
       | (?P<number>[-+]?\.?\d[\d.eE_+-]*+)

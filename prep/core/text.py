@@ -29,7 +29,7 @@ muted nohref noresize noshade novalidate nowrap open readonly required reversed 
 _TAG = re.compile(
     rf"""<(?=[a-z/!])(?:
         (?:/\s*+)?(?:{"|".join(_ELEMENTS.split())}|(?:o|v|w|x|st1):\w++)
-        (?:\s++(?:{"|".join(_FLAGS.split())})(?=[\s/>]))*+ (?:\s++[a-z_][\w:.-]*+\s*+=[^<>]*+ | \s*+/?\s*+)
+        (?:\s++(?:{"|".join(_FLAGS.split())})(?=[\s/>]))* (?:\s++[a-z_][\w:.-]*+\s*+=[^<>]*+ | \s*+/?\s*+)
       | !doctype\b[^<>]*+ | !\[(?:if|endif)\b[^<>]*+ | (?:https?://|www\.)[^\s<>]*+
     )>""",
     re.IGNORECASE | re.VERBOSE,

@@ -1,6 +1,8 @@
 import html
 import json
+import re
 import unicodedata
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -9,6 +11,8 @@ from hypothesis import strategies as st
 
 from prep.core.fields import assemble
 from prep.core.text import clean, clean_details, clean_list, normalized
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize(
@@ -164,3 +168,13 @@ def test_no_run_of_marks_is_longer_than_in_the_stream_safe_format() -> None:
         assert max(map(len, runs)) <= 31
         assert sorted(found.replace("\u034f", "")) == sorted(unicodedata.normalize("NFKD", "a" + mark * 200))
     assert normalized("NFC", "—" * 99) == "—" * 99
+
+
+def test_no_group_is_repeated_possessively() -> None:
+    """Before Python 3.11.5 such a repeat of a group that backtracks does not match (python/cpython#106052)."""
+    sources = [
+        path for package in ("prep", "shards", "effimini", "validation") for path in (ROOT / package).rglob("*.py")
+    ]
+    found = [path for path in sources if re.search(r"\)[*+?]\+", path.read_text(encoding="utf-8"))]
+    assert sources
+    assert found == []
