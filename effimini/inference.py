@@ -17,13 +17,13 @@ from effimini.distributed import Distributed
 from prep.core.errors import UserError
 from prep.core.params import Params
 from prep.core.progress import bar
+from prep.core.tables.shards import STARS
 from shards.loader import Loader
 from shards.stream import Batch, ShardDataset
 from shards.tokens import TokenizationConfig
 
 LENGTH_BUCKET_BATCHES = 64  # batches sorted together by text length; affects predictions only by rounding
 Modality: TypeAlias = Literal["both", "image", "text"]
-STARS = (1.0, 5.0)  # predictions are clamped to this range
 
 
 def open_split(

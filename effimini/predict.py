@@ -21,13 +21,13 @@ from tokenizers import Tokenizer
 
 from effimini import cost
 from effimini.export import GRAPH, Array, Graph
-from effimini.inference import STARS
 from effimini.model import CONFIG_FILE, Config, EffiMini
 from prep.core import files, memory
 from prep.core.errors import UserError, first_sentence, shown
 from prep.core.fields import LABELS, assemble
 from prep.core.lists import read_list
 from prep.core.progress import bar
+from prep.core.tables.shards import STARS
 from prep.core.text import clean, clean_details, clean_list, present
 from shards import tokens
 from shards.images.pixels import Unusable, decode, to_training

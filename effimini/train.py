@@ -52,7 +52,8 @@ READS = (
     *("text", "model", "train", "weights", "stream"),
 )
 FORMAT = 8  # increment when the same inputs give a different training
-PATIENCE = 300  # seconds to wait for another run of the same training, for example a job that is about to be stopped
+# Seconds to wait for another run of the same training, for example a job that is about to be stopped.
+LOCK_TIMEOUT = 300
 
 
 class StepResult(NamedTuple):
@@ -123,7 +124,7 @@ class Trainer:
         self.state = files.store() / "train" / fingerprint
         if held is not None:
             if dist.rank == 0:
-                held.enter_context(locks.hold(self.state, PATIENCE))
+                held.enter_context(locks.hold(self.state, LOCK_TIMEOUT))
             dist.barrier()  # the other ranks read the state when the first one holds it
         self.progress = checkpoint.load_checkpoint(self.state, self.model, self.optimizer)
         if recipe.freeze_encoders:

@@ -107,10 +107,10 @@ class ShardLocation:
         Raises:
             UserError: the location cannot be listed (for example plain HTTP), or has no manifest.
         """
+        if self.url.startswith(_HTTP):
+            raise UserError(f"{self.url} cannot be listed (HTTP has no folders); name its categories")
         system, root = _file_system(self.url, os.getpid(), Path.cwd())
         try:
-            if self.url.startswith(_HTTP):
-                raise NotImplementedError("HTTP has no folders")
             found = sorted(path.split("/")[-2] for path in system.glob(f"{root}/*/{manifest.MANIFEST_FILE}"))
         except (OSError, NotImplementedError) as error:
             raise UserError(f"{self.url} cannot be listed ({first_sentence(error)}); name its categories") from error

@@ -106,8 +106,7 @@ class ShardDataset(Dataset[Sample]):
         Raises:
             UserError: the tar is missing or damaged.
         """
-        shards, rows = self._places(np.array([i]))
-        return bytes(self.shards.member(int(shards[0]), int(rows[0]), "jpg"))
+        return bytes(self.shards.member(*self._place(i), "jpg"))
 
     def metadata(self, i: int) -> SampleMetadata:
         """Return the metadata of sample `i`.
@@ -115,8 +114,7 @@ class ShardDataset(Dataset[Sample]):
         Raises:
             UserError: the tar is missing or damaged, or its JSON is not metadata.
         """
-        shards, rows = self._places(np.array([i]))
-        return self.shards.metadata(int(shards[0]), int(rows[0]))
+        return self.shards.metadata(*self._place(i))
 
     @cached_property
     def keys(self) -> list[str]:
@@ -223,6 +221,11 @@ class ShardDataset(Dataset[Sample]):
                 has_image[line] = False
             into[:] = 0  # any value works: the model multiplies the features by 0
         return torch.from_numpy(pixels).permute(0, 3, 1, 2), has_image, damaged
+
+    def _place(self, i: int) -> tuple[int, int]:
+        """Return the shard of sample `i`, and its row there."""
+        shards, rows = self._places(np.array([i]))
+        return int(shards[0]), int(rows[0])
 
     def _places(self, samples: sampler.SampleNumbers) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return the shard of each sample, and its row in the shard."""

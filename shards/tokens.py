@@ -20,9 +20,8 @@ from tokenizers.models import WordPiece
 from prep.core.errors import UserError, first_sentence
 
 _PADS = ("[PAD]", "<pad>")
-_LONG = (
-    64  # characters for each of max_tokens; of a longer text only a beginning is tokenized, if that has enough tokens
-)
+# Characters for each of max_tokens; of a longer text only a beginning is tokenized, if that has enough tokens.
+_LONG = 64
 _MARGIN = 256  # characters at the end of a beginning whose tokens may be others than in the whole text
 
 

@@ -81,7 +81,7 @@ class RetryPolicy(NamedTuple):
         Raises:
             RequestFailedError: the last attempt failed; it contains the number of attempts.
         """
-        host = urlsplit(url).netloc.rpartition("@")[2]
+        host = _host(url)
 
         def limit() -> int:
             return self.max_attempts if host in _responded else min(FIRST_ATTEMPTS, self.max_attempts)
@@ -138,7 +138,12 @@ def _error(state: tenacity.RetryCallState) -> RequestFailedError:
 
 def has_responded(url: str) -> bool:
     """Return whether the host of a URL has responded to `RetryPolicy.call` in this process."""
-    return urlsplit(url).netloc.rpartition("@")[2] in _responded
+    return _host(url) in _responded
+
+
+def _host(url: str) -> str:
+    """Return host and port of a URL, without user and password."""
+    return urlsplit(url).netloc.rpartition("@")[2]
 
 
 def refused(status: int, headers: Mapping[str, str]) -> TransientError:
@@ -181,7 +186,7 @@ def proxy_of(url: str) -> str:
     proxy = proxies.get(parts.scheme) or proxies.get("all", "")
     if not proxy or proxy_bypass(parts.hostname or ""):
         return ""
-    return urlsplit(proxy if "://" in proxy else f"//{proxy}").netloc.rpartition("@")[2]
+    return _host(proxy if "://" in proxy else f"//{proxy}")
 
 
 @contextmanager

@@ -42,7 +42,7 @@ CONNECT, SILENCE = 5.0, 10.0  # seconds to connect, and between two bytes; fetch
 BREAK = 60.0  # seconds of the one pause for a host that refuses all requests
 SHORTEST_GAP, LONGEST_GAP = 0.01, 5.0  # bounds of the seconds between two requests to a host with a rate limit
 PROBES = 3  # refusals after the pause with which a host is given up
-ENVIRONMENT = "environment"  # fetch.proxy: follow HTTPS_PROXY, HTTP_PROXY and NO_PROXY
+FROM_ENVIRONMENT = "environment"  # fetch.proxy: follow HTTPS_PROXY, HTTP_PROXY and NO_PROXY
 _HEADERS = {
     "User-Agent": "effimini (research; images of products)",
     "Accept": ", ".join(f"image/{name.lower()}" for name in containers.READ),
@@ -463,12 +463,12 @@ def proxies(setting: str) -> dict[str, URL]:
     """Return the proxy of each scheme.
 
     Args:
-        setting: `fetch.proxy`: the URL of an HTTP proxy, `ENVIRONMENT`, or "" for none.
+        setting: `fetch.proxy`: the URL of an HTTP proxy, `FROM_ENVIRONMENT`, or "" for none.
 
     Raises:
         UserError: it is not the URL of an HTTP proxy; the message does not repeat it, since it may contain a password.
     """
-    found = getproxies() if setting == ENVIRONMENT else dict.fromkeys(("http", "https"), setting)
+    found = getproxies() if setting == FROM_ENVIRONMENT else dict.fromkeys(("http", "https"), setting)
     parsed = {}
     for scheme in ("http", "https"):
         if text := found.get(scheme):
@@ -476,7 +476,7 @@ def proxies(setting: str) -> dict[str, URL]:
                 url = URL(text if "://" in text else f"http://{text}")
                 Origin.of(url)
             except (ValueError, IndexError, PermanentError):
-                where = f"{scheme.upper()}_PROXY" if setting == ENVIRONMENT else "fetch.proxy"
+                where = f"{scheme.upper()}_PROXY" if setting == FROM_ENVIRONMENT else "fetch.proxy"
                 raise UserError(
                     f"{where} is not the URL of an HTTP proxy; it should be like http://host:3128"
                 ) from None

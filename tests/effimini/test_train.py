@@ -284,7 +284,7 @@ def test_a_training_that_waits_too_long_ends_with_one_sentence(
     small: Params, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "params.yaml").write_bytes(msgspec.json.encode(small))
-    monkeypatch.setattr(stage, "PATIENCE", 0.1)
+    monkeypatch.setattr(stage, "LOCK_TIMEOUT", 0.1)
     with started(data, tmp_path) as first:
         line_of(first, "epoch 1 ")
         first.send_signal(signal.SIGSTOP)
