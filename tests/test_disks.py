@@ -12,19 +12,10 @@ from pathlib import Path
 import pytest
 
 from shards.images.journal import Journal
+from tests.test_two_runs import OUTPUTS, link_earlier
 
 ROOT = Path(__file__).parent.parent
-STAGES = {
-    "download Demo_Toys": "data/raw/Demo_Toys",
-    "join Demo_Toys": "data/items/Demo_Toys",
-    "groups": "data/groups",
-    "sample Demo_Toys": "data/sample/Demo_Toys",
-    "fetch Demo_Toys": "data/images/Demo_Toys",
-    "decontaminate": "data/exclusions",
-    "shard Demo_Toys": "data/shards/Demo_Toys",
-    "weights": "data/weights.json",
-    "validate sample": "data/gates/sample",
-}
+STAGES = OUTPUTS | {"weights": "data/weights.json", "validate sample": "data/gates/sample"}
 
 
 def run(
@@ -73,19 +64,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def prepare(folder: Path, undisturbed: Path, stage: str) -> Path:
-    """Link what a stage reads into a folder; return the path of its output there."""
-    for name in list(STAGES.values())[: list(STAGES).index(stage)]:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).symlink_to(undisturbed / name)
-    return folder / STAGES[stage]
-
-
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_that_cannot_write_says_so_and_the_next_run_goes_on(
     tmp_path: Path, undisturbed: Path, digests: Callable[[Path], dict[str, str]], stage: str
 ) -> None:
-    out = prepare(tmp_path, undisturbed, stage)
+    out = link_earlier(STAGES, stage, undisturbed, tmp_path)
     if stage == "validate sample":
         shutil.rmtree(tmp_path / "results", ignore_errors=True)
     check_refused(
@@ -105,7 +88,7 @@ def test_a_worker_that_cannot_write_says_so(tmp_path: Path, undisturbed: Path, s
     for stage in ("join Demo_Toys", "fetch Demo_Toys", "shard Demo_Toys"):
         folder = tmp_path / stage.split()[0]
         folder.mkdir()
-        out = prepare(folder, undisturbed, stage)
+        out = link_earlier(STAGES, stage, undisturbed, folder)
         check_refused(run(stage, folder, scheduler, limit=2000), "(File too large)")
         assert not out.exists()
 
@@ -120,7 +103,7 @@ def _mounts() -> None:
 @pytest.mark.usefixtures("_mounts")
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_full_disk_and_a_read_only_disk_are_one_sentence(tmp_path: Path, undisturbed: Path, stage: str) -> None:
-    out = prepare(tmp_path, undisturbed, stage)
+    out = link_earlier(STAGES, stage, undisturbed, tmp_path)
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.parent != tmp_path / "data":
         full = f"mount -t tmpfs -o size=4k none {out.parent}; head -c 4096 /dev/zero > {out.parent}/ballast || true"
@@ -133,7 +116,7 @@ def test_a_full_disk_and_a_read_only_disk_are_one_sentence(tmp_path: Path, undis
 
 
 def test_a_full_store_keeps_the_images_that_were_fetched(tmp_path: Path, undisturbed: Path) -> None:
-    prepare(tmp_path, undisturbed, "fetch Demo_Toys")
+    link_earlier(STAGES, "fetch Demo_Toys", undisturbed, tmp_path)
     shutil.copytree(undisturbed / "store/demo", tmp_path / "store/demo")
     check_refused(run("fetch Demo_Toys", tmp_path, limit=60_000), "File too large")
     (store,) = (tmp_path / "store/images").rglob("*.journal")

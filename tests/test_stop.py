@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_two_runs import QUICK, STAGES, start, stopped_while_writing, undisturbed
+from tests.test_two_runs import QUICK, STAGES, link_earlier, start, stopped_while_writing, undisturbed
 
 __all__ = ["undisturbed"]
 SAID = "effimini: stopped; finished outputs and the local store are kept, run the same command to go on\n"
@@ -28,12 +28,7 @@ def test_a_stage_that_is_stopped_leaves_nothing_half_written(
 ) -> None:
     text = (undisturbed / "params.yaml").read_text()
     (tmp_path / "params.yaml").write_text(re.sub("scheduler: synchronous", f"scheduler: {scheduler}", text))
-    for before in list(STAGES)[: list(STAGES).index(stage)]:
-        folder = Path(STAGES[before])
-        if (undisturbed / folder).is_dir():
-            (tmp_path / folder).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / folder).symlink_to(undisturbed / folder)
-    out = tmp_path / STAGES[stage]
+    out = link_earlier(STAGES, stage, undisturbed, tmp_path)
     process = stopped_while_writing(stage, tmp_path, out)
     before_stop = digests(out) if out.is_dir() else {}
     process.send_signal(number)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-STAGES = {
+OUTPUTS = {
     "download Demo_Toys": "data/raw/Demo_Toys",
     "join Demo_Toys": "data/items/Demo_Toys",
     "groups": "data/groups",
@@ -21,8 +21,8 @@ STAGES = {
     "fetch Demo_Toys": "data/images/Demo_Toys",
     "decontaminate": "data/exclusions",
     "shard Demo_Toys": "data/shards/Demo_Toys",
-    "validate sample": "results/validation/sample",
 }
+STAGES = OUTPUTS | {"validate sample": "results/validation/sample"}
 
 QUICK = {"sample Demo_Toys", "fetch Demo_Toys", "validate sample"}
 
@@ -43,6 +43,14 @@ def start(stage: str, folder: Path) -> subprocess.Popen[str]:
         # a shell that runs the tests in the background ignores it, and programs inherit that
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
+
+
+def link_earlier(stages: dict[str, str], stage: str, made: Path, folder: Path) -> Path:
+    """Link the outputs of the stages before `stage` into a folder; return the path of its own output there."""
+    for output in list(stages.values())[: list(stages).index(stage)]:
+        (folder / output).parent.mkdir(parents=True, exist_ok=True)
+        (folder / output).symlink_to(made / output)
+    return folder / stages[stage]
 
 
 def is_held(out: Path) -> bool:
@@ -102,12 +110,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_second_run_of_a_stage_waits_for_the_first(
     tmp_path: Path, undisturbed: Path, digests: Callable[[Path], dict[str, str]], stage: str
 ) -> None:
-    for before in list(STAGES)[: list(STAGES).index(stage)]:
-        folder = Path(STAGES[before])
-        if (undisturbed / folder).is_dir():
-            (tmp_path / folder).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / folder).symlink_to(undisturbed / folder)
-    out = tmp_path / STAGES[stage]
+    out = link_earlier(STAGES, stage, undisturbed, tmp_path)
     first = stopped_while_writing(stage, tmp_path, out)
     second = waiting(stage, tmp_path, first)
     first.send_signal(signal.SIGCONT)

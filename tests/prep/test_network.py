@@ -21,19 +21,18 @@ from prep import categories, ranges
 from prep import hub as the_hub
 from prep.core import progress, retry
 from prep.core.errors import UserError, printable
-from prep.core.params import Params, SourceParams
+from prep.core.params import SourceParams
 from prep.core.retry import DEFAULT_POLICY, RetryPolicy
 from prep.metadata import item_batches
-from prep.source import raw_file
 from shards.tokens import load_tokenizer
 from tests.prep import hub_server
 from tests.prep.hub_server import COMMIT, Hub
-from tests.prep.test_source import point_at
+from tests.prep.test_source import QUICK, had, point_at, source
 
+__all__ = ["source"]
 ROOT = Path(__file__).parents[2]
 ITEMS = "raw/meta_categories/meta_Toys.jsonl"
 BODY = b"{" + random.Random(1).randbytes(1 << 20)
-QUICK = RetryPolicy(max_attempts=3, first_wait=0.001)
 Settings = Callable[..., SourceParams]
 
 
@@ -43,21 +42,6 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         point_at(served, monkeypatch)
         monkeypatch.setattr(ranges, "RANGE", 1 << 18)
         yield served
-
-
-@pytest.fixture
-def source(make_params: Callable[..., Params]) -> Settings:
-    def of(location: str = "", **changes: object) -> SourceParams:
-        where = {"kind": "mirror", "location": location} if location else {"kind": "hub", "revision": COMMIT}
-        given = {"categories": ["Toys"], **where, **changes}
-        return make_params(**{f"source.{key}": value for key, value in given.items()}).source
-
-    return of
-
-
-def had(settings: SourceParams, policy: RetryPolicy = QUICK) -> bytes:
-    raw = raw_file(settings, "items", "Toys", policy)
-    return raw.path.read_bytes() if raw.path else b"".join(raw.arriving())
 
 
 def the_error(settings: SourceParams, policy: RetryPolicy = QUICK) -> str:
