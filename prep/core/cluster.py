@@ -25,9 +25,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from importlib import metadata
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
-from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from prep.core import files, memory, progress
@@ -265,13 +264,14 @@ def _start_server() -> None:
     os.environ.update(_ENVIRONMENT)
     ours = [name for name in sys.modules if name.startswith(("prep.", "shards."))]
     forkserver.set_forkserver_preload(["distributed", *ours])
-    # Ctrl-C goes to every process of a terminal; workers end with this one, without a traceback of their own
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if current_thread() is main_thread() else None
+    resource_tracker.ensure_running()  # when it starts, it unblocks the signal
+    # Ctrl-C goes to every process of a terminal; workers end with this one, without a traceback of their own. They
+    # inherit the mask; this process gets a signal that came meanwhile when it is unblocked.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
     finally:
-        if handler is not None:
-            signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -1,6 +1,9 @@
 """The bytes do not depend on the number of workers, local or on a cluster, or on workers that die."""
 
+import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -162,3 +165,40 @@ def dask_setting(key: str) -> object:
 def test_the_dask_profiler_is_disabled(scheduler: str) -> None:
     with dask_pool(DaskParams(scheduler=scheduler, workers=1)) as pool:
         assert pool.map(dask_setting, [("distributed.worker.profile.enabled",)]) == [False]
+
+
+INTERRUPTED = """
+import os
+import signal
+import sys
+from multiprocessing import forkserver
+
+from prep.core.cluster import dask_pool
+from prep.core.params import DaskParams
+
+start = forkserver.ensure_running
+
+def interrupted():
+    start()
+    os.kill(os.getpid(), signal.SIGINT)
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if sys.argv[1] == "interrupted":
+        forkserver.ensure_running = interrupted
+    try:
+        with dask_pool(DaskParams(scheduler="processes", workers=1)) as pool:
+            print(pool.map(signal.pthread_sigmask, [(signal.SIG_BLOCK, [])]))
+    except KeyboardInterrupt:
+        print("stopped")
+"""
+
+
+@pytest.mark.parametrize(("moment", "printed"), [("interrupted", "stopped"), ("never", "[{<Signals.SIGINT: 2>}]")])
+def test_an_interrupt_ends_a_stage_that_starts_workers_and_leaves_workers_alone(
+    tmp_path: Path, moment: str, printed: str
+) -> None:
+    (tmp_path / "script.py").write_text(INTERRUPTED)
+    command = [sys.executable, str(tmp_path / "script.py"), moment]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": "."})
+    assert (done.stdout.strip(), done.stderr) == (printed, "")
