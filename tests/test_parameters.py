@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +106,12 @@ def test_every_parameter_that_affects_outputs_is_tested_or_excused() -> None:
 
 
 def catalogue(folder: Path) -> Path:
-    """Write the demo catalogue with images that are not square, and different images for hi_res."""
+    """Write the demo catalogue with images that are not square, others for hi_res, and some of two products."""
     demo.write_catalogue(folder, ["Demo_Toys"], 200, 7)
-    for path in sorted((folder / "images/I").glob("*.jpg")):
+    shown = sorted((folder / "images/I").glob("*.jpg"))
+    for first, second in zip(shown[:60:2], shown[1:60:2], strict=True):  # products with the same picture
+        shutil.copyfile(first, second)
+    for path in shown:
         try:
             with Image.open(path) as picture:
                 wide = picture.convert("RGB").crop((0, 8, 96, 80))
