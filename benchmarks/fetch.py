@@ -191,7 +191,7 @@ def limit(pictures: list[Path]) -> float:
     bodies = [path.read_bytes() for path in pictures]
     begin = now()
     for body in bodies:
-        pixels.to_training(body, SIZE, "crop", QUALITY, 10**8)
+        pixels.to_training(body, pixels.Preparation(SIZE, "crop", QUALITY, 10**8))
     return len(bodies) / since(begin)["cpu"]
 
 

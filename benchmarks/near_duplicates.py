@@ -107,7 +107,7 @@ TRANSFORMATIONS: dict[str, Callable[[Image.Image, random.Random], Image.Image]] 
 
 def stored(image: Image.Image, size: int, fit: Fit) -> bytes:
     """Return an image as the images stage stores it."""
-    return pixels.to_training(_encoded(image, 95), size, fit, 90, 50_000_000).image
+    return pixels.to_training(_encoded(image, 95), pixels.Preparation(size, fit, 90, 50_000_000)).image
 
 
 def sampled(name: str, number: int) -> list[Image.Image]:

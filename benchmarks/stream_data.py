@@ -24,7 +24,7 @@ from prep.core.fields import assemble
 from prep.core.tables.sample import TEXTS
 from prep.core.text import clean, clean_details, clean_list
 from shards import manifest, tokens
-from shards.images.pixels import to_training
+from shards.images.pixels import Preparation, to_training
 from shards.manifest import Manifest, Shard, Source, Tokenization
 from shards.tar import index_tar, write_tar
 from shards.tokens import TokenizationConfig
@@ -66,7 +66,7 @@ def posters() -> list[Path]:
     if not folder.exists():
         with files.atomic_folder(folder) as out:
             for original in sorted((_corpus() / "movies/images/I").glob("*.jpg"))[:POSTERS]:
-                decoded = to_training(original.read_bytes(), SIZE, "squash", QUALITY, 50_000_000)
+                decoded = to_training(original.read_bytes(), Preparation(SIZE, "squash", QUALITY, 50_000_000))
                 (out / original.name).write_bytes(decoded.image)
     return sorted(folder.glob("*.jpg"))
 

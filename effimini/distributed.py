@@ -7,7 +7,7 @@ collective operations that we need. A single process communicates nothing and cr
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import distributed
@@ -51,6 +51,12 @@ class Distributed(NamedTuple):
 def first_rank() -> bool:
     """Return whether this process is the first one of those that torchrun started, or a single one."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def set_tf32(operations: Literal["none", "convolutions", "all"]) -> None:
+    """Set which float32 operations use TF32 on a GPU that has it; torch's default, and the paper's, is convolutions."""
+    torch.backends.cudnn.allow_tf32 = operations != "none"
+    torch.backends.cuda.matmul.allow_tf32 = operations == "all"
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from effimini import cost, features, metrics, provenance, report
 from effimini.baselines import baselines, on_features
-from effimini.distributed import first_rank, init_distributed
+from effimini.distributed import first_rank, init_distributed, set_tf32
 from effimini.examples import examples
 from effimini.inference import Modality, clamp, open_split, predict_split
 from effimini.metrics import Evaluation, LabelStats, ModelSelection, Scores, Stars
@@ -196,6 +196,7 @@ def _predict(
     params: Params, model: EffiMini, splits: _Splits, weights: SampleWeights
 ) -> tuple[Stars, dict[str, Stars]]:
     """Return the model's stars on validation, and the stars of each predictor on test, the model first; all clamped."""
+    set_tf32(params.train.tf32)
     feature_baseline = {}
     with init_distributed() as dist:
         model.to(dist.device)

@@ -54,7 +54,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     dropout: float
     size: int  # px, height and width
     fit: str
-    quality: int  # JPEG
+    resample: str = "bicubic"
+    request: int = 0  # px, longest side to which the host, or `predict`, reduces a larger image first; 0: none
+    quality: int  # JPEG; 0: the images are not encoded
     max_pixels: int
     fields: tuple[str, ...]  # text fields, in order
     max_tokens: int
@@ -200,7 +202,11 @@ def build(params: Params, *, random: bool = False) -> EffiMini:
             max_tokens.
     """
     image_from = "random" if random else params.model.image.weights
-    image = _image_encoder(EncoderParams(name=params.model.image.name, weights=image_from), params.images.resolution)
+    image = _image_encoder(
+        EncoderParams(name=params.model.image.name, weights=image_from),
+        params.images.resolution,
+        params.model.drop_path,
+    )
     text_from = "random" if random else params.model.text.weights
     text = _text_encoder(EncoderParams(name=params.model.text.name, weights=text_from), params.model.attention_dropout)
     tokenizer = tokens.load_tokenizer(params.model.text.name)
@@ -228,6 +234,8 @@ def build(params: Params, *, random: bool = False) -> EffiMini:
         dropout=params.model.dropout,
         size=params.images.resolution,
         fit=params.images.fit,
+        resample=params.images.resample,
+        request=params.images.request,
         quality=params.images.quality,
         max_pixels=params.fetch.max_pixels,
         fields=params.text.fields,
@@ -253,15 +261,19 @@ def image_width(image: nn.Module) -> int:
     return int(getattr(image, "head_hidden_size", None) or cast(Any, image).num_features)
 
 
-def _timm(name: str, size: int, *, pretrained: bool) -> nn.Module:
+def _timm(name: str, size: int, *, pretrained: bool, drop_path: float = 0.0) -> nn.Module:
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), 1)
         hint = f"did you mean {near[0]}?" if near else "`timm.list_models()` lists the names"
         raise UserError(f"model.image.name {name} is not a timm model; {hint}")
     settings = timm.get_pretrained_cfg(name)
-    fixed: dict[str, Any] = {"img_size": size} if settings is not None and settings.fixed_input_size else {}
+    options: dict[str, Any] = {"img_size": size} if settings is not None and settings.fixed_input_size else {}
+    if drop_path:
+        options["drop_path_rate"] = drop_path
     try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, **fixed)
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+    except TypeError as error:
+        raise UserError(f"model.drop_path is {drop_path:g} but {name} has no stochastic depth; set it to 0") from error
     except (OSError, RuntimeError, ValueError, httpx.HTTPError) as error:
         raise UserError(
             f"the weights of model.image.name {name} cannot be fetched ({first_sentence(error)}); connect to the "
@@ -269,8 +281,8 @@ def _timm(name: str, size: int, *, pretrained: bool) -> nn.Module:
         ) from error
 
 
-def _image_encoder(encoder: EncoderParams, size: int) -> nn.Module:
-    image = _timm(encoder.name, size, pretrained=encoder.weights == "pretrained")
+def _image_encoder(encoder: EncoderParams, size: int, drop_path: float) -> nn.Module:
+    image = _timm(encoder.name, size, pretrained=encoder.weights == "pretrained", drop_path=drop_path)
     if encoder.weights not in {"pretrained", "random"}:
         _load_weights(image, Path(encoder.weights), optional=())
     return image

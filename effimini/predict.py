@@ -10,7 +10,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import msgspec
 import numpy as np
@@ -30,7 +30,7 @@ from prep.core.progress import bar
 from prep.core.tables.shards import STARS
 from prep.core.text import clean, clean_details, clean_list, present
 from shards import tokens
-from shards.images.pixels import Unusable, decode, to_training
+from shards.images.pixels import Fit, Preparation, Resample, Unusable, to_pixels
 from validation import columns
 from validation.suites import PREDICT_INPUT_SUITE
 from validation.verdicts import require
@@ -233,7 +233,7 @@ def _readable_image(cell: str, images: Path, config: Config) -> tuple[Path | Non
         try:
             path = (images / name).resolve()
             if path.is_relative_to(images.resolve()):
-                _training_image(path, config)
+                _training_pixels(path, config)
                 return path, ""
             why = "outside the images folder"
         except Unusable as error:
@@ -256,12 +256,12 @@ def _batch_inputs(model: Scorer, items: list[Item]) -> tuple[Array, Array, Array
     pixels = np.zeros((len(items), config.size, config.size, 3), np.uint8)
     for row, item in enumerate(items):
         if item.image is not None:
-            pixels[row] = decode(_training_image(item.image, config))
+            pixels[row] = _training_pixels(item.image, config)
     return pixels.transpose(0, 3, 1, 2), padded, mask, np.array([item.image is not None for item in items])
 
 
-def _training_image(path: Path, config: Config) -> bytes:
-    """Return an image processed like the training images: fitted and encoded as JPEG.
+def _training_pixels(path: Path, config: Config) -> npt.NDArray[np.uint8]:
+    """Return an image processed like the training images: uint8 [size, size, 3], RGB.
 
     Raises:
         OSError: it cannot be read.
@@ -271,5 +271,6 @@ def _training_image(path: Path, config: Config) -> bytes:
         raise OSError("not a file") if path.exists() else FileNotFoundError
     if path.stat().st_size > LARGEST + 8 * config.max_pixels:  # no type takes more than 8 bytes for a pixel
         raise OSError("too large")
-    fit = cast(Literal["squash", "letterbox", "crop"], config.fit)
-    return to_training(path.read_bytes(), config.size, fit, config.quality, config.max_pixels).image
+    fit, resample = cast(Fit, config.fit), cast(Resample, config.resample)
+    how = Preparation(config.size, fit, config.quality, config.max_pixels, resample, config.request)
+    return to_pixels(path.read_bytes(), how)

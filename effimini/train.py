@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from effimini import bfloat16, checkpoint, features, hashed_ngrams, model_card, provenance, time_profile
 from effimini.clock import Clock
-from effimini.distributed import Distributed, init_distributed
+from effimini.distributed import Distributed, init_distributed, set_tf32
 from effimini.inference import open_split, predict_split, to_device
 from effimini.loss import weighted_huber
 from effimini.metrics import plcc
@@ -51,7 +51,7 @@ READS = (
     *("source.kind", "source.revision", "source.categories", *STATED, "fetch.max_pixels"),
     *("text", "model", "train", "weights", "stream"),
 )
-FORMAT = 8  # increment when the same inputs give a different training
+FORMAT = 9  # increment when the same inputs give a different training
 # Seconds to wait for another run of the same training, for example a job that is about to be stopped.
 LOCK_TIMEOUT = 300
 
@@ -333,7 +333,7 @@ def train(
     """
     params = narrow(params, READS)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    torch.backends.cudnn.allow_tf32 = False  # full fp32, as in the paper
+    set_tf32(params.train.tf32)
     with init_distributed() as dist, ExitStack() as held:
         trainer = Trainer(params, shards, weights, dist, held)
         progress = trainer.progress
@@ -368,9 +368,9 @@ def schedule(step: int, total: int, warmup: float) -> float:
     Args:
         step: the step, from 0.
         total: number of steps over all epochs.
-        warmup: fraction of the steps that are warmup.
+        warmup: fraction of the steps that are warmup; unless it is 0, at least one step is, as in the paper's code.
     """
-    warmup_steps = int(warmup * total)
+    warmup_steps = max(1, int(warmup * total)) if warmup else 0
     if step < warmup_steps:
         return step / warmup_steps
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, total - warmup_steps)))

@@ -263,7 +263,7 @@ def _place(usable: pa.Table, rules: SampleParams) -> _Placed:
             parts += [f"{name}-{present_band:02d}" for present_band in present]
             dropped[NOT_TAKEN[0]] = int((~taken).sum())
         else:
-            taken = u < rules.eval_fraction
+            taken = u < strata.least(u, rules.eval_fraction, rules.eval_min_per_category)
             part[rows] = np.where(taken, len(parts), -1)
             parts += [name] if taken.any() else []
             dropped[NOT_TAKEN[1]] += int((~taken).sum())

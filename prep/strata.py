@@ -87,6 +87,21 @@ def positions(
     return np.minimum(result, np.nextafter(1, 0))  # with an offset just below 1 the last item may round to 1
 
 
+def least(u: npt.NDArray[np.float64], fraction: float, minimum: int) -> float:
+    """Return `fraction`, or the least bound below which `minimum` items are selected if that is more.
+
+    The paper evaluates on 10 % of max(20 %, 10,000) items of a category.
+
+    Args:
+        u: position of each item of a split of a category, from `positions`.
+        fraction: ``sample.eval_fraction``.
+        minimum: ``sample.eval_min_per_category``.
+    """
+    if not 0 < minimum < len(u):
+        return 1.0 if minimum else fraction
+    return max(fraction, float(np.nextafter(np.partition(u, minimum - 1)[minimum - 1], 1)))
+
+
 def limit(bands: npt.NDArray[np.integer], fraction: float, count: int, minimum: int) -> int:
     """Return the number of bands that a fraction selects, or that are needed for `minimum` items if that is more.
 

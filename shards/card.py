@@ -73,6 +73,7 @@ class _Sample(msgspec.Struct):
     eval_fraction: Fraction
     validation: Fraction
     test: Fraction
+    eval_min_per_category: int = 0  # an older version had none
 
 
 class _Images(msgspec.Struct):
@@ -81,6 +82,7 @@ class _Images(msgspec.Struct):
     resolution: int
     fit: Literal["squash", "letterbox", "crop"]
     quality: int
+    resample: Literal["bicubic", "bilinear"] = "bicubic"  # an older version had no other
 
 
 class _Stated(msgspec.Struct):

@@ -44,7 +44,7 @@ from shards.images.journal import Journal, Record
 
 READS = (
     *("source.kind", "source.location", "source.demo", "images.request", "images.resolution", "images.fit"),
-    *("images.quality", "images.max_bad_fraction", "fetch", "dask"),
+    *("images.resample", "images.quality", "images.max_bad_fraction", "fetch", "dask"),
 )
 TRANSIENT = frozenset({"timeout", "refused", "server_error", "unreachable"})  # retried by the next run
 FAILURES = frozenset(OUTCOMES) - {OK, NO_URL}
@@ -219,7 +219,9 @@ def _store(category: str, params: Params, base: str) -> Path:
     # An http(s) URL identifies one image, whichever mirror serves it; the files of a directory are specific to it.
     directory = "" if urls.is_remote(base) else base
     images = params.images
-    depends_on = files.fingerprint(pixels.FORMAT, images.resolution, images.fit, images.quality, directory)
+    # An older version made all images bicubic, and did not name it.
+    resample = () if images.resample == "bicubic" else (images.resample,)
+    depends_on = files.fingerprint(pixels.FORMAT, images.resolution, images.fit, images.quality, directory, *resample)
     return files.store() / "images" / depends_on[:16] / f"{category}.journal"
 
 
@@ -341,9 +343,10 @@ def _record(url: str, conditions: str, answer: Answer, params: Params) -> tuple[
     )
     images = params.images
     try:
-        decoded = pixels.to_training(
-            answer.body, images.resolution, images.fit, images.quality, params.fetch.max_pixels
+        how = pixels.Preparation(
+            images.resolution, images.fit, images.quality, params.fetch.max_pixels, images.resample
         )
+        decoded = pixels.to_training(answer.body, how)
     except pixels.Unusable as problem:
         return replace(record, outcome=problem.outcome), str(problem)
     decoded_record = replace(

@@ -24,7 +24,7 @@ LIMIT = 100_000_000  # bytes of a manifest that are read; one of 100,000 shards 
 # The parameters that a manifest records: those that the samples depend on.
 STATED = (
     *("join", "groups", "sample", "shards", "images.prefer", "images.request", "images.resolution", "images.fit"),
-    *("images.quality", "decontaminate"),
+    *("images.resample", "images.quality", "decontaminate"),
 )
 # What decides the split of an item, by dotted key: a section, or a parameter of a section.
 OF_SPLITS = ("source", "join", "groups", "sample.salt", "sample.validation", "sample.test")

@@ -107,7 +107,7 @@ def test_pictures_differ_but_for_the_shared_ones(without_corpus: None) -> None:
     found = [pool.picture(number) for number in range(600)]
     assert found[:50] == [pictures.Pool(per_shape=6).picture(number) for number in range(50)]
     assert len(set(found)) > 580
-    decoded = [pixels.to_training(body, 64, "squash", 90, 10**6) for body in found]
+    decoded = [pixels.to_training(body, pixels.Preparation(64, "squash", 90, 10**6)) for body in found]
     assert {(each.width, each.height) for each in decoded} == set(pictures.SHAPES)
     assert len({each.perceptual_hash for each in decoded}) > 550
     assert Image.open(io.BytesIO(found[0])).mode == "RGB"

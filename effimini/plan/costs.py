@@ -134,13 +134,17 @@ def read_costs(path: Path = COSTS_FILE) -> RunCosts:
 def workload(params: Params, categories: Sequence[CategorySurvey]) -> Workload:
     """Return what a run of `params` has, if the items that are not looked at are like those that are."""
     rules = params.sample
-    train, validation, test, bands = [], [], [], []
+    train: list[float] = []
+    validation: list[float] = []
+    test: list[float] = []
+    bands: list[float] = []
     for one in categories:
         usable = one.items * one.usable
         of_train = usable * (1 - rules.validation - rules.test)
         train.append(max(rules.fraction * of_train, min(rules.min_per_category, of_train)))
-        validation.append(usable * rules.validation * rules.eval_fraction)
-        test.append(usable * rules.test * rules.eval_fraction)
+        for split, fraction in ((validation, rules.validation), (test, rules.test)):
+            of_split = usable * fraction
+            split.append(max(rules.eval_fraction * of_split, min(rules.eval_min_per_category, of_split)))
         bands.append(of_train / rules.bands)
     samples = [sum(parts) for parts in zip(train, validation, test, strict=True)]
     raw_rows = [one.items + one.reviews for one in categories]

@@ -159,6 +159,7 @@ class SampleParams:
     bands: Annotated[int, Field(ge=1, le=1000)]
     min_per_category: NonNegativeInt
     eval_fraction: Annotated[float, Field(gt=0, le=1)]
+    eval_min_per_category: NonNegativeInt
     validation: Fraction
     test: Fraction
     salt: str
@@ -184,6 +185,7 @@ class ImagesParams:
     request: Annotated[int, Field(ge=0, le=5000)]
     resolution: Annotated[int, Field(ge=16, le=1024)]
     fit: Literal["squash", "letterbox", "crop"]
+    resample: Literal["bicubic", "bilinear"]
     quality: Annotated[int, Field(ge=1, le=100)]
     max_bad_fraction: Fraction
 
@@ -266,6 +268,7 @@ class ModelParams:
     hidden: Annotated[tuple[Width, ...], Field(min_length=1, max_length=64)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     attention_dropout: Annotated[float, Field(ge=0, lt=1)]
+    drop_path: Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -285,6 +288,7 @@ class TrainParams:
     length_bucket_batches: PositiveInt
     gradient_accumulation_steps: PositiveInt
     precision: Literal["fp32", "bf16"]
+    tf32: Literal["none", "convolutions", "all"]
     compile: bool
     freeze_encoders: bool
     sync_batchnorm: bool

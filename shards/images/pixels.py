@@ -30,8 +30,11 @@ FORMAT = 2  # increment it when the stored bytes change for the same file and pa
 SMALLEST = 8  # px; hosts return a 1x1 GIF for a missing image
 PIXELS_AT_ONCE = 50_000_000  # decoded by all threads together; a pixel takes up to 24 bytes while it is decoded
 WHITE = (255, 255, 255)
+# JPEG quality of a reduced image. The quantization tables of photos from the host are like those of quality 57 to 75.
+HOST_QUALITY = 75
 
 Fit = Literal["squash", "letterbox", "crop"]
+Resample = Literal["bicubic", "bilinear"]
 ImageProblem = Literal["not_an_image", "corrupt", "too_many_pixels", "too_small"]
 
 _STRAY = re.compile(r"(\d+) extraneous bytes before marker 0xd9")  # libjpeg, of bytes behind a scan
@@ -67,6 +70,26 @@ class Unusable(Exception):  # noqa: N818 -- an outcome, not an error of the prog
         self.outcome: ImageProblem = outcome
 
 
+class Preparation(NamedTuple):
+    """How an image is brought to training size.
+
+    Args:
+        size: height and width of the result, px.
+        fit: squash changes the aspect ratio, letterbox pads with white, crop keeps the largest centred square.
+        quality: of the JPEG, 1 to 100; 0: `to_pixels` encodes none.
+        max_pixels: width x height above which a file is not decoded; Pillow's own limit is 89 M.
+        resample: the filter of the resize, over its whole support.
+        request: longest side to which a larger image is reduced first, px; 0: none. Hosts do it for `images.request`.
+    """
+
+    size: int
+    fit: Fit
+    quality: int
+    max_pixels: int
+    resample: Resample = "bicubic"
+    request: int = 0
+
+
 class Decoded(msgspec.Struct, frozen=True):
     """An image at training size, with the size of its original."""
 
@@ -76,33 +99,28 @@ class Decoded(msgspec.Struct, frozen=True):
     perceptual_hash: int  # unsigned, 64 bits
 
 
-def to_training(data: bytes, size: int, fit: Fit, quality: int, max_pixels: int) -> Decoded:
-    """Decode, check, rotate upright, flatten over white, resize once to size x size px, and encode.
+def to_training(data: bytes, how: Preparation) -> Decoded:
+    """Decode, check, rotate upright, flatten over white, resize to training size, and encode.
 
     Args:
         data: a file of one of the types `containers.READ`; only the first frame of an animation is used.
-        size: height and width of the result, px.
-        fit: squash changes the aspect ratio, letterbox pads with white, crop keeps the largest centred square.
-        quality: of the JPEG, 1 to 100.
-        max_pixels: width x height above which a file is not decoded; Pillow's own limit is 89 M.
+        how: the size, and how it is reached.
 
     Raises:
         Unusable: the file is not an image, is corrupt, too large or too small.
     """
-    kind = containers.type_of(data)
-    if kind not in containers.READ:
-        raise Unusable("not_an_image", f"{kind or 'an unknown type'}, which is not read" if data else "empty")
-    try:
-        source = _open(kind, data, max_pixels)
-        with DECODING.take(source.image.width * source.image.height):
-            fitted, width, height = _fit_upright(source, size, fit)
-    except containers.Excess as error:
-        raise Unusable("too_many_pixels", str(error)) from None
-    except _BOMB:
-        raise Unusable("too_many_pixels", kind) from None
-    except _BROKEN:
-        raise Unusable("corrupt", kind) from None
-    return Decoded(_encode(np.asarray(fitted), quality), width, height, _perceptual_hash(fitted))
+    fitted, width, height = _decode_and_fit(data, how)
+    return Decoded(_encode(np.asarray(fitted), how.quality), width, height, _perceptual_hash(fitted))
+
+
+def to_pixels(data: bytes, how: Preparation) -> npt.NDArray[np.uint8]:
+    """Return the pixels of the image that `to_training` stores: uint8 [size, size, 3], RGB.
+
+    Raises:
+        Unusable: as `to_training`.
+    """
+    pixels = np.asarray(_decode_and_fit(data, how)[0])
+    return decode(_encode(pixels, how.quality)) if how.quality else pixels
 
 
 def decode(jpeg: bytes | memoryview, into: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
@@ -168,6 +186,27 @@ class _Budget:
 DECODING = _Budget(PIXELS_AT_ONCE)
 
 
+def _decode_and_fit(data: bytes, how: Preparation) -> tuple[Image.Image, int, int]:
+    """Return a file as an image of training size, and the size of its upright original.
+
+    Raises:
+        Unusable: as `to_training`.
+    """
+    kind = containers.type_of(data)
+    if kind not in containers.READ:
+        raise Unusable("not_an_image", f"{kind or 'an unknown type'}, which is not read" if data else "empty")
+    try:
+        source = _open(kind, data, how.max_pixels)
+        with DECODING.take(source.image.width * source.image.height):
+            return _fit_upright(source, how)
+    except containers.Excess as error:
+        raise Unusable("too_many_pixels", str(error)) from None
+    except _BOMB:
+        raise Unusable("too_many_pixels", kind) from None
+    except _BROKEN:
+        raise Unusable("corrupt", kind) from None
+
+
 class _Source(NamedTuple):
     """A file that Pillow has opened and not yet decoded."""
 
@@ -209,7 +248,7 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         raise Unusable("too_many_pixels", f"more than {max_pixels}")
 
 
-def _fit_upright(source: _Source, size: int, fit: Fit) -> tuple[Image.Image, int, int]:
+def _fit_upright(source: _Source, how: Preparation) -> tuple[Image.Image, int, int]:
     """Return an image at training size, and the size of its upright original."""
     image = source.image
     strict = None
@@ -224,7 +263,7 @@ def _fit_upright(source: _Source, size: int, fit: Fit) -> tuple[Image.Image, int
     turn = None if source.kind == "TIFF" else _TURN.get(_orientation(source))  # Pillow turns a TIFF itself
     if turn is not None:
         picture = picture.transpose(turn)
-    return _fit(picture, size, fit), picture.width, picture.height
+    return _fit(_reduce(picture, how.request), how), picture.width, picture.height
 
 
 def _orientation(source: _Source) -> int:
@@ -287,25 +326,34 @@ def _flatten_alpha(image: Image.Image) -> Image.Image:
     return white.convert("RGB")
 
 
-def _fit(image: Image.Image, size: int, fit: Fit) -> Image.Image:
-    """Resize once, bicubic over the whole support.
+def _reduce(image: Image.Image, longest: int) -> Image.Image:
+    """Return an image with sides of at most `longest` px (0: any), about as a host reduces it."""
+    if not 0 < longest < max(image.size):
+        return image
+    width, height = (max(1, round(side * longest / max(image.size))) for side in image.size)
+    small = image.resize((width, height), Image.Resampling.BICUBIC)
+    return Image.fromarray(decode(_encode(np.asarray(small), HOST_QUALITY)))
 
-    The ImageNet weights of EfficientNet were trained and evaluated with bicubic resizing (see their timm config). Its
-    coefficients are polynomials, so unlike Lanczos the result does not depend on libm. `reducing_gap` is not used: it
-    would average whole blocks first, which is a second resize.
+
+def _fit(image: Image.Image, how: Preparation) -> Image.Image:
+    """Resize once, over the whole support of the filter.
+
+    Bicubic is the filter of EfficientNet's ImageNet weights (see their timm config), bilinear that of the paper. The
+    coefficients of both are polynomials, so unlike Lanczos the result does not depend on libm. `reducing_gap` is not
+    used: it would average whole blocks first, which is a second resize.
     """
-    if fit == "squash":
-        return image.resize((size, size), Image.Resampling.BICUBIC)
-    width, height = image.size
-    if fit == "crop":
+    size, (width, height) = how.size, image.size
+    resample = Image.Resampling.BILINEAR if how.resample == "bilinear" else Image.Resampling.BICUBIC
+    if how.fit == "squash":
+        return image.resize((size, size), resample)
+    if how.fit == "crop":
         side = min(width, height)
         left, top = (width - side) / 2, (height - side) / 2
-        return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
-    inner = tuple(max(1, round(length * size / max(width, height))) for length in (width, height))
+        return image.resize((size, size), resample, box=(left, top, left + side, top + side))
+    inner_width, inner_height = (max(1, round(length * size / max(width, height))) for length in (width, height))
     padded = Image.new("RGB", (size, size), WHITE)
     padded.paste(
-        image.resize((inner[0], inner[1]), Image.Resampling.BICUBIC),
-        ((size - inner[0]) // 2, (size - inner[1]) // 2),
+        image.resize((inner_width, inner_height), resample), ((size - inner_width) // 2, (size - inner_height) // 2)
     )
     return padded
 

@@ -20,7 +20,7 @@ from prep.core.params import EncoderParams, Params, load_params
 from prep.core.tables.images import IMAGES
 from prep.core.tables.sample import SAMPLE
 from shards.decontaminate import decontaminate
-from shards.images.pixels import to_training
+from shards.images.pixels import Preparation, to_training
 from shards.shard import shard
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +66,7 @@ def _part(folder: Path, category: str, part: str, rows: int, size: int) -> None:
         if has_image:
             picture.parent.mkdir(parents=True, exist_ok=True)
             picture.write_bytes(png((shade, 90, 90)))
-        made = to_training(picture.read_bytes(), size, "squash", 90, 10**6).image if has_image else b""
+        made = to_training(picture.read_bytes(), Preparation(size, "squash", 90, 10**6)).image if has_image else b""
         images.append(
             {
                 "parent_asin": asin, "outcome": "ok" if has_image else "no_url", "url": "", "status": 0, "tries": 0,

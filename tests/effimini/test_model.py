@@ -77,6 +77,36 @@ def test_an_item_without_an_image_is_scored_from_its_text(small: Params) -> None
     assert not torch.equal(model(images, ids, mask, ~none), model(255 - images, ids, mask, ~none))
 
 
+def test_stochastic_depth_is_that_of_the_paper(small: Params) -> None:
+    from torchvision.models import efficientnet_b0
+
+    params = replace(
+        small,
+        model={"image": EncoderParams(name="efficientnet_b0", weights="random"), "drop_path": 0.2},
+        images={"resolution": 32},
+    )
+    theirs, model = efficientnet_b0(), build(params)
+    theirs.classifier = torch.nn.Identity()
+    names = model.image.state_dict()
+    model.image.load_state_dict(dict(zip(names, theirs.state_dict().values(), strict=True)))
+    rates = [block.drop_path.drop_prob for block in model.image.modules() if getattr(block, "has_skip", False)]
+    assert rates == pytest.approx([0.0125 * block for block in (2, 4, 6, 7, 9, 10, 12, 13, 14)])
+    images = (inputs(8, 32)[0].float() / 255 - model.mean) / model.std
+    features = []
+    for network in (theirs.train(), model.image.train()):
+        torch.manual_seed(0)
+        features.append(network(images))
+    assert torch.equal(*features)
+    torch.manual_seed(1)
+    assert not torch.equal(features[0], model.image(images))
+
+
+def test_an_encoder_without_stochastic_depth_is_an_error(small: Params) -> None:
+    params = replace(small, model={"image": EncoderParams(name="vgg11", weights="random"), "drop_path": 0.1})
+    with pytest.raises(UserError, match=r"^model.drop_path is 0.1 but vgg11 has no stochastic depth; set it to 0$"):
+        build(params)
+
+
 @torch.inference_mode()
 def test_padding_does_not_change_a_score(small: Params) -> None:
     model = build(small).eval()

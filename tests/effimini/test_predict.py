@@ -2,6 +2,7 @@ import csv
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -14,6 +15,7 @@ from effimini.model import Config
 from effimini.predict import INPUT_COLUMNS, predict, read_items
 from prep.core.errors import UserError
 from prep.core.params import Params
+from shards.images import pixels
 from shards.stream import ShardDataset
 
 
@@ -73,6 +75,23 @@ def test_scores_are_those_of_the_evaluation(
     header, first = (tmp_path / "out.csv").read_text().splitlines()[:2]
     assert header == "item_id,score,params,flops"
     assert first.split(",")[2:] == ["0.2", "0.0"]
+
+
+def test_images_are_prepared_as_the_model_was_trained(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(run / "models/best", tmp_path / "model")
+    how = {"fit": "crop", "quality": 0, "max_pixels": 10**5, "resample": "bilinear", "request": 48}
+    config = msgspec.structs.replace(config_of(run), **how)
+    (tmp_path / "model/config.json").write_bytes(msgspec.json.encode(config))
+    Image.new("RGB", (300, 200)).save(tmp_path / "a.png")
+    items = write_csv(tmp_path / "items.csv", [row(image_paths="a.png")])
+    prepared = []
+    monkeypatch.setattr(
+        "effimini.predict.to_pixels", lambda data, how: prepared.append(how) or pixels.to_pixels(data, how)
+    )
+    predict(tmp_path / "model", items, tmp_path, tmp_path / "out.csv")
+    assert set(prepared) == {pixels.Preparation(size=config.size, **how)}
 
 
 @pytest.mark.parametrize("cell", ['["one", "two"]', "['one', 'two']", "one | two"])

@@ -56,6 +56,22 @@ def test_the_learning_rate_schedule_of_a_worked_example() -> None:
     assert schedule(0, 10, 0.0) == 1.0
 
 
+def test_a_warmup_takes_at_least_one_step() -> None:
+    assert [schedule(step, 5, 0.1) for step in range(2)] == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("setting", "convolutions", "products"),
+    [("all", True, True), ("convolutions", True, False), ("none", False, False)],  # torch's own default is the second
+)
+def test_tf32_is_used_as_configured(
+    small: Params, data: Path, tmp_path: Path, setting: str, convolutions: bool, products: bool
+) -> None:
+    trained(replace(small, train={"tf32": setting, "epochs": 1}), data, tmp_path)
+    assert torch.backends.cudnn.allow_tf32 is convolutions
+    assert torch.backends.cuda.matmul.allow_tf32 is products
+
+
 def test_the_same_training_gives_the_same_files(small: Params, data: Path, tmp_path: Path) -> None:
     first, files_first = trained(small, data, tmp_path / "a")
     second, files_second = trained(small, data, tmp_path / "b")

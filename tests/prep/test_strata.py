@@ -66,6 +66,18 @@ def test_the_minimum_selects_no_more_bands_than_needed() -> None:
     assert strata.limit(bands, 0.05, 20, 10**6) == 20
 
 
+@given(ITEMS, st.floats(0.05, 1), st.integers(0, 200))
+def test_a_minimum_of_evaluation_items_is_reached_and_not_exceeded(items: list, fraction: float, minimum: int) -> None:
+    u = np.array(list(place(items).values()))
+    taken = (u < strata.least(u, fraction, minimum)).sum()
+    assert taken == max((u < fraction).sum(), min(minimum, len(u)))
+
+
+def test_positions_that_are_equal_still_reach_the_minimum() -> None:
+    assert strata.least(np.array([0.5, 0.5, 0.75]), 0.1, 1) == np.nextafter(0.5, 1)
+    assert strata.least(np.empty(0), 0.1, 5) == 1
+
+
 def test_items_of_a_stratum_are_sorted_by_group_hash_then_by_id() -> None:
     order = np.array([9, 4, 9, 1], np.uint64)
     u = strata.positions(np.zeros(4, np.int16), order, pa.array(["B", "C", "A", "D"]), "s")

@@ -22,7 +22,7 @@ from prep.core.tables.images import IMAGES, OK
 from prep.core.tables.sample import SAMPLE
 from shards import near_duplicates
 from shards.decontaminate import decontaminate
-from shards.images.pixels import to_training
+from shards.images.pixels import Preparation, to_training
 
 Rows = dict[str, tuple[str, int]]  # title and number of the picture of each item
 SIDE = 96
@@ -39,7 +39,7 @@ def picture(number: int, border: int = 0) -> bytes:
         draw.rectangle((x, y, x + random.randrange(20, 120), y + random.randrange(20, 90)), fill=color)
     buffer = io.BytesIO()
     ImageOps.expand(image, border, "white").save(buffer, "JPEG", quality=90 if border == 0 else 60)
-    return to_training(buffer.getvalue(), SIDE, "squash", 90, 10**8).image
+    return to_training(buffer.getvalue(), Preparation(SIDE, "squash", 90, 10**8)).image
 
 
 def write_part(data: Path, category: str, part: str, rows: Rows, *, border: int = 0) -> None:

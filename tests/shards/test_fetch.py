@@ -117,7 +117,7 @@ def test_every_item_has_its_image_in_the_same_row(host):
     assert [row["parent_asin"] for row in had()] == ["A0003", "A0000", "A0001", "A0002"]
     for row, n in zip(had(), (6, 3, 1, 4), strict=True):
         data = picture(n)
-        made = pixels.to_training(data, 32, "squash", 90, 10**6)
+        made = pixels.to_training(data, pixels.Preparation(32, "squash", 90, 10**6))
         assert row == {
             "parent_asin": row["parent_asin"],
             "outcome": "ok",

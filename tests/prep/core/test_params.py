@@ -21,7 +21,7 @@ DEMO = re.sub(" *#.*", "", TEXT.getvalue())
 def test_the_paper_preset_has_the_papers_values() -> None:
     paper = load_params(ROOT / "params/paper.yaml")
     assert len(paper.source.categories) == 25
-    assert (paper.sample.fraction, paper.sample.min_chars) == (0.2, 31)
+    assert (paper.sample.fraction, paper.sample.min_chars) == (0.2, 29)
     assert (paper.weights.count, paper.weights.clip, paper.train.huber_delta) == ("rating_number", 5.0, 1.0)
     recipe = paper.train
     assert (recipe.learning_rate, recipe.weight_decay, recipe.warmup, recipe.batch_size) == (2e-5, 0.01, 0.1, 32)

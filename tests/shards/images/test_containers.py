@@ -30,7 +30,7 @@ def saved(image, kind, **options):
 
 
 def training(data, max_pixels=LIMIT):
-    return pixels.to_training(data, 64, "squash", 90, max_pixels)
+    return pixels.to_training(data, pixels.Preparation(64, "squash", 90, max_pixels))
 
 
 def outcome(data, **options):

@@ -45,7 +45,7 @@ def png_header(width, height, depth=8):
 
 
 def training(data, size=32, fit="squash", quality=90, max_pixels=LIMIT):
-    return pixels.to_training(data, size, fit, quality, max_pixels)
+    return pixels.to_training(data, pixels.Preparation(size, fit, quality, max_pixels))
 
 
 def corners(data, **options):
@@ -156,6 +156,33 @@ def test_every_shape_fits(fit, shape):
     seen = pixels.decode(training(saved(scene(*shape), "PNG"), fit=fit).image)
     assert seen.shape == (32, 32, 3)
     assert seen.dtype == np.uint8
+
+
+def test_a_resize_uses_the_filter():
+    fine = Image.fromarray(np.indices((100, 100)).sum(axis=0).astype(np.uint8) % 2 * 255).convert("RGB")
+    for name, resample in (("bicubic", Image.Resampling.BICUBIC), ("bilinear", Image.Resampling.BILINEAR)):
+        for fit in ("squash", "letterbox", "crop"):
+            found = pixels.to_pixels(saved(fine, "PNG"), pixels.Preparation(77, fit, 0, LIMIT, name))
+            assert np.array_equal(found, np.asarray(fine.resize((77, 77), resample)))
+
+
+def test_a_larger_image_is_reduced_first_like_by_the_host():
+    image = scene(500, 300)
+    how = pixels.Preparation(64, "squash", 90, LIMIT, request=256)
+    small = image.resize((256, 154), Image.Resampling.BICUBIC)
+    of_host = saved(small, "JPEG", quality=pixels.HOST_QUALITY)
+    found, expected = (pixels.to_pixels(data, how).astype(int) for data in (saved(image, "PNG"), of_host))
+    assert np.abs(found - expected).max() <= 2  # of two JPEG encoders
+    for as_it_is in (of_host, saved(scene(200, 100), "PNG")):
+        never = how._replace(request=0)
+        assert np.array_equal(pixels.to_pixels(as_it_is, how), pixels.to_pixels(as_it_is, never))
+    assert pixels.to_training(saved(image, "PNG"), how).width == 500
+
+
+def test_the_pixels_are_those_of_the_stored_image():
+    data = saved(scene(500, 300), "PNG")
+    how = pixels.Preparation(64, "crop", 50, LIMIT)
+    assert np.array_equal(pixels.to_pixels(data, how), pixels.decode(pixels.to_training(data, how).image))
 
 
 def test_the_same_input_bytes_give_the_same_output_bytes():

@@ -80,7 +80,7 @@ TRANSFORMATIONS: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 
 def stored(image: Image.Image, size: int = 224, fit: pixels.Fit = "squash") -> bytes:
-    return pixels.to_training(encoded(image.convert("RGB"), 95), size, fit, 90, 50_000_000).image
+    return pixels.to_training(encoded(image.convert("RGB"), 95), pixels.Preparation(size, fit, 90, 50_000_000)).image
 
 
 def candidates(one: bytes, other: bytes) -> bool:
