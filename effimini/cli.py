@@ -447,6 +447,24 @@ def export(
     stage.export(model, output)
 
 
+@app.command("import")
+def import_weights(
+    weights: Annotated[Path, typer.Argument(help="The state dict, for example best_model.pt.")],
+    output: Annotated[Path, typer.Option(help="The model folder to create.")],
+    params: Annotated[Path, typer.Option(help="The parameters that describe the model.")] = Path("params/paper.yaml"),
+) -> None:
+    """Import trained weights of the paper's code as a model folder.
+
+    Reads a state dict, without running any code in it, and checks every tensor; writes a folder for `effimini predict`
+    and `effimini export`. The text encoder's configuration and tokenizer come from `model.text.name`.
+
+    Example: `effimini import best_model.pt --output build/paper`
+    """
+    from effimini import import_weights as stage
+
+    stage.import_weights(weights, load_params(params), output)
+
+
 @app.command()
 def lint(
     shards: Annotated[str, typer.Argument(help="The folder or URL of the shards.")] = "data/shards",

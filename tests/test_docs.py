@@ -51,6 +51,7 @@ RUN: dict[str, str] = {
     "effimini diff": "tests/test_sharing.py",
     "effimini evaluate": "tests/test_team.py",
     "effimini export": "tests/effimini/test_export.py",
+    "effimini import": "tests/effimini/test_import_weights.py",
     "effimini fetch": "tests/test_team.py",
     "effimini info": "tests/test_parameters.py",
     "effimini lint": "tests/test_parameters.py",
