@@ -1,16 +1,17 @@
-"""Compare recipes on the films, with equal data and epochs, over several splits.
+"""Compare recipes on the films or the electronics, with equal data and epochs, over several splits.
 
     make ablation                     # or: python -m benchmarks.ablation [--recipes paper best] [--salts effimini ...]
+    python -m benchmarks.ablation --corpus electronics
 
 Input: as for `benchmarks.corpus`. Output: a table, a plot of the fractions, the highest PLCC that noise in the labels
-allows, and build/ablation/<salt>/<recipe>/ with metrics, predictions and duration. Guarantees: a recipe is the preset
-corpus (the paper's recipe) or best, with the changes listed here, run by the same pipeline; a finished run is not
-repeated, so an interrupted benchmark resumes; the epoch of each recipe is chosen on validation.
+allows, and build/ablation/<corpus>/<salt>/<recipe>/ with metrics, predictions and duration. Guarantees: a recipe is the
+preset corpus (the paper's recipe) or best, with the changes listed here, run by the same pipeline; a finished run is
+not repeated, so an interrupted benchmark resumes; the epoch of each recipe is chosen on validation.
 
 Most recipes are only screened: they run on one split and are compared on its validation split. The finalists run on
-all splits and are compared on the test splits. Each salt gives another split of the films, with 80 % for training.
+all splits and are compared on the test splits. Each salt gives another split of the items, with 80 % for training.
 Differences are computed per split, paired by item, and averaged over the salts; their intervals are 95 % intervals of
-2,000 bootstrap resamples of the items. A film is in the test split of several salts, so the intervals over several
+2,000 bootstrap resamples of the items. An item is in the test split of several salts, so the intervals over several
 salts are somewhat too narrow.
 """
 
@@ -39,6 +40,7 @@ from prep.weights import read_weights
 from shards.tokens import TokenizationConfig
 
 BUILD = Path("build/ablation")
+CORPORA = ("films", "electronics")
 PAPER, BEST, RIDGE = "paper", "best", "TF-IDF + ridge"
 SALTS = ("effimini", "one", "two", "three", "four")
 RESAMPLES = 2000
@@ -66,31 +68,33 @@ FINALISTS: dict[str, dict[str, Any]] = {  # on all splits, compared on the test 
     PAPER: {},
     BEST: {},
     "best, unweighted loss": {"weights.count": "none"},
-    "best, 40 % of the training films": {"sample.fraction": 0.4},
-    "best, 20 % of the training films": {"sample.fraction": 0.2},
+    "best, 40 % of the training items": {"sample.fraction": 0.4},
+    "best, 20 % of the training items": {"sample.fraction": 0.2},
 }
 RECIPES = SCREENED | FINALISTS
 
-FRACTIONS = {20: "best, 20 % of the training films", 40: "best, 40 % of the training films", 100: BEST}
+FRACTIONS = {20: "best, 20 % of the training items", 40: "best, 40 % of the training items", 100: BEST}
 
 Stars = npt.NDArray[np.float64]
 
 
-def run_folder(salt: str, recipe: str) -> Path:
+def run_folder(corpus: str, salt: str, recipe: str) -> Path:
     """Return the folder of a run."""
-    return BUILD / salt / recipe.replace(" ", "_")
+    return BUILD / corpus / salt / recipe.replace(" ", "_")
 
 
-def run(salt: str, recipe: str) -> None:
+def run(corpus: str, salt: str, recipe: str) -> None:
     """Run the pipeline of one recipe on one split, unless there is a finished run."""
-    done = run_folder(salt, recipe)
+    done = run_folder(corpus, salt, recipe)
     if done.exists():
         return
     params = read_yaml(Path(f"params/{'best' if recipe.startswith(BEST) else 'corpus'}.yaml"))
+    if corpus == "electronics":
+        params |= {name: read_yaml(Path("params/electronics.yaml"))[name] for name in ("source", "images")}
     for name, value in {**RECIPES[recipe], "sample.salt": salt}.items():
         section, key = name.split(".")
         params[section][key] = value
-    work = BUILD / "work"
+    work = BUILD / corpus / "work"
     start = time.monotonic()
     with project(work, params):
         command("dvc", "repro", "-q", cwd=work)
@@ -117,17 +121,17 @@ def _ridge() -> pd.DataFrame:
     return pd.DataFrame({"key": test.keys, "stars": stars})
 
 
-def predictions(salt: str, recipe: str, split: str) -> pd.DataFrame:
+def predictions(corpus: str, salt: str, recipe: str, split: str) -> pd.DataFrame:
     """Return key, label and predicted stars of each item of a split, ordered by key."""
-    frame = pq.read_table(run_folder(salt, recipe) / f"predictions/{split}.parquet").to_pandas()
+    frame = pq.read_table(run_folder(corpus, salt, recipe) / f"predictions/{split}.parquet").to_pandas()
     frame["key"] = frame["category"] + "/" + frame["parent_asin"]
     return frame[["key", "average_rating", "prediction"]].sort_values("key").reset_index(drop=True)
 
 
-def with_ridge(salt: str, recipe: str) -> pd.DataFrame:
+def with_ridge(corpus: str, salt: str, recipe: str) -> pd.DataFrame:
     """Return the predictions and those of ridge for each item of the test split, ordered by key."""
-    ridge = pd.read_csv(run_folder(salt, recipe) / "ridge.csv")
-    return predictions(salt, recipe, "test").merge(ridge, on="key", validate="one_to_one")
+    ridge = pd.read_csv(run_folder(corpus, salt, recipe) / "ridge.csv")
+    return predictions(corpus, salt, recipe, "test").merge(ridge, on="key", validate="one_to_one")
 
 
 def mean_plcc(
@@ -171,9 +175,12 @@ def ceiling(items: pd.DataFrame) -> float:
 
 
 def plot_fractions(
-    stars: Mapping[str, Mapping[str, Stars]], ridge: Mapping[str, Mapping[str, Stars]], labels: Mapping[str, Stars]
+    path: Path,
+    stars: Mapping[str, Mapping[str, Stars]],
+    ridge: Mapping[str, Mapping[str, Stars]],
+    labels: Mapping[str, Stars],
 ) -> None:
-    """Plot test PLCC over the fraction of training films, for the best recipe and for ridge on the same films."""
+    """Plot test PLCC over the fraction of training items, for the best recipe and for ridge on the same items."""
     figure = Figure(figsize=(5, 3.4), layout="constrained")
     axes = figure.add_subplot()
     for name, predicted, shift in (("best", stars, 0.99), (RIDGE, ridge, 1.01)):
@@ -181,16 +188,18 @@ def plot_fractions(
         middle, low, high = np.array(points).T
         percents = np.array(list(FRACTIONS)) * shift
         axes.errorbar(percents, middle, [middle - low, high - middle], marker="o", capsize=3, label=name)
-    axes.set(xscale="log", xlabel="training films, %", ylabel="test PLCC, 95 % interval", ylim=(0, None))
+    axes.set(xscale="log", xlabel="training items, %", ylabel="test PLCC, 95 % interval", ylim=(0, None))
     axes.set_xticks(list(FRACTIONS), map(str, FRACTIONS))
     axes.minorticks_off()
     axes.legend(frameon=False)
-    figure.savefig(BUILD / "fractions.svg", metadata={"Date": None})
+    figure.savefig(path, metadata={"Date": None})
 
 
-def screening(recipes: Sequence[str], salt: str) -> None:
+def screening(corpus: str, recipes: Sequence[str], salt: str) -> None:
     """Print the results of recipes on the validation split of one salt."""
-    frames = {recipe: predictions(salt, recipe, "validation") for recipe in dict.fromkeys([*recipes, PAPER, BEST])}
+    frames = {
+        recipe: predictions(corpus, salt, recipe, "validation") for recipe in dict.fromkeys([*recipes, PAPER, BEST])
+    }
     labels = {salt: frames[PAPER]["average_rating"].to_numpy(float)}
     stars = {recipe: {salt: frame["prediction"].to_numpy(float)} for recipe, frame in frames.items()}
     rows = [
@@ -198,21 +207,21 @@ def screening(recipes: Sequence[str], salt: str) -> None:
             recipe,
             f"{plcc(ours[salt], labels[salt]):.3f}",
             *(format_gap(mean_plcc(ours, labels, stars[other])) for other in (PAPER, BEST)),
-            f"{files.read_json(run_folder(salt, recipe) / 'minutes.json'):.1f}",
+            f"{files.read_json(run_folder(corpus, salt, recipe) / 'minutes.json'):.1f}",
         )
         for recipe, ours in stars.items()
     ]
     table(
-        f"screened on the validation split of one salt, {len(labels[salt])} films",
+        f"screened on the validation split of one salt, {len(labels[salt])} {corpus}",
         ("recipe", "validation PLCC", "minus the paper's", "minus best", "minutes"),
         rows,
     )
 
 
-def report(recipes: Sequence[str], salts: Sequence[str]) -> None:
+def report(corpus: str, recipes: Sequence[str], salts: Sequence[str]) -> None:
     """Print the results of recipes on the test splits of all salts."""
     rows = []
-    frames = {recipe: {salt: with_ridge(salt, recipe) for salt in salts} for recipe in recipes}
+    frames = {recipe: {salt: with_ridge(corpus, salt, recipe) for salt in salts} for recipe in recipes}
     labels = {salt: frame["average_rating"].to_numpy(float) for salt, frame in frames[recipes[0]].items()}
     stars = {
         recipe: {salt: frame["prediction"].to_numpy(float) for salt, frame in of_salt.items()}
@@ -223,7 +232,7 @@ def report(recipes: Sequence[str], salts: Sequence[str]) -> None:
         for recipe, of_salt in frames.items()
     }
     for recipe in recipes:
-        done = [run_folder(salt, recipe) for salt in salts]
+        done = [run_folder(corpus, salt, recipe) for salt in salts]
         scores = [plcc(stars[recipe][salt], labels[salt]) for salt in salts]
         checked = [files.read_json(path / "metrics.json")["validation"]["plcc"] for path in done]
         others = [("the paper's", stars.get(PAPER)), (BEST, stars.get(BEST)), (RIDGE, ridges[recipe])]
@@ -239,7 +248,7 @@ def report(recipes: Sequence[str], salts: Sequence[str]) -> None:
         )
     items = ", ".join(str(len(label)) for label in labels.values())
     table(
-        f"{len(salts)} splits of the films; films in the test splits: {items}",
+        f"{len(salts)} splits of the {corpus}; items in the test splits: {items}",
         (
             "recipe",
             "validation PLCC",
@@ -252,16 +261,19 @@ def report(recipes: Sequence[str], salts: Sequence[str]) -> None:
         rows,
     )
     if {*FRACTIONS.values()} <= {*recipes}:
-        plot_fractions(stars, ridges, labels)
-        print(f"{BUILD / 'fractions.svg'} shows the fractions")
-    if found_items := sorted((BUILD / "work/data/items").glob("*/*.parquet")):
+        plot_fractions(BUILD / corpus / "fractions.svg", stars, ridges, labels)
+        print(f"{BUILD / corpus / 'fractions.svg'} shows the fractions")
+    if found_items := sorted((BUILD / corpus / "work/data/items").glob("*/*.parquet")):
         items = pd.concat([pq.read_table(path).to_pandas() for path in found_items])
-        print(f"The true mean ratings of the films would have a PLCC of {ceiling(items):.3f} (from the rating counts)")
+        print(
+            f"The true mean ratings of the {corpus} would have a PLCC of {ceiling(items):.3f} (from the rating counts)"
+        )
 
 
 def main() -> None:
     """Run the recipes and print their results."""
     parser = argparse.ArgumentParser("python -m benchmarks.ablation", description=__doc__.splitlines()[0])
+    parser.add_argument("--corpus", default=CORPORA[0], choices=CORPORA)
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
     parser.add_argument("--salts", nargs="+", default=list(SALTS))
     chosen = parser.parse_args()
@@ -269,13 +281,13 @@ def main() -> None:
     screened = [recipe for recipe in SCREENED if recipe in chosen.recipes]
     for salt in chosen.salts:
         for recipe in finalists:
-            run(salt, recipe)
+            run(chosen.corpus, salt, recipe)
     if finalists:
-        report(finalists, chosen.salts)
+        report(chosen.corpus, finalists, chosen.salts)
     if screened:
         for recipe in (PAPER, BEST, *screened):
-            run(chosen.salts[0], recipe)
-        screening(screened, chosen.salts[0])
+            run(chosen.corpus, chosen.salts[0], recipe)
+        screening(chosen.corpus, screened, chosen.salts[0])
 
 
 if __name__ == "__main__":

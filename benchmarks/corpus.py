@@ -1,10 +1,11 @@
-"""Run the whole pipeline on the real films in build/corpus, with the images served by an HTTP server on loopback.
+"""Run the whole pipeline on real items in build/corpus, with the images served by an HTTP server on loopback.
 
     make corpus                       # or: python -m benchmarks.corpus [--params params/best.yaml]
+    python -m benchmarks.corpus --params params/electronics.yaml
 
-Input: the folder of the corpus (EFFIMINI_CORPUS, or ../shared/corpus), the preset, and the two packages with
-pretrained encoders. Output: build/corpus with data, model, metrics and report. Guarantees: the repository's working
-tree is not changed.
+Input: the folder of the corpus (EFFIMINI_CORPUS, or ../shared/corpus), the preset, whose categories say whether it is
+the films or the electronics, and the two packages with pretrained encoders. Output: build/corpus with data, model,
+metrics and report. Guarantees: the repository's working tree is not changed.
 """
 
 import argparse
@@ -35,10 +36,11 @@ def command(*words: str, cwd: Path) -> None:
 
 @contextmanager
 def project(build: Path, params: CommentedMap) -> Iterator[None]:
-    """Copy the project to `build` as a separate DVC project with encoders, and serve the films to it."""
-    movies = Path(os.environ.get("EFFIMINI_CORPUS", "../shared/corpus")).resolve() / "movies"
-    if not movies.is_dir():
-        sys.exit(f"{movies} does not exist; set EFFIMINI_CORPUS to the corpus folder")
+    """Copy the project to `build` as a separate DVC project with encoders, and serve the items to it."""
+    name = "electronics" if params["source"]["categories"] == ["Electronics"] else "movies"
+    folder = Path(os.environ.get("EFFIMINI_CORPUS", "../shared/corpus")).resolve() / name
+    if not folder.is_dir():
+        sys.exit(f"{folder} does not exist; set EFFIMINI_CORPUS to the corpus folder")
     listed = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"], check=True, capture_output=True)
     for name in filter(None, listed.stdout.decode().split("\0")):
         if Path(name).exists() and name != "dvc.lock":
@@ -49,7 +51,7 @@ def project(build: Path, params: CommentedMap) -> Iterator[None]:
     write_encoders(build / "encoders")
     command("effimini", "pipeline", cwd=build)
     port = params["source"]["location"].rsplit(":", 1)[-1]
-    serve = [sys.executable, "-m", "http.server", port, "--bind", "127.0.0.1", "--directory", str(movies)]
+    serve = [sys.executable, "-m", "http.server", port, "--bind", "127.0.0.1", "--directory", str(folder)]
     with (build / "server.log").open("w") as log, subprocess.Popen(serve, stdout=log, stderr=log) as server:
         try:
             yield
