@@ -5,12 +5,17 @@ Output: clean strings, from which `prep.core.fields` assembles the text that the
 Guarantees: pure functions, linear in the length of the text whatever it is.
 """
 
+import ast
 import html
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, Literal
+
+from prep.core.leaks import is_leak
 
 # What tools write for a value that is absent: the names that pandas reads as such, and pandas' NaT.
 ABSENT = frozenset(("None", "nan", "NaN", "NaT", "NA", "N/A", "n/a", "#N/A", "<NA>", "null", "NULL"))
@@ -105,26 +110,57 @@ def clean_list(texts: Iterable[str | None] | None, separator: str) -> str:
 def clean_details(details: str) -> str:
     """Return an item's `details`, a JSON object, as ``key: value; key: value`` in the order of the object.
 
-    Nested values are flattened. Text that is not a JSON object is cleaned like any other text, because the details of
-    an item to predict may be written manually.
+    Nested values are flattened. Details that tell how popular the item became (`prep.core.leaks`) are left out. Text
+    that is not a JSON object is cleaned like any other text, because the details of an item to predict may be written
+    manually.
     """
+    return "; ".join(f"{key}: {value}" if key else value for key, value in detail_pairs(details))
+
+
+@lru_cache(1)  # the text and the columns of an item need it one after the other
+def detail_pairs(details: str) -> tuple[tuple[str, str], ...]:
+    """Return the keys and values of `clean_details`; what has no key in a text that is not a JSON object has key ""."""
     if details == "{}":
-        return ""
+        return ()
+    content = _object(details)
+    if content is None:
+        return tuple(_written_pairs(clean(details)))
+    pairs = ((clean(str(key)), clean(_flatten(value))) for key, value in content.items())
+    return tuple((key, value) for key, value in pairs if key and value and not is_leak(key, value))
+
+
+def _object(details: str) -> dict[str, Any] | None:
+    """Return an object written as JSON or, as pandas prints it, in Python; None if it is none or nests too deeply."""
     if details.count("{") + details.count("[") > _DEEP:
-        return clean(details)
+        return None
     try:
         content = json.loads(details)
     except ValueError:
-        return clean(details)
-    if not isinstance(content, dict):
-        return clean(details)
-    pairs = ((clean(key), clean(_flatten(value))) for key, value in content.items())
-    return "; ".join(f"{key}: {value}" for key, value in pairs if key and value)
+        content = _python_value(details) if details.startswith("{") else None
+    return content if isinstance(content, dict) else None
+
+
+def _python_value(text: str) -> object:
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of odd escapes
+            return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+
+
+def _written_pairs(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the keys and values of a text like that of `clean_details`; what follows a leak without a key is of it."""
+    leaking = False
+    for part in filter(None, text.split("; ")):
+        key, colon, value = part.partition(": ")
+        leaking = is_leak(key, value) if colon else leaking or is_leak("", part)
+        if not leaking:
+            yield (key, value) if key and value else ("", part)
 
 
 def _flatten(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_flatten(inner)}" for key, inner in value.items())
+        return ", ".join(f"{key} {_flatten(inner)}" for key, inner in value.items() if not is_leak(clean(str(key))))
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_flatten, value))
     return "" if value is None else str(value)
