@@ -75,6 +75,10 @@ def synthetic_items(numbers: Numbers) -> pa.Table:
         "details": pa.repeat("{}", len(numbers)),
         "hi_res": pa.nulls(len(numbers), pa.string()),
         "large": pc.binary_join_element_wise(_URL, images, ""),
+        "price": numbers % 100 + 0.99,
+        "video_count": numbers % 3,
+        "image_count": numbers % 8 + 1,
+        "categories": nothing,
     }
     return pa.table([pa.array(columns[name]) for name in ITEMS.names], schema=ITEMS)
 

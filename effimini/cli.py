@@ -419,8 +419,8 @@ def predict(
 ) -> None:
     """Predict the average rating of each item of a CSV file.
 
-    Reads the columns parent_asin, main_category, title, features, description and image_paths; writes item_id, score,
-    params and flops.
+    Reads the columns parent_asin, main_category, title, features, description and image_paths, and of store, details,
+    price, images, videos and categories those that are there; writes item_id, score, params and flops.
     An item whose images cannot be read is named and scored without one.
 
     Example: `effimini predict --model models/best --input items.csv --images images --output scores.csv`

@@ -8,7 +8,7 @@ atomically; no image outside the folder is read; an item whose images cannot be 
 import csv
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -28,6 +28,7 @@ from prep.core.fields import LABELS, assemble
 from prep.core.lists import read_list
 from prep.core.progress import bar
 from prep.core.tables.shards import STARS
+from prep.core.tabular import read_count, read_image_count, read_names, read_price, tabular
 from prep.core.text import clean, clean_details, clean_list, present
 from shards import tokens
 from shards.images.pixels import Fit, Preparation, Resample, Unusable, to_pixels
@@ -51,6 +52,7 @@ class Item(NamedTuple):
     text: str
     image: Path | None
     fault: str = ""  # why none of its images can be read; "" if one can, or it has none
+    tabular: tuple[float | None, ...] = ()  # values of `prep.core.tabular.COLUMNS`; None where missing
 
 
 class Scorer(NamedTuple):
@@ -70,10 +72,11 @@ def predict(
 
     Args:
         model: a folder written by `EffiMini.save_pretrained`, or by `export`, which onnxruntime runs on the CPU.
-        items: CSV with `INPUT_COLUMNS`; additional columns named like a text field (store, details) are read if the
-            model uses them. Lists may be plain text, JSON, or as Python, numpy or pandas print them; a word for an
-            absent value (`prep.core.text.ABSENT`) is an empty cell. Image paths are separated by ";" and relative to
-            `images`; the first one that can be read is used; an empty cell means that the item has none.
+        items: CSV with `INPUT_COLUMNS`; additional columns named like a text field (store, details), or like the
+            dataset's price, images, videos and categories, are read if the model uses them. Lists may be plain text,
+            JSON, or as Python, numpy or pandas print them; a word for an absent value (`prep.core.text.ABSENT`) is an
+            empty cell. Image paths are separated by ";" and relative to `images`; the first one that can be read is
+            used; an empty cell means that the item has none.
         images: the folder of images.
         out: CSV with item_id, score (2 decimals, 1 to 5), params (millions) and flops (G), 1 decimal each.
         strict: whether an item whose images cannot be read is an error; otherwise it is scored without an image.
@@ -154,14 +157,26 @@ def read_items(path: Path, images: Path, config: Config) -> list[Item]:
     require(str(path), found, lambda: "correct these lines, or leave cells empty")
     if missing := [name for name in config.fields if rows and name not in rows[0][1]]:
         log.warning("%s has no column %s, which the model was trained with", path, ", ".join(missing))
-    return [
-        Item(
-            row["parent_asin"].strip(),
-            assemble({name: _field(name, row.get(name, "")) for name in LABELS}, config.fields),
-            *_readable_image(row["image_paths"], images, config),
-        )
-        for _, row in bar(rows, "check images")
-    ]
+    return [_item(row, images, config) for _, row in bar(rows, "check images")]
+
+
+def _item(row: Mapping[str, str], images: Path, config: Config) -> Item:
+    """Return a validated row with the text and the columns that the sample stage would give it."""
+    texts = {name: _field(name, row.get(name, "")) for name in LABELS}
+    raw = {
+        "features": read_list(row["features"]) or [],
+        "details": row.get("details", ""),
+        "price": read_price(row.get("price")),
+        "video_count": read_count(row.get("videos")),
+        "image_count": read_image_count(row.get("images")),
+        "categories": read_names(row.get("categories")),
+    }
+    return Item(
+        row["parent_asin"].strip(),
+        assemble(texts, config.fields),
+        *_readable_image(row["image_paths"], images, config),
+        tuple(tabular(raw, texts).values()),
+    )
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:

@@ -22,6 +22,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from prep import hub
 from prep.core.errors import UserError, first_sentence
 from prep.core.params import SourceParams
+from prep.core.tabular import read_price
 from prep.core.text import ABSENT
 from prep.source import locate
 
@@ -41,6 +42,9 @@ _FEATURES = Features(
         "description": _STRINGS,
         "store": _STRING,
         "details": _STRING,
+        "price": _STRING,
+        "videos": {"title": _STRINGS, "url": _STRINGS, "user_id": _STRINGS},
+        "categories": _STRINGS,
         "images": {"hi_res": _STRINGS, "large": _STRINGS, "thumb": _STRINGS, "variant": _STRINGS},
     }
 )
@@ -58,6 +62,10 @@ ITEM_BATCH_SCHEMA = pa.schema(
         ("details", pa.string()),  # the object as JSON
         ("hi_res", pa.string()),  # the first hi_res URL among the item's images
         ("large", pa.string()),  # the first large URL
+        ("price", pa.float64()),
+        ("video_count", pa.int64()),
+        ("image_count", pa.int64()),
+        ("categories", pa.list_(pa.string())),
     ]
 )
 
@@ -131,9 +139,14 @@ def parquet_files(source: SourceParams, category: str) -> list[str]:
 def _item_batch(table: pa.Table) -> pa.RecordBatch:
     """Convert rows from `_FEATURES` to `ITEM_BATCH_SCHEMA`."""
     columns: dict[str, pa.Array] = {name: table[name].combine_chunks() for name in table.column_names}
-    images = columns.pop("images")
+    images, videos = columns.pop("images"), columns.pop("videos")
     columns |= {name: _without_null(columns[name]) for name in ("features", "description")}
     columns |= {name: _first(pc.struct_field(images, name)) for name in ("hi_res", "large")}
+    columns["price"] = pa.array(list(map(read_price, columns["price"].to_pylist())), pa.float64())
+    columns["video_count"] = pc.list_value_length(pc.struct_field(videos, "url")).cast(pa.int64())
+    columns["image_count"] = _image_counts(images)
+    given = columns["categories"].is_valid()
+    columns["categories"] = pc.if_else(given, _without_null(columns["categories"]), None)
     return pa.RecordBatch.from_arrays([columns[name] for name in ITEM_BATCH_SCHEMA.names], schema=ITEM_BATCH_SCHEMA)
 
 
@@ -146,10 +159,27 @@ def _without_null(lists: pa.ListArray) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets), pc.list_flatten(lists).filter(valid))
 
 
+def _image_counts(images: pa.StructArray) -> pa.Array:
+    """Return how many images with a URL each item has, null if its images are missing."""
+    lists = [pc.struct_field(images, name) for name in ("hi_res", "large")]
+    found = []
+    for urls in lists:
+        owners = pc.list_parent_indices(urls).to_numpy()
+        places = np.arange(len(owners)) - np.searchsorted(owners, owners)
+        found.append(np.stack([owners, places])[:, _is_url(pc.list_flatten(urls)).to_numpy(zero_copy_only=False)])
+    owners, _ = np.unique(np.concatenate(found, axis=1), axis=1)
+    missing = pc.and_(*(pc.is_null(urls) for urls in lists)).to_numpy(zero_copy_only=False)
+    return pa.array(np.bincount(owners, minlength=len(images)), pa.int64(), mask=missing)
+
+
+def _is_url(texts: pa.StringArray) -> pa.BooleanArray:
+    return pc.and_not(pc.is_valid(texts), pc.is_in(texts, value_set=_NO_URL))
+
+
 def _first(lists: pa.ListArray) -> pa.Array:
     """Return the first element of each list that is neither null nor empty, null if there is none."""
     values = pc.list_flatten(lists)
-    present = pc.and_not(pc.is_valid(values), pc.is_in(values, value_set=_NO_URL))
+    present = _is_url(values)
     owners, first = np.unique(pc.list_parent_indices(lists).filter(present).to_numpy(), return_index=True)
     places = np.full(len(lists), -1)
     places[owners] = first

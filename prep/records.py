@@ -2,8 +2,8 @@
 
 Input: the bytes of whole lines.
 Output: a table with a schema of `prep.core.tables.raw`, and the rejected lines with reasons.
-Guarantees: every line is a row or a reject. Unused fields (price, videos, title and text of a review) are skipped, of
-any type, and never stored.
+Guarantees: every line is a row or a reject. Unused fields (title and text of a review) are skipped, of any type, and
+never stored. A price, videos or categories without a plain meaning are null, and no reason to reject a line.
 
 All lines are first parsed as if they were valid. If one is not, each line is checked separately, at a third of the
 speed.
@@ -12,6 +12,7 @@ speed.
 import codecs
 import gc
 import io
+import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from prep import rewritten
 from prep.core.errors import shown
 from prep.core.hashes import hashes
 from prep.core.tables.raw import ASIN, ASIN_LENGTH, ITEMS, REVIEWS, Kind
+from prep.core.tabular import read_count, read_names, read_price
 from prep.core.text import ABSENT
 
 
@@ -41,9 +43,16 @@ class Reject:
     found: str = field(default="", compare=False)  # the field and its value, or the line; only of the first few
 
 
+_NULL = msgspec.Raw(b"null")
+
+
 class _Image(msgspec.Struct, gc=False):
     hi_res: str | None = None
     large: str | None = None
+
+
+class _Object(msgspec.Struct, gc=False):
+    """Any object; its values are skipped."""
 
 
 class _Item(msgspec.Struct):
@@ -57,6 +66,9 @@ class _Item(msgspec.Struct):
     store: str | None = None
     details: msgspec.Raw = msgspec.Raw(b"{}")
     images: list[_Image] | None = None
+    price: msgspec.Raw = _NULL
+    videos: msgspec.Raw = _NULL
+    categories: msgspec.Raw = _NULL
 
 
 class _Review(msgspec.Struct, gc=False):
@@ -69,7 +81,9 @@ class _Review(msgspec.Struct, gc=False):
 
 _FOUND = 3  # rejects of a call of `parse_lines` whose values are kept
 _ABSENT = pa.array(sorted(ABSENT))
+_NO_URL = {None, "", *ABSENT}
 
+_objects = msgspec.json.Decoder(list[_Object])
 _decoders: dict[Kind, msgspec.json.Decoder[Any]] = {
     "items": msgspec.json.Decoder(_Item),
     "reviews": msgspec.json.Decoder(_Review),
@@ -182,8 +196,9 @@ def _record(kind: Kind, values: dict[str, Any]) -> _Item | _Review:
     """Return the record with values of `rewritten.values`."""
     if kind == "reviews":
         return _Review(**values)
-    images, details = values.get("images"), values.get("details", b"{}")
-    typed = {"images": images and [_Image(**image) for image in images], "details": msgspec.Raw(details)}
+    typed: dict[str, Any] = {name: msgspec.Raw(value) for name, value in values.items() if isinstance(value, bytes)}
+    if values.get("images"):
+        typed["images"] = [_Image(**image) for image in values["images"]]
     return _Item(**values | typed)
 
 
@@ -205,6 +220,10 @@ def _items_table(records: Sequence[_Item], numbers: Sequence[int]) -> pa.Table:
         "details": [_details(bytes(record.details)) for record in records],
         "hi_res": [_url(record.images, "hi_res") for record in records],
         "large": [_url(record.images, "large") for record in records],
+        "price": [None if record.price == _NULL else read_price(_value(record.price)) for record in records],
+        "video_count": [_video_count(record.videos) for record in records],
+        "image_count": [_count(record.images) for record in records],
+        "categories": [read_names(_value(record.categories)) for record in records],
     }
     return pa.table(columns, ITEMS)
 
@@ -223,6 +242,31 @@ def _url(images: list[_Image] | None, kind: str) -> str | None:
         if (url := getattr(image, kind)) and url not in ABSENT:
             return url  # type: ignore[no-any-return]
     return None
+
+
+def _count(images: list[_Image] | None) -> int | None:
+    """Return how many images have a URL."""
+    if images is None:
+        return None
+    return sum(image.large not in _NO_URL or image.hi_res not in _NO_URL for image in images)
+
+
+def _video_count(encoded: msgspec.Raw) -> int | None:
+    try:
+        return len(_objects.decode(encoded))  # does not decode what is in them
+    except (msgspec.DecodeError, RecursionError):
+        return read_count(_value(encoded))
+
+
+def _value(encoded: msgspec.Raw) -> Any:
+    """Return a JSON value; also with what only Python reads, as NaN and lone surrogates."""
+    try:
+        return msgspec.json.decode(encoded)
+    except (msgspec.DecodeError, RecursionError):
+        try:
+            return json.loads(bytes(encoded))
+        except (ValueError, RecursionError):
+            return None
 
 
 def _details(details: bytes) -> bytes | str:

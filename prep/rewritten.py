@@ -32,7 +32,7 @@ class UnreadableError(Exception):
 
 
 def values(kind: Kind, line: str) -> dict[str, Any]:
-    """Return the values of the fields that are used, by name; details as JSON, an image as a mapping.
+    """Return the values of the fields that are used, by name; an image as a mapping, fields of any type as JSON.
 
     Args:
         kind: items or reviews.
@@ -150,6 +150,10 @@ def _details(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
 
 
+def _anything(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
 def _images(value: Any) -> list[dict[str, str | None]] | None:
     if isinstance(value, str):
         value = json.loads(present(value) or "null", parse_constant=_constant)
@@ -180,6 +184,9 @@ FIELDS: dict[Kind, dict[str, Callable[[Any], Any]]] = {
         "store": _text,
         "details": _details,
         "images": _images,
+        "price": _anything,
+        "videos": _anything,
+        "categories": _anything,
     },
     "reviews": {
         "parent_asin": _string,

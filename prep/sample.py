@@ -30,6 +30,7 @@ from prep.core.params import Params, SampleParams, narrow
 from prep.core.parts import NOT_TAKEN, TEST, TRAIN, VALIDATION
 from prep.core.reports import Funnel, earlier_reports
 from prep.core.tables.sample import SAMPLE, TEXTS
+from prep.core.tabular import RAW, tabular
 from prep.core.text import clean, clean_details, clean_list
 
 READS = ("download.buckets", "sample", "images.prefer", "dask")
@@ -67,6 +68,7 @@ class SampleRow(NamedTuple):
     review_count: int
     texts: dict[str, str]  # cleaned, by field name
     image_urls: list[str]  # best first
+    tabular: dict[str, float | None]  # by column; empty unless asked for
 
 
 class _Placed(NamedTuple):
@@ -199,8 +201,8 @@ def _rank(items: Path, groups: Path, out: Path, params: Params) -> Counter[str]:
 def _sample_rows(
     items: Path, params: Params, texts: tuple[str, ...], chosen: npt.NDArray[np.int32] | None = None
 ) -> Iterator[list[SampleRow]]:
-    """Yield the rows of a bucket with the named texts, in batches; only the rows in `chosen` if given."""
-    columns = [*_NUMBERS, "hi_res", "large", *texts]
+    """Yield the rows of a bucket with the named texts, in batches; if `chosen` is given, these rows, with `tabular`."""
+    columns = [*_NUMBERS, "hi_res", "large", *texts, *(() if chosen is None else RAW)]
     numbers: npt.NDArray[np.int64]
     last = 0
     with pq.ParquetFile(items) as file:
@@ -215,14 +217,16 @@ def _sample_rows(
 
 def _sample_row(number: int, item: Mapping[str, Any], params: Params, texts: tuple[str, ...]) -> SampleRow:
     """Return the row of an item, given its columns by name."""
+    cleaned = {name: _CLEAN[name](item[name]) for name in texts}
     return SampleRow(
         number=number,
         parent_asin=item["parent_asin"],
         average_rating=item["average_rating"],
         rating_number=item["rating_number"],
         review_count=item["review_count"],
-        texts={name: _CLEAN[name](item[name]) for name in texts},
+        texts=cleaned,
         image_urls=candidate_urls(item["hi_res"], item["large"], params.images.prefer),
+        tabular=tabular(item, cleaned) if RAW[0] in item else {},
     )
 
 
@@ -292,7 +296,7 @@ def _scatter(
         for row in rows:
             row_split, row_group, row_band = next(places)
             placed = {"category": category, "split": row_split, "group": row_group, "band": row_band}
-            records.append(row._asdict() | row.texts | placed | {"rating_number": row.rating_number or 0})
+            records.append(row._asdict() | row.texts | row.tabular | placed | {"rating_number": row.rating_number or 0})
         tables.append(pa.Table.from_pylist(records, SAMPLE))
     piece = slim.with_suffix(".arrow")
     buckets.write_piece(piece, pa.concat_tables(tables), part[taken], parts)

@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 from prep.core.errors import UserError, printable
 from prep.core.fields import LABELS
 from prep.core.parts import TEST, TRAIN, VALIDATION
-from prep.core.tables.shards import METADATA_FIELDS
+from prep.core.tables.shards import METADATA_FIELDS, TABULAR
+from prep.core.tabular import COLUMNS
 from prep.core.templates import render
 from shards.index import read_index
 from shards.location import ShardLocation, mapped
@@ -54,6 +55,7 @@ FIELDS = {
         "`rating_number`, so the two may differ",
     ),
     "has_image": Field("bool", "", "whether the JPEG shows the product; if not, it is a white 1x1 px placeholder"),
+    "tabular": Field("list of float", "", "the numbers below, in this order; null where one is missing"),
 }  # fmt: skip
 
 
@@ -143,7 +145,7 @@ def dataset_card(manifests: Sequence[Manifest], with_image: WithImage, *, beside
     rows = [(m.category, shard) for m in manifests for shard in m.shards]
     splits = [split for split in (TRAIN, VALIDATION, TEST) if any(shard.split == split for _, shard in rows)]
     holding = {split: sorted({category for category, shard in rows if shard.split == split}) for split in splits}
-    first = manifests[0]
+    first, known = manifests[0], {column.name: column for column in COLUMNS}
     try:
         stated = msgspec.convert(first.parameters, _Stated)
     except msgspec.ValidationError as error:
@@ -160,7 +162,8 @@ def dataset_card(manifests: Sequence[Manifest], with_image: WithImage, *, beside
             ],
             "categories": [m.category for m in manifests],
             "data_files": {s: [f"{'' if beside else f'{c}/'}{s}-*.tar" for c in holding[s]] for s in splits},
-            "metadata": {name: FIELDS[name] for name in METADATA_FIELDS},
+            "metadata": {name: FIELDS[name] for name in METADATA_FIELDS if name != TABULAR or first.tabular},
+            "tabular": [(name, known.get(name)) for name in first.tabular],
             "beside": beside,
             "images": stated.images,
             "join": stated.join,
@@ -210,6 +213,7 @@ def _parameters_text(manifests: Sequence[Manifest]) -> dict[str, Any]:
         {"source.kind": m.source.kind, "source.revision": m.source.revision}
         | {f"{section}.{key}": value for section, values in m.parameters.items() for key, value in values.items()}
         | {"text.fields": m.tokens.fields, "text.max_tokens": m.tokens.max_tokens, "tokenizer": m.tokens.tokenizer}
+        | {"tabular columns": m.tabular}
         for m in manifests
     ]
     for manifest, found in zip(manifests, by_manifest, strict=True):

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from scipy.stats import ks_2samp
 
 from prep.core.params import flatten
-from prep.core.tables.shards import INDEX
+from prep.core.tables.shards import INDEX, TABULAR
 from shards.location import ShardLocation, index_file
 from shards.manifest import OF_SPLITS, Manifest, Shard
 
@@ -75,15 +75,15 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MetadataExample(msgspec.Struct, frozen=True):
-    """A metadata value of an item in both versions."""
+    """A metadata value of an item in both versions; None if it is missing."""
 
     key: str
-    old: float
-    new: float
+    old: float | None
+    new: float | None
 
 
 class MetadataChange(msgspec.Struct, frozen=True, kw_only=True):
-    """Items of both versions with a different label, count or image flag."""
+    """Items of both versions with a different label, count, image flag or tabular value."""
 
     category: str
     fact: str
@@ -218,22 +218,34 @@ def _parameter_changes(pairs: Mapping[str, _Pair]) -> list[Change]:
 
 def _flat_parameters(about: Manifest) -> dict[str, Any]:
     """Return source, tokenization and parameters of a manifest, by dotted name."""
-    stated = {name: msgspec.to_builtins(getattr(about, name)) for name in ("source", "tokens")} | about.parameters
-    return dict(flatten(stated))
+    stated = {name: msgspec.to_builtins(getattr(about, name)) for name in ("source", "tokens")}
+    return dict(flatten(stated | {TABULAR: list(about.tabular)} | about.parameters))
 
 
 def _index_rows(location: ShardLocation, category: str, shards: Sequence[Shard]) -> pa.Table:
-    """Read key, compared fields and split of the samples of shards.
+    """Read key, compared fields, tabular columns and split of the samples of shards.
 
     Raises:
         UserError: an index is missing or invalid.
     """
     location.prefetch(index_file(category, shard) for shard in shards)
-    tables = [_READ.append(pa.field("split", pa.string())).empty_table()]
+    stored = location.manifest(category).tabular if shards else ()
+    names = [name for name in dict.fromkeys(stored) if name not in _READ.names and name != "split"]
+    schema = pa.schema([*_READ, *(pa.field(name, pa.float32()) for name in names), pa.field("split", pa.string())])
+    tables = [schema.empty_table()]
     for shard in shards:
-        index = location.index(category, shard).select(_READ.names).replace_schema_metadata()
-        tables.append(index.append_column("split", pa.repeat(shard.split, len(index))))
+        index = location.index(category, shard, tabular=len(stored))
+        columns = [index[name] for name in _READ.names] + _tabular(index, stored, names)
+        tables.append(pa.table([*columns, pa.repeat(shard.split, len(index))], schema=schema))
     return pa.concat_tables(tables).combine_chunks()
+
+
+def _tabular(index: pa.Table, stored: Sequence[str], names: Sequence[str]) -> list[pa.Array]:
+    """Return the tabular columns `names` of an index that has the columns `stored`; null where a value is missing."""
+    if not names:
+        return []
+    values = index[TABULAR].combine_chunks().flatten().to_numpy().reshape(-1, len(stored))
+    return [pa.array(values[:, stored.index(name)], from_pandas=True) for name in names]
 
 
 def _split_changes(category: str, shards: _Shards, removed: pa.Table, added: pa.Table) -> Iterator[SplitChange]:
@@ -284,14 +296,20 @@ def _moved(category: str, old: pa.Table, new: pa.Table) -> list[Move]:
 
 def _metadata_changes(category: str, old: pa.Table, new: pa.Table) -> Iterator[MetadataChange]:
     """Count the items with a different value, for each compared field."""
-    for field in COMPARED_FIELDS:
-        differs = pc.not_equal(old[field], new[field])
+    tabular = [name for name in old.column_names if name in new.column_names and name not in {*_READ.names, "split"}]
+    for field in (*COMPARED_FIELDS, *tabular):
+        missing = pc.not_equal(pc.is_null(old[field]), pc.is_null(new[field]))
+        differs = pc.coalesce(pc.not_equal(old[field], new[field]), missing)
         if count := pc.sum(differs).as_py():
             was, now = (side.filter(differs).slice(0, EXAMPLES_PER_CHANGE) for side in (old, new))
             columns = (was["key"].to_pylist(), was[field].to_pylist(), now[field].to_pylist())
-            # labels are stored as float32: without rounding, representation errors would be shown
-            examples = [MetadataExample(key, round(a, 6), round(b, 6)) for key, a, b in zip(*columns, strict=True)]
+            examples = [MetadataExample(key, _rounded(a), _rounded(b)) for key, a, b in zip(*columns, strict=True)]
             yield MetadataChange(category=category, fact=field, count=count, examples=examples)
+
+
+def _rounded(value: float | None) -> float | None:
+    """Return a value without the representation error of a float32, in which labels are stored."""
+    return None if value is None else round(value, 6)
 
 
 def _drifts(old: ShardLocation, new: ShardLocation, shards: Mapping[str, _Shards]) -> Iterator[Drift]:
@@ -317,7 +335,7 @@ def _drifts(old: ShardLocation, new: ShardLocation, shards: Mapping[str, _Shards
 
 
 def _labels(*tables: pa.Table) -> LabelValues:
-    both = pa.concat_tables(tables)
+    both = pa.concat_tables(table.select(["average_rating", "rating_number"]) for table in tables)
     return LabelValues(both["average_rating"].to_numpy(), both["rating_number"].to_numpy())
 
 

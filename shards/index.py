@@ -1,6 +1,7 @@
 """Read the index of a shard, which strangers may have written.
 
-Input: the bytes of an Arrow IPC file, and what the manifest says of its shard. Output: a table of schema `INDEX`.
+Input: the bytes of an Arrow IPC file, and what the manifest says of its shard. Output: a table of schema
+`index_schema`.
 Guarantees: in a table that is returned nothing is null, every value is in its range and every member lies in the tar;
 anything else is a `ValueError` that says what is wrong.
 """
@@ -16,7 +17,7 @@ import pyarrow.compute as pc
 
 from prep.core.errors import first_sentence
 from prep.core.tables.raw import ASIN
-from prep.core.tables.shards import COUNTS, INDEX, STARS
+from prep.core.tables.shards import COUNTS, STARS, TABULAR, index_schema
 from shards.manifest import Shard
 
 # What reading a tar may raise: it is no tar, a member is no file, JSON is no metadata, or headers nest too deeply.
@@ -25,7 +26,9 @@ _MAGIC_BYTES = 8  # before the stream in an Arrow IPC file
 _RANGES = {"average_rating": STARS, "rating_number": COUNTS, "review_count": COUNTS}
 
 
-def read_index(content: pa.Buffer, shard: Shard, max_tokens: int, vocabulary: int | None = None) -> pa.Table:
+def read_index(
+    content: pa.Buffer, shard: Shard, max_tokens: int, vocabulary: int | None = None, tabular: int | None = None
+) -> pa.Table:
     """Return the index in `content`, without a copy of it.
 
     Args:
@@ -33,6 +36,7 @@ def read_index(content: pa.Buffer, shard: Shard, max_tokens: int, vocabulary: in
         shard: its entry in the manifest.
         max_tokens: of the manifest.
         vocabulary: number of token ids of the tokenizer; None if it is not known.
+        tabular: number of tabular columns in the manifest; None if it is not known.
 
     Raises:
         ValueError: it is not the index of this shard.
@@ -41,8 +45,9 @@ def read_index(content: pa.Buffer, shard: Shard, max_tokens: int, vocabulary: in
         table = _read_uncompressed(content.slice(_MAGIC_BYTES))
         metadata = table.schema.metadata or {}
         pad_id = int(metadata.get(b"pad_id", b""))
-        table = table.select(INDEX.names)
-        if table.schema.types != INDEX.types:
+        expected = index_schema(_tabular_columns(table.schema) if tabular is None else tabular)
+        table = table.select(expected.names)
+        if table.schema.types != expected.types:
             raise ValueError(f"its columns have the types {', '.join(map(str, table.schema.types))}")
         table.validate(full=True)  # before anything else is done with offsets that may lead anywhere
     except (pa.ArrowException, KeyError, OSError, ValueError) as error:
@@ -62,16 +67,26 @@ def read_index(content: pa.Buffer, shard: Shard, max_tokens: int, vocabulary: in
         lengths = table[f"{member}_length"].to_numpy()
         _require(f"{member}_length", lengths, 0, shard.bytes)
         _require(f"{member}_offset", table[f"{member}_offset"].to_numpy(), 0, shard.bytes - lengths)
+    if TABULAR in table.schema.names:
+        values = table[TABULAR].combine_chunks().flatten()
+        if values.null_count or np.isinf(values.to_numpy(zero_copy_only=False)).any():
+            raise ValueError("it has tabular values that are null or infinite")
     _require("number of tokens", np.diff(tokens.offsets.to_numpy()), 1, max_tokens)
     largest = np.iinfo(np.int32).max if vocabulary is None else vocabulary - 1
     _require("token id", np.append(tokens.flatten().to_numpy(), pad_id), 0, largest)
     return table.replace_schema_metadata(metadata)
 
 
-def read_checked(content: pa.Buffer) -> pa.Table:
+def _tabular_columns(schema: pa.Schema) -> int:
+    kind = schema.field(TABULAR).type if TABULAR in schema.names else None
+    return int(kind.list_size) if kind is not None and pa.types.is_fixed_size_list(kind) else 0
+
+
+def read_checked(content: pa.Buffer, tabular: int | None = None) -> pa.Table:
     """Return an index whose bytes `read_index` has accepted before."""
     table = pa.ipc.open_stream(content.slice(_MAGIC_BYTES)).read_all()
-    return table.select(INDEX.names).replace_schema_metadata(table.schema.metadata)
+    expected = index_schema(_tabular_columns(table.schema) if tabular is None else tabular)
+    return table.select(expected.names).replace_schema_metadata(table.schema.metadata)
 
 
 def _read_uncompressed(stream: pa.Buffer) -> pa.Table:

@@ -32,14 +32,14 @@ from tokenizers import Tokenizer
 from prep.core.errors import UserError, first_sentence
 from prep.core.fields import assemble
 from prep.core.tables.raw import ASIN
-from prep.core.tables.shards import COUNTS, INDEX, METADATA_FIELDS, STARS, IndexRow, SampleMetadata
+from prep.core.tables.shards import COUNTS, METADATA_FIELDS, STARS, TABULAR, IndexRow, SampleMetadata, index_schema
 from shards import manifest, tokens
 from shards.images.pixels import decode
 from shards.index import INVALID_TAR
 from shards.location import File, ShardLocation, index_file
 from shards.manifest import Manifest, Shard, Tokenization
 
-_FIELD_TYPES: dict[str, type] = get_type_hints(SampleMetadata)
+_FIELD_TYPES: dict[str, type] = {name: kind for name, kind in get_type_hints(SampleMetadata).items() if name != TABULAR}
 
 
 class LintRule(StrEnum):
@@ -88,6 +88,7 @@ class _Wanted(NamedTuple):
     image_size: int
     tokens: Tokenization
     tokenizer: str
+    tabular: int  # number of columns
 
 
 class _Row(NamedTuple):
@@ -119,7 +120,7 @@ def lint(location: ShardLocation, categories: Sequence[str] | None = None, token
 
 def metadata_digest(metadata: Mapping[str, object]) -> int:
     """Return a 64-bit hash of the metadata of a sample, but of `has_image`, which is not in ``data/sample``."""
-    values = [metadata[name] for name in METADATA_FIELDS if name != "has_image"]
+    values = [metadata.get(name) for name in METADATA_FIELDS if name != "has_image"]
     return int.from_bytes(hashlib.blake2b(msgspec.json.encode(values), digest_size=8).digest(), "big")
 
 
@@ -130,7 +131,7 @@ def _category(location: ShardLocation, category: str, tokenizer: str) -> Iterato
     except UserError as error:
         yield LintResult([Violation(name, str(error), LintRule.MANIFEST)])
         return
-    wanted = _Wanted(category, about.image_size, about.tokens, tokenizer)
+    wanted = _Wanted(category, about.image_size, about.tokens, tokenizer, len(about.tabular))
     if tokenizer and _tokenizer(tokenizer)[1] != about.tokens.tokenizer:
         yield LintResult([Violation(name, f"is of another tokenizer than {tokenizer}", LintRule.TOKENS)])
         wanted = wanted._replace(tokenizer="")
@@ -258,10 +259,12 @@ def _check_tar(handle: BufferedReader, where: str, wanted: _Wanted, violations: 
         }
         metadata = None
         try:
-            metadata = _check_metadata(_content(handle, text), key, wanted.category)
+            metadata = _check_metadata(_content(handle, text), key, wanted)
             row["average_rating"] = float(np.float32(metadata["average_rating"]))
             row["rating_number"], row["review_count"] = metadata["rating_number"], metadata["review_count"]
             row["has_image"] = metadata["has_image"]
+            if wanted.tabular:
+                row["tabular"] = np.array(metadata["tabular"], np.float32).tolist()
         except ValueError as error:
             violations.append(Violation(where, f"{key}.json {error}", LintRule.METADATA))
         if problem := _image_problem(_content(handle, image), wanted.image_size if row.get("has_image", True) else 1):
@@ -299,29 +302,46 @@ def _content(handle: BufferedReader, member: tarfile.TarInfo) -> bytes:
     return handle.read(member.size)
 
 
-def _check_metadata(encoded: bytes, key: str, category: str) -> SampleMetadata:
+def _check_metadata(encoded: bytes, key: str, wanted: _Wanted) -> SampleMetadata:
     """Decode and check the metadata of a sample.
 
     Raises:
-        ValueError: it is not valid metadata of the sample `key` of `category`.
+        ValueError: it is not valid metadata of the sample `key`.
     """
     try:
         metadata = msgspec.json.decode(encoded)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"cannot be read ({first_sentence(error)})") from None
-    if not isinstance(metadata, dict) or tuple(metadata) != METADATA_FIELDS:
+    fields = [name for name in METADATA_FIELDS if name != TABULAR or wanted.tabular]
+    if not isinstance(metadata, dict) or list(metadata) != fields:
         found = list(metadata) if isinstance(metadata, dict) else metadata
-        raise ValueError(f"has {found!r:.200}, expected the keys {list(METADATA_FIELDS)}")
+        raise ValueError(f"has {found!r:.200}, expected the keys {fields}")
     for name, kind in _FIELD_TYPES.items():
         if type(metadata[name]) is not kind:
             raise ValueError(f"has {name} {metadata[name]!r:.60}, expected type {kind.__name__}")
-    for name, expected in (("parent_asin", key), ("category", category)):
+    for name, expected in (("parent_asin", key), ("category", wanted.category)):
         if metadata[name] != expected:
             raise ValueError(f"has {name} {metadata[name]!r:.60}, expected {expected!r}")
     for name, (least, most) in {"average_rating": STARS, "rating_number": COUNTS, "review_count": COUNTS}.items():
         if not least <= metadata[name] <= most:
             raise ValueError(f"has {name} {metadata[name]!r:.60}, expected {least} to {most}")
+    if wanted.tabular:
+        _check_tabular(metadata[TABULAR], wanted.tabular)
     return cast(SampleMetadata, metadata)
+
+
+def _check_tabular(values: object, columns: int) -> None:
+    """Check the values of the tabular columns.
+
+    Raises:
+        ValueError: they are not a finite number or null for each column.
+    """
+    if not isinstance(values, list) or len(values) != columns:
+        raise ValueError(f"has {TABULAR} {values!r:.60}, expected a list of {columns} values")
+    largest = np.finfo(np.float32).max
+    for value in values:
+        if value is not None and (type(value) is not float or not abs(value) <= largest):
+            raise ValueError(f"has {value!r:.60} in {TABULAR}, expected a number or null")
 
 
 def _image_problem(jpeg: bytes, size: int) -> str:
@@ -345,7 +365,7 @@ def _index_violations(
     except (pa.ArrowException, OSError, ValueError) as error:
         yield Violation(where, f"is not an index ({first_sentence(error)})", LintRule.INDEX)
         return
-    if not index.schema.equals(INDEX):
+    if not index.schema.equals(index_schema(wanted.tabular)):
         yield Violation(
             where, f"has columns {index.schema.names}, whose names or types are not those of an index", LintRule.INDEX
         )
@@ -377,12 +397,19 @@ def _index_differences(index: Sequence[IndexRow], rows: Sequence[IndexRow], wher
         (row["key"], name, found.get(name), expected)
         for found, row in zip(index, rows, strict=False)
         for name, expected in row.items()
-        if found.get(name) != expected
+        if not _same(found.get(name), expected)
     ]
     if different:
         key, name, found, expected = different[0]
         others = f", and {more} more samples differ" if (more := len({key for key, *_ in different}) - 1) else ""
         yield Violation(where, f"has {name} {found!r:.60} for {key}, its tar has {expected}{others}", LintRule.MEMBERS)
+
+
+def _same(found: object, expected: object) -> bool:
+    """Return whether two values are equal; NaN in a list is equal to NaN."""
+    if isinstance(found, list) and isinstance(expected, list):
+        return np.array_equal(np.array(found, np.float32), np.array(expected, np.float32), equal_nan=True)
+    return found == expected
 
 
 def _token_differences(

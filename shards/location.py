@@ -76,7 +76,7 @@ class ShardLocation:
         is_local = isinstance(_file_system(self.url, os.getpid(), Path.cwd())[0], LocalFileSystem)
         self.local_path = Path(self.url.removeprefix("file://")) if is_local else None
         self._verified: dict[File, tuple[int, ...]] = {}  # local files, with what tells whether they were replaced
-        self._checked: set[tuple[File, int, int | None]] = set()  # indexes
+        self._checked: set[tuple[File, int, int | None, int | None]] = set()  # indexes
 
     def manifest(self, category: str) -> Manifest:
         """Read the manifest of a category.
@@ -195,7 +195,12 @@ class ShardLocation:
             raise self._unusable(file, error) from error
 
     def index(
-        self, category: str, shard: Shard, max_tokens: int = sys.maxsize, vocabulary: int | None = None
+        self,
+        category: str,
+        shard: Shard,
+        max_tokens: int = sys.maxsize,
+        vocabulary: int | None = None,
+        tabular: int | None = None,
     ) -> pa.Table:
         """Return the index of a shard, memory-mapped; see `read_index`, which checks it for the first time.
 
@@ -203,11 +208,11 @@ class ShardLocation:
             UserError: it cannot be read, or is not the index of this shard.
         """
         file = index_file(category, shard)
-        content, check = self.content(file), (file, max_tokens, vocabulary)
+        content, check = self.content(file), (file, max_tokens, vocabulary, tabular)
         if check in self._checked:  # the sha256 says that the bytes are the same
-            return read_checked(content)
+            return read_checked(content, tabular)
         try:
-            table = read_index(content, shard, max_tokens, vocabulary)
+            table = read_index(content, shard, max_tokens, vocabulary, tabular)
         except ValueError as error:
             raise self._unusable(file, error) from error
         self._checked.add(check)

@@ -17,8 +17,8 @@ from prep.core.fields import LABELS
 from prep.core.params import rename_keys
 from prep.core.parts import TEST, TRAIN, VALIDATION
 
-FORMAT = 4  # increment it when an older reader would misread a manifest or an index
-_READABLE = (2, 3, FORMAT)
+FORMAT = 5  # increment it when an older reader would misread a manifest or an index
+_READABLE = (2, 3, 4, FORMAT)  # before 5, shards have no tabular columns
 MANIFEST_FILE = "manifest.json"
 LIMIT = 100_000_000  # bytes of a manifest that are read; one of 100,000 shards has a third of it
 # The parameters that a manifest records: those that the samples depend on.
@@ -87,6 +87,7 @@ class Manifest(Struct, frozen=True):
     parameters: dict[Name, dict[Name, _Scalar | list[_Scalar]]]  # `STATED`, by section
     tokens: Tokenization
     shards: Annotated[tuple[Shard, ...], Meta(min_length=1, max_length=1_000_000)]
+    tabular: Annotated[tuple[Name, ...], Meta(max_length=1000)] = ()  # names of the tabular columns, in order
 
     @property
     def image_size(self) -> int:
@@ -152,6 +153,9 @@ def problems(about: Manifest, category: str) -> Iterator[str]:
     """Yield what the manifest of the folder `category` states wrongly: its category, and the shards that it lists."""
     if about.category != category:
         yield f"is of category {about.category!r}"
+    for name, count in Counter(about.tabular).items():
+        if count > 1:
+            yield f"names the tabular column {name} {count} times"
     for name, count in Counter(shard.name for shard in about.shards).items():
         if count > 1:
             yield f"names {name} {count} times"

@@ -82,6 +82,7 @@ def preview_page(
             "seed": seed,
             "sources": sorted({(manifest.source.kind, manifest.source.revision) for manifest in manifests}),
             "split": split,
+            "tabular": shards.tabular,
             "tokens": manifests[0].tokens,
             "total": sum(shards.sizes),
             "weighing": weighing,

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from prep.core import files, locks
 from prep.core.errors import UserError, first_sentence
-from prep.core.tables.shards import SampleMetadata
+from prep.core.tables.shards import TABULAR, SampleMetadata
 from shards import sampler, tokens
 from shards.index import INVALID_TAR, read_checked, read_index
 from shards.location import File, ShardLocation, index_file, mapped
@@ -30,28 +30,32 @@ from shards.tokens import TokenizationConfig
 
 log = logging.getLogger(__name__)
 
+
+def row_type(tabular: int) -> np.dtype[np.void]:
+    """Return the type of a sample with `tabular` columns."""
+    return np.dtype([*_ROW, ("tabular", np.float32, (tabular,))])
+
+
 # What a batch needs of a sample, side by side: it takes a few samples of each of many shards, so every column would be
 # another miss of the processor's cache.
-ROW = np.dtype(
-    [
-        ("key_start", np.int32),
-        ("key_end", np.int32),
-        ("jpg_offset", np.int64),
-        ("jpg_length", np.int32),
-        ("token_start", np.int32),
-        ("token_end", np.int32),
-        ("label", np.float32),
-        ("rating_number", np.int64),
-        ("review_count", np.int64),
-        ("has_image", np.bool_),
-    ]
+_ROW = (
+    ("key_start", np.int32),
+    ("key_end", np.int32),
+    ("jpg_offset", np.int64),
+    ("jpg_length", np.int32),
+    ("token_start", np.int32),
+    ("token_end", np.int32),
+    ("label", np.float32),
+    ("rating_number", np.int64),
+    ("review_count", np.int64),
+    ("has_image", np.bool_),
 )
 
 _OPEN = 3 * sampler.WINDOW  # shards open at once in a process: those of the current and the next batches
 
 
 class Index:
-    """The index of one shard; its columns are arrays mapped from the file, and `rows` is a copy of them as `ROW`."""
+    """The index of one shard; its columns are arrays mapped from the file, and `rows` a copy of them as `row_type`."""
 
     def __init__(self, table: pa.Table) -> None:
         self.keys = table["key"].combine_chunks()
@@ -61,16 +65,20 @@ class Index:
         self.rating_number = table["rating_number"].to_numpy()
         self.review_count = table["review_count"].to_numpy()
         self.has_image = table["has_image"].to_numpy()
+        self.tabular = np.empty((len(self.keys), 0), np.float32)
+        if TABULAR in table.column_names:
+            tabular = table[TABULAR].combine_chunks()
+            self.tabular = tabular.flatten().to_numpy().reshape(-1, tabular.type.list_size)
         lists = table["tokens"].combine_chunks()
         self.token_starts, self.token_ids = lists.offsets.to_numpy(), lists.values.to_numpy()
         self.pad_id = int(table.schema.metadata[b"pad_id"])
         _, key_offsets, key_bytes = self.keys.buffers()
         key_starts = np.frombuffer(key_offsets, np.int32)[self.keys.offset :][: len(self.keys) + 1]
         self._key_bytes = memoryview(key_bytes)
-        self.rows = np.empty(len(self.keys), ROW)
+        self.rows = np.empty(len(self.keys), row_type(self.tabular.shape[1]))
         columns = (
             *(key_starts[:-1], key_starts[1:], *self.jpg, self.token_starts[:-1], self.token_starts[1:]),
-            *(self.label, self.rating_number, self.review_count, self.has_image),
+            *(self.label, self.rating_number, self.review_count, self.has_image, self.tabular),
         )
         for name, column in zip(self.rows.dtype.names or (), columns, strict=True):
             self.rows[name] = column
@@ -90,6 +98,7 @@ class Shards:
         categories: category of each shard.
         sizes: number of samples of each shard.
         image_size: height and width of the images, px.
+        tabular: names of the tabular columns; empty for shards of an older format.
         fingerprint: if equal, the samples and their order are equal.
     """
 
@@ -122,7 +131,9 @@ class Shards:
         self._shards = [shard for _, shard in pairs]
         self._check_compatible(manifests)
         self._check_cache()
-        self._limits: tuple[int, int | None] = manifests[0].tokens.max_tokens, None  # see `read_index`
+        self.tabular = manifests[0].tabular
+        # arguments of `read_index`
+        self._limits: tuple[int, int | None, int] = (manifests[0].tokens.max_tokens, None, len(self.tabular))
         self._tokenization = tokenization and self._retokenization(tokenization, manifests[0])
         self.sizes = [shard.samples for shard in self._shards]
         self.image_size = manifests[0].image_size
@@ -208,7 +219,7 @@ class Shards:
             except ValueError as error:
                 raise self._not_indexed(shard, error) from error
             self._checked.add(shard)
-        return Index(read_checked(content))
+        return Index(read_checked(content, len(self.tabular)))
 
     def _open_tar(self, shard: int) -> memoryview:
         return memoryview(self.location.content(self._tar_file(shard))).cast("B")
@@ -237,7 +248,7 @@ class Shards:
         """Return the tokenization to rebuild indexes with, and its fingerprint; None if the indexes already match."""
         loaded = tokens.load_tokenizer(tokenization.name)
         tokenizer = tokens.tokenizer_fingerprint(loaded)
-        self._limits = tokenization.max_tokens, loaded.get_vocab_size()
+        self._limits = tokenization.max_tokens, loaded.get_vocab_size(), len(self.tabular)
         if (tokenizer, tokenization.fields, tokenization.max_tokens) == msgspec.structs.astuple(manifest.tokens):
             return None
         log.info(
@@ -252,7 +263,7 @@ class Shards:
     def _check_compatible(self, manifests: Sequence[Manifest]) -> None:
         """Reject categories that cannot be in one batch."""
         for manifest in manifests[1:]:
-            for what in ("image_size", "tokens"):
+            for what in ("image_size", "tokens", "tabular"):
                 if getattr(manifest, what) != getattr(manifests[0], what):
                     raise UserError(
                         f"{self.location.url}: {manifest.category} and {manifests[0].category} differ in {what}; "

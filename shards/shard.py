@@ -21,7 +21,8 @@ from prep.core.errors import UserError
 from prep.core.params import Params, narrow, values_of
 from prep.core.parts import excluded, sample_parts
 from prep.core.reports import Funnel, earlier_reports
-from prep.core.tables.shards import SampleMetadata
+from prep.core.tables.shards import TABULAR, SampleMetadata
+from prep.core.tabular import NAMES
 from shards import card, manifest, tokens
 from shards.images.pixels import BLANK
 from shards.manifest import Manifest, Shard, Source, Tokenization
@@ -29,7 +30,7 @@ from shards.tar import index_tar, write_tar
 from shards.tokens import TokenizationConfig
 
 READS = (*manifest.STATED, "source.kind", "source.revision", "text", "model.text.name", "dask")
-FORMAT = 1  # increment it when the bytes of a tar or an index change
+FORMAT = 2  # increment it when the bytes of a tar or an index change
 _ROWS_PER_READ = 256  # rows of a part in memory at once
 
 SampleIterator = Iterator[tuple[SampleMetadata, bytes]]
@@ -67,6 +68,7 @@ def shard(category: str, params: Params, data: Path = Path("data")) -> int:
             parameters=values_of(params, manifest.STATED),
             tokens=Tokenization(tokenizer, tokenization.fields, tokenization.max_tokens),
             shards=tuple(shards),
+            tabular=NAMES,
         )
         writers.write_json(out / manifest.MANIFEST_FILE, about)
         card.write_card(out, about)
@@ -136,7 +138,7 @@ def _samples(part: Path, images: Path, left_out: Collection[str]) -> SampleItera
             if row["parent_asin"] != image["parent_asin"]:
                 raise UserError(f"{images} does not have the items of {part}; run `dvc repro fetch`")
             if row["parent_asin"] not in left_out:
-                metadata: SampleMetadata = row | {"has_image": bool(image["image"])}
+                metadata: SampleMetadata = row | {"has_image": bool(image["image"]), TABULAR: [row[n] for n in NAMES]}
                 yield metadata, image["image"] or BLANK
 
 

@@ -21,7 +21,7 @@ from shards import sampler, tokens
 from shards.images.pixels import decode
 from shards.location import ShardLocation
 from shards.pool import Pool
-from shards.reader import ROW, Index, Shards
+from shards.reader import Index, Shards
 from shards.tokens import TokenizationConfig
 
 CACHE_BYTES = 50_000_000_000
@@ -38,6 +38,7 @@ class Batch(NamedTuple):
     label: torch.Tensor  # float32 [B], average_rating in stars
     rating_number: torch.Tensor  # int64 [B]
     review_count: torch.Tensor  # int64 [B]
+    tabular: torch.Tensor  # float32 [B, C], NaN where missing; C columns as in `ShardDataset.tabular_names`
     keys: list[str]  # <category>/<parent_asin>
     global_size: int  # samples of this step over all ranks
     damaged: list[str]  # images that could not be read, each with its reason; has_image is False for them
@@ -56,6 +57,7 @@ class ShardDataset(Dataset[Sample]):
     Attributes:
         shards: the shards that contain them.
         split: name of the split.
+        tabular_names: the tabular columns, in order; empty for shards of an older format.
         fingerprint: of the shards; if equal, the samples and their order are equal.
     """
 
@@ -85,6 +87,7 @@ class ShardDataset(Dataset[Sample]):
         self.split = split
         self.shards = Shards(ShardLocation(location, cache_bytes, connections), categories, split, tokenization)
         self.fingerprint = self.shards.fingerprint
+        self.tabular_names = self.shards.tabular
         self._first = np.concatenate([[0], np.cumsum(self.shards.sizes)])
         self._pool = Pool(0)
 
@@ -147,6 +150,11 @@ class ShardDataset(Dataset[Sample]):
         """Whether a sample has an image, of every sample."""
         return self._column("has_image")
 
+    @cached_property
+    def tabular(self) -> npt.NDArray[np.float32]:
+        """The tabular columns of every sample, [N, C], NaN where missing."""
+        return self._column("tabular")
+
     def lengths(self, samples: sampler.SampleNumbers) -> npt.NDArray[np.int64]:
         """Return the number of tokens of each of `samples`."""
         shards, rows = self._places(samples)
@@ -172,7 +180,7 @@ class ShardDataset(Dataset[Sample]):
         """
         shards, rows = (numbers.tolist() for numbers in self._places(samples))
         indexes = [self.shards.index(shard) for shard in shards]
-        found = np.empty(len(rows), ROW)
+        found = np.empty(len(rows), indexes[0].rows.dtype)
         for line, (index, row) in enumerate(zip(indexes, rows, strict=True)):
             found[line] = index.rows[row]
 
@@ -195,6 +203,7 @@ class ShardDataset(Dataset[Sample]):
             label=column("label"),
             rating_number=column("rating_number"),
             review_count=column("review_count"),
+            tabular=column("tabular"),
             keys=keys,
             global_size=global_size,
             damaged=damaged,

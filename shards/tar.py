@@ -1,13 +1,14 @@
 """Write a tar of samples (plain WebDataset, deterministic bytes) and an index that allows random access.
 
 Input: samples as metadata and JPEG bytes, in order. Output: a tar with ``<key>.jpg`` and ``<key>.json`` per sample, and
-its Arrow index. Guarantees: the JSON of every sample has the same keys and types and no nulls, because `datasets`
-infers the schema from the first samples; the bytes of the tar do not depend on the fraction, the tokenizer or the
-clock.
+its Arrow index. Guarantees: the JSON of every sample has the same keys and types and no null but in the list of tabular
+values, because `datasets` infers the schema from the first samples; the bytes of the tar do not depend on the fraction,
+the tokenizer or the clock.
 """
 
 import tarfile
 from collections.abc import Iterable, Mapping
+from math import nan
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,7 +18,7 @@ import webdataset
 from tokenizers import Tokenizer
 
 from prep.core.fields import assemble
-from prep.core.tables.shards import INDEX, METADATA_FIELDS, IndexRow, SampleMetadata
+from prep.core.tables.shards import METADATA_FIELDS, TABULAR, IndexRow, SampleMetadata, index_schema
 from shards import tokens
 from shards.tokens import TokenizationConfig
 
@@ -27,7 +28,7 @@ def write_tar(path: Path, samples: Iterable[tuple[SampleMetadata, bytes]]) -> No
     with path.open("wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0) as tar:
         for metadata, jpeg in samples:
             given: Mapping[str, object] = metadata
-            ordered = {name: given[name] for name in METADATA_FIELDS}
+            ordered = {name: given[name] for name in METADATA_FIELDS if name != TABULAR or name in given}
             tar.write({"__key__": metadata["parent_asin"], "jpg": jpeg, "json": msgspec.json.encode(ordered)})
 
 
@@ -60,6 +61,7 @@ def index_tar(tar: Path | BinaryIO, path: Path, tokenization: TokenizationConfig
                     "rating_number": metadata["rating_number"],
                     "review_count": metadata["review_count"],
                     "has_image": metadata["has_image"],
+                    "tabular": [nan if value is None else value for value in metadata.get("tabular", ())],
                 }
             )
     ids = tokens.encode(tokenizer, texts, tokenization.max_tokens)
@@ -70,6 +72,6 @@ def index_tar(tar: Path | BinaryIO, path: Path, tokenization: TokenizationConfig
         "max_tokens": str(tokenization.max_tokens),
         "pad_id": str(tokens.pad_id(tokenizer)),
     }
-    schema = INDEX.with_metadata(about)
+    schema = index_schema(len(rows[0]["tabular"]) if rows else 0).with_metadata(about)
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
         writer.write_table(pa.Table.from_pylist(encoded, schema))

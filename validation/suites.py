@@ -22,6 +22,7 @@ from prep.core.tables.predictions import PREDICTIONS
 from prep.core.tables.raw import ASIN, ITEMS, REJECTS, REVIEWS
 from prep.core.tables.sample import SAMPLE, TEXTS
 from prep.core.tables.shards import INDEX
+from prep.core.tabular import COLUMNS, PRICES
 
 # The dataset begins in May 1996; a time in seconds instead of milliseconds would be before 1995.
 TIMES = (788_918_400_000, 4_102_444_800_000)  # 1995 to 2100, ms since 1970
@@ -151,6 +152,7 @@ def suite(table: str, params: Params, category: str = "") -> Suite:
 
 
 _ASIN = ("parent_asin",)
+_RAW_NUMBERS = (between("price", *PRICES), between("video_count", 0), between("image_count", 0))
 
 
 def _items_suite(params: Params, _: str) -> Suite:
@@ -164,6 +166,7 @@ def _items_suite(params: Params, _: str) -> Suite:
         between("average_rating", 0, 5, fail_above=bad),
         between("rating_number", 0, fail_above=bad),
         matches("details", r"^\{"),
+        *_RAW_NUMBERS,
     )
 
 
@@ -197,6 +200,7 @@ def _joined_suite(params: Params, _: str) -> Suite:
         between("review_spread", 0, 2),
         between("verified_share", 0, 1),
         ordered("first_review", "last_review"),
+        *_RAW_NUMBERS,
         not_null("average_rating", nulls.average_rating),
         not_null("rating_number", nulls.rating_number),
         *(not_empty(name, name, limits=getattr(nulls, name)) for name in TEXTS),
@@ -224,6 +228,7 @@ def _sample_suite(params: Params, category: str) -> Suite:
         *(not_empty(name, name) for name in required),
         *(not_empty("image", "image_urls") for name in params.sample.require if name == "image"),
         *(at_most(LONGEST, name, params.validation.long_text_fraction) for name in TEXTS),
+        *(between(column.name, column.least, column.most) for column in COLUMNS),
     )
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from prep.core.parts import excluded
-from prep.core.tables.shards import INDEX, METADATA_FIELDS
+from prep.core.tables.shards import INDEX, METADATA_FIELDS, TABULAR
+from prep.core.tabular import NAMES
 from shards.lint import LintRule, ShardRead, Violation, lint, metadata_digest
 from shards.location import ShardLocation
 from shards.manifest import Shard
@@ -102,12 +103,12 @@ def _pairs(reads: Iterable[ShardRead]) -> Iterator[tuple[str, int | None]]:
 def _expected(part: Path) -> Iterator[tuple[str, int]]:
     """Yield parent_asin and the metadata digest of each row of a part that is not excluded."""
     left_out = set(excluded(part).to_pylist())
-    columns = [name for name in METADATA_FIELDS if name != "has_image"]
+    columns = [name for name in METADATA_FIELDS if name not in {"has_image", TABULAR}]
     with pq.ParquetFile(part) as rows:
-        for batch in rows.iter_batches(_ROWS_AT_ONCE, columns=columns):
+        for batch in rows.iter_batches(_ROWS_AT_ONCE, columns=[*columns, *NAMES]):
             for row in batch.to_pylist():
                 if row["parent_asin"] not in left_out:
-                    yield row["parent_asin"], metadata_digest(row)
+                    yield row["parent_asin"], metadata_digest(row | {TABULAR: [row[name] for name in NAMES]})
 
 
 def check_reader(folder: Path, shards: Sequence[Shard]) -> Verdict:

@@ -181,3 +181,29 @@ def test_strata_have_counts_and_the_report_has_the_largest_deviation(
     )
     found = json.loads((tmp_path / "sample/Toys/report.json").read_text())["largest_deviation"]
     assert found["average_rating"] == pytest.approx((shares["taken"] - shares["population"]).abs().max(), abs=1e-6)
+
+
+def test_details_that_equal_the_label_change_no_byte(
+    tmp_path: Path, make_params: Callable[..., Params], digests: Callable[[Path], dict[str, str]]
+) -> None:
+    parts = []
+    for leaking in (False, True):
+        rows = []
+        for number in range(60):
+            stars, count = 1 + number % 5, number
+            leak = {"Best Sellers Rank": {"Toys": 100 * stars}, "Customer Reviews": f"{stars} out of 5 stars"}
+            details = {"Brand": "X", **(leak if leaking else {}), "Color": "red"}
+            rows.append(
+                {
+                    "parent_asin": f"I{number:03d}", "average_rating": float(stars), "rating_number": count,
+                    "details": json.dumps(details), "price": 9.5, "categories": ["Toys"], "description": ["a text"],
+                }
+            )  # fmt: skip
+        write_items(tmp_path, "Toys", rows, 4)
+        found, hashes = drawn(tmp_path, make_params(**BASE), digests)
+        assert set(found["details"]) == {"Brand: X; Color: red"}
+        assert set(found["detail_count"]) == {2}
+        assert set(found["price"]) == {9.5}
+        assert found["video_count"].isna().all()
+        parts.append(hashes)
+    assert parts[0] == parts[1]

@@ -15,7 +15,6 @@ import msgspec
 import pyarrow as pa
 
 from prep.core import files, writers
-from prep.core.tables.shards import INDEX
 from shards import tokens
 from shards.tar import index_tar
 from shards.tokens import TokenizationConfig
@@ -84,7 +83,7 @@ def set_index(path: Path, change: Callable[[list[dict[str, Any]]], object] = lam
     table = pa.ipc.open_file(path).read_all()
     rows = table.to_pylist()
     change(rows)
-    schema = INDEX.with_metadata(table.schema.metadata | {name.encode(): value for name, value in about.items()})
+    schema = table.schema.with_metadata(table.schema.metadata | {name.encode(): value for name, value in about.items()})
     path.unlink()
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
         writer.write_table(pa.Table.from_pylist(rows, schema))

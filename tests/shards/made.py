@@ -32,8 +32,12 @@ def make_shards(
     tokenization: TokenizationConfig = HOW,
     *,
     words: int = 6,
+    tabular: tuple[str, ...] = ("price", "image_count"),
 ) -> Path:
-    """Write ``folder/<category>`` with tars of the given sizes for each split; sample n has n in its key and count."""
+    """Write ``folder/<category>`` with tars of the given sizes for each split; sample n has n in its key and count.
+
+    Without names in `tabular` they are as before format 5.
+    """
     directory = folder / category
     directory.mkdir(parents=True)
     tokenizer = tokens.load_tokenizer(tokenization.name)
@@ -41,7 +45,7 @@ def make_shards(
     for split, counts in sizes.items():
         for place, count in enumerate(counts):
             tar = directory / f"{split}-{place:03d}.tar"
-            write_tar(tar, [sample(number + i, category, words) for i in range(count)])
+            write_tar(tar, [sample(number + i, category, words, len(tabular)) for i in range(count)])
             number += count
             shards.append(seal(tar, split, count, tokenization, tokenizer))
     about = Manifest(
@@ -51,13 +55,14 @@ def make_shards(
         parameters={"sample": {"fraction": 1.0}, "images": {"resolution": SIDE}},
         tokens=Tokenization(tokens.tokenizer_fingerprint(tokenizer), tokenization.fields, tokenization.max_tokens),
         shards=tuple(shards),
+        tabular=tabular,
     )
     writers.write_json(directory / manifest.MANIFEST_FILE, about)
     return folder
 
 
-def sample(number: int, category: str, words: int) -> tuple[dict[str, object], bytes]:
-    metadata = {
+def sample(number: int, category: str, words: int, tabular: int = 2) -> tuple[dict[str, object], bytes]:
+    metadata: dict[str, object] = {
         "parent_asin": f"B{number:09d}",
         "category": category,
         "main_category": "",
@@ -71,6 +76,8 @@ def sample(number: int, category: str, words: int) -> tuple[dict[str, object], b
         "review_count": 2 * number,
         "has_image": True,
     }
+    if tabular:
+        metadata["tabular"] = [None if (number + i) % 3 == 0 else number / 4 + i for i in range(tabular)]
     return metadata, jpeg(number)
 
 

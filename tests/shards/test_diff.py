@@ -211,6 +211,41 @@ def test_a_changed_label_and_a_lost_image_are_reported(tmp_path: Path) -> None:
     assert [drift["split"] for drift in result["drift"]] == ["train"]
 
 
+def test_changed_and_lost_tabular_values_are_reported_by_name(tmp_path: Path) -> None:
+    old = make_shards(tmp_path / "old", {"train": [5, 4]})
+    new = make_shards(tmp_path / "new", {"train": [5, 4]})
+
+    def change(number: int, metadata: dict[str, Any]) -> None:
+        metadata["tabular"] = {6: [12.5, None], 7: [None, 9.0]}.get(number, metadata["tabular"])
+
+    rewrite(new / "Made", "train-001.tar", change)
+    result = differ(old, new)
+    assert result["metadata"] == [
+        {
+            "category": "Made", "fact": "price", "count": 2,
+            "examples": [
+                {"key": "B000000006", "old": None, "new": 12.5}, {"key": "B000000007", "old": 1.75, "new": None},
+            ],
+        },
+        {
+            "category": "Made", "fact": "image_count", "count": 2,
+            "examples": [
+                {"key": "B000000006", "old": 2.5, "new": None}, {"key": "B000000007", "old": 2.75, "new": 9.0},
+            ],
+        },
+    ]  # fmt: skip
+    assert "2 with a different price: B000000006 None -> 12.5" in shown(result)
+
+
+def test_shards_without_tabular_columns_are_compared_with_others(tmp_path: Path) -> None:
+    old = make_shards(tmp_path / "old", {"train": [5]}, tabular=())
+    result = differ(old, make_shards(tmp_path / "new", {"train": [5]}))
+    assert result["metadata"] == []
+    assert [(one["name"], one["old"], one["new"]) for one in result["parameters"]] == [
+        ("tabular", [], ["price", "image_count"])
+    ]
+
+
 def test_unexplained_split_changes_are_reported(tmp_path: Path) -> None:
     old = make_shards(tmp_path / "old", SIZES)
     new = Path(shutil.copytree(old, tmp_path / "new"))

@@ -22,6 +22,7 @@ from effimini.cli import app
 from prep.core import files, writers
 from prep.core.errors import UserError
 from prep.core.params import Params
+from prep.core.tabular import NAMES
 from shards.images.pixels import BLANK
 from shards.lint import LintRule, lint
 from shards.location import ShardLocation
@@ -214,6 +215,22 @@ DAMAGE: dict[str, tuple[Damage, dict[str, str]]] = {
     "an unknown fact": (
         repacked(lambda tar: damage.set_facts(tar, 1, price=4)),
         {TAR: r"'price'\], expected the keys"},
+    ),
+    "too few tabular values": (
+        repacked(lambda tar: damage.set_facts(tar, 1, tabular=[1.0])),
+        {TAR: r"has tabular \[1.0\], expected a list of \d+ values"},
+    ),
+    "an int among the tabular values": (
+        repacked(lambda tar: damage.set_facts(tar, 1, tabular=[*[None] * (len(NAMES) - 1), 1])),
+        {TAR: "has 1 in tabular, expected a number or null"},
+    ),
+    "a tabular value that no float32 has": (
+        repacked(lambda tar: damage.set_facts(tar, 1, tabular=[1e300, *[None] * (len(NAMES) - 1)])),
+        {TAR: r"has 1e\+300 in tabular, expected a number or null"},
+    ),
+    "another tabular value in an index": (
+        resealed(lambda f: damage.set_index(f / INDEX, lambda rows: rows[0]["tabular"].__setitem__(0, 77.0))),
+        {INDEX: r"has tabular \[77.0, .* for \w+, its tar has"},
     ),
     "a fact of another category": (
         repacked(lambda tar: damage.set_facts(tar, 1, category="Demo_Kitchen")),

@@ -17,7 +17,8 @@ from prep.core.errors import UserError
 from prep.core.files import read_json
 from prep.core.params import Params
 from prep.core.tables.sample import SAMPLE, TEXTS
-from prep.core.tables.shards import METADATA_FIELDS, SampleMetadata
+from prep.core.tables.shards import METADATA_FIELDS, TABULAR, SampleMetadata
+from prep.core.tabular import NAMES
 from shards import shard, stream
 from shards.images.pixels import decode
 from tests.shards import damage
@@ -43,8 +44,9 @@ def names(folder: Path) -> list[str]:
 def test_the_metadata_has_the_columns_and_types_of_the_sample_and_has_image() -> None:
     types = {pa.string(): str, pa.float64(): float, pa.int64(): int}
     assert set(TEXTS) < set(METADATA_FIELDS)
-    columns = {name: types[SAMPLE.field(name).type] for name in METADATA_FIELDS if name != "has_image"}
-    assert get_type_hints(SampleMetadata) == columns | {"has_image": bool}
+    columns = {name: types[SAMPLE.field(name).type] for name in METADATA_FIELDS if name not in {"has_image", TABULAR}}
+    assert get_type_hints(SampleMetadata) == columns | {"has_image": bool, TABULAR: list[float | None]}
+    assert {SAMPLE.field(name).type for name in NAMES} == {pa.float64()}
 
 
 def test_webdataset_reads_the_tars_as_they_are(data: Path) -> None:

@@ -500,8 +500,14 @@ def test_every_field_of_the_tars_is_compared_with_the_sample(field: str, clean: 
     tar = data / f"shards/{ONE}/train-00-000.tar"
     with tarfile.open(tar) as archive:
         value = json.loads(archive.extractfile(archive.getmembers()[1]).read())[field]
-    others: dict[type, Any] = {str: f"{value}x", float: 1.25, int: 12345, bool: not value}
-    damage.set_facts(tar, 0, **{field: others[type(value)]})
+    others: dict[type, Callable[[Any], Any]] = {
+        str: lambda text: f"{text}x",
+        float: lambda _: 1.25,
+        int: lambda _: 12345,
+        bool: lambda flag: not flag,
+        list: lambda values: [0.5, *values[1:]],
+    }
+    damage.set_facts(tar, 0, **{field: others[type(value)](value)})
     damage.index(tar)
     damage.reseal(tar.parent)
     with pytest.raises(

@@ -26,6 +26,10 @@ ITEMS = pa.schema(
         required("details", pa.string()),  # the object as JSON
         pa.field("hi_res", pa.string()),  # the first hi_res URL among the item's images
         pa.field("large", pa.string()),  # the first large URL
+        pa.field("price", pa.float64()),  # null without a plain meaning (prep/core/tabular.py), as the next three
+        pa.field("video_count", pa.int64()),
+        pa.field("image_count", pa.int64()),
+        pa.field("categories", pa.list_(pa.string())),
     ]
 )
 
