@@ -416,6 +416,14 @@ def predict(
     image_faults: Annotated[
         bool, typer.Option("--image-faults", help="Add a column that says why an item is scored without its image.")
     ] = False,
+    interval: Annotated[
+        float | None,
+        typer.Option(help="Add columns low and high that contain this fraction of average ratings, for example 0.9."),
+    ] = None,
+    ratings: Annotated[
+        int | None,
+        typer.Option(help="Ratings that the interval's average is of, instead of the column rating_number."),
+    ] = None,
 ) -> None:
     """Predict the average rating of each item of a CSV file.
 
@@ -427,7 +435,7 @@ def predict(
     """
     from effimini import predict as stage
 
-    stage.predict(model, input_csv, images, output_csv, strict, image_faults)
+    stage.predict(model, input_csv, images, output_csv, strict, image_faults, interval, ratings)
 
 
 @app.command()

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from effimini import cost, features, metrics, provenance, report
+from effimini import calibration, cost, features, metrics, provenance, report
 from effimini.baselines import baselines, on_features
 from effimini.distributed import first_rank, init_distributed, set_tf32
 from effimini.examples import examples
@@ -237,6 +237,8 @@ def _measure(
         }
         if name == MODEL:
             found["ces"] = metrics.ces(found["plcc"], costs.E)
+            if (interval := model.config.interval) is not None:
+                found["coverage_90"] = calibration.covered(interval, stars, labels, test.rating_number, 0.9)
         else:
             found["behind"], found["behind_low"], found["behind_high"] = metrics.lead(
                 predictions[MODEL], stars, labels, *resampling

@@ -26,6 +26,7 @@ class Scores(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     rmse: float  # stars
     spread: float  # standard deviation of the predictions, stars
     ces: float | None = None  # only of the model
+    coverage_90: float | None = None  # only of a model with intervals: fraction of labels in those that promise 0.9
     behind: float | None = None  # only of other predictors: PLCC of the model minus PLCC of this predictor
     behind_low: float | None = None  # its 95 % interval
     behind_high: float | None = None

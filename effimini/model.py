@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
+from effimini.calibration import Interval, Line, apply_line
 from effimini.hashed_ngrams import HashedNgrams
 from prep.core import files, writers
 from prep.core.errors import UserError, first_sentence
@@ -60,13 +61,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_pixels: int
     fields: tuple[str, ...]  # text fields, in order
     max_tokens: int
+    calibration: Line | None = None  # applied in evaluation mode; None: the scores are the stars
+    interval: Interval | None = None
 
 
 class EffiMini(nn.Module):
     """Predicts stars from concatenated image and text features with a head of linear layers.
 
-    If configured, a linear model on hashed n-grams of the text contributes a fraction of the score; in training mode
-    only the network is used.
+    If configured, a linear model on hashed n-grams of the text contributes a fraction of the score, and a line fitted
+    on the validation split turns the score into stars; in training mode only the network is used.
 
     Args:
         config: the configuration.
@@ -132,11 +135,13 @@ class EffiMini(nn.Module):
             has_image: bool [B]; the image features of samples without an image are set to 0.
         """
         stars = self.score(self.features(images, tokens, mask, has_image))
-        if self.ngrams is None or self.training:
+        if self.training:
             return stars
-        ngram_stars: Tensor = self.ngrams(tokens, mask)
-        fraction = self.ngrams.fraction
-        return fraction * ngram_stars + (1 - fraction) * stars  # exactly one of the two if the fraction is 0 or 1
+        if self.ngrams is not None:
+            ngram_stars: Tensor = self.ngrams(tokens, mask)
+            fraction = self.ngrams.fraction
+            stars = fraction * ngram_stars + (1 - fraction) * stars  # exactly one of the two if the fraction is 0 or 1
+        return cast(Tensor, apply_line(self.config.calibration, stars))
 
     def features(self, images: Tensor, tokens: Tensor, mask: Tensor, has_image: Tensor) -> Tensor:
         """Return the input of the head, [B, F + D]: image features, then text features; arguments as `forward`."""

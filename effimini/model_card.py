@@ -7,7 +7,7 @@ states only what was configured and measured; the card of a model trained on dem
 from pathlib import Path
 
 from effimini import cost
-from effimini.model import EffiMini
+from effimini.model import Config, EffiMini
 from effimini.provenance import Training
 from prep.core.params import Params
 from prep.core.templates import render
@@ -17,6 +17,7 @@ MODEL_CARD_FILE = "README.md"
 
 def model_card(
     model: EffiMini,
+    config: Config,
     params: Params,
     training: Training,
     history: list[dict[str, float]],
@@ -27,14 +28,14 @@ def model_card(
     """Return the model card as Markdown.
 
     Args:
-        model: the trained model; its configuration and cost are used, not its weights.
+        model: the trained model; its cost is used, not its weights.
+        config: its configuration as saved.
         params: the parameters; the section model is read.
         training: the data and parameters of the training.
         history: the metrics of each epoch.
         epoch: the epoch after which the model was saved, from 0.
         chosen: whether the epoch was chosen by its validation PLCC.
     """
-    config = model.config
     encoders = ((params.model.text.name, params.model.text.weights), (config.image, params.model.image.weights))
     hub = [name if "/" in name else f"timm/{name}" for name, source in encoders if source == "pretrained"]
     return render(

@@ -7,6 +7,7 @@ atomically; no image outside the folder is read; an item whose images cannot be 
 
 import csv
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,7 +20,8 @@ import pyarrow as pa
 import torch
 from tokenizers import Tokenizer
 
-from effimini import cost
+from effimini import calibration, cost
+from effimini.calibration import COVERAGES
 from effimini.export import GRAPH, Array, Graph
 from effimini.model import CONFIG_FILE, Config, EffiMini
 from prep.core import files, memory
@@ -27,7 +29,7 @@ from prep.core.errors import UserError, first_sentence, shown
 from prep.core.fields import LABELS, assemble
 from prep.core.lists import read_list
 from prep.core.progress import bar
-from prep.core.tables.shards import STARS
+from prep.core.tables.shards import COUNTS, STARS
 from prep.core.tabular import read_count, read_image_count, read_names, read_price, tabular
 from prep.core.text import clean, clean_details, clean_list, present
 from shards import tokens
@@ -40,6 +42,8 @@ log = logging.getLogger(__name__)
 
 INPUT_COLUMNS = ("parent_asin", "main_category", "title", "features", "description", "image_paths")
 SEPARATORS = {"features": " | ", "description": " "}  # between the elements of a list, as in the sample table
+COUNT = "rating_number"
+_WHOLE = re.compile(r"([0-9]{1,16})(\.0*)?")  # pandas writes 12.0 where another cell of the column is empty
 ITEMS_PER_BATCH = 32
 NAMED = 5  # items that a message names; it counts the others
 LARGEST = 1 << 20  # bytes of an image file besides its pixels
@@ -53,6 +57,7 @@ class Item(NamedTuple):
     image: Path | None
     fault: str = ""  # why none of its images can be read; "" if one can, or it has none
     tabular: tuple[float | None, ...] = ()  # values of `prep.core.tabular.COLUMNS`; None where missing
+    ratings: int | None = None  # its rating_number, if intervals are wanted and it has one
 
 
 class Scorer(NamedTuple):
@@ -66,7 +71,14 @@ class Scorer(NamedTuple):
 
 
 def predict(
-    model: Path, items: Path, images: Path, out: Path, strict: bool = False, image_faults: bool = False
+    model: Path,
+    items: Path,
+    images: Path,
+    out: Path,
+    strict: bool = False,
+    image_faults: bool = False,
+    interval: float | None = None,
+    ratings: int | None = None,
 ) -> None:
     """Write a score for each item of the CSV file `items` to `out`.
 
@@ -81,29 +93,73 @@ def predict(
         out: CSV with item_id, score (2 decimals, 1 to 5), params (millions) and flops (G), 1 decimal each.
         strict: whether an item whose images cannot be read is an error; otherwise it is scored without an image.
         image_faults: whether `out` has a column image_fault, which says why an item is scored without its image.
+        interval: the fraction of labels that the columns low and high of `out` (stars, 2 decimals) should contain;
+            None if `out` has none.
+        ratings: number of ratings whose mean the interval is for. None is the item's rating_number, where `items` has
+            that column and it is not empty or 0, or else the median of the items that the model was trained on.
 
     Raises:
-        UserError: the model or the file cannot be read, a row is invalid, or `strict` and an item's images cannot be
-            read; nothing is written.
+        UserError: the model or the file cannot be read, a row or an option is invalid, the model has no interval, or
+            `strict` and an item's images cannot be read; nothing is written.
     """
+    _check_options(interval, ratings)
     scorer = _exported(model) if (model / GRAPH).exists() else _saved(model)
     if scorer.config.source == "demo":
         log.warning(
             "%s was trained on demo data (synthetic products): its scores say nothing about real products", model
         )
-    rows = read_items(items, images, scorer.config)
+    intervals = _intervals(scorer.config, model, interval, ratings)
+    rows = read_items(items, images, scorer.config, counts=interval is not None and ratings is None)
     _report_faults(items, rows, strict)
     costs = [f"{scorer.parameters / 1e6:.1f}", f"{scorer.flops / 1e9:.1f}"]
     with files.atomic_write(out) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["item_id", "score", "params", "flops", *(["image_fault"] if image_faults else [])])
+        ends = ["low", "high"] if interval is not None else []
+        writer.writerow(["item_id", "score", "params", "flops", *ends, *(["image_fault"] if image_faults else [])])
         for first in bar(range(0, len(rows), ITEMS_PER_BATCH), "predict"):
             batch = rows[first : first + ITEMS_PER_BATCH]
-            stars = np.clip(scorer.score(*_batch_inputs(scorer, batch)), *STARS).tolist()
-            writer.writerows(
-                [item.id, f"{score:.2f}", *costs, *([item.fault] if image_faults else [])]
-                for item, score in zip(batch, stars, strict=True)
-            )
+            stars = np.clip(scorer.score(*_batch_inputs(scorer, batch)), *STARS)
+            for item, score, low_high in zip(batch, stars.tolist(), intervals(batch, stars), strict=True):
+                numbers = [f"{score:.2f}", *costs, *(f"{end:.2f}" for end in low_high)]
+                writer.writerow([item.id, *numbers, *([item.fault] if image_faults else [])])
+
+
+def _check_options(interval: float | None, ratings: int | None) -> None:
+    """Check the options of intervals.
+
+    Raises:
+        UserError: one is out of its range, or there are `ratings` without an `interval`.
+    """
+    if interval is not None and not COVERAGES[0] <= interval <= COVERAGES[-1]:  # also true for NaN
+        raise UserError(f"--interval is {interval:g}; give a fraction from {COVERAGES[0]:g} to {COVERAGES[-1]:g}")
+    if ratings is not None and interval is None:
+        raise UserError(f"--ratings is {ratings} but there is no --interval; add --interval 0.9, or leave it out")
+    if ratings is not None and not 1 <= ratings <= COUNTS[1]:
+        raise UserError(f"--ratings is {ratings}; give a whole number from 1 to 2**53")
+
+
+def _intervals(
+    config: Config, model: Path, coverage: float | None, ratings: int | None
+) -> Callable[[list[Item], npt.NDArray[np.float32]], list[tuple[float, ...]]]:
+    """Return the function of a batch and its stars that gives (low, high) for each item, or () if `coverage` is None.
+
+    Raises:
+        UserError: the model has no interval.
+    """
+    if coverage is None:
+        return lambda batch, _: [()] * len(batch)
+    if (fitted := config.interval) is None:
+        raise UserError(
+            f"{model} has no interval, because it was saved by an earlier version or its validation split had fewer "
+            f"than {calibration.FEWEST} samples; train again with more items, or predict without --interval"
+        )
+
+    def ends(batch: list[Item], stars: npt.NDArray[np.float32]) -> list[tuple[float, ...]]:
+        counts = np.array([ratings or item.ratings or fitted.ratings for item in batch], np.int64)
+        low, high = calibration.bounds(fitted, stars, counts, coverage)
+        return list(zip(low.tolist(), high.tolist(), strict=True))
+
+    return ends
 
 
 def _saved(folder: Path) -> Scorer:
@@ -138,12 +194,18 @@ def _exported(folder: Path) -> Scorer:
     return Scorer(config, tokenizer, graph.parameters, graph.flops, graph.score)
 
 
-def read_items(path: Path, images: Path, config: Config) -> list[Item]:
+def read_items(path: Path, images: Path, config: Config, counts: bool = False) -> list[Item]:
     """Read the input and validate every row with `validation.suites.PREDICT_INPUT_SUITE`.
 
+    Args:
+        path: the CSV file.
+        images: the folder of images.
+        config: the configuration of the model.
+        counts: whether the column rating_number is read, if there is one.
+
     Raises:
-        UserError: the file or a column is missing, `images` is not a folder, an id is empty or duplicated, or a list
-            contains values other than strings; the message names the lines.
+        UserError: the file or a column is missing, `images` is not a folder, an id is empty or duplicated, a list
+            contains values other than strings, or a count is not a whole number; the message names the lines.
     """
     rows = list(_csv_rows(path))
     if not images.is_dir() and any(row["image_paths"].strip() for _, row in rows):
@@ -152,15 +214,16 @@ def read_items(path: Path, images: Path, config: Config) -> list[Item]:
         "line": [f"line {line}" for line, _ in rows],
         "parent_asin": [row["parent_asin"].strip() or None for _, row in rows],
         "not_text": [_not_text(row) for _, row in rows],
+        "not_count": [_not_count(row) if counts else None for _, row in rows],
     }
     found = columns.check_columns("input", PREDICT_INPUT_SUITE, [pa.table(checked, PREDICT_INPUT_SUITE.schema)])
     require(str(path), found, lambda: "correct these lines, or leave cells empty")
     if missing := [name for name in config.fields if rows and name not in rows[0][1]]:
         log.warning("%s has no column %s, which the model was trained with", path, ", ".join(missing))
-    return [_item(row, images, config) for _, row in bar(rows, "check images")]
+    return [_item(row, images, config, counts) for _, row in bar(rows, "check images")]
 
 
-def _item(row: Mapping[str, str], images: Path, config: Config) -> Item:
+def _item(row: Mapping[str, str], images: Path, config: Config, counts: bool) -> Item:
     """Return a validated row with the text and the columns that the sample stage would give it."""
     texts = {name: _field(name, row.get(name, "")) for name in LABELS}
     raw = {
@@ -176,6 +239,7 @@ def _item(row: Mapping[str, str], images: Path, config: Config) -> Item:
         assemble(texts, config.fields),
         *_readable_image(row["image_paths"], images, config),
         tuple(tabular(raw, texts).values()),
+        _count(row) if counts else None,
     )
 
 
@@ -221,6 +285,18 @@ def _field(name: str, cell: str) -> str:
 def _not_text(row: dict[str, str]) -> str | None:
     """Return the beginning of a cell with a list of anything but texts, None if there is none."""
     return next((shown(row[name]) for name in SEPARATORS if read_list(row[name]) is None), None)
+
+
+def _count(row: Mapping[str, str]) -> int | None:
+    """Return the rating_number of a valid row, None if it is absent or 0, which has no mean."""
+    return int(row.get(COUNT, "").strip().partition(".")[0] or 0) or None
+
+
+def _not_count(row: dict[str, str]) -> str | None:
+    """Return the beginning of a rating_number that is not a whole number, None if it is one or empty."""
+    cell = row.get(COUNT, "").strip()
+    digits = _WHOLE.fullmatch(cell)
+    return None if not cell or (digits and int(digits[1]) <= COUNTS[1]) else shown(cell)
 
 
 def _report_faults(path: Path, items: list[Item], strict: bool) -> None:

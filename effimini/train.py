@@ -19,6 +19,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -26,13 +27,13 @@ from dvclive import Live  # type: ignore[attr-defined]  # its module has no __al
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from effimini import bfloat16, checkpoint, features, hashed_ngrams, model_card, provenance, time_profile
+from effimini import bfloat16, calibration, checkpoint, features, hashed_ngrams, model_card, provenance, time_profile
 from effimini.clock import Clock
 from effimini.distributed import Distributed, init_distributed, set_tf32
-from effimini.inference import open_split, predict_split, to_device
+from effimini.inference import clamp, open_split, predict_split, to_device
 from effimini.loss import weighted_huber
 from effimini.metrics import plcc
-from effimini.model import WEIGHTS_FILE, EffiMini, build
+from effimini.model import CONFIG_FILE, WEIGHTS_FILE, Config, EffiMini, build
 from effimini.stop import Stop, Stopped
 from effimini.time_profile import Spent
 from prep.core import files, locks, writers
@@ -51,7 +52,7 @@ READS = (
     *("source.kind", "source.revision", "source.categories", *STATED, "fetch.max_pixels"),
     *("text", "model", "train", "weights", "stream"),
 )
-FORMAT = 9  # increment when the same inputs give a different training
+FORMAT = 10  # increment when the same inputs give a different training
 # Seconds to wait for another run of the same training, for example a job that is about to be stopped.
 LOCK_TIMEOUT = 300
 
@@ -253,12 +254,14 @@ class Trainer:
         self.clock.start("validation")
         if self.ngrams:
             self.ngrams[0].fraction.zero_()  # score with only the network
+        self.model.config = msgspec.structs.replace(self.model.config, calibration=None, interval=None)
         predicted = predict_split(self.scores, self.validation, self.dist, self.params)
         network_only = {}
         if self.ngrams:
             module, ngram_stars = self.ngrams
             network_only["validation/plcc_of_network"] = plcc(predicted, self.validation.labels)
             predicted = hashed_ngrams.mix(module, predicted, ngram_stars, self.validation.labels)
+        self._calibrate(predicted)
         stars, labels = torch.from_numpy(predicted), torch.from_numpy(self.validation.labels)
         unweighted = weighted_huber(stars, labels, torch.ones_like(labels), recipe.huber_delta, len(labels))
         self.clock.stop()
@@ -278,6 +281,15 @@ class Trainer:
             progress.history, progress.loss = [*progress.history, metrics], 0.0
             self._save(best=better)
         return metrics
+
+    def _calibrate(self, scores: npt.NDArray[np.float32]) -> None:
+        """Fit the line and the interval of the model as it is now, which affect neither training nor its metrics."""
+        held_out = self.validation
+        line = calibration.fit_line(scores, held_out.labels)
+        stars = clamp(calibration.apply_line(line, scores))
+        ratings = float(np.median(self.data.rating_number))
+        interval = calibration.fit_interval(stars, held_out.labels, held_out.rating_number, ratings)
+        self.model.config = msgspec.structs.replace(self.model.config, calibration=line, interval=interval)
 
     def _save(self, *, best: bool) -> None:
         self.clock.stop()
@@ -440,8 +452,12 @@ def _publish(trainer: Trainer, profile: Spent, out: Path, results: Path) -> None
     with files.atomic_folder(out) as partial:
         for name, epoch in (("best", progress.best_epoch), ("last", len(progress.history) - 1)):
             shutil.copytree(newest / name, partial / name)
+            # that of the epoch, with its calibration
+            config = msgspec.json.decode((partial / name / CONFIG_FILE).read_bytes(), type=Config)
+            if config.calibration is None:
+                log.info("the scores of %s are not calibrated: %s", out / name, calibration.WHY_NONE)
             text = model_card.model_card(
-                trainer.model, params, trainer.training, progress.history, epoch, chosen=name == "best"
+                trainer.model, config, params, trainer.training, progress.history, epoch, chosen=name == "best"
             )
             (partial / name / model_card.MODEL_CARD_FILE).write_text(text, encoding="utf-8")
             writers.write_json(partial / name / provenance.TRAINING_FILE, trainer.training)

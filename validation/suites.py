@@ -133,6 +133,7 @@ PREDICT_INPUT_SUITE = _suite(
     ("parent_asin",),
     not_null("parent_asin"),
     null("not_text", "features and description as text or lists of texts"),
+    null("not_count", "rating_number as a whole number"),
 )
 
 

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from effimini import features, provenance, report
 from effimini.baselines import FEATURE_ALPHAS, baselines
+from effimini.calibration import covered
 from effimini.cli import app
 from effimini.evaluate import (
     IMAGE_ALONE,
@@ -65,6 +66,11 @@ def test_the_metrics_are_those_of_the_predictions(run: Path) -> None:
     assert ours["plcc"] == pytest.approx(plcc(frame["prediction"], frame["average_rating"]), abs=1e-6)
     assert ours["plcc_low"] <= ours["plcc"] <= ours["plcc_high"]
     assert ours["ces"] == pytest.approx(max(0, ours["plcc"]) * found["cost"]["E"], abs=1e-6)
+    interval = EffiMini.from_pretrained(run / "models/best").config.interval
+    assert interval is not None
+    columns = (frame[name].to_numpy() for name in ("prediction", "average_rating", "rating_number"))
+    assert ours["coverage_90"] == pytest.approx(covered(interval, *columns, 0.9), abs=1e-6)
+    assert [name for name, scores in found["test"].items() if "coverage_90" in scores] == ["EffiMini"]
     funnel = files.read_json(run / "data/predictions/report.json")["tables"]["predictions"]
     assert funnel["rows_in"] == funnel["rows_out"] == (SPLITS["test"] + SPLITS["validation"]) * len(CATEGORIES)
 

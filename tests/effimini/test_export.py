@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -14,6 +15,7 @@ from onnx import TensorProto, helper
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from effimini.calibration import Line
 from effimini.cli import app
 from effimini.export import BESIDE, GRAPH, Graph, export
 from effimini.model import EffiMini, build
@@ -86,11 +88,12 @@ def test_the_graph_accepts_any_batch_size_and_length(
 
 
 @torch.inference_mode()
-def test_hashed_ngrams_and_mean_pooling_are_exported(small: Params, tmp_path: Path) -> None:
+def test_hashed_ngrams_mean_pooling_and_calibration_are_exported(small: Params, tmp_path: Path) -> None:
     network = build(replace(small, model={"hashed_ngrams": 1 << 12, "pooling": "mean"})).eval()
     assert network.ngrams is not None
     network.ngrams.weight.copy_(torch.randn(1 << 12))
     network.ngrams.fraction.fill_(0.5)
+    network.config = msgspec.structs.replace(network.config, calibration=Line(-20.0, 6.5))
     network.save_pretrained(tmp_path / "best")
     export(tmp_path / "best", tmp_path / "onnx")  # compares the two
     graph, given = Graph(tmp_path / "onnx" / GRAPH, small.images.resolution), inputs(rows=4)

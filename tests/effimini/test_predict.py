@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -17,6 +18,8 @@ from prep.core.errors import UserError
 from prep.core.params import Params
 from shards.images import pixels
 from shards.stream import ShardDataset
+
+from .test_calibration import INTERVAL
 
 
 def write_csv(path: Path, rows: list[dict[str, str]], columns: tuple[str, ...] = INPUT_COLUMNS) -> Path:
@@ -259,3 +262,88 @@ def test_a_file_in_another_format_is_an_error(run: Path, tmp_path: Path, content
 def test_a_missing_file_is_an_error(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         predict(run / "models/best", tmp_path / "no.csv", tmp_path, tmp_path / "out.csv")
+
+
+def intervals(path: Path) -> dict[str, tuple[float, float, float]]:
+    """Return low, score and high of each item."""
+    with path.open(newline="") as file:
+        return {
+            line["item_id"]: (float(line["low"]), float(line["score"]), float(line["high"]))
+            for line in csv.DictReader(file)
+        }
+
+
+COUNTED = (*INPUT_COLUMNS, "rating_number")
+
+
+def with_interval(run: Path, to: Path, interval: dict[str, Any] | None) -> Path:
+    """Copy the best model to `to`, with another interval or without one, and return `to`."""
+    shutil.copytree(run / "models/best", to)
+    content = json.loads((to / "config.json").read_text()) | {"interval": interval}
+    (to / "config.json").write_text(json.dumps(content))
+    return to
+
+
+def test_an_interval_is_for_the_items_rating_count(run: Path, tmp_path: Path) -> None:
+    """The ratings of the small catalogue do not scatter, so the model gets an interval of ratings that do."""
+    model = with_interval(run, tmp_path / "model", INTERVAL)
+    cells = {"few": "2", "many": "3000", "printed": " 3000.0 ", "empty": "", "zero": "0", "absent": "nan"}
+    rows = [row(parent_asin=name) | {"rating_number": cell} for name, cell in cells.items()]
+    items, out = write_csv(tmp_path / "items.csv", rows, COUNTED), tmp_path / "out.csv"
+    predict(model, items, tmp_path, out, interval=0.9)
+    found = intervals(out)
+    assert out.read_text().splitlines()[0] == "item_id,score,params,flops,low,high"
+    assert all(1 <= low <= score <= high <= 5 for low, score, high in found.values())
+    assert found["many"] == found["printed"]
+    assert found["few"][2] - found["few"][0] > found["empty"][2] - found["empty"][0]
+    assert found["empty"][2] - found["empty"][0] > found["many"][2] - found["many"][0]
+    assert found["empty"] == found["zero"] == found["absent"]
+
+    without = write_csv(tmp_path / "without.csv", rows)
+    predict(model, without, tmp_path, out, interval=0.9)
+    assert set(intervals(out).values()) == {found["empty"]}, "no column: the median of the training items"
+    predict(model, without, tmp_path, out, interval=0.9, ratings=INTERVAL["ratings"])
+    assert set(intervals(out).values()) == {found["empty"]}
+    predict(model, items, tmp_path, out, interval=0.9, ratings=2)
+    assert set(intervals(out).values()) == {found["few"]}, "--ratings is instead of the column"
+    predict(model, items, tmp_path, out, interval=0.5)
+    assert intervals(out)["few"][0] > found["few"][0]
+    predict(model, items, tmp_path, out, image_faults=True, interval=0.9)
+    assert out.read_text().splitlines()[0] == "item_id,score,params,flops,low,high,image_fault"
+
+
+@pytest.mark.parametrize(
+    "cell", ["many", "-3", "2.5", "1e3", "1,234", "99999999999999999", "9999999999999999", "\u0663"]
+)
+def test_a_rating_count_that_is_no_whole_number_is_refused(run: Path, tmp_path: Path, cell: str) -> None:
+    rows = [row() | {"rating_number": "1"}, row(parent_asin="A2") | {"rating_number": cell}]
+    items, out = write_csv(tmp_path / "items.csv", rows, COUNTED), tmp_path / "out.csv"
+    with pytest.raises(UserError, match=r"rating_number as a whole number, .* line 3 \(not_count "):
+        predict(run / "models/best", items, tmp_path, out, interval=0.9)
+    assert not out.exists()
+    predict(run / "models/best", items, tmp_path, out)  # the column is not read
+    predict(run / "models/best", items, tmp_path, out, interval=0.9, ratings=5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        *(({"interval": value}, f"--interval is {value:g}; give a fraction from 0.5 to 0.99") for value in (0, 1, 90)),
+        ({"interval": float("nan")}, "--interval is nan; give a fraction"),
+        ({"ratings": 3}, "--ratings is 3 but there is no --interval"),
+        *(({"interval": 0.9, "ratings": value}, f"--ratings is {value}; give a whole") for value in (0, -1, 2**70)),
+    ],
+)
+def test_options_out_of_range_are_refused(run: Path, tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    items = write_csv(tmp_path / "items.csv", [row()])
+    with pytest.raises(UserError, match=message):
+        predict(run / "models/best", items, tmp_path, tmp_path / "out.csv", **options)
+
+
+def test_a_model_without_an_interval_says_so(run: Path, tmp_path: Path) -> None:
+    model = with_interval(run, tmp_path / "old", None)
+    items, out = write_csv(tmp_path / "items.csv", [row()]), tmp_path / "out.csv"
+    with pytest.raises(UserError, match=r"old has no interval, .*; train again with more items, or predict without"):
+        predict(model, items, tmp_path, out, interval=0.9)
+    assert not out.exists()
+    predict(model, items, tmp_path, out)

@@ -15,11 +15,12 @@ import pytest
 import torch
 from torch import nn
 
-from effimini import checkpoint
+from effimini import calibration, checkpoint
 from effimini import train as stage
+from effimini.calibration import Line, apply_line, fit_line
 from effimini.distributed import Distributed, init_distributed
 from effimini.inference import open_split, predict_split
-from effimini.metrics import plcc
+from effimini.metrics import plcc, rmse
 from effimini.model import EffiMini, build
 from effimini.stop import Stopped
 from effimini.train import StepResult, Trainer, prepare, schedule, train
@@ -97,6 +98,31 @@ def test_training_learns_and_keeps_the_best_epoch(small: Params, run: Path) -> N
     best = EffiMini.from_pretrained(run / "models/best")
     stars = predict_split(best, validation, ONE, small)
     assert plcc(stars, validation.labels) == pytest.approx(max(by_epoch), abs=1e-6)
+    line, best.config = best.config.calibration, msgspec.structs.replace(best.config, calibration=None)
+    scores = predict_split(best, validation, ONE, small)
+    assert line is not None
+    np.testing.assert_allclose(apply_line(line, scores), stars, atol=1e-5)
+    assert rmse(stars, validation.labels) <= rmse(scores, validation.labels)
+    again = fit_line(scores, validation.labels)
+    assert again is not None
+    assert (line.intercept, line.slope) == pytest.approx((again.intercept, again.slope), abs=1e-3)
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_calibration_changes_no_loss_and_no_weight(
+    small: Params, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, freeze: bool
+) -> None:
+    """The metrics of an epoch and the choice of the best one do not see the line of the epoch before."""
+    params = replace(small, train={"epochs": 2, "freeze_encoders": freeze}, model={"hashed_ngrams": 1 << 10})
+    histories = []
+    for name, line in (("none", None), ("steep", Line(300.0, 90.0))):
+        monkeypatch.setattr(calibration, "fit_line", lambda *_, line=line: line)
+        histories.append(trained(params, data, tmp_path / name))
+        assert EffiMini.from_pretrained(tmp_path / name / "models/best").config.calibration == line
+    (without, files_without), (steep, files_steep) = histories
+    assert without == steep
+    weights = "models/best/model.safetensors"
+    assert files_without[weights] == files_steep[weights]
 
 
 def test_all_files_of_a_run_have_the_mode_of_a_new_file(run: Path, tmp_path: Path) -> None:

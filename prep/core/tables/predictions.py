@@ -16,11 +16,12 @@ PREDICTIONS = pa.schema(
     ]
 )
 
-# The columns that are checked before a CSV file of items is predicted; the last says what is wrong with a row.
+# The columns that are checked before a CSV file of items is predicted; the last two say what is wrong with a row.
 PREDICT_INPUT = pa.schema(
     [
         required("line", pa.string()),  # "line 7"
         pa.field("parent_asin", pa.string()),
         pa.field("not_text", pa.string()),  # a cell with a list whose elements are not all strings
+        pa.field("not_count", pa.string()),  # a rating_number that is no whole number
     ]
 )
