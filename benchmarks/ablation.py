@@ -31,6 +31,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.corpus import command, project
 from benchmarks.tables import table
+from effimini import ceiling
 from effimini.baselines import baselines
 from effimini.inference import open_split
 from effimini.metrics import plcc
@@ -158,20 +159,18 @@ def format_gap(gap: tuple[float, float, float]) -> str:
     return f"{gap[0]:+.3f} ({gap[1]:+.3f} to {gap[2]:+.3f})"
 
 
-def ceiling(items: pd.DataFrame) -> float:
-    """Return the PLCC of the items' true mean ratings and their average_rating, an upper limit for models.
-
-    The variance of average_rating is the variance of the true means plus, for an item with n ratings, 1/n of the
-    variance of single ratings, which is estimated from the reviews of all items (analysis of variance).
+def highest_plcc(items: pd.DataFrame) -> tuple[float, float]:
+    """Return the noise ceiling of the items: with the scatter of their reviews, and with that of their labels.
 
     Args:
         items: rows of `prep.core.tables.items.JOINED`.
     """
+    labels, counts = items["average_rating"].to_numpy(), items["rating_number"].to_numpy()
     reviewed = items[items["review_count"] > 1]
-    squares = (reviewed["review_count"] * reviewed["review_spread"] ** 2).sum()
-    variance = squares / (reviewed["review_count"] - 1).sum()
-    noise = (variance / items["rating_number"].clip(lower=1)).mean()
-    return float(np.sqrt(max(0.0, 1 - noise / items["average_rating"].var())))
+    reviews = (reviewed[name].to_numpy() for name in ("review_mean", "review_spread", "review_count"))
+    of_labels = ceiling.scatter_of_labels(labels, counts, np.zeros(len(items), np.int64))
+    of_reviews = ceiling.scatter_of_reviews(*reviews)
+    return ceiling.ceiling(labels, counts, of_reviews), ceiling.ceiling(labels, counts, of_labels.value)
 
 
 def plot_fractions(
@@ -265,8 +264,9 @@ def report(corpus: str, recipes: Sequence[str], salts: Sequence[str]) -> None:
         print(f"{BUILD / corpus / 'fractions.svg'} shows the fractions")
     if found_items := sorted((BUILD / corpus / "work/data/items").glob("*/*.parquet")):
         items = pd.concat([pq.read_table(path).to_pandas() for path in found_items])
+        by_reviews, by_labels = highest_plcc(items)
         print(
-            f"The true mean ratings of the {corpus} would have a PLCC of {ceiling(items):.3f} (from the rating counts)"
+            f"The true mean ratings of the {corpus} would have a PLCC of {by_reviews:.3f} ({by_labels:.3f} by labels)"
         )
 
 

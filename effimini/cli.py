@@ -606,7 +606,7 @@ def diff(
 
 @app.command()
 def results(as_json: Json = False) -> None:
-    """Print the metrics of the last evaluation and the path of its report.
+    """Print the metrics of the last evaluation, how much noise in the labels explains, and the path of its report.
 
     Reads results/evaluation.json.
 
@@ -614,7 +614,7 @@ def results(as_json: Json = False) -> None:
     """
     from effimini import report as stage
 
-    _show(stage.read_evaluation(Path("results/evaluation.json")), stage.metrics_table, as_json)
+    _show(stage.read_evaluation(Path("results/evaluation.json")), stage.result_tables, as_json)
     if not as_json:
         typer.echo(f"Report: {Path('results/report.html').resolve()}")
 

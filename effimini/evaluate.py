@@ -7,9 +7,8 @@ predicts each sample of a split exactly once; results on demo data are marked as
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,18 +19,20 @@ import pyarrow as pa
 
 from effimini import calibration, cost, features, metrics, provenance, report
 from effimini.baselines import baselines, on_features
+from effimini.ceiling import scatter_of_labels
 from effimini.distributed import first_rank, init_distributed, set_tf32
 from effimini.examples import examples
 from effimini.inference import Modality, clamp, open_split, predict_split
-from effimini.metrics import Evaluation, LabelStats, ModelSelection, Scores, Stars
+from effimini.metrics import Evaluation, LabelStats, ModelSelection, Scatter, Scores, Slice, Stars
 from effimini.model import EffiMini
 from effimini.report import StageReport
+from effimini.slices import Predicted, count_bucket_names, slices
 from prep.core import files, locks, writers
 from prep.core.errors import UserError
 from prep.core.params import Params, narrow
 from prep.core.reports import Funnel
 from prep.core.tables.predictions import PREDICTIONS
-from prep.strata import COUNT_BUCKETS, count_bucket
+from prep.strata import count_bucket
 from prep.weights import SampleWeights, counts_of, sample_weights
 from shards.manifest import STATED
 from shards.stream import ShardDataset
@@ -108,21 +109,11 @@ def calibration_table(predictions: Stars, labels: Stars) -> pd.DataFrame:
     return pd.DataFrame(rows).astype({"prediction": "float64", "average_rating": "float64"})
 
 
-def metrics_by_group(predictions: Mapping[str, Stars], test: ShardDataset) -> pd.DataFrame:
-    """Return the number of samples and each predictor's PLCC and MAE, by category and by bucket of rating_number."""
-    bucket = count_bucket(test.rating_number)
-    category = np.array(test.categories)
-    groups = [("category", name, category == name) for name in dict.fromkeys(test.categories)]
-    groups += [("rating_number", name, bucket == number) for number, name in enumerate(count_bucket_names())]
-    rows = []
-    for by, name, chosen in groups:
-        if chosen.any():
-            row: dict[str, str | float] = {"by": by, "group": name, "samples": int(chosen.sum())}
-            for predictor, stars in predictions.items():
-                row[f"{predictor} PLCC"] = metrics.plcc(stars[chosen], test.labels[chosen])
-                row[f"{predictor} MAE"] = metrics.mae(stars[chosen], test.labels[chosen])
-            rows.append(row)
-    return pd.DataFrame(rows)
+def groups_table(slices: Sequence[Slice]) -> pd.DataFrame:
+    """Return the slices of the evaluation as a table, one row each; what could not be measured is empty."""
+    rows = [msgspec.structs.asdict(each) for each in slices]
+    others = [{f"{name} PLCC": plcc for name, plcc in row.pop("baselines").items()} for row in rows]
+    return pd.DataFrame([row | of_baselines for row, of_baselines in zip(rows, others, strict=True)])
 
 
 def weights_by_count(train: ShardDataset, weights: SampleWeights) -> pd.DataFrame:
@@ -150,12 +141,6 @@ def weights_by_count(train: ShardDataset, weights: SampleWeights) -> pd.DataFram
     return pd.DataFrame(rows)
 
 
-def count_bucket_names() -> list[str]:
-    """Return the name of each bucket of rating_number: 0-1, 2-4, ... 1000+."""
-    names = [f"{low}-{high - 1}" for low, high in pairwise(COUNT_BUCKETS)]
-    return [*names, f"{COUNT_BUCKETS[-1]}+"]
-
-
 def _evaluate(params: Params, data: Path, models: Path, results: Path, shards: str | Path | None) -> Evaluation:
     """Do the work of `evaluate`, while no other run does."""
     model, training = EffiMini.from_pretrained(models / "best"), provenance.read_training(models / "best")
@@ -178,7 +163,7 @@ def _evaluate(params: Params, data: Path, models: Path, results: Path, shards: s
     _write_predictions(data / "predictions", {"test": (test, ours), "validation": (validation, validation_stars)})
 
     selection = ModelSelection(round(metrics.plcc(validation_stars, validation.labels), 6), len(validation))
-    measured = _measure(params, model, predictions, test, selection)
+    measured = _measure(params, model, predictions, splits, selection)
     writers.write_json(results / "evaluation.json", measured)
     writers.write_json(results / "metrics.json", dvc_metrics(measured))
     tables = _write_tables(results / "plots", splits, predictions, measured, weights)
@@ -218,9 +203,10 @@ def _predict(
 
 
 def _measure(
-    params: Params, model: EffiMini, predictions: Mapping[str, Stars], test: ShardDataset, selection: ModelSelection
+    params: Params, model: EffiMini, predictions: Mapping[str, Stars], splits: _Splits, selection: ModelSelection
 ) -> Evaluation:
     """Return the content of evaluation.json, rounded to 6 decimals."""
+    test = splits.test
     labels, costs = test.labels, cost.costs(model)
     resampling = (params.evaluate.bootstrap, params.evaluate.seed)
     scores = {}
@@ -251,7 +237,26 @@ def _measure(
         test=scores,
         cost=msgspec.structs.replace(costs, C=round(costs.C, 6), E=round(costs.E, 6)),
         validation=selection,
+        scatter=(scatter := _scatter(splits)),
+        slices=slices(test, _predicted(predictions), scatter, *resampling),
     )
+
+
+def _scatter(splits: _Splits) -> Scatter:
+    """Estimate the scatter of ratings from the samples of all splits: no model is involved."""
+    labels = np.concatenate([split.labels for split in splits])
+    counts = np.concatenate([split.rating_number for split in splits])
+    numbers = {name: i for i, name in enumerate(sorted({name for split in splits for name in split.shards.categories}))}
+    of_shards = [np.array([numbers[name] for name in split.shards.categories], np.int64) for split in splits]
+    categories = [np.repeat(each, split.shards.sizes) for each, split in zip(of_shards, splits, strict=True)]
+    return scatter_of_labels(labels, counts, np.concatenate(categories))
+
+
+def _predicted(predictions: Mapping[str, Stars]) -> Predicted:
+    """Return the predictions for the slices; "text alone" is the model without the image."""
+    own = {MODEL, IMAGE_ALONE, TEXT_ALONE}
+    others = {name: stars for name, stars in predictions.items() if name not in own and np.ptp(stars) > 0}
+    return Predicted(predictions[MODEL], predictions[TEXT_ALONE], predictions[IMAGE_ALONE], others)
 
 
 def _write_tables(
@@ -259,12 +264,11 @@ def _write_tables(
 ) -> dict[str, pd.DataFrame]:
     """Write the tables to results/plots, and return them by name."""
     test, ours = splits.test, predictions[MODEL]
-    by_group = {name: stars for name, stars in predictions.items() if name not in {IMAGE_ALONE, TEXT_ALONE}}
     tables = {
         "predictions": _frame(test, ours)[["average_rating", "prediction", "category", "rating_number"]],
         "calibration": calibration_table(ours, test.labels),
         "baselines": pd.DataFrame([{"predictor": name, "plcc": scores.plcc} for name, scores in measured.test.items()]),
-        "groups": metrics_by_group(by_group, test),
+        "groups": groups_table(measured.slices),
         "weights": weights_by_count(splits.train, weights),
     }
     for name, table in tables.items():

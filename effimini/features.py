@@ -65,6 +65,7 @@ class FeatureDataset(ShardDataset):
             label=torch.from_numpy(self.labels[samples]),
             rating_number=torch.from_numpy(self.rating_number[samples]),
             review_count=torch.from_numpy(self.review_count[samples]),
+            tabular=torch.from_numpy(self.tabular[samples]),
             keys=[self.keys[sample] for sample in samples],
             global_size=global_size,
             damaged=[],

@@ -13,6 +13,7 @@ from scipy import stats
 
 Values = npt.NDArray[np.floating]
 Stars = npt.NDArray[np.float32]  # predictions or labels, [N]
+Interval = tuple[float, float]  # low, high; 95 %
 
 
 class Scores(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -55,6 +56,38 @@ class ModelSelection(msgspec.Struct, frozen=True):
     samples: int
 
 
+class Scatter(msgspec.Struct, frozen=True):
+    """The variance of single ratings around an item's mean m, as a fraction of its maximum (5 - m) (m - 1)."""
+
+    value: float
+    low: float  # its 95 % interval
+    high: float
+    samples: int  # that it was estimated from, 0 if it could not be estimated
+
+
+class Slice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The model on a part of the test split. What cannot be measured is None, and `note` says why."""
+
+    by: str  # grouping: all, category, rating_number, image, features, description, script, price
+    group: str
+    samples: int
+    label: float  # mean label, stars
+    mae: float  # stars
+    plcc: float | None = None
+    plcc_low: float | None = None  # its 95 % interval
+    plcc_high: float | None = None
+    ceiling: float | None = None  # PLCC of the true mean ratings
+    ceiling_low: float | None = None  # its 95 % interval
+    ceiling_high: float | None = None
+    noise_share: float | None = None  # fraction of 1 - plcc that is noise in the labels
+    moved_without_image: float  # mean absolute change of the score when the image is left out, stars
+    moved_without_text: float
+    plcc_without_image: float | None = None
+    plcc_without_text: float | None = None
+    baselines: dict[str, float] = {}  # PLCC by baseline
+    note: str = ""
+
+
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     """The content of results/evaluation.json; on the test split unless stated otherwise."""
 
@@ -64,6 +97,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     test: dict[str, Scores]  # by predictor
     cost: Costs
     validation: ModelSelection
+    scatter: Scatter  # estimated from the labels of all splits
+    slices: tuple[Slice, ...]  # the first is the whole split
 
 
 def plcc(predictions: Values, labels: Values) -> float:
@@ -90,7 +125,7 @@ def rmse(predictions: Values, labels: Values) -> float:
     return float(np.sqrt(np.mean((np.asarray(predictions, np.float64) - labels) ** 2)))
 
 
-def plcc_interval(predictions: Values, labels: Values, resamples: int, seed: int) -> tuple[float, float]:
+def plcc_interval(predictions: Values, labels: Values, resamples: int, seed: int) -> Interval:
     """Return the 95 % bootstrap interval (low, high) of the PLCC of two arrays [N]; see `_interval`."""
     return _interval(lambda rows: plcc(predictions[rows], labels[rows]), len(labels), resamples, seed)
 
@@ -108,9 +143,7 @@ def lead(ours: Values, theirs: Values, labels: Values, resamples: int, seed: int
     return plcc(ours, labels) - plcc(theirs, labels), low, high
 
 
-def _interval(
-    statistic: Callable[[npt.NDArray[np.int64]], float], samples: int, resamples: int, seed: int
-) -> tuple[float, float]:
+def _interval(statistic: Callable[[npt.NDArray[np.int64]], float], samples: int, resamples: int, seed: int) -> Interval:
     """Return the 95 % percentile bootstrap interval (low, high) of a statistic.
 
     Args:

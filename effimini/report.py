@@ -8,19 +8,24 @@ same bytes (no dates, no random ids); numbers from demo data are marked as such.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 import pandas as pd
 from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 
 from effimini import plots
+from effimini.ceiling import FEW
 from effimini.examples import Example
-from effimini.metrics import Evaluation, Scores
+from effimini.metrics import Evaluation, Scores, Slice
 from effimini.provenance import Training
 from effimini.published import PUBLISHED
+from effimini.slices import ALL, SMALL
 from prep.core import files
 from prep.core.errors import UserError
 from prep.core.params import Params, flatten
@@ -32,6 +37,16 @@ from validation.tables import TABLES
 STAGES = ("download", "join", "groups", "sample", "fetch", "decontaminate", "shard", "evaluate")
 LIBRARIES = ("torch", "timm", "transformers", "tokenizers", "simplejpeg", "scikit-learn", "numpy", "pyarrow")
 _COLUMNS = ("PLCC", "95 % interval", "model ahead by", "SRCC", "MAE", "RMSE", "std dev", "CES")
+_GROUPINGS = {  # title of the table with the slices of each grouping
+    "category": "By category",
+    "rating_number": "By number of ratings",
+    "image": "By missing input",
+    "features": "By missing input",
+    "description": "By missing input",
+    "script": "By script of the text",
+    "price": "By price",
+}
+_IN_TERMINAL = (ALL, "category", "rating_number")  # groupings
 _ONLY_IN_PAGE = ("model ahead by", "std dev")  # omitted in the terminal
 
 
@@ -43,12 +58,11 @@ class StageReport(msgspec.Struct, frozen=True):
     before: tuple["StageReport", ...] = ()  # of the upstream stages
 
 
-class _Group(NamedTuple):
-    """The PLCC of each predictor by group, for one grouping."""
+class _Grouping(NamedTuple):
+    """The slices that are shown in one table."""
 
-    by: str
-    header: list[str]
-    rows: list[list[str]]
+    title: str
+    slices: list[Slice]
 
 
 class _FunnelRow(NamedTuple):
@@ -89,6 +103,27 @@ def metrics_table(measured: Evaluation) -> Table:
     return table
 
 
+def ceiling_table(measured: Evaluation) -> Table:
+    """Return the PLCC and the noise ceiling by category and rating count, as a table to print."""
+    table = Table(title="Noise ceiling: PLCC of the items' true mean ratings", box=SIMPLE_HEAD, padding=0)
+    table.add_column("samples of", overflow="fold")
+    for name in ("samples", "PLCC", "ceiling", "95 % interval", "gap that is noise"):
+        table.add_column(name, justify="right")
+    for part in measured.slices:
+        if part.by in _IN_TERMINAL:
+            name = {ALL: "all", "rating_number": f"{part.group} ratings"}.get(part.by, part.group)
+            shown = [_number(part.plcc), _number(part.ceiling), _interval(part.ceiling_low, part.ceiling_high)]
+            table.add_row(escape(name), f"{part.samples:,}", *shown, _percent(part.noise_share))
+    return table
+
+
+def result_tables(measured: Evaluation) -> Group:
+    """Return the content of results/evaluation.json as tables to print."""
+    notes = {part.note: None for part in measured.slices if part.by in _IN_TERMINAL and part.note}
+    left_out = [f"Left out: {'; '.join(notes)}"] if notes else []
+    return Group(metrics_table(measured), ceiling_table(measured), *left_out)
+
+
 def report_page(
     params: Params,
     training: Training | None,
@@ -105,7 +140,7 @@ def report_page(
         params: the parameters of the evaluation.
         training: the training record of the model, if it has one.
         measured: the content of results/evaluation.json.
-        tables: predictions, calibration, baselines, groups and weights, as written to results/plots.
+        tables: predictions, calibration and weights, as written to results/plots.
         examples: the result of `effimini.examples.examples`.
         shards: the result of `shards.summary.summarise` for the evaluated shards.
         reports: the report.json of each stage and category.
@@ -123,7 +158,10 @@ def report_page(
             "metric_rows": _metric_rows(measured.test),
             "published": PUBLISHED,
             "examples": examples,
-            "groups": _group_rows(tables["groups"]),
+            "whole": measured.slices[0],
+            "groupings": _groupings(measured.slices),
+            "few": FEW,
+            "small": SMALL,
             "weights": tables["weights"].to_dict("records"),
             "weighs": params.weights,
             "funnel": _funnel_rows(reports),
@@ -140,6 +178,7 @@ def report_page(
             },
             "docs": TABLES,
         },
+        {"number": _number, "interval": _interval, "percent": _percent},
     )
 
 
@@ -158,20 +197,22 @@ def _metric_rows(scores: Mapping[str, Scores]) -> list[list[str]]:
     ]
 
 
-def _group_rows(groups: pd.DataFrame) -> list[_Group]:
-    """Return each grouping with its rows."""
-    names = [column for column in groups.columns if column.endswith(" PLCC")]
-    return [
-        _Group(
-            str(by),
-            [name.removesuffix(" PLCC") for name in names],
-            [
-                [row["group"], f"{row['samples']:,}", *(f"{row[name]:.3f}" for name in names)]
-                for row in group_rows.to_dict("records")
-            ],
-        )
-        for by, group_rows in groups.groupby("by", sort=False)
-    ]
+def _groupings(slices: Sequence[Slice]) -> list[_Grouping]:
+    """Return the slices by the table that shows them, without that of the whole split."""
+    shown = [part for part in slices if part.by != ALL]
+    return [_Grouping(title, list(parts)) for title, parts in groupby(shown, lambda part: _GROUPINGS[part.by])]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}".replace("%", " %")
 
 
 def _funnel_rows(reports: Sequence[StageReport]) -> list[_FunnelRow]:

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 torch.set_num_threads(1)  # on a busy machine, waiting threads would be slower
 
 CATEGORIES = ("Alpha", "Beta")
-SPLITS = {"train-00": 40, "validation": 12, "test": 14}  # rows per category
+SPLITS = {"train-00": 40, "validation": 12, "test": 32}  # rows per category
 GOOD, POOR = ("sturdy", "premium", "refined"), ("flimsy", "basic", "rough")
 
 

@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 from ruamel.yaml import YAML
 from sklearn.linear_model import Ridge
 from typer.testing import CliRunner
 
-from effimini import features, provenance, report
+from effimini import ceiling, features, provenance, report
 from effimini.baselines import FEATURE_ALPHAS, baselines
 from effimini.calibration import covered
 from effimini.cli import app
@@ -22,14 +23,15 @@ from effimini.evaluate import (
     IMAGE_ALONE,
     MODEL,
     TEXT_ALONE,
+    _scatter,
+    _Splits,
     calibration_table,
-    count_bucket_names,
     evaluate,
     weights_by_count,
 )
 from effimini.examples import Example, examples
 from effimini.inference import clamp, open_split, predict_split
-from effimini.metrics import plcc
+from effimini.metrics import Slice, plcc
 from effimini.model import EffiMini
 from effimini.train import train
 from prep.core import files
@@ -111,13 +113,25 @@ def test_the_saved_tokenizer_is_that_of_the_indexes(
     assert "token ids are recomputed" not in caplog.text
 
 
-def test_groups_contain_every_test_sample_once(run: Path) -> None:
+def test_each_grouping_contains_every_test_sample_once(run: Path) -> None:
     table = pd.read_csv(run / "results/plots/groups.csv")
-    sums = table.groupby("by")["samples"].sum()
-    assert sums.to_dict() == {"category": measured(run)["samples"], "rating_number": measured(run)["samples"]}
-    assert set(table["group"]) <= {*CATEGORIES, *count_bucket_names()}
-    assert count_bucket_names()[0] == "0-1"
-    assert count_bucket_names()[-1] == "1000+"
+    sums = table.groupby("by", sort=False)["samples"].sum()
+    groupings = ["all", "category", "rating_number", "image", "features", "description", "script"]
+    assert sums.to_dict() == dict.fromkeys(groupings, measured(run)["samples"])  # the shards have no price
+    rows = measured(run)["slices"]
+    assert table["group"].tolist() == [row["group"] for row in rows]
+    assert table["plcc"].dropna().tolist() == pytest.approx([row["plcc"] for row in rows if "plcc" in row], abs=1e-6)
+    names = [f"{name} PLCC" for name in ("category mean", "TF-IDF + ridge")]
+    assert [name for name in table.columns if name.endswith(" PLCC")] == names
+
+
+def test_the_scatter_is_estimated_from_all_splits(run_params: Params, run: Path) -> None:
+    splits = [ShardDataset(run / "data/shards", CATEGORIES, name) for name in ("train", "validation", "test")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ceiling, "ENOUGH", 20)
+        found = _scatter(_Splits(*splits))
+    assert found.samples == sum(int((split.rating_number <= ceiling.FEW).sum()) for split in splits)
+    assert measured(run)["scatter"]["samples"] == 0  # too few to estimate
 
 
 def test_the_baselines_are_fitted_on_training_samples_with_their_weights(small: Params, data: Path) -> None:
@@ -238,9 +252,11 @@ def test_the_page_marks_demo_data_and_needs_no_network(run: Path) -> None:
 
 def test_a_page_of_real_data_has_no_banner_and_escapes_names(run_params: Params, run: Path) -> None:
     found = msgspec.structs.replace(report.read_evaluation(run / "results/evaluation.json"), source="mirror")
-    names = ("predictions", "calibration", "groups", "weights")
-    tables = {name: pd.read_csv(run / f"results/plots/{name}.csv") for name in names}
-    tables["groups"]["group"] = "<b>&"
+    tables = {
+        name: pd.read_csv(run / f"results/plots/{name}.csv") for name in ("predictions", "calibration", "weights")
+    }
+    hostile_slices = tuple(msgspec.structs.replace(each, group="<b>&", note="<b>&") for each in found.slices)
+    found = msgspec.structs.replace(found, slices=hostile_slices)
     hostile = Example("<i>", "<i>", "<i>", "", "<i>", 1.0, 2, 3.0)
     about = summarise(ShardLocation(run / "data/shards", 0, 1))
     real = replace(run_params, source={"kind": "mirror", "location": "x"})
@@ -257,6 +273,27 @@ def test_a_page_of_real_data_has_no_banner_and_escapes_names(run_params: Params,
         run / "results/train",
     )
     assert "DEMO DATA" not in page
-    assert not {"<script>", "<i>", "<u>", "<s>"} & set(re.findall(r"<\w+>", page))
+    assert not {"<script>", "<i>", "<u>", "<s>", "<b>"} & set(re.findall(r"<\w+>", page))
     assert "&lt;b&gt;&amp;" in page
     assert "DEMO" not in str(report.metrics_table(found).title)
+
+
+def test_the_terminal_shows_ceilings_beside_plcc_and_says_why_one_is_absent(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = report.read_evaluation(run / "results/evaluation.json")
+    whole = Slice(
+        by="all", group="all", samples=1234, label=4, mae=0.3, moved_without_image=0, moved_without_text=0,
+        plcc=0.5, plcc_low=0.4, plcc_high=0.6, ceiling=0.8, ceiling_low=0.7, ceiling_high=0.9, noise_share=0.4,
+    )  # fmt: skip
+    few = Slice(
+        by="category", group="[red]Toys", samples=7, label=4, mae=0.3, moved_without_image=0, moved_without_text=0,
+        note="fewer than 30 samples",
+    )  # fmt: skip
+    priced = msgspec.structs.replace(whole, by="price", group="no price")
+    Console(width=80).print(report.result_tables(msgspec.structs.replace(found, slices=(whole, few, priced))))
+    text = capsys.readouterr().out
+    assert re.search(r"all +1,234 +0\.500 +0\.800 +0\.700 to 0\.900 +40 %", text)
+    assert re.search(r"\[red\]Toys +7 *\n", text)
+    assert "Left out: fewer than 30 samples" in text
+    assert "no price" not in text

@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 from tests.conftest import Visit
 from validation.checks import GATES
 
-SECTIONS = ("model", "predictions", "examples", "groups", "training", "weights", "rows", "data", "parameters")
+SECTIONS = ("model", "predictions", "examples", "groups", "inputs", "training", "weights", "rows", "data", "parameters")
 FIGURES = 6
 
 
@@ -39,6 +39,31 @@ def test_every_figure_image_and_table_is_shown(run: Path, visit: Visit) -> None:
     assert page.locator("article").count() == min(6, (off < 0).sum()) + min(6, (off > 0).sum()) + 6
     assert min(table.locator("tbody tr").count() for table in page.locator("table").all()) > 0
     assert requests == []
+
+
+def test_no_part_of_the_page_is_wider_than_a_phone_except_in_what_scrolls(run: Path, visit: Visit) -> None:
+    page, _ = visit(run / "results/report.html")
+    page.set_viewport_size({"width": 360, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    unreachable = "all => all.filter(one => one.scrollWidth > one.clientWidth && one.tabIndex < 0).length"
+    assert page.locator(".scroll").evaluate_all(unreachable) == 0  # the others can be scrolled with the keyboard
+    names = page.get_by_role("region").evaluate_all("all => all.map(one => one.getAttribute('aria-label'))")
+    assert all(names)
+    assert len(set(names)) == len(names)
+
+
+def test_each_slice_has_its_row_and_a_small_one_its_reason(run: Path, visit: Visit) -> None:
+    page, _ = visit(run / "results/report.html")
+    by_category = page.get_by_role("region", name="By category")
+    assert by_category.locator("tbody tr").count() == 3
+    expect(by_category.get_by_role("row", name="Alpha 32")).to_be_visible()
+    by_count = page.get_by_role("region", name="By number of ratings", exact=True)
+    expect(by_count.get_by_role("row", name="0-1 4").get_by_text("fewer than 30 samples")).to_be_visible()
+    inputs = page.get_by_role("region", name="Image and text left out")
+    row = inputs.get_by_role("row", name="without image")
+    expect(row.get_by_role("cell").nth(2)).to_have_text("0.00")  # there is no image to leave out
+    for name in ("with features", "without description", "Latin"):
+        expect(inputs.get_by_role("row", name=name)).to_be_visible()
 
 
 def test_collapsed_details_open(run: Path, visit: Visit) -> None:
