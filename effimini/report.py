@@ -119,9 +119,10 @@ def ceiling_table(measured: Evaluation) -> Table:
 
 def result_tables(measured: Evaluation) -> Group:
     """Return the content of results/evaluation.json as tables to print."""
-    notes = {part.note: None for part in measured.slices if part.by in _IN_TERMINAL and part.note}
-    left_out = [f"Left out: {'; '.join(notes)}"] if notes else []
-    return Group(metrics_table(measured), ceiling_table(measured), *left_out)
+    shown = [part for part in measured.slices if part.by in _IN_TERMINAL]
+    empty = f"Empty: fewer than {SMALL} samples, or too uncertain; the report says which."
+    why = [empty] if any(part.note for part in shown) else []
+    return Group(metrics_table(measured), ceiling_table(measured), *why)
 
 
 def report_page(
@@ -160,6 +161,7 @@ def report_page(
             "examples": examples,
             "whole": measured.slices[0],
             "groupings": _groupings(measured.slices),
+            "rival": _rival(measured.slices[0]),
             "few": FEW,
             "small": SMALL,
             "weights": tables["weights"].to_dict("records"),
@@ -201,6 +203,11 @@ def _groupings(slices: Sequence[Slice]) -> list[_Grouping]:
     """Return the slices by the table that shows them, without that of the whole split."""
     shown = [part for part in slices if part.by != ALL]
     return [_Grouping(title, list(parts)) for title, parts in groupby(shown, lambda part: _GROUPINGS[part.by])]
+
+
+def _rival(whole: Slice) -> str:
+    """Return the baseline with the highest PLCC; empty if there is none."""
+    return max(whole.baselines, key=lambda name: whole.baselines[name], default="")
 
 
 def _number(value: float | None) -> str:

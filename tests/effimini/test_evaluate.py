@@ -295,5 +295,5 @@ def test_the_terminal_shows_ceilings_beside_plcc_and_says_why_one_is_absent(
     text = capsys.readouterr().out
     assert re.search(r"all +1,234 +0\.500 +0\.800 +0\.700 to 0\.900 +40 %", text)
     assert re.search(r"\[red\]Toys +7 *\n", text)
-    assert "Left out: fewer than 30 samples" in text
+    assert "Empty: fewer than 30 samples" in text
     assert "no price" not in text
