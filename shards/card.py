@@ -18,7 +18,7 @@ from prep.core.errors import UserError, printable
 from prep.core.fields import LABELS
 from prep.core.parts import TEST, TRAIN, VALIDATION
 from prep.core.tables.shards import METADATA_FIELDS, TABULAR
-from prep.core.tabular import COLUMNS
+from prep.core.tables.tabular import COLUMNS
 from prep.core.templates import render
 from shards.index import read_index
 from shards.location import ShardLocation, mapped

@@ -22,7 +22,7 @@ from prep.core.params import Params, narrow, values_of
 from prep.core.parts import excluded, sample_parts
 from prep.core.reports import Funnel, earlier_reports
 from prep.core.tables.shards import TABULAR, SampleMetadata
-from prep.core.tabular import NAMES
+from prep.core.tables.tabular import NAMES
 from shards import card, manifest, tokens
 from shards.images.pixels import BLANK
 from shards.manifest import Manifest, Shard, Source, Tokenization

@@ -106,9 +106,9 @@ NO_BYTE: dict[str, tuple[str, ...]] = {
         tuple(name for name in READS if name.startswith("validate_") and name != "validate_shards"),
     ),
     # validation/exclusions.py reads titles, which only their gate does; fetch asks for the place of raw files
-    "prep/core/text.py": (
-        "fetch",
-        *(name for name in READS if name.startswith("validate_") and name != "validate_exclusions"),
+    **dict.fromkeys(
+        ("prep/core/text.py", "prep/core/leaks.py"),
+        ("fetch", *(name for name in READS if name.startswith("validate_") and name != "validate_exclusions")),
     ),
     # validation/exclusions.py searches near duplicates, which only their gate does
     **dict.fromkeys(

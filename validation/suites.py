@@ -22,7 +22,7 @@ from prep.core.tables.predictions import PREDICTIONS
 from prep.core.tables.raw import ASIN, ITEMS, REJECTS, REVIEWS
 from prep.core.tables.sample import SAMPLE, TEXTS
 from prep.core.tables.shards import INDEX
-from prep.core.tabular import COLUMNS, PRICES
+from prep.core.tables.tabular import COLUMNS, PRICES
 
 # The dataset begins in May 1996; a time in seconds instead of milliseconds would be before 1995.
 TIMES = (788_918_400_000, 4_102_444_800_000)  # 1995 to 2100, ms since 1970

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from prep.core.parts import excluded
 from prep.core.tables.shards import INDEX, METADATA_FIELDS, TABULAR
-from prep.core.tabular import NAMES
+from prep.core.tables.tabular import NAMES
 from shards.lint import LintRule, ShardRead, Violation, lint, metadata_digest
 from shards.location import ShardLocation
 from shards.manifest import Shard

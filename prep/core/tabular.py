@@ -1,11 +1,9 @@
-"""The numbers that describe an item beside its texts and image; training and prediction share them.
+"""Compute the numbers that describe an item beside its texts and image; training and prediction share them.
 
 Input: the raw fields of an item, and its cleaned texts.
-Output: a number for each of `COLUMNS`, None where it is missing.
+Output: a number for each of `prep.core.tables.tabular.COLUMNS`, None where it is missing.
 Guarantees: pure functions, linear in the length of the fields; a missing value is never 0. What has no plain meaning as
 a price, videos or categories is missing, and no reason to drop an item.
-
-A column is known at launch, or only later: price and videos are as they were when the dataset was collected in 2023.
 """
 
 import ast
@@ -14,14 +12,12 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from prep.core.lists import read_list
+from prep.core.tables.tabular import NAMES, PRICES
 from prep.core.text import detail_pairs, present
 
-Known = Literal["at_launch", "later"]
-PRICES = (0.01, 1e9)  # least and largest price
-YEARS = (1800, 2100)  # the first and the last year
 _MOST = 2**53  # largest count that is exact in a float64
 _LONGEST = 1_000_000  # characters of a printed list that is counted
 
@@ -55,28 +51,6 @@ class Item(NamedTuple):
     categories: int | None
 
 
-class Column(NamedTuple):
-    """A column: its name, when it is known, what it means, its range, and the function that computes it."""
-
-    name: str
-    known: Known
-    meaning: str
-    least: float
-    most: float | None  # None if there is no limit
-    value: Callable[[Item], float | None]
-
-
-def _length(field: str) -> Column:
-    return Column(
-        f"{field}_length",
-        "at_launch",
-        f"characters of `{field}`; missing if it is empty",
-        1,
-        None,
-        lambda item: len(item.texts[field]) or None,
-    )
-
-
 def _year(pattern: re.Pattern[str], text: str) -> float | None:
     found = pattern.findall(text)
     return float(found[-1]) if found else None
@@ -86,42 +60,29 @@ def _detail(item: Item, name: str) -> str:
     return next((value for key, value in item.details if key.lower() == name), "")
 
 
-COLUMNS = (
-    Column("price", "later", "the price, in the currency of the source", *PRICES, lambda item: item.price),
-    Column("price_missing", "later", "1 if the price is missing, else 0", 0, 1, lambda item: item.price is None),
-    Column(
-        *("list_price", "at_launch", "the list price that the details name", *PRICES),
-        lambda item: read_price(_detail(item, "list price")),
-    ),
-    *map(_length, ("title", "features", "description", "details")),
-    Column("feature_count", "at_launch", "number of features", 0, None, lambda item: item.features),
-    Column("detail_count", "at_launch", "number of details", 0, None, lambda item: len(item.details)),
-    Column("image_count", "at_launch", "number of images in the metadata", 0, None, lambda item: item.images),
-    Column("video_count", "later", "number of videos in the metadata", 0, None, lambda item: item.videos),
-    Column("category_count", "at_launch", "number of categories", 0, None, lambda item: item.categories),
-    Column(
-        *("title_numbers", "at_launch", "how many numbers the title has; missing if it is empty", 0, None),
-        lambda item: len(_NUMBER.findall(item.texts["title"])) if item.texts["title"] else None,
-    ),
-    Column(
-        *("title_year", "at_launch", "the last year in brackets in the title, as films have it", *YEARS),
-        lambda item: _year(_YEAR_IN_BRACKETS, item.texts["title"]),
-    ),
-    Column(
-        *("available_year", "at_launch", "the year of `Date First Available` in the details", *YEARS),
-        lambda item: _year(_YEAR, _detail(item, "date first available")),
-    ),
-    Column(
-        *("title_truncated", "at_launch", "1 if the title ends with an ellipsis, else 0; missing if it is empty", 0, 1),
-        lambda item: item.texts["title"].endswith(_CUT) if item.texts["title"] else None,
-    ),
-)
-NAMES = tuple(column.name for column in COLUMNS)
+_VALUES: dict[str, Callable[[Item], float | None]] = {
+    "price": lambda item: item.price,
+    "price_missing": lambda item: item.price is None,
+    "list_price": lambda item: read_price(_detail(item, "list price")),
+    "title_length": lambda item: len(item.texts["title"]) or None,
+    "features_length": lambda item: len(item.texts["features"]) or None,
+    "description_length": lambda item: len(item.texts["description"]) or None,
+    "details_length": lambda item: len(item.texts["details"]) or None,
+    "feature_count": lambda item: item.features,
+    "detail_count": lambda item: len(item.details),
+    "image_count": lambda item: item.images,
+    "video_count": lambda item: item.videos,
+    "category_count": lambda item: item.categories,
+    "title_numbers": lambda item: len(_NUMBER.findall(item.texts["title"])) if item.texts["title"] else None,
+    "title_year": lambda item: _year(_YEAR_IN_BRACKETS, item.texts["title"]),
+    "available_year": lambda item: _year(_YEAR, _detail(item, "date first available")),
+    "title_truncated": lambda item: item.texts["title"].endswith(_CUT) if item.texts["title"] else None,
+}
 RAW = ("price", "video_count", "image_count", "categories")  # what `tabular` reads besides features and details
 
 
 def tabular(raw: Mapping[str, Any], texts: Mapping[str, str]) -> dict[str, float | None]:
-    """Return the value of each of `COLUMNS` by name, None where it is missing.
+    """Return the value of each of `prep.core.tables.tabular.NAMES`, None where it is missing.
 
     Args:
         raw: columns of `prep.core.tables.raw.ITEMS` by name: features, details, and those in `RAW`.
@@ -137,8 +98,8 @@ def tabular(raw: Mapping[str, Any], texts: Mapping[str, str]) -> dict[str, float
         images=raw["image_count"],
         categories=None if categories is None else len(categories),
     )
-    values = ((column.name, column.value(item)) for column in COLUMNS)
-    return {name: None if value is None else float(value) for name, value in values}
+    values = {name: _VALUES[name](item) for name in NAMES}
+    return {name: None if value is None else float(value) for name, value in values.items()}
 
 
 def read_price(value: object) -> float | None:

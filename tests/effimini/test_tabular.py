@@ -14,7 +14,7 @@ from effimini.predict import INPUT_COLUMNS, read_items
 from prep import demo
 from prep.core.fields import LABELS, assemble
 from prep.core.params import Params
-from prep.core.tabular import NAMES
+from prep.core.tables.tabular import NAMES
 from prep.records import parse_lines
 from shards.stream import ShardDataset
 

@@ -13,7 +13,7 @@ from prep.join import join
 
 
 def item(asin: str, line: int, count: int | None = 1) -> tuple:
-    return (asin, line, "Toys", f"title {line}", 4.0, count, [], [], None, "{}", None, None)
+    return (asin, line, "Toys", f"title {line}", 4.0, count, [], [], None, "{}", None, None, None, None, None, None)
 
 
 def review(asin: str, stars: float, *, line: int, user: int = 0, time: int = 0) -> tuple:

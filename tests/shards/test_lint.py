@@ -22,7 +22,7 @@ from effimini.cli import app
 from prep.core import files, writers
 from prep.core.errors import UserError
 from prep.core.params import Params
-from prep.core.tabular import NAMES
+from prep.core.tables.tabular import NAMES
 from shards.images.pixels import BLANK
 from shards.lint import LintRule, lint
 from shards.location import ShardLocation

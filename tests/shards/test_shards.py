@@ -18,7 +18,7 @@ from prep.core.files import read_json
 from prep.core.params import Params
 from prep.core.tables.sample import SAMPLE, TEXTS
 from prep.core.tables.shards import METADATA_FIELDS, TABULAR, SampleMetadata
-from prep.core.tabular import NAMES
+from prep.core.tables.tabular import NAMES
 from shards import shard, stream
 from shards.images.pixels import decode
 from tests.shards import damage

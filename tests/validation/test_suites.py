@@ -83,7 +83,7 @@ def broken(table: str, path: Path, rules: Sequence[Rule], corrupt: Callable[[dic
             columns.source_columns(column)
             for rule in SUITES[table].rules
             for column in rule.columns
-            if "ToBeNull" not in rule.kind
+            if "ToBeNull" not in rule.kind and ("ToBeBetween" not in rule.kind or column.startswith(columns.SIZE))
         ]
         whole = [row for row in rows if all(any(str(row[name]) not in EMPTY for name in parts) for parts in used)]
         rows[:] = [dict(whole[i % len(whole)]) for i in range(len(rules))]

@@ -83,7 +83,7 @@ def items_to_score(data: Path) -> None:
     asins = pq.read_table(data / "sample" / ONE / "test.parquet")["parent_asin"]
     lines = [f"line {number}" for number in range(2, len(asins) + 2)]
     nothing = pa.nulls(len(asins), pa.string())
-    pq.write_table(pa.table([lines, asins, nothing], PREDICT_INPUT), data / "input.parquet")
+    pq.write_table(pa.table([lines, asins, nothing, nothing], PREDICT_INPUT), data / "input.parquet")
 
 
 def exclude(data: Path, rows: int, part: str = "train-00", **values: object) -> None:

@@ -6,7 +6,7 @@ From this table on no text is null; a missing text is empty. A missing number of
 import pyarrow as pa
 
 from prep.core.tables.column import required
-from prep.core.tabular import NAMES
+from prep.core.tables.tabular import NAMES
 
 TEXTS = ("main_category", "title", "features", "description", "store", "details")
 

@@ -6,7 +6,7 @@ import pyarrow as pa
 from msgspec import Meta
 
 from prep.core.tables.column import required
-from prep.core.tabular import NAMES
+from prep.core.tables.tabular import NAMES
 
 STARS = (1, 5)  # least and largest average rating
 COUNTS = (0, 2**53)  # least and largest number of ratings or reviews, those that a float64 counts exactly

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prep.core.tabular import COLUMNS, NAMES, read_count, read_image_count, read_names, read_price, tabular
+from prep.core.tables.tabular import COLUMNS, NAMES
+from prep.core.tabular import read_count, read_image_count, read_names, read_price, tabular
 
 RAW = {"features": [], "details": "{}", "price": None, "video_count": None, "image_count": None, "categories": None}
 TEXTS = {"title": "", "features": "", "description": "", "details": ""}
