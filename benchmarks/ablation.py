@@ -62,8 +62,14 @@ SCREENED: dict[str, dict[str, Any]] = {  # on one split, compared on its validat
     "frozen, dropout 0.5": _FROZEN | {"model.dropout": 0.5},
     "frozen, hashed n-grams": _FROZEN | {"model.hashed_ngrams": 262_144},
     "best without hashed n-grams": {"model.hashed_ngrams": 0},
+    "best without kernel": {"model.kernel": 0},
     "best, text of the paper": {"text.fields": ["main_category", "title", "features", "description"]},
-    "best, encoders trained": {"train.freeze_encoders": False, "train.epochs": 4, "train.patience": 1},
+    "best, encoders trained": {
+        "train.freeze_encoders": False,
+        "model.kernel": 0,
+        "train.epochs": 4,
+        "train.patience": 1,
+    },
 }
 FINALISTS: dict[str, dict[str, Any]] = {  # on all splits, compared on the test splits
     PAPER: {},

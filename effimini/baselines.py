@@ -10,14 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import StandardScaler
 
 from effimini.features import FeatureDataset
 from effimini.inference import clamp
 from effimini.metrics import Stars, plcc
-from effimini.ridge import best_ridge
+from effimini.ridge import best_ridge, evenly_spaced
 from prep.core.fields import assemble
 from prep.weights import SampleWeights, counts_of, sample_weights
 from shards.stream import ShardDataset
@@ -96,7 +95,7 @@ def _ridge(
 
     Above `TFIDF_SAMPLES`, evenly spaced training samples are used, so that memory is bounded.
     """
-    train_rows, validation_rows = _evenly_spaced(len(train)), _evenly_spaced(len(validation))
+    train_rows, validation_rows = (evenly_spaced(len(split), TFIDF_SAMPLES) for split in (train, validation))
     if len(train_rows) < len(train):
         log.warning(
             "TF-IDF + ridge is fitted on %d of %d training samples, to save memory", len(train_rows), len(train)
@@ -124,11 +123,6 @@ def _ridge(
         for rows in np.split(np.arange(len(test)), range(SAMPLES_AT_ONCE, len(test), SAMPLES_AT_ONCE))
     ]
     return clamp(np.concatenate(stars)).astype(np.float32)
-
-
-def _evenly_spaced(samples: int) -> npt.NDArray[np.int64]:
-    """Return the numbers of at most `TFIDF_SAMPLES` of `samples` samples."""
-    return np.arange(0, samples, max(1, -(-samples // TFIDF_SAMPLES)))
 
 
 def frequent_terms(

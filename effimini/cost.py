@@ -35,8 +35,8 @@ def costs(model: EffiMini) -> Costs:
 def parameters(model: EffiMini) -> dict[str, int]:
     """Return the number of parameters by name and in total, including the unused pooler of the text encoder."""
     counts = {name: sum(p.numel() for p in getattr(model, name).parameters()) for name in PARTS}
-    if model.ngrams is not None:
-        counts["ngrams"] = model.ngrams.weight.numel()
+    if model.closed_form is not None:
+        counts["closed_form"] = sum(p.numel() for p in model.closed_form.parameters())
     return counts | {"total": sum(counts.values())}
 
 
@@ -65,10 +65,13 @@ def flops(model: EffiMini, size: int, tokens: int) -> dict[str, int]:
             counted["image"] = counter.get_total_flops()
             text_features = model.text_features(ids, torch.ones_like(ids))
             counted["text"] = counter.get_total_flops() - counted["image"]
-            model.head(torch.cat([image_features, text_features], dim=1))
-            counted["total"] = counter.get_total_flops()
+            features = torch.cat([text_features, image_features], dim=1)
+            model.head(features[:, -len(model.feature_mean) :])
+            counted["head"] = counter.get_total_flops() - sum(counted.values())
+            if model.closed_form is not None:
+                model.closed_form(ids, torch.ones_like(ids), features[:, : model.kernel_width])
+                counted["closed_form"] = counter.get_total_flops() - sum(counted.values())
     finally:
         text.set_attn_implementation(attention)
         model.train(training)
-    total = counted.pop("total")
-    return counted | {"head": total - sum(counted.values()), "total": total}
+    return counted | {"total": sum(counted.values())}

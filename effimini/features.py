@@ -25,7 +25,7 @@ from prep.core.params import Params
 from shards import sampler
 from shards.stream import Batch, ShardDataset
 
-FORMAT = 3  # increment when the same encoders give different features
+FORMAT = 4  # increment when the same encoders give different features
 _ROWS_PER_CHUNK = 100_000  # rows standardized at once
 
 
@@ -47,12 +47,14 @@ class FeatureDataset(ShardDataset):
 
     Attributes:
         features: the features of all samples, float32 [N, F + D].
+        kernel_inputs: the inputs of the model's kernel, float32 [N, L * D + F].
     """
 
-    def __init__(self, dataset: ShardDataset, features: npt.NDArray[np.float32]) -> None:
-        """Create a dataset with the samples of `dataset` and their `features`, float32 [N, F + D]."""
+    def __init__(self, dataset: ShardDataset, features: npt.NDArray[np.float32], model: EffiMini) -> None:
+        """Create a dataset with the samples of `dataset` and their `features` as `model.features` returns them."""
         self.__dict__.update(dataset.__dict__)
-        self.features = features
+        self.features = features[:, -len(model.feature_mean) :]
+        self.kernel_inputs = features[:, : model.kernel_width]
 
     def batch(self, samples: sampler.SampleNumbers, global_size: int) -> Batch:
         """Return the features of `samples`, a part of a global batch of `global_size`, on the CPU."""
@@ -88,7 +90,7 @@ def of_split(model: EffiMini, dataset: ShardDataset, dist: Distributed, params: 
         with files.atomic_write(path) as partial:
             _compute_features(partial, model, dataset, dist, params)
             files.seal(path, files.digest(partial))
-    return FeatureDataset(dataset, np.load(path, mmap_mode="r"))
+    return FeatureDataset(dataset, np.load(path, mmap_mode="r"), model)
 
 
 def standardize(model: EffiMini, train: FeatureDataset) -> None:
@@ -119,8 +121,8 @@ def _compute_features(path: Path, model: EffiMini, dataset: ShardDataset, dist: 
 
 
 def _encoder_fingerprint(model: EffiMini) -> str:
-    """Return the hex SHA-256 of the encoders' tensors and the text pooling."""
-    digest = hashlib.sha256(model.config.pooling.encode())
+    """Return the hex SHA-256 of the encoders' tensors, the text pooling and the layers that the kernel reads."""
+    digest = hashlib.sha256(repr((model.config.pooling, model.layers)).encode())
     for name, tensor in sorted(model.state_dict().items()):
         if name.startswith(("image.", "text.")):
             digest.update(name.encode())

@@ -27,7 +27,9 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from effimini.calibration import Interval, Line, apply_line
-from effimini.hashed_ngrams import HashedNgrams
+from effimini.closed_form import IMAGE, LAST, MIDDLE, ClosedForm
+from effimini.kernel import Kernel
+from effimini.words import Words
 from prep.core import files, writers
 from prep.core.errors import UserError, first_sentence
 from prep.core.params import EncoderParams, Params
@@ -39,6 +41,12 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 # BERT's pooler is not used, and weights of sentence encoders may lack it; it counts as parameters.
 _UNUSED = ("pooler.",)
+# Tensors of models that were saved before the closed form had several blocks.
+_RENAMED = {
+    "ngrams.weight": "closed_form.terms.ngrams.weight",
+    "ngrams.bias": "closed_form.bias",
+    "ngrams.fraction": "closed_form.fraction",
+}
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -51,6 +59,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     text: dict[str, Any]  # transformers' configuration of the text encoder
     pooling: str = "first"
     hashed_ngrams: int = 0
+    first_words: int = 0  # buckets of first words of titles
+    kernel: int = 0  # landmarks
     hidden: tuple[int, ...]
     dropout: float
     size: int  # px, height and width
@@ -68,8 +78,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class EffiMini(nn.Module):
     """Predicts stars from concatenated image and text features with a head of linear layers.
 
-    If configured, a linear model on hashed n-grams of the text contributes a fraction of the score, and a line fitted
-    on the validation split turns the score into stars; in training mode only the network is used.
+    If configured, a closed form (hashed terms of the text, a kernel on features of several layers) contributes a
+    fraction of the score, and a line fitted on the validation split turns the score into stars; in training mode only
+    the network is used.
 
     Args:
         config: the configuration.
@@ -81,6 +92,8 @@ class EffiMini(nn.Module):
         autocast: whether matrix products and convolutions run in bfloat16; the stars are float32.
         feature_mean: subtracted from the features before the head, float32 [F + D]; 0 unless the encoders are frozen.
         feature_scale: divisor of the features after that, float32 [F + D]; 1 unless the encoders are frozen.
+        layers: the L layers of the text encoder that the kernel reads; none without one.
+        kernel_width: number of inputs of the kernel, L * D + F.
     """
 
     text: Any  # no common type of transformers' models has the attributes that we use
@@ -96,13 +109,27 @@ class EffiMini(nn.Module):
         pooler = getattr(text, "pooler", None)
         if isinstance(pooler, nn.Module):
             pooler.requires_grad_(requires_grad=False)  # it gets no gradient, which DDP must know in advance
-        width = features = image_width(image) + int(self.text.config.hidden_size)
+        hidden_size = int(self.text.config.hidden_size)
+        width = features = image_width(image) + hidden_size
         layers: list[nn.Module] = []
         for hidden in config.hidden:
             layers += [nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Dropout(config.dropout)]
             width = hidden
         self.head = nn.Sequential(*layers, nn.Linear(width, 1))
-        self.ngrams = HashedNgrams(config.hashed_ngrams) if config.hashed_ngrams else None
+        self.layers: tuple[int, ...] = ()
+        if config.kernel:
+            depth = int(self.text.config.num_hidden_layers)
+            self.layers = (depth // 2, depth)
+        self.kernel_width = len(self.layers) * hidden_size + image_width(image)
+        self.closed_form = None
+        if config.hashed_ngrams or config.kernel:
+            groups = ((hidden_size, MIDDLE), (hidden_size, LAST), (image_width(image), IMAGE))
+            self.closed_form = ClosedForm(
+                config.hashed_ngrams,
+                config.first_words,
+                Words(tokenizer, int(self.text.config.vocab_size), config.max_tokens),
+                Kernel(config.kernel, groups) if config.kernel else None,
+            )
         self.register_buffer("feature_mean", torch.zeros(features))
         self.register_buffer("feature_scale", torch.ones(features))
         self.register_buffer("mean", torch.tensor(config.mean).view(1, -1, 1, 1), persistent=False)
@@ -115,15 +142,16 @@ class EffiMini(nn.Module):
     def text_features(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Return the last hidden state of the first token, or the mean over all tokens, float32 [B, D].
 
+        With a kernel, the means over all tokens of the L layers that it reads come first: [B, L * D + D].
+
         Args:
             tokens: int64 [B, T].
             mask: int64 [B, T], 1 at tokens and 0 at padding.
         """
-        states = cast(Tensor, self.text(input_ids=tokens, attention_mask=mask).last_hidden_state)
-        if self.config.pooling == "first":
-            return states[:, 0]
-        weights = mask.unsqueeze(2).to(states.dtype)
-        return (states * weights).sum(dim=1) / weights.sum(dim=1)
+        found = self.text(input_ids=tokens, attention_mask=mask, output_hidden_states=bool(self.layers))
+        states = cast(Tensor, found.last_hidden_state)
+        layers = [_mean(found.hidden_states[layer], mask) for layer in self.layers]
+        return torch.cat([*layers, states[:, 0] if self.config.pooling == "first" else _mean(states, mask)], dim=1)
 
     def forward(self, images: Tensor, tokens: Tensor, mask: Tensor, has_image: Tensor) -> Tensor:
         """Return unclamped stars, float32 [B].
@@ -134,24 +162,31 @@ class EffiMini(nn.Module):
             mask: int64 [B, T], 1 at tokens and 0 at padding.
             has_image: bool [B]; the image features of samples without an image are set to 0.
         """
-        stars = self.score(self.features(images, tokens, mask, has_image))
+        features = self.features(images, tokens, mask, has_image)
+        stars = self.score(features)
         if self.training:
             return stars
-        if self.ngrams is not None:
-            ngram_stars: Tensor = self.ngrams(tokens, mask)
-            fraction = self.ngrams.fraction
-            stars = fraction * ngram_stars + (1 - fraction) * stars  # exactly one of the two if the fraction is 0 or 1
+        if self.closed_form is not None:
+            closed_form: Tensor = self.closed_form(tokens, mask, features[:, : self.kernel_width])
+            fraction = self.closed_form.fraction
+            stars = fraction * closed_form + (1 - fraction) * stars  # exactly one of the two if the fraction is 0 or 1
         return cast(Tensor, apply_line(self.config.calibration, stars))
 
     def features(self, images: Tensor, tokens: Tensor, mask: Tensor, has_image: Tensor) -> Tensor:
-        """Return the input of the head, [B, F + D]: image features, then text features; arguments as `forward`."""
+        """Return the input of the head, [B, F + D]: image features, then text features; arguments as `forward`.
+
+        With a kernel, the means of the L layers that it reads come first, [B, L * D + F + D]; its inputs are the first
+        L * D + F columns, and those of the head the last F + D.
+        """
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.autocast):
             image = self.image_features(images) * has_image.unsqueeze(1)
-            return torch.cat([image, self.text_features(tokens, mask)], dim=1)
+            text = self.text_features(tokens, mask)
+            width = text.shape[1] // (len(self.layers) + 1)
+            return torch.cat([text[:, :-width], image, text[:, -width:]], dim=1)
 
     def score(self, features: Tensor) -> Tensor:
-        """Return unclamped stars, float32 [B], of features [B, F + D]."""
-        standard = (features - self.feature_mean) / self.feature_scale
+        """Return the head's unclamped stars, float32 [B], of features, of which the last F + D columns are used."""
+        standard = (features[:, -len(self.feature_mean) :] - self.feature_mean) / self.feature_scale
         with torch.autocast(features.device.type, torch.bfloat16, enabled=self.autocast):
             return cast(Tensor, self.head(standard).squeeze(1).float())
 
@@ -160,7 +195,9 @@ class EffiMini(nn.Module):
         with files.atomic_folder(folder) as partial:
             state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
             save_weights(partial / WEIGHTS_FILE, state)
-            writers.write_json(partial / CONFIG_FILE, self.config)
+            kernel = self.closed_form.kernel if self.closed_form is not None else None
+            landmarks = len(kernel.landmarks) if kernel is not None else 0  # fewer if there are fewer training samples
+            writers.write_json(partial / CONFIG_FILE, msgspec.structs.replace(self.config, kernel=landmarks))
             (partial / "tokenizer.json").write_text(self.tokenizer.to_str() + "\n", encoding="utf-8")
             settings = {
                 "tokenizer_class": "PreTrainedTokenizerFast",
@@ -235,6 +272,8 @@ def build(params: Params, *, random: bool = False) -> EffiMini:
         text=json.loads(json.dumps(text_config)),
         pooling=params.model.pooling,
         hashed_ngrams=params.model.hashed_ngrams,
+        first_words=params.model.hashed_ngrams,
+        kernel=params.model.kernel,
         hidden=params.model.hidden,
         dropout=params.model.dropout,
         size=params.images.resolution,
@@ -259,6 +298,12 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
     mode = path.stat().st_mode
     save_file(dict(tensors), path, metadata={"format": "pt"})
     path.chmod(mode & 0o777)
+
+
+def _mean(states: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean of hidden states [B, T, D] over the tokens, [B, D]."""
+    weights = mask.unsqueeze(2).to(states.dtype)
+    return (states * weights).sum(dim=1) / weights.sum(dim=1)
 
 
 def image_width(image: nn.Module) -> int:
@@ -342,7 +387,7 @@ def _load_weights(module: nn.Module, path: Path, optional: tuple[str, ...]) -> N
         optional: prefixes of the tensors that may be missing.
     """
     try:
-        found = load_file(path)
+        found = {_RENAMED.get(name, name): tensor for name, tensor in load_file(path).items()}
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read as safetensors ({first_sentence(error)}); correct the path") from error
     wanted = module.state_dict()

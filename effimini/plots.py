@@ -126,7 +126,7 @@ def plot_curves(train: Path) -> Markup:
         ("validation PLCC", {"validation/plcc": _RED, "validation/plcc_of_network": _GREY}),
         ("learning rate", {"train/learning_rate": _BLUE}),
     ]
-    labels = {"validation/plcc": "with hashed n-grams", "validation/plcc_of_network": "network only"}
+    labels = {"validation/plcc": "with closed form", "validation/plcc_of_network": "network only"}
     figure = Figure(figsize=(9.0, 2.6), layout="constrained")
     for number, (title, names) in enumerate(panels, 1):
         axes = _axes(figure, 1, len(panels), number)

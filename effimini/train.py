@@ -27,7 +27,7 @@ from dvclive import Live  # type: ignore[attr-defined]  # its module has no __al
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from effimini import bfloat16, calibration, checkpoint, features, hashed_ngrams, model_card, provenance, time_profile
+from effimini import bfloat16, calibration, checkpoint, closed_form, features, model_card, provenance, time_profile
 from effimini.clock import Clock
 from effimini.distributed import Distributed, init_distributed, set_tf32
 from effimini.inference import clamp, open_split, predict_split, to_device
@@ -52,7 +52,7 @@ READS = (
     *("source.kind", "source.revision", "source.categories", *STATED, "fetch.max_pixels"),
     *("text", "model", "train", "weights", "stream"),
 )
-FORMAT = 10  # increment when the same inputs give a different training
+FORMAT = 11  # increment when the same inputs give a different training
 # Seconds to wait for another run of the same training, for example a job that is about to be stopped.
 LOCK_TIMEOUT = 300
 
@@ -100,13 +100,6 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.model = prepare(build(params).to(dist.device), params, dist)
         self.network: nn.Module = self.model
-        # the module and its stars on validation
-        self.ngrams: tuple[hashed_ngrams.HashedNgrams, npt.NDArray[np.float32]] | None = None
-        if self.model.ngrams is not None:
-            self.ngrams = (
-                self.model.ngrams,
-                hashed_ngrams.fit_ngrams(self.model.ngrams, self.data, self.validation, self.weights),
-            )
         start = time.perf_counter()
         if recipe.freeze_encoders:
             self.network = features.Head(self.model)
@@ -115,6 +108,14 @@ class Trainer:
             ]
             features.standardize(self.model, splits[0])
         feature_seconds = time.perf_counter() - start
+        # the module and its stars on validation
+        self.closed_form: tuple[closed_form.ClosedForm, npt.NDArray[np.float32]] | None = None
+        if self.model.closed_form is not None:
+            inputs = (splits[0].kernel_inputs, splits[1].kernel_inputs) if recipe.freeze_encoders else None
+            self.closed_form = (
+                self.model.closed_form,
+                closed_form.fit(self.model.closed_form, self.data, self.validation, self.weights, inputs),
+            )
         self.scores = self.network  # without DistributedDataParallel
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.model, recipe),
@@ -252,15 +253,15 @@ class Trainer:
         """Evaluate the model on the validation split, save a checkpoint, and return the metrics of the epoch."""
         recipe, progress = self.params.train, self.progress
         self.clock.start("validation")
-        if self.ngrams:
-            self.ngrams[0].fraction.zero_()  # score with only the network
+        if self.closed_form:
+            self.closed_form[0].fraction.zero_()  # score with only the network
         self.model.config = msgspec.structs.replace(self.model.config, calibration=None, interval=None)
         predicted = predict_split(self.scores, self.validation, self.dist, self.params)
         network_only = {}
-        if self.ngrams:
-            module, ngram_stars = self.ngrams
+        if self.closed_form:
+            module, closed_form_stars = self.closed_form
             network_only["validation/plcc_of_network"] = plcc(predicted, self.validation.labels)
-            predicted = hashed_ngrams.mix(module, predicted, ngram_stars, self.validation.labels)
+            predicted = closed_form.mix(module, predicted, closed_form_stars, self.validation.labels)
         self._calibrate(predicted)
         stars, labels = torch.from_numpy(predicted), torch.from_numpy(self.validation.labels)
         unweighted = weighted_huber(stars, labels, torch.ones_like(labels), recipe.huber_delta, len(labels))

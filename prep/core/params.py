@@ -265,6 +265,7 @@ class ModelParams:
     text: EncoderParams
     pooling: Literal["first", "mean"]
     hashed_ngrams: Annotated[int, Field(ge=0, le=2**28)]
+    kernel: Annotated[int, Field(ge=0, le=10_000)]
     hidden: Annotated[tuple[Width, ...], Field(min_length=1, max_length=64)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     attention_dropout: Annotated[float, Field(ge=0, lt=1)]
@@ -374,6 +375,14 @@ class Params:
     evaluate: EvaluateParams
     validation: ValidationParams
     dask: DaskParams
+
+    def __post_init__(self) -> None:
+        """Check that a kernel has frozen encoders."""
+        if self.model.kernel and not self.train.freeze_encoders:
+            raise ValueError(
+                f"model.kernel is {self.model.kernel} and train.freeze_encoders is false, but a kernel needs "
+                "frozen encoders; set model.kernel to 0, or train.freeze_encoders to true"
+            )
 
 
 def narrow(params: Params, names: Iterable[str]) -> Params:
@@ -545,7 +554,7 @@ def _explain(error: ErrorDetails) -> str:
         case "missing":
             return f"{key} is missing; copy it from params/base.yaml"
         case "value_error":
-            return f"{key}: {error['ctx']['error']}"
+            return f"{key}: {error['ctx']['error']}" if error["loc"] else str(error["ctx"]["error"])
         case "literal_error":
             return f"{key}: {found!r} is not {error['ctx']['expected']}"
     expected = error["msg"].removeprefix("Input ").replace("should", "must", 1)

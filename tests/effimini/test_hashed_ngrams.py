@@ -1,143 +1,99 @@
-"""The linear model on hashed n-grams: its features, its fit, and its fraction of the score."""
+"""The hashed terms of a text: tokens, words, and the first word of the title."""
 
-import math
-from itertools import pairwise
-from pathlib import Path
-from typing import Any
+from itertools import groupby, pairwise
 
 import numpy as np
 import pytest
 import torch
-from sklearn.feature_extraction import DictVectorizer
-from sklearn.linear_model import Ridge
+from tokenizers import Tokenizer
 
-from effimini import hashed_ngrams
-from effimini.cost import parameters
-from effimini.hashed_ngrams import HashedNgrams
-from effimini.inference import open_split
-from effimini.metrics import plcc
-from effimini.model import EffiMini, build
-from effimini.train import parameter_groups, train
-from prep.core.params import Params
-from prep.weights import read_weights
-from shards.stream import ShardDataset
-from shards.tokens import TokenizationConfig
+from effimini.hashed_ngrams import FirstWord, HashedNgrams, HashedTerms
+from effimini.words import Words
+from shards import tokens as tokens_
 
-from .conftest import replace
-from .test_model import inputs
+from .conftest import ROOT
 
-
-@pytest.fixture
-def splits(small: Params, data: Path) -> dict[str, ShardDataset]:
-    tokenization = TokenizationConfig(small.model.text.name, small.text.fields, small.text.max_tokens)
-    return {
-        name: open_split(data / "shards", small, name, tokenization, small.images.resolution)
-        for name in ("train", "validation")
-    }
+TITLES = [
+    "Main category: Electronics\nTitle: Sony WH-1000XM4 Over-Ear Headphones, 30 h\nFeatures: A 5.0 x 3 mm cable",
+    "Title: Crème brûlée torch — refillable; w/ 2 cans\nDescription: Title: not this one",
+    "Main category: Toys",
+    "Title: ! Unbreakable unbreakables unbreakable\nStore: Alder",
+    "Title: ?",
+    "",
+]
+PAGES = [path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))]
 
 
-def counted(ids: list[int]) -> dict[Any, float]:
-    """Return the n-grams of a text and their values, without hashing."""
-    apart = zip(ids, ids[2:], strict=False)
-    every = {*ids, *(("pair", *two) for two in pairwise(ids)), *(("apart", *two) for two in apart)}
-    return {str(term): 1 / math.sqrt(len(every)) for term in every}
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return tokens_.load_tokenizer(str(ROOT / "effimini/minilm"))
 
 
-def test_the_fit_equals_ridge_on_unhashed_ngrams(
-    splits: dict[str, ShardDataset], data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(hashed_ngrams, "ALPHAS", (3.0,))
-    weights = read_weights(data / "weights.json")
-    train_, validation = splits["train"], splits["validation"]
-    found = hashed_ngrams.fit_ngrams(HashedNgrams(1 << 20), train_, validation, weights)
-    vectorizer = DictVectorizer()
-    known = vectorizer.fit_transform([counted(ids.tolist()) for ids in train_.texts()]).tocsc()
-    texts = np.diff(known.indptr)
-    rare = np.where(texts > 1, np.log((1 + len(train_)) / (1 + texts)) + 1, 0)
-    weight = np.minimum(np.log1p(train_.rating_number) / weights.mean, weights.clip)
-    ridge = Ridge(alpha=3.0, solver="sparse_cg", tol=1e-8).fit(known.multiply(rare).tocsr(), train_.labels, weight)
-    unseen = vectorizer.transform([counted(ids.tolist()) for ids in validation.texts()]).multiply(rare)
-    np.testing.assert_allclose(found, ridge.predict(unseen.tocsr()), atol=0.02)
-    assert np.ptp(found) > 0.5
+def words_of(tokenizer: Tokenizer, ids: list[int]) -> list[tuple[int, tuple[int, ...]]]:
+    """Return the first token and the pieces of each word, without tensors."""
+    special = tokenizer.get_added_tokens_decoder()
+    starts = [place for place, piece in enumerate(ids) if not tokenizer.id_to_token(piece).startswith("##")]
+    words = [(start, tuple(ids[start:end])) for start, end in pairwise([*starts, len(ids)])]
+
+    def kept(pieces: tuple[int, ...]) -> bool:
+        text = "".join(tokenizer.id_to_token(piece).removeprefix("##") for piece in pieces)
+        return len(text) > 1 and any(map(str.isalnum, text)) and pieces[0] not in special
+
+    return [(start, pieces) for start, pieces in words if kept(pieces)]
 
 
-def test_the_module_scores_as_fitted_and_ignores_padding(splits: dict[str, ShardDataset], data: Path) -> None:
-    module = HashedNgrams(1 << 16)
-    found = hashed_ngrams.fit_ngrams(module, splits["train"], splits["validation"], read_weights(data / "weights.json"))
-    for ids, star in zip(splits["validation"].texts(), found, strict=True):
-        tokens = torch.from_numpy(ids.astype(np.int64))[None]
-        mask = torch.ones_like(tokens)
-        padded = torch.nn.functional.pad(tokens, (0, 5), value=7), torch.nn.functional.pad(mask, (0, 5))
-        assert module(tokens, mask).item() == pytest.approx(star, abs=1e-4)
-        assert module(*padded).item() == pytest.approx(star, abs=1e-4)
+def hash_of(pieces: tuple[int, ...]) -> int:
+    """Return the hash of a word as the docstring of the module says: a sum of pieces times powers, modulo 2^64."""
+    total = sum(piece * pow(0x5851F42D4C957F2D, place, 2**64) for place, piece in enumerate(pieces)) % 2**64
+    return total - 2**64 if total >= 2**63 else total
 
 
-@pytest.mark.parametrize(("good", "share"), [("network", 0.0), ("hashed_ngrams", 1.0), ("both", 0.5)])
-def test_the_fraction_is_the_one_that_correlates_best(good: str, share: float) -> None:
-    rng = np.random.default_rng(0)
-    one, other = rng.normal(size=(2, 500)).astype(np.float32)
-    labels = {"network": one, "hashed_ngrams": other, "both": one + other}[good]
-    module = HashedNgrams(8)
-    mixed = hashed_ngrams.mix(module, one, other, labels)
-    assert module.fraction.item() == pytest.approx(share)
-    assert plcc(mixed, labels) == pytest.approx(1)
+@pytest.mark.parametrize("max_tokens", [12, 96, 256])
+def test_the_words_of_the_graph_are_those_of_a_plain_function(tokenizer: Tokenizer, max_tokens: int) -> None:
+    encoded = tokens_.encode(tokenizer, [*TITLES, *PAGES], max_tokens)
+    padded, mask = (torch.from_numpy(array) for array in tokens_.pad(encoded, tokens_.pad_id(tokenizer)))
+    words = Words(tokenizer, tokenizer.get_vocab_size(), max_tokens)
+    hashes, start, is_word = words(padded, mask)
+    for row, ids in enumerate(encoded):
+        expected = words_of(tokenizer, ids)
+        count = int(is_word[row].sum())
+        assert is_word[row].tolist() == [1] * len(expected) + [0] * (len(is_word[row]) - len(expected))
+        assert start[row, :count].tolist() == [place for place, _ in expected]
+        assert hashes[row, :count].tolist() == [hash_of(pieces) for _, pieces in expected]
+    distinct = {pieces for ids in encoded for _, pieces in words_of(tokenizer, ids)}
+    assert len({hash_of(pieces) for pieces in distinct}) == len(distinct) > 5
 
 
-@torch.inference_mode()
-def test_ngrams_contribute_in_evaluation_mode_only(small: Params, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model = build(replace(small, model={"hashed_ngrams": 1 << 12}))
-    assert model.ngrams is not None
-    model.ngrams.weight.copy_(torch.randn(1 << 12))
-    model.ngrams.fraction.fill_(0.25)
-    given = inputs()
-    model.eval()
-    network = model.score(model.features(*given))
-    torch.testing.assert_close(model(*given), 0.75 * network + 0.25 * model.ngrams(*given[1:3]))
-    model.save_pretrained(tmp_path / "saved")
-    assert torch.equal(EffiMini.from_pretrained(tmp_path / "saved")(*given), model(*given))
-    counts = parameters(model)
-    assert counts["ngrams"] == 1 << 12
-    assert counts["total"] == sum(p.numel() for p in model.parameters())
-    model.image.eval(), model.text.eval(), model.head.eval()
-    model.training = True
-    assert torch.equal(model(*given), network)
+def test_the_first_word_is_that_of_the_title(tokenizer: Tokenizer) -> None:
+    encoded = tokens_.encode(tokenizer, TITLES, 96)
+    padded, mask = (torch.from_numpy(array) for array in tokens_.pad(encoded, tokens_.pad_id(tokenizer)))
+    hashes, found = Words(tokenizer, tokenizer.get_vocab_size(), 96).first_of_title(padded, mask)
+    colon = tokenizer.token_to_id(":")
+    assert found.squeeze(1).tolist() == [1, 1, 0, 1, 0, 0]
+    for row in (0, 1, 3):
+        label = encoded[row].index(colon, 6 if row == 0 else 0)
+        first = next(pieces for start, pieces in words_of(tokenizer, encoded[row]) if start > label)
+        assert hashes[row].item() == hash_of(first)
 
 
-@torch.inference_mode()
-def test_mean_pooling_ignores_padding(small: Params) -> None:
-    model = build(replace(small, model={"pooling": "mean"})).eval()
-    _, ids, mask, _ = inputs()
-    states = model.text(input_ids=ids, attention_mask=mask).last_hidden_state
-    torch.testing.assert_close(model.text_features(ids, mask), states.mean(dim=1))
-    padded = torch.nn.functional.pad(ids, (0, 4)), torch.nn.functional.pad(mask, (0, 4))
-    torch.testing.assert_close(model.text_features(*padded), states.mean(dim=1))
+def values(module: HashedTerms, ids: list[int], padding: int) -> dict[int, float]:
+    """Return the value of each bucket of a text."""
+    tokens = torch.tensor([ids + [7] * padding])
+    mask = torch.tensor([[1] * len(ids) + [0] * padding])
+    places, size = (tensor[0].tolist() for tensor in module.places(tokens, mask))
+    shown = sorted(pair for pair in zip(places, size, strict=True) if pair[1])
+    return {place: sum(value for _, value in same) for place, same in groupby(shown, key=lambda pair: pair[0])}
 
 
-def test_the_head_has_its_own_learning_rate(small: Params) -> None:
-    recipe = replace(small, train={"learning_rate": 0.1, "head_learning_rate": 0.3}).train
-    model = build(small)
-    encoders, head = parameter_groups(model, recipe)
-    assert (encoders["lr"], head["lr"]) == (0.1, 0.3)
-    assert {id(p) for p in head["params"]} == {id(p) for p in model.head.parameters()}
-    trained = {id(p) for p in model.parameters() if p.requires_grad}
-    assert {id(p) for group in (encoders, head) for p in group["params"]} == trained
-    same = replace(small, train={"learning_rate": 0.1, "head_learning_rate": 0.0}).train
-    assert [group["lr"] for group in parameter_groups(model, same)] == [0.1, 0.1]
-
-
-def test_a_trained_model_contains_its_fitted_ngrams(
-    small: Params, data: Path, splits: dict[str, ShardDataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("EFFIMINI_STORE", str(tmp_path / "store"))
-    params = replace(
-        small, model={"hashed_ngrams": 1 << 14, "pooling": "mean"}, train={"epochs": 2, "head_learning_rate": 0.01}
-    )
-    history = train(params, data / "shards", data / "weights.json")
-    module = HashedNgrams(1 << 14)
-    alone = hashed_ngrams.fit_ngrams(module, splits["train"], splits["validation"], read_weights(data / "weights.json"))
-    best = EffiMini.from_pretrained(Path("models/best"))
-    assert best.ngrams is not None
-    assert torch.equal(best.ngrams.weight, module.weight)
-    assert module.weight.count_nonzero() > 50
-    assert max(epoch["validation/plcc"] for epoch in history) >= plcc(alone, splits["validation"].labels)
+@pytest.mark.parametrize("padding", [0, 5])
+@pytest.mark.parametrize("kind", ["ngrams", "first_word"])
+def test_a_text_is_the_set_of_its_terms(tokenizer: Tokenizer, kind: str, padding: int) -> None:
+    words, buckets = Words(tokenizer, tokenizer.get_vocab_size(), 96), 1 << 22  # without collisions
+    module = HashedNgrams(buckets) if kind == "ngrams" else FirstWord(buckets, words)
+    for ids in tokens_.encode(tokenizer, TITLES, 96):
+        _, found = words.first_of_title(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.int64))
+        ngrams = {*ids, *pairwise(ids), *((a, None, b) for a, b in zip(ids, ids[2:], strict=False))}
+        terms = len(ngrams) if kind == "ngrams" else int(found)
+        np.testing.assert_allclose(
+            list(values(module, ids, padding).values()), [terms**-0.5] * terms if terms else [], rtol=1e-5
+        )
