@@ -94,7 +94,8 @@ def test_only_used_columns_are_stored_and_no_review_text_or_user_id(
     item = rows(tmp_path, "items")[0]
     assert (item["hi_res"], item["large"]) == (None, ITEM["images"][0]["large"])
     assert json.loads(item["details"]) == ITEM["details"]
-    assert "price" not in item
+    assert item["price"] is None
+    assert "images" not in item
     assert all(b"secret" not in file.read_bytes() for file in (tmp_path / "raw/Toys").iterdir())
     assert set(rows(tmp_path, "reviews")[0]) == {
         "parent_asin", "line_hash", "user_hash", "rating", "timestamp", "verified_purchase"
