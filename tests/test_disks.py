@@ -83,7 +83,7 @@ def test_a_stage_that_cannot_write_says_so_and_the_next_run_goes_on(
     assert contents(out, digests) == contents(undisturbed / STAGES[stage], digests) or stage == "validate sample"
 
 
-@pytest.mark.parametrize("scheduler", ["threads", "processes"])
+@pytest.mark.parametrize("scheduler", [pytest.param("threads", marks=pytest.mark.slow), "processes"])
 def test_a_worker_that_cannot_write_says_so(tmp_path: Path, undisturbed: Path, scheduler: str) -> None:
     for stage in ("join Demo_Toys", "fetch Demo_Toys", "shard Demo_Toys"):
         folder = tmp_path / stage.split()[0]

@@ -180,6 +180,7 @@ def test_a_version_that_was_not_pushed_is_an_error(team: Team, tmp_path: Path) -
         ShardLocation(f"dvc+{alone.folder}@HEAD#data/shards", 10**9, 4)
 
 
+@pytest.mark.slow
 def test_a_clone_trains_and_evaluates_on_the_shards_only(team: Team, tmp_path: Path) -> None:
     metrics = Path("results/train/metrics.json")
     second, third = (team.first.cloned(tmp_path / name) for name in ("second", "third"))

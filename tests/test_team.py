@@ -87,6 +87,7 @@ def test_categories_are_added_and_removed_and_a_clone_pulls_validates_trains_and
     assert {path.name for path in (few.folder / "data/shards").iterdir()} == {"Demo_Kitchen", "Demo_Toys"}
 
 
+@pytest.mark.slow
 def test_retried_images_are_in_the_shards_and_stay(tmp_path: Path) -> None:
     mirror = tmp_path / "mirror"
     demo.write_catalogue(mirror, ["Demo_Toys"], 100, 7)

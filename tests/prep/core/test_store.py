@@ -58,7 +58,7 @@ def run(project: Path, *words: str) -> None:
     assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
 
 
-@pytest.mark.parametrize("folder", [".", "sub"])
+@pytest.mark.parametrize("folder", [pytest.param(".", marks=pytest.mark.slow), "sub"])
 @pytest.mark.parametrize("way", ["workspace", "temp", "queue"])
 def test_dvc_runs_an_experiment_with_the_store_of_the_project(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, folder: str
