@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from effimini.hashed_ngrams import FirstWord, HashedNgrams, HashedTerms
 from effimini.kernel import Array, Kernel
 from effimini.metrics import Stars, plcc
+from effimini.ranks import Ranks
 from effimini.ridge import evenly_spaced, joint_ridge
 from effimini.words import Words
 from prep.weights import SampleWeights, counts_of, sample_weights
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 SCALES = {"ngrams": (0.5,), "first_word": (0.1, 0.0), "kernel": (0.5,)}
 # Weight of the kernel's inputs in squared distances: a middle and the last layer of the text encoder, the image.
 MIDDLE, LAST, IMAGE = 1.0, 2.0, 1.0
+COLUMNS = 4.0  # of the tabular columns, half of it of their ranks and half of what is missing
 ALPHAS = (0.2, 0.35, 0.5, 0.8, 2.0, 5.0)  # regularization strengths to try
 FRACTIONS = np.linspace(0, 1, 21, dtype=np.float32)  # fractions of the score to try
 FITTED = 200_000  # training samples to fit on at most; each takes 4 bytes for each landmark, and 10 kB
@@ -47,6 +49,7 @@ class ClosedForm(nn.Module):
         first_words: number of buckets of first words of titles; 0: none.
         words: joins the tokens of words.
         kernel: None if there is none.
+        columns: number of tabular columns that the kernel compares too.
 
     Attributes:
         fraction: fraction of the model's score that this module contributes, 0 to 1; the network contributes the rest.
@@ -55,25 +58,29 @@ class ClosedForm(nn.Module):
     bias: Tensor
     fraction: Tensor
 
-    def __init__(self, ngrams: int, first_words: int, words: Words, kernel: Kernel | None) -> None:
+    def __init__(self, ngrams: int, first_words: int, words: Words, kernel: Kernel | None, columns: int = 0) -> None:
         super().__init__()
         self.terms = nn.ModuleDict({"ngrams": HashedNgrams(ngrams)} if ngrams else {})
         if first_words:
             self.terms["first_word"] = FirstWord(first_words, words)
         self.kernel = kernel
+        self.ranks = Ranks(columns) if columns else None
         self.register_buffer("bias", torch.zeros(()))
         self.register_buffer("fraction", torch.zeros(()))
 
-    def forward(self, tokens: Tensor, mask: Tensor, features: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, mask: Tensor, features: Tensor, tabular: Tensor | None = None) -> Tensor:
         """Return stars, float32 [B].
 
         Args:
             tokens: int64 [B, T].
             mask: int64 [B, T], 1 at tokens and 0 at padding.
             features: the inputs of the kernel, [B, K]; not used without one.
+            tabular: the columns, float32 [B, C], NaN where missing; not used without columns.
         """
         added = [block(tokens, mask) for block in self.terms.values()]
         if self.kernel is not None:
+            if self.ranks is not None:
+                features = torch.cat([features, self.ranks(tabular)], dim=1)
             added.append(self.kernel(features))
         return cast(Tensor, self.bias + sum(added))
 
@@ -100,7 +107,7 @@ def fit(
         train: the split to fit on. Terms are weighted by inverse document frequency.
         validation: the split on which the strength of regularization and the scales are chosen, by PLCC.
         weights: the content of data/weights.json.
-        features: the inputs of the kernel for both splits, float32 [N, K]; None without a kernel.
+        features: the encoder features for the kernel of both splits, float32 [N, K]; None without a kernel.
     """
     rows = evenly_spaced(len(train), FITTED)
     if len(rows) < len(train):
@@ -108,7 +115,12 @@ def fit(
     blocks = {name: _hashed(cast(HashedTerms, block), train, rows, validation) for name, block in module.terms.items()}
     if module.kernel is not None:
         assert features is not None
-        blocks["kernel"] = _similar(module.kernel, features[0][rows], features[1])
+        fitted, held_out = features[0][rows], features[1]
+        if module.ranks is not None:
+            module.ranks.fit(train.tabular[rows])
+            fitted = np.concatenate([fitted, _ranks(module.ranks, train.tabular[rows])], axis=1)
+            held_out = np.concatenate([held_out, _ranks(module.ranks, validation.tabular)], axis=1)
+        blocks["kernel"] = _similar(module.kernel, fitted, held_out)
     weight = sample_weights(counts_of(train, weights), weights)[rows]
     candidates = list(product(ALPHAS, product(*(SCALES[name] for name in blocks))))
     matrices = [block.features for block in blocks.values()]
@@ -161,6 +173,11 @@ def _similar(module: Kernel, train: Array, validation: Array) -> _Block:
         return np.concatenate([similar @ (inverse.T @ weights) for _, similar in module.similarities(validation)])
 
     return _Block(found, predict, lambda weights: _set(module, inverse.T @ weights))
+
+
+@torch.no_grad()
+def _ranks(module: Ranks, values: Array) -> Array:
+    return cast(Array, module(torch.from_numpy(values).to(module.knots.device)).cpu().numpy())
 
 
 @torch.no_grad()

@@ -147,7 +147,7 @@ def _evaluate(params: Params, data: Path, models: Path, results: Path, shards: s
     tokenization = TokenizationConfig(str(models / "best"), model.config.fields, model.config.max_tokens)
     train, validation, test = splits = _Splits(
         *(
-            open_split(shards or data / "shards", params, name, tokenization, model.config.size)
+            open_split(shards or data / "shards", params, name, tokenization, model.config.size, model.config.tabular)
             for name in _Splits._fields
         )
     )

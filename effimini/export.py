@@ -29,6 +29,7 @@ TOLERANCE = 1e-3  # stars; scores are written with two decimals, and rounding di
 CHECKED = ((1, 1), (1, None), (3, 7), (8, None))  # batch sizes and numbers of tokens compared; None is max_tokens
 # The inputs of the graph: fixed image size, dynamic batch size and number of tokens.
 INPUTS = {"images": "tensor(uint8)", "tokens": "tensor(int64)", "mask": "tensor(int64)", "has_image": "tensor(bool)"}
+TABULAR = "tabular"  # a further input of a model with tabular columns, float32 [B, C]
 OUTPUT = "stars"  # float32 [B], not clamped
 
 Array = npt.NDArray[Any]
@@ -65,7 +66,8 @@ class Graph:
         inputs = {value.name: value.type for value in self._session.get_inputs()}
         outputs = [value.name for value in self._session.get_outputs()]
         about = self._session.get_modelmeta().custom_metadata_map
-        if inputs != INPUTS or outputs != [OUTPUT] or not {"parameters", "flops"} <= about.keys():
+        columns = {TABULAR: "tensor(float)"} if TABULAR in inputs else {}
+        if inputs != INPUTS | columns or outputs != [OUTPUT] or not {"parameters", "flops"} <= about.keys():
             raise UserError(
                 f"{where} has inputs {', '.join(inputs)} and outputs {', '.join(outputs)}, so it was not written by "
                 "`effimini export`; run it on a model folder"
@@ -75,11 +77,13 @@ class Graph:
                 f"{where} expects images of shape {found} but {CONFIG_FILE} says {size} px, so the two belong to "
                 "different models; run `effimini export` again"
             )
+        self._inputs = list(inputs)
         self.parameters, self.flops = int(about["parameters"]), int(about["flops"])
 
     def score(self, *inputs: Array) -> npt.NDArray[np.float32]:
         """Return unclamped stars, float32 [B]; the inputs are the arguments of `EffiMini.forward` as arrays."""
-        (stars,) = self._session.run([OUTPUT], dict(zip(INPUTS, inputs, strict=True)))
+        given = dict(zip((*INPUTS, TABULAR), inputs, strict=False))
+        (stars,) = self._session.run([OUTPUT], {name: given[name] for name in self._inputs})
         return np.asarray(stars, np.float32)
 
 
@@ -142,14 +146,15 @@ def _graph(network: EffiMini, model: Path) -> bytes:
     config = network.config
     batch, tokens = torch.export.Dim("batch"), torch.export.Dim("tokens", max=config.max_tokens)
     shapes = {"images": {0: batch}, "tokens": {0: batch, 1: tokens}, "mask": {0: batch, 1: tokens}}
+    shapes_of_columns = {TABULAR: {0: batch}} if config.tabular else {}
     try:
         with warnings.catch_warnings(action="ignore"):  # about torch internals; the scores are compared below
             program = torch.onnx.export(
                 network,
                 tuple(torch.from_numpy(array) for array in _example_inputs(network, 2, config.max_tokens)),
-                input_names=list(INPUTS),
+                input_names=[*INPUTS, *shapes_of_columns],
                 output_names=[OUTPUT],
-                dynamic_shapes=shapes | {"has_image": {0: batch}},
+                dynamic_shapes=shapes | {"has_image": {0: batch}} | shapes_of_columns,
                 dynamo=True,  # fails if the network fixes a dynamic size; tracing would keep the example's
                 verbose=False,
             )
@@ -166,7 +171,7 @@ def _graph(network: EffiMini, model: Path) -> bytes:
     return bytes(program.model_proto.SerializeToString())
 
 
-def _example_inputs(network: EffiMini, rows: int, tokens: int) -> tuple[Array, Array, Array, Array]:
+def _example_inputs(network: EffiMini, rows: int, tokens: int) -> tuple[Array, ...]:
     """Return random inputs of `rows` samples with texts of different lengths, every second one without an image.
 
     The images are low-contrast noise around grey: full-range noise is so unlike a photo that the network may amplify
@@ -179,7 +184,11 @@ def _example_inputs(network: EffiMini, rows: int, tokens: int) -> tuple[Array, A
     lengths = random.integers(1, tokens, rows, endpoint=True)
     lengths[-1] = tokens
     mask = (np.arange(tokens) < lengths[:, None]).astype(np.int64)
-    return images, ids, mask, np.arange(rows) % 2 == 0
+    if not network.config.tabular:
+        return images, ids, mask, np.arange(rows) % 2 == 0
+    columns = random.lognormal(size=(rows, len(network.config.tabular))).astype(np.float32)
+    columns[random.random(columns.shape) < 0.2] = np.nan
+    return images, ids, mask, np.arange(rows) % 2 == 0, columns
 
 
 @torch.inference_mode()

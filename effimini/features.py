@@ -109,7 +109,7 @@ def _compute_features(path: Path, model: EffiMini, dataset: ShardDataset, dist: 
     rows: np.memmap[Any, np.dtype[np.float32]] | None = None
     row_of = {key: row for row, key in enumerate(dataset.keys)}
     model.eval()
-    for keys, found in each_sample(model.features, dataset, dist, params):
+    for keys, found in each_sample(lambda *inputs: model.features(*inputs[:4]), dataset, dist, params):
         if rows is None:
             shape = (len(dataset), found.shape[1])
             rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)

@@ -4,7 +4,7 @@ Input: a model and the samples of a split. Output: one number per sample. Guaran
 once, and the result does not depend on the number of ranks and workers.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -27,9 +27,14 @@ Modality: TypeAlias = Literal["both", "image", "text"]
 
 
 def open_split(
-    location: str | Path, params: Params, split: str, tokenization: TokenizationConfig, size: int
+    location: str | Path,
+    params: Params,
+    split: str,
+    tokenization: TokenizationConfig,
+    size: int,
+    tabular: Sequence[str] = (),
 ) -> ShardDataset:
-    """Open a split for a model that reads images of `size` x `size` px and texts tokenized by `tokenization`.
+    """Open a split for a model of images of `size` x `size` px, texts by `tokenization`, and the columns `tabular`.
 
     Raises:
         UserError: as `ShardDataset`, or the images have a different size.
@@ -42,6 +47,7 @@ def open_split(
         tokenization,
         cache_bytes=stream.cache_bytes,
         connections=stream.connections,
+        tabular=tabular,
     )
     if (found := dataset.shards.image_size) != size:
         raise UserError(
@@ -50,10 +56,9 @@ def open_split(
     return dataset
 
 
-def to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, ...]:
     """Return the inputs of `EffiMini.forward` on `device`."""
-    images, tokens, mask, has_image = (tensor.to(device, non_blocking=True) for tensor in batch[:4])
-    return images, tokens, mask, has_image
+    return tuple(tensor.to(device, non_blocking=True) for tensor in (*batch[:4], batch.tabular))
 
 
 def predict_split(
@@ -73,12 +78,14 @@ def predict_split(
     """
     model.eval()
 
-    def function(images: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor, has_image: torch.Tensor) -> Any:
+    def function(
+        images: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor, has_image: torch.Tensor, tabular: torch.Tensor
+    ) -> Any:
         if seen == "image":
             tokens, mask = tokens[:, :1], mask[:, :1]
         elif seen == "text":
             has_image = torch.zeros_like(has_image)
-        return model(images, tokens, mask, has_image)
+        return model(images, tokens, mask, has_image, tabular)
 
     keys: list[str] = []
     stars: list[npt.NDArray[np.float32]] = []

@@ -27,7 +27,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from effimini.calibration import Interval, Line, apply_line
-from effimini.closed_form import IMAGE, LAST, MIDDLE, ClosedForm
+from effimini.closed_form import COLUMNS, IMAGE, LAST, MIDDLE, ClosedForm
 from effimini.kernel import Kernel
 from effimini.words import Words
 from prep.core import files, writers
@@ -61,6 +61,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     hashed_ngrams: int = 0
     first_words: int = 0  # buckets of first words of titles
     kernel: int = 0  # landmarks
+    tabular: tuple[str, ...] = ()  # columns that the kernel compares too, in order
     hidden: tuple[int, ...]
     dropout: float
     size: int  # px, height and width
@@ -93,7 +94,7 @@ class EffiMini(nn.Module):
         feature_mean: subtracted from the features before the head, float32 [F + D]; 0 unless the encoders are frozen.
         feature_scale: divisor of the features after that, float32 [F + D]; 1 unless the encoders are frozen.
         layers: the L layers of the text encoder that the kernel reads; none without one.
-        kernel_width: number of inputs of the kernel, L * D + F.
+        kernel_width: number of encoder features that the kernel compares, L * D + F.
     """
 
     text: Any  # no common type of transformers' models has the attributes that we use
@@ -123,12 +124,15 @@ class EffiMini(nn.Module):
         self.kernel_width = len(self.layers) * hidden_size + image_width(image)
         self.closed_form = None
         if config.hashed_ngrams or config.kernel:
-            groups = ((hidden_size, MIDDLE), (hidden_size, LAST), (image_width(image), IMAGE))
+            groups = [(hidden_size, MIDDLE), (hidden_size, LAST), (image_width(image), IMAGE)]
+            if config.tabular:
+                groups.append((2 * len(config.tabular), COLUMNS))
             self.closed_form = ClosedForm(
                 config.hashed_ngrams,
                 config.first_words,
                 Words(tokenizer, int(self.text.config.vocab_size), config.max_tokens),
                 Kernel(config.kernel, groups) if config.kernel else None,
+                len(config.tabular),
             )
         self.register_buffer("feature_mean", torch.zeros(features))
         self.register_buffer("feature_scale", torch.ones(features))
@@ -153,7 +157,9 @@ class EffiMini(nn.Module):
         layers = [_mean(found.hidden_states[layer], mask) for layer in self.layers]
         return torch.cat([*layers, states[:, 0] if self.config.pooling == "first" else _mean(states, mask)], dim=1)
 
-    def forward(self, images: Tensor, tokens: Tensor, mask: Tensor, has_image: Tensor) -> Tensor:
+    def forward(
+        self, images: Tensor, tokens: Tensor, mask: Tensor, has_image: Tensor, tabular: Tensor | None = None
+    ) -> Tensor:
         """Return unclamped stars, float32 [B].
 
         Args:
@@ -161,13 +167,16 @@ class EffiMini(nn.Module):
             tokens: int64 [B, T].
             mask: int64 [B, T], 1 at tokens and 0 at padding.
             has_image: bool [B]; the image features of samples without an image are set to 0.
+            tabular: the columns `config.tabular`, float32 [B, C], NaN where missing; None: all are.
         """
         features = self.features(images, tokens, mask, has_image)
         stars = self.score(features)
         if self.training:
             return stars
         if self.closed_form is not None:
-            closed_form: Tensor = self.closed_form(tokens, mask, features[:, : self.kernel_width])
+            if tabular is None:
+                tabular = torch.full_like(stars, torch.nan).unsqueeze(1).expand(-1, len(self.config.tabular))
+            closed_form: Tensor = self.closed_form(tokens, mask, features[:, : self.kernel_width], tabular)
             fraction = self.closed_form.fraction
             stars = fraction * closed_form + (1 - fraction) * stars  # exactly one of the two if the fraction is 0 or 1
         return cast(Tensor, apply_line(self.config.calibration, stars))
@@ -274,6 +283,7 @@ def build(params: Params, *, random: bool = False) -> EffiMini:
         hashed_ngrams=params.model.hashed_ngrams,
         first_words=params.model.hashed_ngrams,
         kernel=params.model.kernel,
+        tabular=params.model.tabular,
         hidden=params.model.hidden,
         dropout=params.model.dropout,
         size=params.images.resolution,

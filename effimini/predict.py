@@ -30,6 +30,7 @@ from prep.core.fields import LABELS, assemble
 from prep.core.lists import read_list
 from prep.core.progress import bar
 from prep.core.tables.shards import COUNTS, STARS
+from prep.core.tables.tabular import NAMES
 from prep.core.tabular import read_count, read_image_count, read_names, read_price, tabular
 from prep.core.text import clean, clean_details, clean_list, present
 from shards import tokens
@@ -339,7 +340,7 @@ def _readable_image(cell: str, images: Path, config: Config) -> tuple[Path | Non
     return None, fault
 
 
-def _batch_inputs(model: Scorer, items: list[Item]) -> tuple[Array, Array, Array, Array]:
+def _batch_inputs(model: Scorer, items: list[Item]) -> tuple[Array, ...]:
     """Return the arguments of `EffiMini.forward` as arrays."""
     config = model.config
     ids = tokens.encode(model.tokenizer, [item.text for item in items], config.max_tokens)
@@ -348,7 +349,10 @@ def _batch_inputs(model: Scorer, items: list[Item]) -> tuple[Array, Array, Array
     for row, item in enumerate(items):
         if item.image is not None:
             pixels[row] = _training_pixels(item.image, config)
-    return pixels.transpose(0, 3, 1, 2), padded, mask, np.array([item.image is not None for item in items])
+    has_image = np.array([item.image is not None for item in items])
+    columns = [NAMES.index(name) for name in config.tabular]
+    tabular = np.array([item.tabular for item in items], np.float32)[:, columns]  # None becomes NaN
+    return pixels.transpose(0, 3, 1, 2), padded, mask, has_image, tabular
 
 
 def _training_pixels(path: Path, config: Config) -> npt.NDArray[np.uint8]:

@@ -87,7 +87,7 @@ class Trainer:
         recipe = params.train
         tokenization = TokenizationConfig(params.model.text.name, params.text.fields, params.text.max_tokens)
         self.data, self.validation = (
-            open_split(shards, params, split, tokenization, params.images.resolution)
+            open_split(shards, params, split, tokenization, params.images.resolution, params.model.tabular)
             for split in ("train", "validation")
         )
         if weights is not None:

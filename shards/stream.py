@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
+from prep.core.errors import UserError
 from prep.core.tables.shards import SampleMetadata
 from shards import sampler, tokens
 from shards.images.pixels import decode
@@ -57,7 +58,7 @@ class ShardDataset(Dataset[Sample]):
     Attributes:
         shards: the shards that contain them.
         split: name of the split.
-        tabular_names: the tabular columns, in order; empty for shards of an older format.
+        tabular_names: the tabular columns of a batch, in order; empty for shards of an older format.
         fingerprint: of the shards; if equal, the samples and their order are equal.
     """
 
@@ -70,6 +71,7 @@ class ShardDataset(Dataset[Sample]):
         *,
         cache_bytes: int = CACHE_BYTES,
         connections: int = CONNECTIONS,
+        tabular: Sequence[str] | None = None,
     ) -> None:
         """Read the manifests of `categories`.
 
@@ -80,14 +82,21 @@ class ShardDataset(Dataset[Sample]):
             tokenization: tokenizer, fields and length of the text; None uses the token ids of the indexes.
             cache_bytes: size limit of the cache of remote files.
             connections: concurrent downloads per process.
+            tabular: names of the tabular columns of a batch, in order; None: all of the shards.
 
         Raises:
-            UserError: see `Shards`.
+            UserError: see `Shards`, or the shards lack one of `tabular`.
         """
         self.split = split
         self.shards = Shards(ShardLocation(location, cache_bytes, connections), categories, split, tokenization)
         self.fingerprint = self.shards.fingerprint
-        self.tabular_names = self.shards.tabular
+        self.tabular_names = tuple(self.shards.tabular if tabular is None else tabular)
+        if missing := [name for name in self.tabular_names if name not in self.shards.tabular]:
+            raise UserError(
+                f"{location} has no tabular column {', '.join(missing)}, which model.tabular names; make the shards "
+                "again, or leave it out"
+            )
+        self._tabular = [self.shards.tabular.index(name) for name in self.tabular_names]
         self._first = np.concatenate([[0], np.cumsum(self.shards.sizes)])
         self._pool = Pool(0)
 
@@ -153,7 +162,7 @@ class ShardDataset(Dataset[Sample]):
     @cached_property
     def tabular(self) -> npt.NDArray[np.float32]:
         """The tabular columns of every sample, [N, C], NaN where missing."""
-        return self._column("tabular")
+        return self._column("tabular")[:, self._tabular]
 
     def lengths(self, samples: sampler.SampleNumbers) -> npt.NDArray[np.int64]:
         """Return the number of tokens of each of `samples`."""
@@ -203,7 +212,7 @@ class ShardDataset(Dataset[Sample]):
             label=column("label"),
             rating_number=column("rating_number"),
             review_count=column("review_count"),
-            tabular=column("tabular"),
+            tabular=column("tabular")[:, self._tabular],
             keys=keys,
             global_size=global_size,
             damaged=damaged,

@@ -58,6 +58,8 @@ NO_BYTE: dict[str, tuple[str, ...]] = {
     # atomic writes and the local store; prep/core/writers.py determines the content
     "prep/core/files.py": (),
     "prep/core/locks.py": (),
+    # names of columns, with which parameters are compared
+    "prep/core/tables/tabular.py": ("join", "groups", "fetch", "decontaminate", "weights"),
     # DVC compares the values of the parameters
     "prep/core/params.py": (),
     # where the work is done; results are in the order of the calls

@@ -72,6 +72,7 @@ ELSEWHERE = {
     "source.revision": "only the hub has revisions: tests/prep/test_source.py",
     "source.metadata": "needs the hub's parquet: tests/prep/test_metadata.py",
     "model.kernel": "needs frozen encoders: tests/effimini/test_closed_form.py",
+    "model.tabular": "needs a kernel: tests/effimini/test_ranks.py",
     "source.demo.items": "only for the demo: tests/prep/test_demo.py",
     "source.demo.seed": "only for the demo: tests/prep/test_demo.py",
     "download.max_bad_fraction": "decides whether the stage fails",

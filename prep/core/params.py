@@ -26,6 +26,7 @@ from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
 from prep.core.errors import UserError
+from prep.core.tables.tabular import NAMES
 
 _MOST, _LARGEST = 2**53, 1e12  # integers that a float holds exactly; floats whose products stay finite
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -36,6 +37,7 @@ PositiveInt = Annotated[int, Field(ge=1, le=_MOST)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Width = Annotated[int, Field(ge=1, le=65_536)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
+TabularColumn = Annotated[str, Field(pattern=f"^({'|'.join(NAMES)})$")]
 TextField = Literal["main_category", "title", "features", "description", "store", "details"]
 Required = Literal[
     "main_category",
@@ -266,6 +268,7 @@ class ModelParams:
     pooling: Literal["first", "mean"]
     hashed_ngrams: Annotated[int, Field(ge=0, le=2**28)]
     kernel: Annotated[int, Field(ge=0, le=10_000)]
+    tabular: tuple[TabularColumn, ...]
     hidden: Annotated[tuple[Width, ...], Field(min_length=1, max_length=64)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     attention_dropout: Annotated[float, Field(ge=0, lt=1)]
@@ -377,7 +380,12 @@ class Params:
     dask: DaskParams
 
     def __post_init__(self) -> None:
-        """Check that a kernel has frozen encoders."""
+        """Check that a kernel has frozen encoders, and that tabular columns have a kernel."""
+        if self.model.tabular and not self.model.kernel:
+            raise ValueError(
+                f"model.tabular has {len(self.model.tabular)} columns and model.kernel is 0, but only a kernel reads "
+                "them; set model.kernel to 4096, or model.tabular to []"
+            )
         if self.model.kernel and not self.train.freeze_encoders:
             raise ValueError(
                 f"model.kernel is {self.model.kernel} and train.freeze_encoders is false, but a kernel needs "

@@ -19,6 +19,7 @@ from prep.core import writers
 from prep.core.params import EncoderParams, Params, load_params
 from prep.core.tables.images import IMAGES
 from prep.core.tables.sample import SAMPLE
+from prep.core.tabular import RAW, tabular
 from shards.decontaminate import decontaminate
 from shards.images.pixels import Preparation, to_training
 from shards.shard import shard
@@ -53,11 +54,14 @@ def _part(folder: Path, category: str, part: str, rows: int, size: int) -> None:
         words = [random.choice(GOOD if random.random() < good else POOR) for _ in range(5)]
         asin = f"{category[0]}{part[:2].upper()}{number:05d}"
         shade = int(40 + 200 * good)
+        texts = {"title": " ".join(words), "features": "one | two", "description": "", "details": ""}
+        raw = dict.fromkeys(RAW) | {"features": ["one", "two"], "details": "{}"}
+        raw["price"] = 1 + round(10 * good, 2) if number % 4 else None
         samples.append(
             {
                 "parent_asin": asin, "category": category, "group": asin, "split": part.split("-", maxsplit=1)[0],
-                "band": 0 if part.startswith("train") else -1, "main_category": category, "title": " ".join(words),
-                "features": "one | two", "description": "", "store": "Alder", "details": "", "review_count": number % 7,
+                "band": 0 if part.startswith("train") else -1, "main_category": category, **texts,
+                **tabular(raw, texts), "store": "Alder", "review_count": number % 7,
                 "average_rating": round(1 + 4 * good, 1), "rating_number": 1 + number % 30, "image_urls": [],
             }
         )  # fmt: skip
