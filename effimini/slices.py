@@ -5,7 +5,6 @@ rating count, script, price, missing image and texts. Guarantees: deterministic;
 after another, and a few bytes of each are kept.
 """
 
-import math
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -103,19 +102,17 @@ def _groups(test: ShardDataset) -> Iterator[_Group]:
     sizes = np.bincount(found["script"], minlength=len(scripts))
     for name in sorted(scripts, key=lambda name: (-sizes[scripts[name]], name)):
         yield _Group("script", name, found["script"] == scripts[name])
-    yield from _price_bands(found["price"])
+    yield from _price_bands(test.tabular_column("price"))
 
 
-_FACTS = np.dtype([("script", np.uint16), ("features", bool), ("description", bool), ("price", np.float64)])
+_FACTS = np.dtype([("script", np.uint16), ("features", bool), ("description", bool)])
 
 
-def _facts(metadata: Mapping[str, object], scripts: dict[str, int]) -> tuple[int, bool, bool, float]:
-    """Return `_FACTS` of a sample; the price is NaN if there is none. A script that is new gets the next number."""
+def _facts(metadata: Mapping[str, object], scripts: dict[str, int]) -> tuple[int, bool, bool]:
+    """Return `_FACTS` of a sample. A script that is new gets the next number."""
     texts = {name: str(metadata[name]).strip() for name in ("title", "features", "description")}
     number = scripts.setdefault(script(" ".join(texts.values())), len(scripts))
-    price = metadata.get("price")
-    known = isinstance(price, (int, float)) and math.isfinite(price) and price > 0
-    return number, bool(texts["features"]), bool(texts["description"]), float(cast(float, price)) if known else math.nan
+    return number, bool(texts["features"]), bool(texts["description"])
 
 
 def _two(field: str, present: Chosen) -> Iterator[_Group]:
@@ -123,9 +120,9 @@ def _two(field: str, present: Chosen) -> Iterator[_Group]:
     yield _Group(field, f"without {field}", ~present)
 
 
-def _price_bands(price: npt.NDArray[np.float64]) -> Iterator[_Group]:
+def _price_bands(price: npt.NDArray[np.float32]) -> Iterator[_Group]:
     """Yield the quartiles of the prices, and the samples without one; nothing if no sample has one."""
-    priced = ~np.isnan(price)
+    priced = price > 0  # not NaN either
     if not priced.any():
         return
     edges = np.unique(np.quantile(price[priced], [0.25, 0.5, 0.75], method="lower"))

@@ -164,6 +164,12 @@ class ShardDataset(Dataset[Sample]):
         """The tabular columns of every sample, [N, C], NaN where missing."""
         return self._column("tabular")[:, self._tabular]
 
+    def tabular_column(self, name: str) -> npt.NDArray[np.float32]:
+        """Return a tabular column of every sample, float32 [N], NaN where it is missing or the shards lack it."""
+        if name not in self.shards.tabular:
+            return np.full(len(self), np.nan, np.float32)
+        return self._column("tabular")[:, self.shards.tabular.index(name)]
+
     def lengths(self, samples: sampler.SampleNumbers) -> npt.NDArray[np.int64]:
         """Return the number of tokens of each of `samples`."""
         shards, rows = self._places(samples)

@@ -116,11 +116,14 @@ def test_the_saved_tokenizer_is_that_of_the_indexes(
 def test_each_grouping_contains_every_test_sample_once(run: Path) -> None:
     table = pd.read_csv(run / "results/plots/groups.csv")
     sums = table.groupby("by", sort=False)["samples"].sum()
-    groupings = ["all", "category", "rating_number", "image", "features", "description", "script"]
-    assert sums.to_dict() == dict.fromkeys(groupings, measured(run)["samples"])  # the shards have no price
+    groupings = ["all", "category", "rating_number", "image", "features", "description", "script", "price"]
+    assert sums.to_dict() == dict.fromkeys(groupings, measured(run)["samples"])
     rows = measured(run)["slices"]
     assert table["group"].tolist() == [row["group"] for row in rows]
     assert table["plcc"].dropna().tolist() == pytest.approx([row["plcc"] for row in rows if "plcc" in row], abs=1e-6)
+    price = ShardDataset(run / "data/shards", CATEGORIES, "test", tabular=["price"]).tabular
+    (without,) = (row["samples"] for row in rows if row["group"] == "no price")
+    assert without == np.isnan(price).sum() > 0
     names = [f"{name} PLCC" for name in ("category mean", "TF-IDF + ridge")]
     assert [name for name in table.columns if name.endswith(" PLCC")] == names
 

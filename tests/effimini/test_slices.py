@@ -18,7 +18,12 @@ SCATTER = Scatter(0.4, 0.38, 0.42, 1000)
 class Made:
     """Samples of the test split, as far as `slices` reads them; each metadata may be read once, in order."""
 
-    def __init__(self, number: int, metadata: Mapping[str, list[Any]] | None = None) -> None:
+    def __init__(
+        self,
+        number: int,
+        metadata: Mapping[str, list[Any]] | None = None,
+        tabular: Mapping[str, list[Any]] | None = None,
+    ) -> None:
         random = np.random.default_rng(0)
         self.rating_number = random.choice([3, 30, 3000], number)
         noise = 1.2 * random.normal(size=number) / np.sqrt(self.rating_number)
@@ -26,11 +31,16 @@ class Made:
         self.labels = np.clip(self.truth + noise, 1, 5).round(1).astype(np.float32)
         self.categories = ["Alpha" if i % 3 else "Beta" for i in range(number)]
         self.has_image = np.arange(number) % 4 != 0
-        self._metadata = metadata or {}
+        self._metadata, self._tabular = metadata or {}, tabular or {}
         self._read = 0
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def tabular_column(self, name: str) -> Any:
+        given = self._tabular.get(name, [None])
+        values = [value if isinstance(value, (int, float)) else np.nan for value in given]
+        return np.array([values[i % len(values)] for i in range(len(self))], np.float32)
 
     def metadata(self, i: int) -> Mapping[str, Any]:
         assert i == self._read
@@ -126,7 +136,7 @@ def test_missing_texts_make_groups() -> None:
 
 def by_price(prices: list[Any], number: int) -> dict[str, int]:
     """Return the number of samples of each group of prices."""
-    found = measure(Made(number, {"price": prices}))
+    found = measure(Made(number, tabular={"price": prices}))
     return {group: part.samples for (by, group), part in found.items() if by == "price"}
 
 
