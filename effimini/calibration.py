@@ -23,14 +23,13 @@ from msgspec import Meta
 from scipy import optimize, special
 
 from effimini.metrics import Stars, Values
+from effimini.ridge import evenly_spaced
 from prep.core.tables.shards import COUNTS, STARS
 
 FEWEST = 20  # samples that a line or an interval is fitted to
 WHY_NONE = f"the validation split has fewer than {FEWEST} samples, or higher scores do not mean higher ratings on it"
-SHAPED, MEASURED = (
-    1_000,
-    20_000,
-)  # samples, evenly spaced, for the distribution and its tails; more would only take longer
+# Samples, evenly spaced, for the distribution and for its tails; more would only take longer.
+SHAPED, MEASURED = 1_000, 20_000
 COVERAGES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)  # for which tails are measured; between them, linear
 _ROUNDING = 0.05  # stars; half the step that average ratings are rounded to
 _OUTLIERS = 0.01  # fraction of labels that the fit takes to be anything, so that no single one decides it
@@ -38,8 +37,8 @@ _SLOPES, _INTERCEPT = (1e-3, 1e2), 1e3  # beyond, float32 would blur the scores
 
 _FRACTIONS = 1e-6, 1 - 1e-6
 
-Fraction: TypeAlias = Annotated[float, Meta(ge=_FRACTIONS[0], le=_FRACTIONS[1])]
-Array: TypeAlias = npt.NDArray[np.float64]
+_Fraction: TypeAlias = Annotated[float, Meta(ge=_FRACTIONS[0], le=_FRACTIONS[1])]
+Floats: TypeAlias = npt.NDArray[np.float64]
 
 
 class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,9 +51,9 @@ class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Interval(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How far labels are from scores, as fractions of the largest variance that ratings with the same mean can have."""
 
-    between: Fraction  # variance of the true means of items with the same score
-    within: Fraction  # variance of the ratings of one item
-    power: Fraction  # the mean of n ratings has within * n ** -power; 1 if ratings are independent of each other
+    between: _Fraction  # variance of the true means of items with the same score
+    within: _Fraction  # variance of the ratings of one item
+    power: _Fraction  # the mean of n ratings has within * n ** -power; 1 if ratings are independent of each other
     # probability of each tail of the beta distribution that is outside the interval, by `COVERAGES`
     tails: Annotated[
         tuple[Annotated[float, Meta(ge=0, le=0.5)], ...], Meta(min_length=len(COVERAGES), max_length=len(COVERAGES))
@@ -120,7 +119,7 @@ def fit_interval(stars: Stars, labels: Stars, counts: npt.NDArray[np.int64], rat
     )
 
 
-def bounds(interval: Interval, stars: Stars, counts: npt.NDArray[np.int64], coverage: float) -> tuple[Array, Array]:
+def bounds(interval: Interval, stars: Stars, counts: npt.NDArray[np.int64], coverage: float) -> tuple[Floats, Floats]:
     """Return the ends (low, high) of the interval of each score, float64 [N], in stars.
 
     The fraction `coverage` of labels like those of the validation split is inside. The score itself always is.
@@ -144,19 +143,19 @@ def covered(interval: Interval, stars: Stars, labels: Values, counts: npt.NDArra
     return float(((labels >= low - 1e-6) & (labels <= high + 1e-6)).mean())  # labels are float32
 
 
-def _spaced(most: int, *columns: npt.NDArray[Any]) -> list[Array]:
+def _spaced(most: int, *columns: npt.NDArray[Any]) -> list[Floats]:
     """Return at most `most` rows of columns [N], evenly spaced."""
-    rows = np.linspace(0, len(columns[0]) - 1, min(len(columns[0]), most)).astype(np.int64)
+    rows = evenly_spaced(len(columns[0]), most)
     return [column[rows].astype(np.float64) for column in columns]
 
 
-def _fit_shape(stars: Array, labels: Array, counts: Array) -> Array:
+def _fit_shape(stars: Floats, labels: Floats, counts: Floats) -> Floats:
     """Return between, within and power with the largest likelihood of the labels, each rounded as ratings are."""
 
-    def fractions(logits: Array) -> Array:
-        return cast(Array, np.clip(special.expit(logits), *_FRACTIONS))
+    def fractions(logits: Floats) -> Floats:
+        return cast(Floats, np.clip(special.expit(logits), *_FRACTIONS))
 
-    def unlikelihood(logits: Array) -> float:
+    def unlikelihood(logits: Floats) -> float:
         below, upto = _probabilities(fractions(logits), stars, labels, counts)
         return float(-np.log((1 - _OUTLIERS) * np.maximum(upto - below, 0) + _OUTLIERS / 40).mean())  # 40 steps of 0.1
 
@@ -164,7 +163,7 @@ def _fit_shape(stars: Array, labels: Array, counts: Array) -> Array:
     return fractions(optimize.minimize(unlikelihood, start, method="L-BFGS-B", options={"maxiter": 50}).x)
 
 
-def _beta(shape: Array, stars: Array, counts: Array) -> tuple[Array, Array]:
+def _beta(shape: Floats, stars: Floats, counts: Floats) -> tuple[Floats, Floats]:
     """Return the parameters of the beta distribution of (label - 1) / 4."""
     between, within, power = shape
     variance = between + (1 - between) * within * np.maximum(counts, 1) ** -power  # by the law of total variance
@@ -172,12 +171,12 @@ def _beta(shape: Array, stars: Array, counts: Array) -> tuple[Array, Array]:
     return mean * (1 / variance - 1), (1 - mean) * (1 / variance - 1)
 
 
-def _probabilities(shape: Array, stars: Array, labels: Array, counts: Array) -> tuple[Array, Array]:
+def _probabilities(shape: Floats, stars: Floats, labels: Floats, counts: Floats) -> tuple[Floats, Floats]:
     """Return the probabilities of less than a label's rounding step, and of not more than it."""
     a, b = _beta(shape, stars, counts)
     low, high = (np.clip((labels + side - STARS[0]) / (STARS[1] - STARS[0]), 0, 1) for side in (-_ROUNDING, _ROUNDING))
-    return cast(Array, special.betainc(a, b, low)), cast(Array, special.betainc(a, b, high))
+    return cast(Floats, special.betainc(a, b, low)), cast(Floats, special.betainc(a, b, high))
 
 
-def _stars(place: Array) -> Array:
+def _stars(place: Floats) -> Floats:
     return STARS[0] + (STARS[1] - STARS[0]) * place

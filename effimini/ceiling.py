@@ -12,9 +12,9 @@ a slice with its interval. Guarantees: pure and deterministic; the same seed giv
 import numpy as np
 import numpy.typing as npt
 
-from effimini.metrics import Interval, Scatter, Values
+from effimini.metrics import LowHigh, Scatter, Values
 
-Counts = npt.NDArray[np.int64]
+Integers = npt.NDArray[np.int64]
 
 FEW = 20  # ratings; up to here the noise falls 20-fold, while the true means become only a little more alike
 ENOUGH = 200  # samples with at most FEW ratings that an estimate needs
@@ -25,7 +25,7 @@ _ROUNDING = 0.1**2 / 12  # variance of the rounding of a label
 _Z = 1.96  # standard errors on either side of a 95 % interval
 
 
-def scatter_of_labels(labels: Values, counts: Counts, categories: Counts) -> Scatter:
+def scatter_of_labels(labels: Values, counts: Integers, categories: Integers) -> Scatter:
     """Estimate the scatter of ratings from how the variance of the labels falls with the rating count.
 
     In items with n ratings the variance within a category is the variance of the true means plus s2 / n. Only items
@@ -70,7 +70,7 @@ def scatter_of_reviews(means: Values, spreads: Values, counts: Values) -> float:
     return float(variance.sum() / ((5 - means) * (means - 1) + variance / counts).sum())
 
 
-def ceiling(labels: Values, counts: Counts, scatter: float) -> float:
+def ceiling(labels: Values, counts: Integers, scatter: float) -> float:
     """Return the PLCC of the true mean ratings and the labels, 0 if the labels vary no more than noise would.
 
     Args:
@@ -86,7 +86,7 @@ def ceiling(labels: Values, counts: Counts, scatter: float) -> float:
     return float(np.sqrt(max(0.0, 1 - noise / variance))) if variance > 0 else 0.0
 
 
-def ceiling_interval(labels: Values, counts: Counts, scatter: Scatter, resamples: int, seed: int) -> Interval:
+def ceiling_interval(labels: Values, counts: Integers, scatter: Scatter, resamples: int, seed: int) -> LowHigh:
     """Return the 95 % interval of `ceiling` over resamples of the items, each with a scatter from its interval."""
     random = np.random.default_rng(seed)
     error = (scatter.high - scatter.low) / (2 * _Z)
@@ -99,7 +99,7 @@ def ceiling_interval(labels: Values, counts: Counts, scatter: Scatter, resamples
     return float(low), float(high)
 
 
-def _fit(n: Counts, squares: Values) -> tuple[float, float, float]:
+def _fit(n: Integers, squares: Values) -> tuple[float, float, float]:
     """Fit squares = a + b / n + c (log n - mean log n) by weighted least squares.
 
     The standard deviation of a square grows with its mean. The prior of c is 0 +- `_TREND` of the mean square.

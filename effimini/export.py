@@ -17,9 +17,11 @@ import numpy.typing as npt
 import torch
 
 from effimini import cost
+from effimini.metrics import Array
 from effimini.model import CONFIG_FILE, EffiMini
 from prep.core import files
 from prep.core.errors import UserError, first_sentence
+from prep.core.tables.shards import TABULAR
 
 log = logging.getLogger(__name__)
 
@@ -27,12 +29,10 @@ GRAPH = "model.onnx"
 BESIDE = (CONFIG_FILE, "tokenizer.json", "tokenizer_config.json")
 TOLERANCE = 1e-3  # stars; scores are written with two decimals, and rounding differences are 1e-6 to 1e-5
 CHECKED = ((1, 1), (1, None), (3, 7), (8, None))  # batch sizes and numbers of tokens compared; None is max_tokens
-# The inputs of the graph: fixed image size, dynamic batch size and number of tokens.
+# The inputs of the graph: fixed image size, dynamic batch size and number of tokens. A model with tabular columns has
+# `TABULAR` too, float32 [B, C].
 INPUTS = {"images": "tensor(uint8)", "tokens": "tensor(int64)", "mask": "tensor(int64)", "has_image": "tensor(bool)"}
-TABULAR = "tabular"  # a further input of a model with tabular columns, float32 [B, C]
 OUTPUT = "stars"  # float32 [B], not clamped
-
-Array = npt.NDArray[Any]
 
 
 class Graph:

@@ -7,6 +7,7 @@ each weighted by 1 / sqrt(their number). Guarantees: fitting, prediction and exp
 Source: Weinberger et al., Feature Hashing for Large Scale Multitask Learning, 2009, for features without a vocabulary.
 """
 
+from abc import ABC, abstractmethod
 from typing import TypeAlias
 
 import torch
@@ -20,7 +21,7 @@ _PAIR, _APART = (0x85EBCA6B, 0xC2B2AE35), (0x27D4EB2F, 0x165667B1)
 Terms: TypeAlias = list[tuple[Tensor, Tensor]]  # by kind: hashes and mask, int64 [B, K]
 
 
-class HashedTerms(nn.Module):
+class HashedTerms(nn.Module, ABC):
     """Adds up a weight for each term of a text.
 
     Args:
@@ -36,9 +37,9 @@ class HashedTerms(nn.Module):
         places, size = self.places(tokens, mask)
         return (self.weight[places] * size).sum(dim=1)
 
+    @abstractmethod
     def terms(self, tokens: Tensor, mask: Tensor) -> Terms:
         """Return the hash of each term, and 0 for those with padding, by kind of term."""
-        raise NotImplementedError
 
     def places(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return the bucket of each term, int64 [B, K], and its value, float32; 0 at padding.

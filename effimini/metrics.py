@@ -5,15 +5,17 @@ Input: predictions and labels in stars. Output: numbers. Pure and deterministic;
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+Array = npt.NDArray[Any]
 Values = npt.NDArray[np.floating]
 Stars = npt.NDArray[np.float32]  # predictions or labels, [N]
-Interval = tuple[float, float]  # low, high; 95 %
+LowHigh = tuple[float, float]  # a 95 % interval
 
 
 class Scores(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -125,7 +127,7 @@ def rmse(predictions: Values, labels: Values) -> float:
     return float(np.sqrt(np.mean((np.asarray(predictions, np.float64) - labels) ** 2)))
 
 
-def plcc_interval(predictions: Values, labels: Values, resamples: int, seed: int) -> Interval:
+def plcc_interval(predictions: Values, labels: Values, resamples: int, seed: int) -> LowHigh:
     """Return the 95 % bootstrap interval (low, high) of the PLCC of two arrays [N]; see `_interval`."""
     return _interval(lambda rows: plcc(predictions[rows], labels[rows]), len(labels), resamples, seed)
 
@@ -143,7 +145,7 @@ def lead(ours: Values, theirs: Values, labels: Values, resamples: int, seed: int
     return plcc(ours, labels) - plcc(theirs, labels), low, high
 
 
-def _interval(statistic: Callable[[npt.NDArray[np.int64]], float], samples: int, resamples: int, seed: int) -> Interval:
+def _interval(statistic: Callable[[npt.NDArray[np.int64]], float], samples: int, resamples: int, seed: int) -> LowHigh:
     """Return the 95 % percentile bootstrap interval (low, high) of a statistic.
 
     Args:

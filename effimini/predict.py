@@ -22,7 +22,8 @@ from tokenizers import Tokenizer
 
 from effimini import calibration, cost
 from effimini.calibration import COVERAGES
-from effimini.export import GRAPH, Array, Graph
+from effimini.export import GRAPH, Graph
+from effimini.metrics import Array
 from effimini.model import CONFIG_FILE, Config, EffiMini
 from prep.core import files, memory
 from prep.core.errors import UserError, first_sentence, shown
@@ -30,7 +31,7 @@ from prep.core.fields import LABELS, assemble
 from prep.core.lists import read_list
 from prep.core.progress import bar
 from prep.core.tables.shards import COUNTS, STARS
-from prep.core.tables.tabular import NAMES
+from prep.core.tables.tabular import TABULAR_NAMES
 from prep.core.tabular import read_count, read_image_count, read_names, read_price, tabular
 from prep.core.text import clean, clean_details, clean_list, present
 from shards import tokens
@@ -57,7 +58,7 @@ class Item(NamedTuple):
     text: str
     image: Path | None
     fault: str = ""  # why none of its images can be read; "" if one can, or it has none
-    tabular: tuple[float | None, ...] = ()  # values of `prep.core.tabular.COLUMNS`; None where missing
+    tabular: tuple[float | None, ...] = ()  # values of `prep.core.tables.tabular.COLUMNS`; None where missing
     ratings: int | None = None  # its rating_number, if intervals are wanted and it has one
 
 
@@ -350,7 +351,7 @@ def _batch_inputs(model: Scorer, items: list[Item]) -> tuple[Array, ...]:
         if item.image is not None:
             pixels[row] = _training_pixels(item.image, config)
     has_image = np.array([item.image is not None for item in items])
-    columns = [NAMES.index(name) for name in config.tabular]
+    columns = [TABULAR_NAMES.index(name) for name in config.tabular]
     tabular = np.array([item.tabular for item in items], np.float32)[:, columns]  # None becomes NaN
     return pixels.transpose(0, 3, 1, 2), padded, mask, has_image, tabular
 

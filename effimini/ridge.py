@@ -1,7 +1,7 @@
 """Ridge regression with its regularization strength chosen on held-out samples. Pure and deterministic."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,9 +9,9 @@ from scipy import sparse
 from scipy.sparse.linalg import LinearOperator, lsmr
 from sklearn.linear_model import Ridge
 
-_TOLERANCE, _ITERATIONS = 1e-6, 1000  # of the solver; relative
+from effimini.metrics import Array
 
-Array: TypeAlias = npt.NDArray[Any]
+_TOLERANCE, _ITERATIONS = 1e-6, 1000  # of the solver; relative
 
 
 def evenly_spaced(count: int, most: int) -> npt.NDArray[np.int64]:

@@ -18,6 +18,7 @@ from scipy.stats import ks_2samp
 
 from prep.core.params import flatten
 from prep.core.tables.shards import INDEX, TABULAR
+from shards.index import tabular_values
 from shards.location import ShardLocation, index_file
 from shards.manifest import OF_SPLITS, Manifest, Shard
 
@@ -242,9 +243,7 @@ def _index_rows(location: ShardLocation, category: str, shards: Sequence[Shard])
 
 def _tabular(index: pa.Table, stored: Sequence[str], names: Sequence[str]) -> list[pa.Array]:
     """Return the tabular columns `names` of an index that has the columns `stored`; null where a value is missing."""
-    if not names:
-        return []
-    values = index[TABULAR].combine_chunks().flatten().to_numpy().reshape(-1, len(stored))
+    values = tabular_values(index)
     return [pa.array(values[:, stored.index(name)], from_pandas=True) for name in names]
 
 

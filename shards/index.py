@@ -7,7 +7,7 @@ anything else is a `ValueError` that says what is wrong.
 """
 
 import tarfile
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -45,7 +45,7 @@ def read_index(
         table = _read_uncompressed(content.slice(_MAGIC_BYTES))
         metadata = table.schema.metadata or {}
         pad_id = int(metadata.get(b"pad_id", b""))
-        expected = index_schema(_tabular_columns(table.schema) if tabular is None else tabular)
+        expected = _expected(table.schema, tabular)
         table = table.select(expected.names)
         if table.schema.types != expected.types:
             raise ValueError(f"its columns have the types {', '.join(map(str, table.schema.types))}")
@@ -77,15 +77,26 @@ def read_index(
     return table.replace_schema_metadata(metadata)
 
 
-def _tabular_columns(schema: pa.Schema) -> int:
-    kind = schema.field(TABULAR).type if TABULAR in schema.names else None
-    return int(kind.list_size) if kind is not None and pa.types.is_fixed_size_list(kind) else 0
+def _expected(found: pa.Schema, tabular: int | None) -> pa.Schema:
+    """Return the schema of an index with `tabular` columns; if that is not known, with those that are there."""
+    if tabular is None:
+        kind = found.field(TABULAR).type if TABULAR in found.names else None
+        tabular = int(kind.list_size) if kind is not None and pa.types.is_fixed_size_list(kind) else 0
+    return index_schema(tabular)
+
+
+def tabular_values(table: pa.Table) -> npt.NDArray[np.float32]:
+    """Return the tabular columns of an index, [N, C], NaN where missing, without a copy."""
+    if TABULAR not in table.column_names:
+        return np.empty((len(table), 0), np.float32)
+    lists = table[TABULAR].combine_chunks()
+    return cast(npt.NDArray[np.float32], lists.flatten().to_numpy().reshape(-1, lists.type.list_size))
 
 
 def read_checked(content: pa.Buffer, tabular: int | None = None) -> pa.Table:
     """Return an index whose bytes `read_index` has accepted before."""
     table = pa.ipc.open_stream(content.slice(_MAGIC_BYTES)).read_all()
-    expected = index_schema(_tabular_columns(table.schema) if tabular is None else tabular)
+    expected = _expected(table.schema, tabular)
     return table.select(expected.names).replace_schema_metadata(table.schema.metadata)
 
 

@@ -20,9 +20,9 @@ import pyarrow as pa
 
 from prep.core import files, locks
 from prep.core.errors import UserError, first_sentence
-from prep.core.tables.shards import TABULAR, SampleMetadata
+from prep.core.tables.shards import SampleMetadata
 from shards import sampler, tokens
-from shards.index import INVALID_TAR, read_checked, read_index
+from shards.index import INVALID_TAR, read_checked, read_index, tabular_values
 from shards.location import File, ShardLocation, index_file, mapped
 from shards.manifest import Manifest
 from shards.tar import index_tar
@@ -65,10 +65,7 @@ class Index:
         self.rating_number = table["rating_number"].to_numpy()
         self.review_count = table["review_count"].to_numpy()
         self.has_image = table["has_image"].to_numpy()
-        self.tabular = np.empty((len(self.keys), 0), np.float32)
-        if TABULAR in table.column_names:
-            tabular = table[TABULAR].combine_chunks()
-            self.tabular = tabular.flatten().to_numpy().reshape(-1, tabular.type.list_size)
+        self.tabular = tabular_values(table)
         lists = table["tokens"].combine_chunks()
         self.token_starts, self.token_ids = lists.offsets.to_numpy(), lists.values.to_numpy()
         self.pad_id = int(table.schema.metadata[b"pad_id"])

@@ -22,7 +22,7 @@ from prep.core.params import Params, narrow, values_of
 from prep.core.parts import excluded, sample_parts
 from prep.core.reports import Funnel, earlier_reports
 from prep.core.tables.shards import TABULAR, SampleMetadata
-from prep.core.tables.tabular import NAMES
+from prep.core.tables.tabular import TABULAR_NAMES
 from shards import card, manifest, tokens
 from shards.images.pixels import BLANK
 from shards.manifest import Manifest, Shard, Source, Tokenization
@@ -68,7 +68,7 @@ def shard(category: str, params: Params, data: Path = Path("data")) -> int:
             parameters=values_of(params, manifest.STATED),
             tokens=Tokenization(tokenizer, tokenization.fields, tokenization.max_tokens),
             shards=tuple(shards),
-            tabular=NAMES,
+            tabular=TABULAR_NAMES,
         )
         writers.write_json(out / manifest.MANIFEST_FILE, about)
         card.write_card(out, about)
@@ -138,7 +138,8 @@ def _samples(part: Path, images: Path, left_out: Collection[str]) -> SampleItera
             if row["parent_asin"] != image["parent_asin"]:
                 raise UserError(f"{images} does not have the items of {part}; run `dvc repro fetch`")
             if row["parent_asin"] not in left_out:
-                metadata: SampleMetadata = row | {"has_image": bool(image["image"]), TABULAR: [row[n] for n in NAMES]}
+                numbers = [row[name] for name in TABULAR_NAMES]
+                metadata: SampleMetadata = row | {"has_image": bool(image["image"]), TABULAR: numbers}
                 yield metadata, image["image"] or BLANK
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from prep.core.parts import excluded
 from prep.core.tables.shards import INDEX, METADATA_FIELDS, TABULAR
-from prep.core.tables.tabular import NAMES
+from prep.core.tables.tabular import TABULAR_NAMES
 from shards.lint import LintRule, ShardRead, Violation, lint, metadata_digest
 from shards.location import ShardLocation
 from shards.manifest import Shard
@@ -105,10 +105,10 @@ def _expected(part: Path) -> Iterator[tuple[str, int]]:
     left_out = set(excluded(part).to_pylist())
     columns = [name for name in METADATA_FIELDS if name not in {"has_image", TABULAR}]
     with pq.ParquetFile(part) as rows:
-        for batch in rows.iter_batches(_ROWS_AT_ONCE, columns=[*columns, *NAMES]):
+        for batch in rows.iter_batches(_ROWS_AT_ONCE, columns=[*columns, *TABULAR_NAMES]):
             for row in batch.to_pylist():
                 if row["parent_asin"] not in left_out:
-                    yield row["parent_asin"], metadata_digest(row | {TABULAR: [row[name] for name in NAMES]})
+                    yield row["parent_asin"], metadata_digest(row | {TABULAR: [row[name] for name in TABULAR_NAMES]})
 
 
 def check_reader(folder: Path, shards: Sequence[Shard]) -> Verdict:

@@ -26,7 +26,7 @@ from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
 from prep.core.errors import UserError
-from prep.core.tables.tabular import NAMES
+from prep.core.tables.tabular import TABULAR_NAMES
 
 _MOST, _LARGEST = 2**53, 1e12  # integers that a float holds exactly; floats whose products stay finite
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -37,7 +37,7 @@ PositiveInt = Annotated[int, Field(ge=1, le=_MOST)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Width = Annotated[int, Field(ge=1, le=65_536)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
-TabularColumn = Annotated[str, Field(pattern=f"^({'|'.join(NAMES)})$")]
+TabularColumn = Annotated[str, Field(pattern=f"^({'|'.join(TABULAR_NAMES)})$")]
 TextField = Literal["main_category", "title", "features", "description", "store", "details"]
 Required = Literal[
     "main_category",

@@ -6,17 +6,15 @@ Guarantees: pure functions, linear in the length of the fields; a missing value 
 a price, videos or categories is missing, and no reason to drop an item.
 """
 
-import ast
 import json
 import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from prep.core.lists import read_list
-from prep.core.tables.tabular import NAMES, PRICES
-from prep.core.text import detail_pairs, present
+from prep.core.tables.tabular import PRICES, TABULAR_NAMES
+from prep.core.text import detail_pairs, present, python_value
 
 _MOST = 2**53  # largest count that is exact in a float64
 _LONGEST = 1_000_000  # characters of a printed list that is counted
@@ -39,7 +37,7 @@ _CUT = ("...", "…")
 _URLS = ("hi_res", "large")
 
 
-class Item(NamedTuple):
+class _Given(NamedTuple):
     """What the columns are computed from."""
 
     texts: Mapping[str, str]  # cleaned, by field name
@@ -56,11 +54,11 @@ def _year(pattern: re.Pattern[str], text: str) -> float | None:
     return float(found[-1]) if found else None
 
 
-def _detail(item: Item, name: str) -> str:
+def _detail(item: _Given, name: str) -> str:
     return next((value for key, value in item.details if key.lower() == name), "")
 
 
-_VALUES: dict[str, Callable[[Item], float | None]] = {
+_VALUES: dict[str, Callable[[_Given], float | None]] = {
     "price": lambda item: item.price,
     "price_missing": lambda item: item.price is None,
     "list_price": lambda item: read_price(_detail(item, "list price")),
@@ -82,14 +80,14 @@ RAW = ("price", "video_count", "image_count", "categories")  # what `tabular` re
 
 
 def tabular(raw: Mapping[str, Any], texts: Mapping[str, str]) -> dict[str, float | None]:
-    """Return the value of each of `prep.core.tables.tabular.NAMES`, None where it is missing.
+    """Return the value of each of `prep.core.tables.tabular.TABULAR_NAMES`, None where it is missing.
 
     Args:
         raw: columns of `prep.core.tables.raw.ITEMS` by name: features, details, and those in `RAW`.
         texts: the cleaned texts by field name, columns of the sample.
     """
     categories = raw["categories"]
-    item = Item(
+    item = _Given(
         texts=texts,
         features=sum(not feature.isspace() for feature in filter(present, raw["features"])),
         details=detail_pairs(raw["details"]),
@@ -98,7 +96,7 @@ def tabular(raw: Mapping[str, Any], texts: Mapping[str, str]) -> dict[str, float
         images=raw["image_count"],
         categories=None if categories is None else len(categories),
     )
-    values = {name: _VALUES[name](item) for name in NAMES}
+    values = {name: _VALUES[name](item) for name in TABULAR_NAMES}
     return {name: None if value is None else float(value) for name, value in values.items()}
 
 
@@ -169,11 +167,7 @@ def _printed(text: str) -> object:
     if not text.startswith(("[", "{", "array(", "(")) or len(text) > _LONGEST:
         return None
     python = re.sub(r"}\s+{", "}, {", re.sub(r"\barray\(", "(", re.sub(r",\s*dtype=\w+\)", ")", text)))
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of odd escapes
-            return ast.literal_eval(python)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return None
+    return python_value(python)
 
 
 def read_names(value: object) -> list[str] | None:

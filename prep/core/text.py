@@ -136,11 +136,12 @@ def _object(details: str) -> dict[str, Any] | None:
     try:
         content = json.loads(details)
     except ValueError:
-        content = _python_value(details) if details.startswith("{") else None
+        content = python_value(details) if details.startswith("{") else None
     return content if isinstance(content, dict) else None
 
 
-def _python_value(text: str) -> object:
+def python_value(text: str) -> object:
+    """Return the value of a text that is a Python literal, None if it is none."""
     try:
         with warnings.catch_warnings(action="ignore"):  # of odd escapes
             return ast.literal_eval(text)

@@ -16,7 +16,7 @@ from effimini.ranks import Ranks
 from effimini.train import train
 from prep.core.errors import UserError
 from prep.core.params import Params
-from prep.core.tables.tabular import NAMES
+from prep.core.tables.tabular import TABULAR_NAMES
 from shards.stream import ShardDataset
 
 from .conftest import replace
@@ -80,7 +80,7 @@ def test_columns_change_a_score_and_are_chosen_by_name(with_columns: Params, pro
     model.closed_form.fraction.fill_(1)
     test = ShardDataset(project / "data/shards", with_columns.source.categories, "test", tabular=COLUMNS)
     everything = ShardDataset(project / "data/shards", with_columns.source.categories, "test")
-    np.testing.assert_array_equal(test.tabular, everything.tabular[:, [NAMES.index(name) for name in COLUMNS]])
+    np.testing.assert_array_equal(test.tabular, everything.tabular[:, [TABULAR_NAMES.index(name) for name in COLUMNS]])
     batch = test.batch(np.arange(4), 4)
     np.testing.assert_array_equal(batch.tabular.numpy(), test.tabular[:4])
     given = (batch.images, batch.tokens.long(), batch.mask.long(), batch.has_image)
@@ -97,7 +97,9 @@ def test_predict_reads_the_columns_of_an_item(
     if exported:
         export(model, tmp_path / "onnx")
         model = tmp_path / "onnx"
-    rows = [each | {"price": str(each["tabular"][NAMES.index("price")])} for each in raw_rows(with_columns, project)]
+    rows = [
+        each | {"price": str(each["tabular"][TABULAR_NAMES.index("price")])} for each in raw_rows(with_columns, project)
+    ]
     items = write_csv(tmp_path / "items.csv", rows, (*INPUT_COLUMNS, "price"))
     predict(model, items, project / "data/pictures", tmp_path / "out.csv")
     expected = pq.read_table(project / "data/predictions/test.parquet").to_pandas()

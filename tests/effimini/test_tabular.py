@@ -14,7 +14,7 @@ from effimini.predict import INPUT_COLUMNS, read_items
 from prep import demo
 from prep.core.fields import LABELS, assemble
 from prep.core.params import Params
-from prep.core.tables.tabular import NAMES
+from prep.core.tables.tabular import TABULAR_NAMES
 from prep.records import parse_lines
 from shards.stream import ShardDataset
 
@@ -73,7 +73,7 @@ def stored(made: tuple[Params, Path]) -> dict[str, tuple[str, list[float | None]
     found = {}
     for split in ("train", "validation", "test"):
         dataset = ShardDataset(data / "shards", params.source.categories, split)
-        assert dataset.tabular_names == NAMES
+        assert dataset.tabular_names == TABULAR_NAMES
         for number in range(len(dataset)):
             metadata = dataset.metadata(number)
             found[metadata["parent_asin"]] = assemble(metadata, tuple(LABELS)), metadata["tabular"]
@@ -100,7 +100,7 @@ def test_a_leak_in_the_details_changes_no_column_and_no_text(tmp_path: Path, lin
 def test_fields_that_are_not_given_are_missing(tmp_path: Path) -> None:
     (tmp_path / "items.csv").write_text(f"{','.join(INPUT_COLUMNS)}\nA1,,a title,,,\n")
     (item,) = read_items(tmp_path / "items.csv", tmp_path, CONFIG)
-    found = dict(zip(NAMES, item.tabular, strict=True))
+    found = dict(zip(TABULAR_NAMES, item.tabular, strict=True))
     assert {name: value for name, value in found.items() if value is not None} == {
         "price_missing": 1, "title_length": 7, "title_numbers": 0, "title_truncated": 0, "feature_count": 0,
         "detail_count": 0,

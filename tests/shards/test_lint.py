@@ -23,7 +23,7 @@ from effimini.cli import app
 from prep.core import files, writers
 from prep.core.errors import UserError
 from prep.core.params import Params
-from prep.core.tables.tabular import NAMES
+from prep.core.tables.tabular import TABULAR_NAMES
 from shards.images.pixels import BLANK
 from shards.lint import LintRule, lint
 from shards.location import ShardLocation
@@ -228,11 +228,11 @@ DAMAGE: dict[str, tuple[Damage, dict[str, str]]] = {
         {TAR: r"has tabular \[1.0\], expected a list of \d+ values"},
     ),
     "an int among the tabular values": (
-        repacked(lambda tar: damage.set_facts(tar, 1, tabular=[*[None] * (len(NAMES) - 1), 1])),
+        repacked(lambda tar: damage.set_facts(tar, 1, tabular=[*[None] * (len(TABULAR_NAMES) - 1), 1])),
         {TAR: "has 1 in tabular, expected a number or null"},
     ),
     "a tabular value that no float32 has": (
-        repacked(lambda tar: damage.set_facts(tar, 1, tabular=[1e300, *[None] * (len(NAMES) - 1)])),
+        repacked(lambda tar: damage.set_facts(tar, 1, tabular=[1e300, *[None] * (len(TABULAR_NAMES) - 1)])),
         {TAR: r"has 1e\+300 in tabular, expected a number or null"},
     ),
     "another tabular value in an index": (

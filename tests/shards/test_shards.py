@@ -18,7 +18,7 @@ from prep.core.files import read_json
 from prep.core.params import Params
 from prep.core.tables.sample import SAMPLE, TEXTS
 from prep.core.tables.shards import METADATA_FIELDS, TABULAR, SampleMetadata
-from prep.core.tables.tabular import NAMES
+from prep.core.tables.tabular import TABULAR_NAMES
 from shards import shard, stream
 from shards.images.pixels import decode
 from tests.shards import damage
@@ -46,7 +46,7 @@ def test_the_metadata_has_the_columns_and_types_of_the_sample_and_has_image() ->
     assert set(TEXTS) < set(METADATA_FIELDS)
     columns = {name: types[SAMPLE.field(name).type] for name in METADATA_FIELDS if name not in {"has_image", TABULAR}}
     assert get_type_hints(SampleMetadata) == columns | {"has_image": bool, TABULAR: list[float | None]}
-    assert {SAMPLE.field(name).type for name in NAMES} == {pa.float64()}
+    assert {SAMPLE.field(name).type for name in TABULAR_NAMES} == {pa.float64()}
 
 
 def test_webdataset_reads_the_tars_as_they_are(data: Path) -> None:

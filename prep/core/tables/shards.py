@@ -6,7 +6,7 @@ import pyarrow as pa
 from msgspec import Meta
 
 from prep.core.tables.column import required
-from prep.core.tables.tabular import NAMES
+from prep.core.tables.tabular import TABULAR_NAMES
 
 STARS = (1, 5)  # least and largest average rating
 COUNTS = (0, 2**53)  # least and largest number of ratings or reviews, those that a float64 counts exactly
@@ -68,4 +68,4 @@ _INDEX = (
     required("has_image", pa.bool_()),
     required("tokens", pa.list_(pa.int32())),
 )
-INDEX = index_schema(len(NAMES))
+INDEX = index_schema(len(TABULAR_NAMES))

@@ -42,4 +42,4 @@ COLUMNS = (
         "title_truncated", "at_launch", "1 if the title ends with an ellipsis, else 0; missing without a title", 0, 1
     ),
 )
-NAMES = tuple(column.name for column in COLUMNS)
+TABULAR_NAMES = tuple(column.name for column in COLUMNS)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prep.core.tables.tabular import COLUMNS, NAMES
+from prep.core.tables.tabular import COLUMNS, TABULAR_NAMES
 from prep.core.tabular import read_count, read_image_count, read_names, read_price, tabular
 
 RAW = {"features": [], "details": "{}", "price": None, "video_count": None, "image_count": None, "categories": None}
@@ -21,10 +21,10 @@ def values(raw: dict[str, Any] | None = None, **texts: str) -> dict[str, float |
 
 
 def test_every_column_is_listed_once_with_its_range_and_when_it_is_known() -> None:
-    assert len(set(NAMES)) == len(COLUMNS)
+    assert len(set(TABULAR_NAMES)) == len(COLUMNS)
     assert all(column.known in {"at_launch", "later"} and column.meaning for column in COLUMNS)
     later = {column.name for column in COLUMNS if column.known == "later"}
-    assert later == {name for name in NAMES if name.startswith(("price", "video"))}
+    assert later == {name for name in TABULAR_NAMES if name.startswith(("price", "video"))}
 
 
 def test_what_is_missing_is_never_0() -> None:
