@@ -20,9 +20,8 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from effimini.hashed_ngrams import FirstWord, HashedNgrams, HashedTerms
-from effimini.kernel import Array, Kernel
-from effimini.metrics import Stars, plcc
-from effimini.ranks import Ranks
+from effimini.kernel import Kernel
+from effimini.metrics import Array, Stars, plcc
 from effimini.ridge import evenly_spaced, joint_ridge
 from effimini.words import Words
 from prep.weights import SampleWeights, counts_of, sample_weights
@@ -33,8 +32,8 @@ log = logging.getLogger(__name__)
 # Variance of each block's features, summed. The first word is tried with and without: where it says nothing, it harms.
 SCALES = {"ngrams": (0.5,), "first_word": (0.1, 0.0), "kernel": (0.5,)}
 # Weight of the kernel's inputs in squared distances: a middle and the last layer of the text encoder, the image.
-MIDDLE, LAST, IMAGE = 1.0, 2.0, 1.0
-COLUMNS = 4.0  # of the tabular columns, half of it of their ranks and half of what is missing
+# The last is that of the tabular columns: half of it of their ranks, and half of what is missing.
+MIDDLE_WEIGHT, LAST_WEIGHT, IMAGE_WEIGHT, COLUMNS_WEIGHT = 1.0, 2.0, 1.0, 4.0
 ALPHAS = (0.2, 0.35, 0.5, 0.8, 2.0, 5.0)  # regularization strengths to try
 FRACTIONS = np.linspace(0, 1, 21, dtype=np.float32)  # fractions of the score to try
 FITTED = 200_000  # training samples to fit on at most; each takes 4 bytes for each landmark, and 10 kB
@@ -49,7 +48,6 @@ class ClosedForm(nn.Module):
         first_words: number of buckets of first words of titles; 0: none.
         words: joins the tokens of words.
         kernel: None if there is none.
-        columns: number of tabular columns that the kernel compares too.
 
     Attributes:
         fraction: fraction of the model's score that this module contributes, 0 to 1; the network contributes the rest.
@@ -58,13 +56,12 @@ class ClosedForm(nn.Module):
     bias: Tensor
     fraction: Tensor
 
-    def __init__(self, ngrams: int, first_words: int, words: Words, kernel: Kernel | None, columns: int = 0) -> None:
+    def __init__(self, ngrams: int, first_words: int, words: Words, kernel: Kernel | None) -> None:
         super().__init__()
         self.terms = nn.ModuleDict({"ngrams": HashedNgrams(ngrams)} if ngrams else {})
         if first_words:
             self.terms["first_word"] = FirstWord(first_words, words)
         self.kernel = kernel
-        self.ranks = Ranks(columns) if columns else None
         self.register_buffer("bias", torch.zeros(()))
         self.register_buffer("fraction", torch.zeros(()))
 
@@ -75,13 +72,11 @@ class ClosedForm(nn.Module):
             tokens: int64 [B, T].
             mask: int64 [B, T], 1 at tokens and 0 at padding.
             features: the inputs of the kernel, [B, K]; not used without one.
-            tabular: the columns, float32 [B, C], NaN where missing; not used without columns.
+            tabular: as of `Kernel.forward`.
         """
         added = [block(tokens, mask) for block in self.terms.values()]
         if self.kernel is not None:
-            if self.ranks is not None:
-                features = torch.cat([features, self.ranks(tabular)], dim=1)
-            added.append(self.kernel(features))
+            added.append(self.kernel(features, tabular))
         return cast(Tensor, self.bias + sum(added))
 
 
@@ -115,12 +110,9 @@ def fit(
     blocks = {name: _hashed(cast(HashedTerms, block), train, rows, validation) for name, block in module.terms.items()}
     if module.kernel is not None:
         assert features is not None
-        fitted, held_out = features[0][rows], features[1]
-        if module.ranks is not None:
-            module.ranks.fit(train.tabular[rows])
-            fitted = np.concatenate([fitted, _ranks(module.ranks, train.tabular[rows])], axis=1)
-            held_out = np.concatenate([held_out, _ranks(module.ranks, validation.tabular)], axis=1)
-        blocks["kernel"] = _similar(module.kernel, fitted, held_out)
+        blocks["kernel"] = _similar(
+            module.kernel, (features[0][rows], train.tabular[rows]), (features[1], validation.tabular)
+        )
     weight = sample_weights(counts_of(train, weights), weights)[rows]
     candidates = list(product(ALPHAS, product(*(SCALES[name] for name in blocks))))
     matrices = [block.features for block in blocks.values()]
@@ -165,19 +157,15 @@ def _hashed(module: HashedTerms, train: ShardDataset, rows: Array, validation: S
     return _Block(matrix @ sparse.diags_array(idf), predict, lambda weights: _set(module, weights * idf))
 
 
-def _similar(module: Kernel, train: Array, validation: Array) -> _Block:
-    module.choose_landmarks(train)
-    found, inverse = module.map(train)
+def _similar(module: Kernel, train: tuple[Array, Array], validation: tuple[Array, Array]) -> _Block:
+    """Return the block of the kernel, of the features and columns of both splits."""
+    module.choose_landmarks(*train)
+    found, inverse = module.map(*train)
 
     def predict(weights: Array) -> Array:
-        return np.concatenate([similar @ (inverse.T @ weights) for _, similar in module.similarities(validation)])
+        return np.concatenate([similar @ (inverse.T @ weights) for _, similar in module.similarities(*validation)])
 
     return _Block(found, predict, lambda weights: _set(module, inverse.T @ weights))
-
-
-@torch.no_grad()
-def _ranks(module: Ranks, values: Array) -> Array:
-    return cast(Array, module(torch.from_numpy(values).to(module.knots.device)).cpu().numpy())
 
 
 @torch.no_grad()

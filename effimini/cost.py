@@ -69,8 +69,7 @@ def flops(model: EffiMini, size: int, tokens: int) -> dict[str, int]:
             model.head(features[:, -len(model.feature_mean) :])
             counted["head"] = counter.get_total_flops() - sum(counted.values())
             if model.closed_form is not None:
-                nothing = torch.full((1, len(model.config.tabular)), torch.nan, device=device)
-                model.closed_form(ids, torch.ones_like(ids), features[:, : model.kernel_width], nothing)
+                model.closed_form(ids, torch.ones_like(ids), features[:, : model.kernel_width])
                 counted["closed_form"] = counter.get_total_flops() - sum(counted.values())
     finally:
         text.set_attn_implementation(attention)

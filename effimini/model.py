@@ -27,7 +27,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from effimini.calibration import Interval, Line, apply_line
-from effimini.closed_form import COLUMNS, IMAGE, LAST, MIDDLE, ClosedForm
+from effimini.closed_form import COLUMNS_WEIGHT, IMAGE_WEIGHT, LAST_WEIGHT, MIDDLE_WEIGHT, ClosedForm
 from effimini.kernel import Kernel
 from effimini.words import Words
 from prep.core import files, writers
@@ -124,15 +124,17 @@ class EffiMini(nn.Module):
         self.kernel_width = len(self.layers) * hidden_size + image_width(image)
         self.closed_form = None
         if config.hashed_ngrams or config.kernel:
-            groups = [(hidden_size, MIDDLE), (hidden_size, LAST), (image_width(image), IMAGE)]
-            if config.tabular:
-                groups.append((2 * len(config.tabular), COLUMNS))
+            groups = [
+                (hidden_size, MIDDLE_WEIGHT),
+                (hidden_size, LAST_WEIGHT),
+                (image_width(image), IMAGE_WEIGHT),
+                *([(2 * len(config.tabular), COLUMNS_WEIGHT)] if config.tabular else []),
+            ]
             self.closed_form = ClosedForm(
                 config.hashed_ngrams,
                 config.first_words,
                 Words(tokenizer, int(self.text.config.vocab_size), config.max_tokens),
-                Kernel(config.kernel, groups) if config.kernel else None,
-                len(config.tabular),
+                Kernel(config.kernel, groups, len(config.tabular)) if config.kernel else None,
             )
         self.register_buffer("feature_mean", torch.zeros(features))
         self.register_buffer("feature_scale", torch.ones(features))
@@ -174,8 +176,6 @@ class EffiMini(nn.Module):
         if self.training:
             return stars
         if self.closed_form is not None:
-            if tabular is None:
-                tabular = torch.full_like(stars, torch.nan).unsqueeze(1).expand(-1, len(self.config.tabular))
             closed_form: Tensor = self.closed_form(tokens, mask, features[:, : self.kernel_width], tabular)
             fraction = self.closed_form.fraction
             stars = fraction * closed_form + (1 - fraction) * stars  # exactly one of the two if the fraction is 0 or 1
