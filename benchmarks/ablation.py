@@ -124,7 +124,7 @@ def _ridge() -> pd.DataFrame:
         for split in ("train", "validation", "test")
     )
     weights = read_weights(Path("data/weights.json"))
-    stars = baselines(train, validation, test, weights, params.text.fields)[RIDGE]
+    stars = baselines(train, validation, test, weights, params.text.fields, refit=params.train.refit)[RIDGE]
     return pd.DataFrame({"key": test.keys, "stars": stars})
 
 

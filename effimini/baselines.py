@@ -2,7 +2,7 @@
 
 Input: the samples of the training, validation and test splits, and the weights of the loss. Output: stars for the test
 split. Guarantees: fitted on the training split with the same sample weights as the model, tuned only on the validation
-split, deterministic.
+split, refitted on both if the model is, deterministic.
 """
 
 import logging
@@ -37,6 +37,8 @@ def baselines(
     test: ShardDataset,
     weights: SampleWeights,
     fields: Sequence[str],
+    *,
+    refit: bool = False,
 ) -> dict[str, Stars]:
     """Return the clamped stars of each baseline for the samples of `test`, float32 [N].
 
@@ -46,29 +48,37 @@ def baselines(
         test: the split to predict.
         weights: the content of data/weights.json.
         fields: the text fields of the model, in order.
+        refit: whether to fit TF-IDF + ridge again on both splits after the choice, as the model is with train.refit.
     """
-    weight = sample_weights(counts_of(train, weights), weights)
+    weight, of_validation = (sample_weights(counts_of(split, weights), weights) for split in (train, validation))
     return {
         "constant": np.full(len(test), _mean(train.labels, weight), np.float32),
         "category mean": _category_mean(train, weight, test),
-        "TF-IDF + ridge": _ridge(train, validation, test, weight, fields),
+        "TF-IDF + ridge": _ridge(train, validation, test, weight, fields, of_validation if refit else None),
     }
 
 
 def on_features(
-    train: FeatureDataset, validation: FeatureDataset, test: FeatureDataset, weights: SampleWeights
+    train: FeatureDataset,
+    validation: FeatureDataset,
+    test: FeatureDataset,
+    weights: SampleWeights,
+    *,
+    refit: bool = False,
 ) -> Stars:
     """Return the clamped stars of ridge on standardized features for `test`, float32 [N]; arguments as `baselines`."""
     scaler = StandardScaler().fit(train.features)
     train_features, validation_features, test_features = (
         scaler.transform(split.features) for split in (train, validation, test)
     )
+    weight, of_validation = (sample_weights(counts_of(split, weights), weights) for split in (train, validation))
     chosen, best = best_ridge(
         FEATURE_ALPHAS,
         train_features,
         train.labels,
-        sample_weights(counts_of(train, weights), weights),
+        weight,
         lambda ridge: plcc(clamp(ridge.predict(validation_features)), validation.labels),
+        (validation_features, validation.labels, of_validation) if refit else None,
     )
     log.info("frozen features + ridge: alpha %g, validation PLCC %.4f", chosen.alpha, best)
     return clamp(chosen.predict(test_features)).astype(np.float32)
@@ -89,9 +99,16 @@ def _category_mean(train: ShardDataset, weight: Stars, test: ShardDataset) -> St
 
 
 def _ridge(
-    train: ShardDataset, validation: ShardDataset, test: ShardDataset, weight: Stars, fields: Sequence[str]
+    train: ShardDataset,
+    validation: ShardDataset,
+    test: ShardDataset,
+    weight: Stars,
+    fields: Sequence[str],
+    of_validation: Stars | None = None,
 ) -> Stars:
     """Fit ridge on TF-IDF of words and word pairs for each of `TFIDF_ALPHAS`, and use the best on `validation`.
+
+    With the sample weights of the validation split, the best is fitted again on both splits.
 
     Above `TFIDF_SAMPLES`, evenly spaced training samples are used, so that memory is bounded.
     """
@@ -110,12 +127,14 @@ def _ridge(
         log.warning("no word occurs in two training texts; TF-IDF + ridge falls back to the constant")
         return np.full(len(test), _mean(train.labels, weight), np.float32)
     validation_terms = vectorizer.transform(_texts(validation, validation_rows, fields))
+    held_out = validation.labels[validation_rows]
     chosen, best = best_ridge(
         TFIDF_ALPHAS,
         train_terms,
         train.labels[train_rows],
         weight[train_rows],
-        lambda ridge: plcc(clamp(ridge.predict(validation_terms)), validation.labels[validation_rows]),
+        lambda ridge: plcc(clamp(ridge.predict(validation_terms)), held_out),
+        None if of_validation is None else (validation_terms, held_out, of_validation[validation_rows]),
     )
     log.info("TF-IDF + ridge: alpha %g, validation PLCC %.4f", chosen.alpha, best)
     stars = [

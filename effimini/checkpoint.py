@@ -18,10 +18,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from effimini.metrics import Stars
 from effimini.model import WEIGHTS_FILE, EffiMini
+from effimini.predictions import VALIDATION_FILE, write_predictions
 from prep.core import files, writers
 from prep.core.errors import UserError, first_sentence
 from shards.loader import LoaderState
+from shards.stream import ShardDataset
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +46,13 @@ class Progress(msgspec.Struct, kw_only=True):
 
 
 def save_checkpoint(
-    folder: Path, model: EffiMini, optimizer: torch.optim.Optimizer, progress: Progress, *, best: bool
+    folder: Path,
+    model: EffiMini,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    *,
+    best: bool,
+    validation: tuple[ShardDataset, Stars] | None = None,
 ) -> None:
     """Write a checkpoint to `folder`, and remove the earlier ones.
 
@@ -53,6 +62,7 @@ def save_checkpoint(
         optimizer: the optimizer to save.
         progress: the progress to save.
         best: whether the model is the best so far; if not, the best model of the previous checkpoint is kept.
+        validation: the validation split and the stars of this model, stored beside it; None in the middle of an epoch.
 
     Raises:
         UserError: the checkpoint cannot be written, for example because the disk is full; the previous one is kept.
@@ -61,6 +71,8 @@ def save_checkpoint(
     try:
         with files.atomic_folder(path) as partial:
             model.save_pretrained(partial / "last")
+            if validation is not None:
+                write_predictions(partial / "last" / VALIDATION_FILE, *validation)
             if best:
                 link(partial / "last", partial / "best")
             elif previous is not None and (previous / "best").exists():

@@ -2,19 +2,21 @@
 
 Input: token ids, and features of frozen encoders if there is a kernel. Output: stars. Guarantees: all blocks are fitted
 together, by ridge regression on the training split with the same sample weights as the network; the strength of
-regularization, the use of the first word and the fraction of the score are chosen only on the validation split; the
-memory of the fit is bounded by `FITTED` samples; training, prediction and export use the same function.
+regularization, the use of the first word and the fraction of the score are chosen only on the validation split, before
+a refit on both; the memory of the fit is bounded by `FITTED` samples; training, prediction and export use the same
+function.
 
 Source: Cheng et al., Wide & Deep Learning for Recommender Systems, 2016, for a linear part next to a deep one. The
 blocks and their scales are those with the highest PLCC in cross-validation on 2,400 films and 3,377 electronics.
 """
 
 import logging
-from collections.abc import Callable, Iterator
-from itertools import compress, islice, product
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, compress, islice, product
 from typing import Any, NamedTuple, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy import sparse
 from torch import Tensor, nn
@@ -80,11 +82,21 @@ class ClosedForm(nn.Module):
         return cast(Tensor, self.bias + sum(added))
 
 
+class _Samples(NamedTuple):
+    """Samples to fit on."""
+
+    texts: Callable[[], Iterator[Array]]  # reads their token ids
+    labels: Stars
+    weight: Stars
+    features: Array | None  # the inputs of the kernel [N, K]
+    tabular: Array
+
+
 class _Block(NamedTuple):
     """A part of the regression."""
 
-    features: Any  # those of the training samples, sparse or float32 [N, F]
-    predict: Callable[[Array], Array]  # from weights [F, A] to what they add on validation [V, A]
+    features: Any  # those of the samples it is fitted on, sparse or float32 [N, F]
+    predict: Callable[[ShardDataset, Array | None, Array], Array]  # what weights [F, A] add to a split [V, A]
     keep: Callable[[Array], Any]  # sets the weights [F] of the module
 
 
@@ -94,8 +106,10 @@ def fit(
     validation: ShardDataset,
     weights: SampleWeights,
     features: tuple[Array, Array] | None = None,
+    *,
+    refit: bool = False,
 ) -> Stars:
-    """Fit `module`, and return its unclamped stars for the validation split, float32 [N].
+    """Fit `module`, and return the unclamped stars for the validation split of a fit on `train` alone, float32 [N].
 
     Args:
         module: its weights, bias and landmarks are set.
@@ -103,30 +117,34 @@ def fit(
         validation: the split on which the strength of regularization and the scales are chosen, by PLCC.
         weights: the content of data/weights.json.
         features: the encoder features for the kernel of both splits, float32 [N, K]; None without a kernel.
+        refit: whether to fit the module again on both splits after the choice.
     """
-    rows = evenly_spaced(len(train), FITTED)
-    if len(rows) < len(train):
-        log.info("the closed form is fitted on %d of %d training samples, to save memory", len(rows), len(train))
-    blocks = {name: _hashed(cast(HashedTerms, block), train, rows, validation) for name, block in module.terms.items()}
-    if module.kernel is not None:
-        assert features is not None
-        blocks["kernel"] = _similar(
-            module.kernel, (features[0][rows], train.tabular[rows]), (features[1], validation.tabular)
+    of_train, of_validation = features or (None, None)
+    samples = _gather([train], [of_train], weights)
+    if len(samples.labels) < len(train):
+        log.info(
+            "the closed form is fitted on %d of %d training samples, to save memory", len(samples.labels), len(train)
         )
-    weight = sample_weights(counts_of(train, weights), weights)[rows]
+    blocks = _blocks(module, samples)
     candidates = list(product(ALPHAS, product(*(SCALES[name] for name in blocks))))
-    matrices = [block.features for block in blocks.values()]
-    found, bias = joint_ridge(candidates, matrices, train.labels[rows], weight)
-    stars = bias + sum(block.predict(part) for block, part in zip(blocks.values(), found, strict=True))
+    found, bias = _solve(candidates, blocks, samples)
+    stars = bias + sum(
+        block.predict(validation, of_validation, part) for block, part in zip(blocks.values(), found, strict=True)
+    )
     scores = [plcc(column, validation.labels) for column in stars.T]
     best = int(np.argmax(scores))
-    alpha, scales = candidates[best]
-    used = ", ".join(name for name, scale in zip(blocks, scales, strict=True) if scale)
-    log.info("closed form of %s: alpha %g, validation PLCC %.4f", used, alpha, scores[best])
+    chosen, held_out = candidates[best], stars[:, best].astype(np.float32)
+    used = ", ".join(name for name, scale in zip(blocks, chosen[1], strict=True) if scale)
+    log.info("closed form of %s: alpha %g, validation PLCC %.4f", used, chosen[0], scores[best])
+    if refit:
+        del blocks, samples  # before the next ones take their memory
+        samples = _gather([train, validation], [of_train, of_validation], weights)
+        blocks = _blocks(module, samples)
+        (found, bias), best = _solve([chosen], blocks, samples), 0
     for block, part in zip(blocks.values(), found, strict=True):
         block.keep(part[:, best])
     module.bias.fill_(float(bias[best]))
-    return cast(Stars, stars[:, best].astype(np.float32))
+    return held_out
 
 
 def mix(module: ClosedForm, network: Stars, closed_form: Stars, labels: Stars) -> Stars:
@@ -144,26 +162,60 @@ def mix(module: ClosedForm, network: Stars, closed_form: Stars, labels: Stars) -
     return cast(Stars, mixed[best])
 
 
-def _hashed(module: HashedTerms, train: ShardDataset, rows: Array, validation: ShardDataset) -> _Block:
-    chosen = np.isin(np.arange(len(train)), rows)
-    matrix = sparse.csr_array(sparse.vstack(list(_matrices(module, compress(train.texts(), chosen)))))
+def _gather(splits: Sequence[ShardDataset], features: Sequence[Array | None], weights: SampleWeights) -> _Samples:
+    """Return the samples of all splits, or `FITTED` evenly spaced ones if there are more."""
+    ends = np.cumsum([len(split) for split in splits])
+    chosen = np.zeros(ends[-1], bool)
+    chosen[evenly_spaced(ends[-1], FITTED)] = True
+    rows = [np.flatnonzero(part) for part in np.split(chosen, ends[:-1])]
+
+    def join(columns: Iterable[Array]) -> Array:
+        return np.concatenate([column[of_split] for column, of_split in zip(columns, rows, strict=True)])
+
+    return _Samples(
+        texts=lambda: compress(chain.from_iterable(split.texts() for split in splits), chosen),
+        labels=join(split.labels for split in splits),
+        weight=join(sample_weights(counts_of(split, weights), weights) for split in splits),
+        features=None if features[0] is None else join(cast(Sequence[Array], features)),
+        tabular=join(split.tabular for split in splits),
+    )
+
+
+def _blocks(module: ClosedForm, samples: _Samples) -> dict[str, _Block]:
+    blocks = {name: _hashed(cast(HashedTerms, block), samples) for name, block in module.terms.items()}
+    if module.kernel is not None:
+        blocks["kernel"] = _similar(module.kernel, samples)
+    return blocks
+
+
+def _solve(
+    candidates: Sequence[tuple[float, Sequence[float]]], blocks: Mapping[str, _Block], samples: _Samples
+) -> tuple[list[npt.NDArray[np.float64]], npt.NDArray[np.float64]]:
+    """Return `joint_ridge` of the blocks."""
+    return joint_ridge(candidates, [block.features for block in blocks.values()], samples.labels, samples.weight)
+
+
+def _hashed(module: HashedTerms, samples: _Samples) -> _Block:
+    matrix = sparse.csr_array(sparse.vstack(list(_matrices(module, samples.texts()))))
     texts = np.bincount(matrix.indices, minlength=matrix.shape[1])
     idf = (np.log((1 + matrix.shape[0]) / (1 + texts)) + 1).astype(np.float32)
 
-    def predict(weights: Array) -> Array:
+    def predict(split: ShardDataset, _: Array | None, weights: Array) -> Array:
         scaled = weights * idf[:, None]
-        return np.concatenate([part @ scaled for part in _matrices(module, validation.texts())])
+        return np.concatenate([part @ scaled for part in _matrices(module, split.texts())])
 
     return _Block(matrix @ sparse.diags_array(idf), predict, lambda weights: _set(module, weights * idf))
 
 
-def _similar(module: Kernel, train: tuple[Array, Array], validation: tuple[Array, Array]) -> _Block:
-    """Return the block of the kernel, of the features and columns of both splits."""
-    module.choose_landmarks(*train)
-    found, inverse = module.map(*train)
+def _similar(module: Kernel, samples: _Samples) -> _Block:
+    assert samples.features is not None
+    module.choose_landmarks(samples.features, samples.tabular)
+    found, inverse = module.map(samples.features, samples.tabular)
 
-    def predict(weights: Array) -> Array:
-        return np.concatenate([similar @ (inverse.T @ weights) for _, similar in module.similarities(*validation)])
+    def predict(split: ShardDataset, features: Array | None, weights: Array) -> Array:
+        assert features is not None
+        similarities = module.similarities(features, split.tabular)
+        return np.concatenate([similar @ (inverse.T @ weights) for _, similar in similarities])
 
     return _Block(found, predict, lambda weights: _set(module, inverse.T @ weights))
 

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
 from effimini import calibration, cost, features, metrics, provenance, report
 from effimini.baselines import baselines, on_features
@@ -25,13 +24,13 @@ from effimini.examples import examples
 from effimini.inference import Modality, clamp, open_split, predict_split
 from effimini.metrics import Evaluation, LabelStats, ModelSelection, Scatter, Scores, Slice, Stars
 from effimini.model import EffiMini
+from effimini.predictions import VALIDATION_FILE, predictions_table, read_predictions, write_predictions
 from effimini.report import StageReport
 from effimini.slices import Predicted, count_bucket_names, slices
 from prep.core import files, locks, writers
 from prep.core.errors import UserError
 from prep.core.params import Params, narrow
 from prep.core.reports import Funnel
-from prep.core.tables.predictions import PREDICTIONS
 from prep.strata import count_bucket
 from prep.weights import SampleWeights, counts_of, sample_weights
 from shards.manifest import STATED
@@ -158,7 +157,8 @@ def _evaluate(params: Params, data: Path, models: Path, results: Path, shards: s
     else:
         weights = provenance.weights_for(train, params, None)
         provenance.warn_of_other_splits(training, train)
-    validation_stars, predictions = _predict(params, model, splits, weights)
+    chosen_by = read_predictions(models / "best" / VALIDATION_FILE, validation)
+    validation_stars, predictions = _predict(params, model, splits, weights, chosen_by)
     ours = predictions[MODEL]
     _write_predictions(data / "predictions", {"test": (test, ours), "validation": (validation, validation_stars)})
 
@@ -178,9 +178,12 @@ def _evaluate(params: Params, data: Path, models: Path, results: Path, shards: s
 
 
 def _predict(
-    params: Params, model: EffiMini, splits: _Splits, weights: SampleWeights
+    params: Params, model: EffiMini, splits: _Splits, weights: SampleWeights, chosen_by: Stars | None
 ) -> tuple[Stars, dict[str, Stars]]:
-    """Return the model's stars on validation, and the stars of each predictor on test, the model first; all clamped."""
+    """Return the model's stars on validation, and the stars of each predictor on test, the model first; all clamped.
+
+    Those on validation are `chosen_by`, unless it is None.
+    """
     set_tf32(params.train.tf32)
     feature_baseline = {}
     with init_distributed() as dist:
@@ -189,7 +192,7 @@ def _predict(
         def stars(split: ShardDataset, seen: Modality = "both") -> Stars:
             return clamp(predict_split(model, split, dist, params, seen))
 
-        validation_stars = stars(splits.validation)
+        validation_stars = stars(splits.validation) if chosen_by is None else chosen_by
         ours = {
             MODEL: stars(splits.test),
             IMAGE_ALONE: stars(splits.test, "image"),
@@ -197,9 +200,12 @@ def _predict(
         }
         if params.train.freeze_encoders and dist.world_size == 1:  # most features are in the local store already
             train, validation, test = (features.of_split(model, split, dist, params) for split in splits)
-            feature_baseline["frozen features + ridge"] = on_features(train, validation, test, weights)
+            feature_baseline["frozen features + ridge"] = on_features(
+                train, validation, test, weights, refit=params.train.refit
+            )
         model.cpu()
-    return validation_stars, ours | baselines(*splits, weights, params.text.fields) | feature_baseline
+    others = baselines(*splits, weights, params.text.fields, refit=params.train.refit)
+    return validation_stars, ours | others | feature_baseline
 
 
 def _measure(
@@ -265,7 +271,7 @@ def _write_tables(
     """Write the tables to results/plots, and return them by name."""
     test, ours = splits.test, predictions[MODEL]
     tables = {
-        "predictions": _frame(test, ours)[["average_rating", "prediction", "category", "rating_number"]],
+        "predictions": predictions_table(test, ours)[["average_rating", "prediction", "category", "rating_number"]],
         "calibration": calibration_table(ours, test.labels),
         "baselines": pd.DataFrame([{"predictor": name, "plcc": scores.plcc} for name, scores in measured.test.items()]),
         "groups": groups_table(measured.slices),
@@ -275,20 +281,6 @@ def _write_tables(
         with files.atomic_write(folder / f"{name}.csv") as partial:
             table.to_csv(partial, index=False, float_format="%.6g", lineterminator="\n")
     return tables
-
-
-def _frame(split: ShardDataset, stars: Stars) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "parent_asin": [key.split("/", 1)[1] for key in split.keys],
-            "category": split.categories,
-            "split": split.split,
-            "average_rating": split.labels,
-            "rating_number": split.rating_number,
-            "has_image": split.has_image,
-            "prediction": stars,
-        }
-    )
 
 
 def _stage_reports(test: ShardDataset) -> list[StageReport]:
@@ -314,7 +306,6 @@ def _write_predictions(folder: Path, splits: Mapping[str, tuple[ShardDataset, St
     """Write the predictions of each split (schema `PREDICTIONS`) and the row accounting."""
     with files.atomic_folder(folder) as partial:
         for name, (split, stars) in splits.items():
-            table = pa.Table.from_pandas(_frame(split, stars), PREDICTIONS, preserve_index=False)
-            writers.write_table(partial / f"{name}.parquet", table.replace_schema_metadata(None))
+            write_predictions(partial / f"{name}.parquet", split, stars)
         funnel = Funnel.of(sum(len(split) for split, _ in splits.values()), {})
         writers.write_json(partial / "report.json", {"stage": "evaluate", "tables": {"predictions": funnel}})

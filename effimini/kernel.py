@@ -30,7 +30,7 @@ class Kernel(nn.Module):
     """Adds up the similarities to landmarks.
 
     Args:
-        landmarks: number of landmarks.
+        landmarks: number of landmarks; fewer if there are fewer samples.
         groups: number of features of each group of inputs, and its weight in squared distances.
         columns: number of tabular columns C; their ranks and absences are the last group, of 2C features.
     """
@@ -42,6 +42,7 @@ class Kernel(nn.Module):
     def __init__(self, landmarks: int, groups: Sequence[tuple[int, float]], columns: int = 0) -> None:
         super().__init__()
         self.groups = groups
+        self.most = landmarks
         self.ranks = Ranks(columns) if columns else None
         width = sum(count for count, _ in groups)
         self.landmarks = nn.Parameter(torch.zeros(landmarks, width), requires_grad=False)  # standardized
@@ -87,12 +88,11 @@ class Kernel(nn.Module):
         self.mean.copy_(torch.from_numpy(scaler.mean_))
         divisors = np.concatenate([np.full(count, (count / weight) ** 0.5) for count, weight in self.groups])
         self.scale.copy_(torch.from_numpy(scaler.scale_ * divisors))
-        rows = evenly_spaced(len(features), len(self.landmarks))
+        rows = evenly_spaced(len(features), self.most)
         chosen = [inputs for _, inputs in self._batches(features[rows], None if tabular is None else tabular[rows])]
         standard = (torch.cat(chosen) - self.mean) / self.scale
-        self.landmarks, self.weight = (
-            nn.Parameter(tensor, requires_grad=False) for tensor in (standard, self.weight[: len(standard)].clone())
-        )
+        weight = torch.zeros(len(standard), device=standard.device)
+        self.landmarks, self.weight = (nn.Parameter(tensor, requires_grad=False) for tensor in (standard, weight))
         distances = self.squared_distance(standard[evenly_spaced(len(standard), _MEASURED)])
         self.rate.fill_(GAMMA / max(float(distances.median()), 1e-12))
 

@@ -25,6 +25,7 @@ def best_ridge(
     labels: npt.NDArray[np.float32],
     weight: npt.NDArray[np.float32],
     score: Callable[[Ridge], float],
+    more: tuple[Any, Array, Array] | None = None,
 ) -> tuple[Ridge, float]:
     """Fit ridge for each strength, and return the one with the highest score (the first of a tie) and that score.
 
@@ -34,11 +35,18 @@ def best_ridge(
         labels: the training labels, float32 [N], stars.
         weight: the sample weights, float32 [N].
         score: returns the score of a fitted ridge on the validation split.
+        more: features, labels and weight of other samples; then the chosen ridge is fitted again on all samples.
     """
     fitted = [Ridge(alpha=alpha, solver="sparse_cg").fit(features, labels, sample_weight=weight) for alpha in alphas]
     scores = [score(ridge) for ridge in fitted]
     best = int(np.argmax(scores))
-    return fitted[best], scores[best]
+    chosen = fitted[best]
+    if more is not None:
+        stack: Callable[[list[Any]], Any] = sparse.vstack if sparse.issparse(features) else np.concatenate
+        features = stack([features, more[0]])
+        labels, weight = np.concatenate([labels, more[1]]), np.concatenate([weight, more[2]])
+        chosen = Ridge(alpha=chosen.alpha, solver="sparse_cg").fit(features, labels, sample_weight=weight)
+    return chosen, scores[best]
 
 
 def joint_ridge(

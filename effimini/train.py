@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import torch
 from dvclive import Live  # type: ignore[attr-defined]  # its module has no __all__
 from torch import Tensor, nn
@@ -32,7 +31,7 @@ from effimini.clock import Clock
 from effimini.distributed import Distributed, init_distributed, set_tf32
 from effimini.inference import clamp, open_split, predict_split, to_device
 from effimini.loss import weighted_huber
-from effimini.metrics import plcc
+from effimini.metrics import Stars, plcc
 from effimini.model import CONFIG_FILE, WEIGHTS_FILE, Config, EffiMini, build
 from effimini.stop import Stop, Stopped
 from effimini.time_profile import Spent
@@ -109,12 +108,14 @@ class Trainer:
             features.standardize(self.model, splits[0])
         feature_seconds = time.perf_counter() - start
         # the module and its stars on validation
-        self.closed_form: tuple[closed_form.ClosedForm, npt.NDArray[np.float32]] | None = None
+        self.closed_form: tuple[closed_form.ClosedForm, Stars] | None = None
         if self.model.closed_form is not None:
             inputs = (splits[0].kernel_inputs, splits[1].kernel_inputs) if recipe.freeze_encoders else None
             self.closed_form = (
                 self.model.closed_form,
-                closed_form.fit(self.model.closed_form, self.data, self.validation, self.weights, inputs),
+                closed_form.fit(
+                    self.model.closed_form, self.data, self.validation, self.weights, inputs, refit=recipe.refit
+                ),
             )
         self.scores = self.network  # without DistributedDataParallel
         self.optimizer = torch.optim.AdamW(
@@ -164,7 +165,7 @@ class Trainer:
                         yield metrics
             except Stopped:
                 if self.progress.steps and self.progress.loader != self.loader.state_dict():
-                    self._save(best=False)
+                    self._save()
                 log.warning("stopped by a signal after step %d; run the same command to resume", self.progress.steps)
                 raise
 
@@ -189,7 +190,7 @@ class Trainer:
                 if stopping:
                     self.stop.raise_stopped()
                 if due:
-                    self._save(best=False)
+                    self._save()
                     self.clock.start("data")
             stopping = result is not None and self._check_step(result)
             # the running statistics of batch norm differ between ranks
@@ -262,7 +263,7 @@ class Trainer:
             module, closed_form_stars = self.closed_form
             network_only["validation/plcc_of_network"] = plcc(predicted, self.validation.labels)
             predicted = closed_form.mix(module, predicted, closed_form_stars, self.validation.labels)
-        self._calibrate(predicted)
+        calibrated = self._calibrate(predicted)
         stars, labels = torch.from_numpy(predicted), torch.from_numpy(self.validation.labels)
         unweighted = weighted_huber(stars, labels, torch.ones_like(labels), recipe.huber_delta, len(labels))
         self.clock.stop()
@@ -280,24 +281,36 @@ class Trainer:
                 progress.best, progress.best_epoch = metrics["validation/plcc"], len(progress.history)
             progress.stale = 0 if better else progress.stale + 1
             progress.history, progress.loss = [*progress.history, metrics], 0.0
-            self._save(best=better)
+            self._save(calibrated, best=better)
         return metrics
 
-    def _calibrate(self, scores: npt.NDArray[np.float32]) -> None:
-        """Fit the line and the interval of the model as it is now, which affect neither training nor its metrics."""
+    def _calibrate(self, scores: Stars) -> Stars:
+        """Fit the line and the interval of the model as it is now, and return its calibrated validation stars.
+
+        They affect neither training nor its metrics.
+        """
         held_out = self.validation
         line = calibration.fit_line(scores, held_out.labels)
         stars = clamp(calibration.apply_line(line, scores))
         ratings = float(np.median(self.data.rating_number))
         interval = calibration.fit_interval(stars, held_out.labels, held_out.rating_number, ratings)
         self.model.config = msgspec.structs.replace(self.model.config, calibration=line, interval=interval)
+        return stars
 
-    def _save(self, *, best: bool) -> None:
+    def _save(self, calibrated: Stars | None = None, *, best: bool = False) -> None:
+        """Save a checkpoint, at the end of an epoch with the calibrated validation stars."""
         self.clock.stop()
         self.clock.start("saving")
         self.progress.loader = self.loader.state_dict()
         if self.dist.rank == 0:
-            checkpoint.save_checkpoint(self.state, self.model, self.optimizer, self.progress, best=best)
+            checkpoint.save_checkpoint(
+                self.state,
+                self.model,
+                self.optimizer,
+                self.progress,
+                best=best,
+                validation=None if calibrated is None else (self.validation, calibrated),
+            )
         self.clock.stop()
 
     def _gradient_sync(self, last: bool) -> AbstractContextManager[Any]:

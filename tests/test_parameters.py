@@ -61,6 +61,7 @@ CHANGES: dict[str, Any] = {
     "train.huber_delta": 0.1,
     "train.length_bucket_batches": 4,
     "train.freeze_encoders": True,
+    "train.refit": True,
     "evaluate.bootstrap": 200,
     "evaluate.seed": 1,
 }

@@ -295,6 +295,7 @@ class TrainParams:
     tf32: Literal["none", "convolutions", "all"]
     compile: bool
     freeze_encoders: bool
+    refit: bool
     sync_batchnorm: bool
     save_every_steps: NonNegativeInt
 

@@ -146,6 +146,29 @@ def test_the_model_scores_as_fitted_by_the_equations_of_kernel_ridge_regression(
     assert np.ptp(found) > 0.5
 
 
+def test_a_refit_on_both_splits_keeps_what_was_chosen_on_validation(
+    frozen: Params, splits: dict[str, ShardDataset], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(closed_form, "joint_ridge", lambda *args: given.append(args) or joint_ridge(*args))
+    model, train_, validation = build(frozen).eval(), splits["train"], splits["validation"]
+    assert model.closed_form is not None
+    inputs_of = tuple(features.of_split(model, split, ONE, frozen).kernel_inputs for split in (train_, validation))
+    arguments = (model.closed_form, train_, validation, read_weights(data / "weights.json"), inputs_of)
+    before = closed_form.fit(*arguments)
+    model.closed_form.fraction.fill_(1)
+    np.testing.assert_allclose(predict_split(model, validation, ONE, frozen), before, atol=1e-4)
+    held_out = closed_form.fit(*arguments, refit=True)
+    np.testing.assert_array_equal(held_out, before)
+    (candidates, *_), _, ([chosen], blocks, labels, weight) = given
+    assert chosen in candidates
+    assert len(labels) == len(weight) == len(train_) + len(validation) == len(model.closed_form.kernel.landmarks)
+    np.testing.assert_array_equal(labels[-len(validation) :], validation.labels)
+    expected = dual(sum(map(unit, blocks, chosen[1])), labels, weight, chosen[0])
+    found = np.concatenate([predict_split(model, split, ONE, frozen) for split in (train_, validation)])
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
 def test_at_most_a_number_of_samples_is_fitted(
     frozen: Params, splits: dict[str, ShardDataset], data: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:

@@ -33,8 +33,10 @@ from effimini.examples import Example, examples
 from effimini.inference import clamp, open_split, predict_split
 from effimini.metrics import Slice, plcc
 from effimini.model import EffiMini
+from effimini.predictions import VALIDATION_FILE, read_predictions
 from effimini.train import train
 from prep.core import files
+from prep.core.errors import UserError
 from prep.core.fields import assemble
 from prep.core.params import Params
 from prep.core.reports import Funnel
@@ -185,6 +187,52 @@ def test_a_frozen_training_is_compared_with_ridge_on_its_features(small: Params,
 
     best = max(FEATURE_ALPHAS, key=lambda alpha: plcc(stars(alpha, validation), validation.labels))
     assert found.plcc == pytest.approx(plcc(stars(best, test), test.labels), abs=1e-3)
+
+
+def test_validation_is_scored_as_before_the_refit(small: Params, data: Path, tmp_path: Path) -> None:
+    found = {}
+    for refit in (False, True):
+        run = tmp_path / str(refit)
+        params = replace(
+            small,
+            model={"kernel": 1000, "pooling": "mean", "hashed_ngrams": 1 << 12},
+            train={"freeze_encoders": True, "epochs": 2, "refit": refit},
+        )
+        shutil.copytree(data, run / "data")
+        history = train(params, run / "data/shards", run / "data/weights.json", run / "models", run / "results/train")
+        found[refit] = evaluate(params, run / "data", run / "models", run / "results")
+        table = pq.read_table(run / "data/predictions/validation.parquet")
+        of_best = max(metrics["validation/plcc"] for metrics in history)
+        assert found[refit].validation.plcc == pytest.approx(of_best, abs=0.01)  # calibrated and clamped
+        assert plcc(table["prediction"].to_numpy(), table["average_rating"].to_numpy()) == pytest.approx(
+            found[refit].validation.plcc, abs=1e-6
+        )
+    assert found[True].validation == found[False].validation
+    for name in (MODEL, "TF-IDF + ridge", "frozen features + ridge"):
+        assert found[True].test[name].rmse != found[False].test[name].rmse
+    assert found[True].test["constant"].mae == found[False].test["constant"].mae
+
+
+def test_a_model_without_stored_stars_or_of_another_split_is_predicted(run_params: Params, run: Path) -> None:
+    stored = run / "models/best" / VALIDATION_FILE
+    tokenization = TokenizationConfig(str(run / "models/best"), run_params.text.fields, run_params.text.max_tokens)
+    splits = {
+        name: open_split(run / "data/shards", run_params, name, tokenization, 32) for name in ("validation", "test")
+    }
+    stars = read_predictions(stored, splits["validation"])
+    model = EffiMini.from_pretrained(run / "models/best")
+    assert stars is not None
+    expected = clamp(predict_split(model, splits["validation"], ONE, run_params))
+    np.testing.assert_allclose(stars, expected, atol=1e-5)
+    assert read_predictions(stored, splits["test"]) is None
+    assert read_predictions(run / "nowhere", splits["test"]) is None
+
+
+def test_a_damaged_file_of_stars_is_one_sentence(run_params: Params, run: Path, tmp_path: Path) -> None:
+    (tmp_path / VALIDATION_FILE).write_bytes(b"PAR1 no more")
+    test = open_split(run / "data/shards", run_params, "test", None, 32)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"validation.parquet cannot be read \(.*\); run `dvc checkout`$"):
+        read_predictions(tmp_path / VALIDATION_FILE, test)
 
 
 def test_each_predictor_is_compared_with_the_model(run: Path) -> None:
