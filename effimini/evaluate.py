@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from effimini import calibration, cost, features, metrics, provenance, report
+from effimini.at_launch import at_launch, stars_at_launch
 from effimini.baselines import baselines, on_features
 from effimini.ceiling import scatter_of_labels
 from effimini.distributed import first_rank, init_distributed, set_tf32
@@ -46,6 +47,7 @@ READS = (
 )
 
 MODEL, IMAGE_ALONE, TEXT_ALONE = "EffiMini", "EffiMini, image alone", "EffiMini, text alone"
+AT_LAUNCH = "EffiMini, at launch"
 BINS = 10  # equally filled bins of the calibration plot
 
 
@@ -200,6 +202,8 @@ def _predict(
         }
         if params.train.freeze_encoders and dist.world_size == 1:  # most features are in the local store already
             train, validation, test = (features.of_split(model, split, dist, params) for split in splits)
+            if at_launch(model.config.tabular) != model.config.tabular:
+                ours[AT_LAUNCH] = stars_at_launch(model, splits, weights, dist, params)
             feature_baseline["frozen features + ridge"] = on_features(
                 train, validation, test, weights, refit=params.train.refit
             )
@@ -260,7 +264,7 @@ def _scatter(splits: _Splits) -> Scatter:
 
 def _predicted(predictions: Mapping[str, Stars]) -> Predicted:
     """Return the predictions for the slices; "text alone" is the model without the image."""
-    own = {MODEL, IMAGE_ALONE, TEXT_ALONE}
+    own = {MODEL, IMAGE_ALONE, TEXT_ALONE, AT_LAUNCH}
     others = {name: stars for name, stars in predictions.items() if name not in own and np.ptp(stars) > 0}
     return Predicted(predictions[MODEL], predictions[TEXT_ALONE], predictions[IMAGE_ALONE], others)
 

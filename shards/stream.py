@@ -90,13 +90,7 @@ class ShardDataset(Dataset[Sample]):
         self.split = split
         self.shards = Shards(ShardLocation(location, cache_bytes, connections), categories, split, tokenization)
         self.fingerprint = self.shards.fingerprint
-        self.tabular_names = tuple(self.shards.tabular if tabular is None else tabular)
-        if missing := [name for name in self.tabular_names if name not in self.shards.tabular]:
-            raise UserError(
-                f"{location} has no tabular column {', '.join(missing)}, which model.tabular names; make the shards "
-                "again, or leave it out"
-            )
-        self._tabular = [self.shards.tabular.index(name) for name in self.tabular_names]
+        self._choose_columns(self.shards.tabular if tabular is None else tabular)
         self._first = np.concatenate([[0], np.cumsum(self.shards.sizes)])
         self._pool = Pool(0)
 
@@ -107,6 +101,17 @@ class ShardDataset(Dataset[Sample]):
         """Return a copy whose batches use the memory of their images again, `spare` batches of it at most unused."""
         other = copy(self)
         other._pool = Pool(spare)
+        return other
+
+    def with_columns(self, tabular: Sequence[str]) -> "ShardDataset":
+        """Return a copy with other tabular columns.
+
+        Raises:
+            UserError: the shards lack one of them.
+        """
+        other = copy(self)
+        other.__dict__.pop("tabular", None)
+        other._choose_columns(tabular)
         return other
 
     def __getitem__(self, i: int) -> Sample:
@@ -223,6 +228,16 @@ class ShardDataset(Dataset[Sample]):
             global_size=global_size,
             damaged=damaged,
         )
+
+    def _choose_columns(self, names: Sequence[str]) -> None:
+        """Set the tabular columns of a batch."""
+        if missing := [name for name in names if name not in self.shards.tabular]:
+            raise UserError(
+                f"{self.shards.location.url} has no tabular column {', '.join(missing)}, which model.tabular names; "
+                "make the shards again, or leave it out"
+            )
+        self.tabular_names = tuple(names)
+        self._tabular = [self.shards.tabular.index(name) for name in names]
 
     def _images(
         self, shards: Sequence[int], found: npt.NDArray[np.void], keys: Sequence[str]

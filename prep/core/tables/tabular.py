@@ -1,7 +1,7 @@
 """The numbers that describe an item beside its texts and image: columns of data/sample, and of the shards.
 
 `prep.core.tabular` computes them. A column is known at launch, or only later: price and videos are as they were when
-the dataset was collected in 2023.
+the dataset was collected in 2023, and a list price is named where an item still has a price.
 """
 
 from typing import Literal, NamedTuple
@@ -28,7 +28,7 @@ def _length(field: str) -> Column:
 COLUMNS = (
     Column("price", "later", "the price, in the currency of the source", *PRICES),
     Column("price_missing", "later", "1 if the price is missing, else 0", 0, 1),
-    Column("list_price", "at_launch", "the list price that the details name", *PRICES),
+    Column("list_price", "later", "the list price that the details name", *PRICES),
     *map(_length, ("title", "features", "description", "details")),
     Column("feature_count", "at_launch", "number of features", 0, None),
     Column("detail_count", "at_launch", "number of details", 0, None),
