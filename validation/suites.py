@@ -240,7 +240,6 @@ def _images_suite(_: Params, __: str) -> Suite:
         _ASIN,
         one_of("outcome", OUTCOMES),
         between("status", 0, 599),
-        between("tries", 0),
         between("source_bytes", 0),
         between("source_width", 0),
         between("source_height", 0),

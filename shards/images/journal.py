@@ -36,7 +36,7 @@ class Record(msgspec.Struct, frozen=True, array_like=True):
     conditions: str  # fingerprint of source and limits: a failure under other conditions is ignored
     outcome: str  # one of `prep.core.tables.images.OUTCOMES`
     status: int = 0  # HTTP status, 0 without a response
-    tries: int = 0
+    tries: int = 0  # not in data/images, which is the same whatever the host's bad moments
     source_bytes: int = 0
     source_width: int = 0  # px
     source_height: int = 0

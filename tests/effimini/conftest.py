@@ -73,7 +73,7 @@ def _part(folder: Path, category: str, part: str, rows: int, size: int) -> None:
         made = to_training(picture.read_bytes(), Preparation(size, "squash", 90, 10**6)).image if has_image else b""
         images.append(
             {
-                "parent_asin": asin, "outcome": "ok" if has_image else "no_url", "url": "", "status": 0, "tries": 0,
+                "parent_asin": asin, "outcome": "ok" if has_image else "no_url", "url": "", "status": 0,
                 "source_bytes": 0, "source_width": 40, "source_height": 30, "source_sha256": "", "perceptual_hash": 0,
                 "image": made,
             }

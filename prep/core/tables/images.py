@@ -18,7 +18,6 @@ IMAGES = pa.schema(
         required("outcome", pa.string()),
         required("url", pa.string()),
         required("status", pa.int16()),  # HTTP status, 0 if there was no response
-        required("tries", pa.int16()),
         required("source_bytes", pa.int32()),
         required("source_width", pa.int32()),
         required("source_height", pa.int32()),
