@@ -173,7 +173,7 @@ def _evaluate(params: Params, data: Path, models: Path, results: Path, shards: s
     about = summarise(test.shards.location, params.source.categories)
     with files.atomic_write(results / "report.html") as partial:
         page = report.report_page(
-            params, training, measured, tables, shown, about, _stage_reports(test), results / "train"
+            params, training, measured, weights, tables, shown, about, _stage_reports(test), results / "train"
         )
         partial.write_text(page, encoding="utf-8")
     return measured

@@ -31,6 +31,7 @@ from prep.core.errors import UserError
 from prep.core.params import Params, flatten
 from prep.core.reports import Funnel
 from prep.core.templates import DEMO_NOTICE, render
+from prep.weights import SampleWeights
 from shards.summary import Summary
 from validation.tables import TABLES
 
@@ -129,6 +130,7 @@ def report_page(
     params: Params,
     training: Training | None,
     measured: Evaluation,
+    weights: SampleWeights,
     tables: Mapping[str, pd.DataFrame],
     examples: Mapping[str, Sequence[Example]],
     shards: Summary,
@@ -141,6 +143,7 @@ def report_page(
         params: the parameters of the evaluation.
         training: the training record of the model, if it has one.
         measured: the content of results/evaluation.json.
+        weights: the content of data/weights.json.
         tables: predictions, calibration and weights, as written to results/plots.
         examples: the result of `effimini.examples.examples`.
         shards: the result of `shards.summary.summarise` for the evaluated shards.
@@ -165,7 +168,7 @@ def report_page(
             "few": FEW,
             "small": SMALL,
             "weights": tables["weights"].to_dict("records"),
-            "weighs": params.weights,
+            "weighing": weights,
             "funnel": _funnel_rows(reports),
             "shards": shards,
             "versions": [(name, version(name)) for name in LIBRARIES],

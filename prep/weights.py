@@ -20,15 +20,25 @@ from prep.core.params import Params, WeightsParams, narrow
 from prep.core.parts import TRAIN, kept_rows, sample_parts
 
 READS = ("source.categories", "weights")
+CHOSEN = ("count", "half_at", "clip")  # the parameters that data/weights.json repeats
 
 
 class SampleWeights(msgspec.Struct, frozen=True):
     """The constants of sample weights: the content of data/weights.json."""
 
     count: str  # column with the count; none: every sample has weight 1
-    mean: float  # mean of log1p(count) over the training split
+    mean: float  # mean of the weights over the training split, before they are divided by it and clipped
     clip: float  # largest weight
     samples: int  # number of training samples
+    half_at: int = 0  # 0: log1p(count); else count / (count + half_at)
+
+    @property
+    def formula(self) -> str:
+        """The weight of a sample, for people."""
+        if self.count == "none":
+            return "1"
+        raw = f"{self.count} / ({self.count} + {self.half_at})" if self.half_at else f"log1p({self.count})"
+        return f"{raw} / {self.mean:.4g}, at most {self.clip:g}"
 
 
 def weights(params: Params, data: Path = Path("data")) -> None:
@@ -68,7 +78,8 @@ def check_weights(weights: SampleWeights, path: Path, samples: int, chosen: Weig
     Raises:
         UserError: they were made for other shards or parameters.
     """
-    wanted = {"samples": samples} | ({"count": chosen.count, "clip": chosen.clip} if chosen else {})
+    of_params = {name: getattr(chosen, name) for name in CHOSEN} if chosen else {}
+    wanted = {"samples": samples} | of_params
     for name, value in wanted.items():
         if (found := getattr(weights, name)) != value:
             raise UserError(
@@ -78,9 +89,12 @@ def check_weights(weights: SampleWeights, path: Path, samples: int, chosen: Weig
 
 
 def constant(counts: npt.NDArray[np.int64], weights: WeightsParams) -> SampleWeights:
-    """Return the constants of sample weights: the mean of log1p(count), the clip and the number of samples.
+    """Return the constants of sample weights: the parameters, the mean and the number of samples.
 
-    The weight of a sample is min(log1p(count) / mean, clip), as in the paper. With ``weights.count: none`` it is 1.
+    The weight of a sample is min(log1p(count) / mean, clip), as in the paper. With ``weights.half_at`` k it is
+    min(count / (count + k) / mean, clip): the label is an average of `count` ratings, so its noise has the variance
+    s2 / count, and 1 / (t2 + s2 / count) is proportional to count / (count + s2 / t2), where t2 is the variance of what
+    the model does not know about the true means. With ``weights.count: none`` it is 1.
 
     Args:
         counts: int64 [N], the counts of the training samples.
@@ -92,18 +106,19 @@ def constant(counts: npt.NDArray[np.int64], weights: WeightsParams) -> SampleWei
     column = weights.count
     # fsum is exact, so the result is the same on every machine and in every order
     values, times = np.unique(counts, return_counts=True)
-    mean = math.fsum(math.log1p(int(v)) * int(n) for v, n in zip(values, times, strict=True)) / len(counts)
+    raw = raw_weights(values, weights.half_at).tolist()
+    mean = math.fsum(weight * int(n) for weight, n in zip(raw, times, strict=True)) / len(counts)
     if column == "none":
         mean = 1.0
     if mean == 0:
         raise UserError(
             f"weights.count is {column}, and it is 0 for all {len(counts)} training samples; set weights.count: none"
         )
-    return SampleWeights(column, float(f"{mean:.12g}"), weights.clip, len(counts))
+    return SampleWeights(column, float(f"{mean:.12g}"), weights.clip, len(counts), weights.half_at)
 
 
 def sample_weights(counts: npt.NDArray[np.int64], weights: SampleWeights) -> npt.NDArray[np.float32]:
-    """Return the weight of each sample: min(log1p(count) / mean, clip), or 1 if ``weights.count`` is none.
+    """Return the weight of each sample, as `constant` says.
 
     Args:
         counts: int64 [N], the count of each sample.
@@ -114,8 +129,15 @@ def sample_weights(counts: npt.NDArray[np.int64], weights: SampleWeights) -> npt
     """
     if weights.count == "none":
         return np.ones(len(counts), np.float32)
-    result: npt.NDArray[np.float32] = np.minimum(np.log1p(counts) / weights.mean, weights.clip).astype(np.float32)
+    result: npt.NDArray[np.float32] = np.minimum(
+        raw_weights(counts, weights.half_at) / weights.mean, weights.clip
+    ).astype(np.float32)
     return result
+
+
+def raw_weights(counts: npt.NDArray[np.int64], half_at: int) -> npt.NDArray[np.float64]:
+    """Return the weights before they are divided by their mean and clipped, float64 [N]."""
+    return counts / (counts + half_at) if half_at else np.log1p(counts)
 
 
 def counts_of(samples: Any, weights: WeightsParams | SampleWeights) -> npt.NDArray[np.int64]:

@@ -42,6 +42,7 @@ CHANGES: dict[str, Any] = {
     "text.max_tokens": 16,
     "shards.samples_per_shard": 10,
     "weights.count": "review_count",
+    "weights.half_at": 50,
     "weights.clip": 0.5,
     "model.image.name": "test_resnet",
     "model.pooling": "mean",

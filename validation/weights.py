@@ -11,7 +11,7 @@ import numpy as np
 from prep.core.params import WeightsParams
 from prep.core.parts import TRAIN, kept_rows
 from prep.core.tables.sample import SAMPLE
-from prep.weights import read_weights
+from prep.weights import CHOSEN, raw_weights, read_weights
 from validation.verdicts import Verdict, judge
 
 _TOLERANCE = 1e-6  # of the mean weight; the file has 12 digits
@@ -31,10 +31,10 @@ def check_weights_file(path: Path, parts: Sequence[Path], chosen: WeightsParams)
     written = read_weights(path)
     different = [
         f"{name} {getattr(written, name)}, not {getattr(chosen, name)}"
-        for name in ("count", "clip")
+        for name in CHOSEN
         if getattr(written, name) != getattr(chosen, name)
     ]
-    verdicts = [judge("weights", "count and clip as in params.yaml", 2, different)]
+    verdicts = [judge("weights", "count, half_at and clip as in params.yaml", len(CHOSEN), different)]
     train = [part for part in parts if part.stem.startswith(TRAIN)]
     if not train or written.count not in SAMPLE.names:
         return verdicts
@@ -42,7 +42,7 @@ def check_weights_file(path: Path, parts: Sequence[Path], chosen: WeightsParams)
     for part in train:
         rows = kept_rows(part, ["parent_asin", written.count])
         with np.errstate(all="ignore"):  # a negative count or a mean of 0 is reported below
-            weight = np.log1p(rows[written.count].to_numpy()) / written.mean
+            weight = raw_weights(rows[written.count].to_numpy(), written.half_at) / written.mean
         samples, total = samples + len(weight), total + float(weight.sum())
         wrong = np.flatnonzero(~((weight >= 0) & np.isfinite(weight)))
         outside += [f"{rows['parent_asin'][int(i)]} ({weight[i]:.3g})" for i in wrong]

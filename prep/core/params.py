@@ -248,6 +248,7 @@ class WeightsParams:
     """The weight of a sample in the loss."""
 
     count: Literal["rating_number", "review_count", "none"]
+    half_at: NonNegativeInt
     clip: PositiveFloat
 
 

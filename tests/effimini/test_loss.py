@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from effimini.loss import weighted_huber
-from prep.weights import SampleWeights, sample_weights
+from prep.core.params import WeightsParams
+from prep.weights import SampleWeights, constant, sample_weights
 
 WEIGHTS = SampleWeights("rating_number", mean=2.0, clip=1.5, samples=3)
 
@@ -17,6 +18,24 @@ def test_a_weight_is_log1p_of_the_count_over_the_mean_and_clipped() -> None:
     found = sample_weights(np.array([0, 4, 1000]), WEIGHTS)
     assert found.tolist() == pytest.approx([0.0, math.log(5) / 2, 1.5])
     assert found.dtype == np.float32
+
+
+def test_a_weight_that_is_half_at_a_count_is_a_ratio() -> None:
+    found = sample_weights(np.array([0, 50, 150, 10**9]), replace(WEIGHTS, mean=0.5, half_at=50))
+    assert found.tolist() == pytest.approx([0.0, 1.0, 1.5, 1.5])
+    counts = np.array([0, 50, 150])
+    made = constant(counts, WeightsParams(count="rating_number", half_at=50, clip=5.0))
+    assert made.mean == pytest.approx((0 + 0.5 + 0.75) / 3)
+    assert sample_weights(counts, made).mean() == pytest.approx(1)
+
+
+def test_a_formula_says_what_a_weight_is() -> None:
+    counts = np.array([0, 4, 1000], np.int64)
+    for weights in (WEIGHTS, replace(WEIGHTS, half_at=50), replace(WEIGHTS, count="none")):
+        stated = weights.formula.replace("at most ", "").split(", ")
+        value = eval(stated[0], {"log1p": np.log1p, "rating_number": counts})  # noqa: S307 -- our own text
+        expected = np.minimum(value, float(stated[1]) if stated[1:] else 1)
+        np.testing.assert_allclose(sample_weights(counts, weights), expected * np.ones(3), rtol=1e-3)
 
 
 def test_without_a_count_every_weight_is_one() -> None:

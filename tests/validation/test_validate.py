@@ -359,7 +359,7 @@ MUTATIONS: dict[tuple[str, str, str], Callable[[Path], None]] = {
     ("predictions", "predictions", "the same average_rating as in data/sample"): _set(
         "predictions/test.parquet", average_rating=1.5
     ),
-    ("weights", "weights", "count and clip as in params.yaml"): _weights(clip=9.0),
+    ("weights", "weights", "count, half_at and clip as in params.yaml"): _weights(clip=9.0),
     ("weights", "weights", "samples = rows of the training parts that are not excluded"): _weights(samples=1),
     ("weights", "weights", "a mean weight of 1 over the training samples before clipping"): _weights(mean=1.0),
     ("weights", "weights", "finite weights of at least 0"): _weights(mean=0.0),
