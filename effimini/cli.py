@@ -366,6 +366,30 @@ def evaluate(params: ParamsFile = PARAMS, data: Data = DATA, shards: ShardsAt = 
 
 
 @app.command()
+def curve(
+    params: ParamsFile = PARAMS,
+    data: Data = DATA,
+    shards: ShardsAt = "",
+    output: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("results/curve"),
+    as_json: Json = False,
+) -> None:
+    """Measure how good the cheap part of the model is with fewer items, and forecast what more items would bring.
+
+    Reads data/shards and data/weights.json; fits the closed form on nested fractions of the training items, measures
+    the PLCC on the test split, and writes curve.csv and curve.svg. Forecasts have an interval of 90 %.
+
+    Example: `effimini curve`
+    """
+    from effimini import curve as stage
+
+    location, weights_file = shards or data / "shards", None if shards else data / "weights.json"
+    found = stage.curve(_load_project_params(params), location, weights_file, output)
+    _show(found, stage.curve_table, as_json)
+    if not as_json:
+        typer.echo(f"Plot: {(output / 'curve.svg').resolve()}")
+
+
+@app.command()
 def validate(
     table: Annotated[
         str, typer.Argument(help="A table, or its folder; by default every table in the data folder.")

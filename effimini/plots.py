@@ -114,6 +114,23 @@ def plot_baselines(scores: Mapping[str, Scores]) -> Markup:
     return _svg("baselines", figure)
 
 
+def plot_curve(curve: pd.DataFrame) -> Markup:
+    """Plot the PLCC by number of training items: as measured, and the forecasts with their intervals."""
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = _axes(figure)
+    for kind, color in (("measured", _BLUE), ("forecast", _RED)):
+        rows = curve[curve["kind"] == kind]
+        axes.plot(rows["items"], rows["plcc"], marker="o", markersize=4, linewidth=1, color=color, label=kind)
+        axes.vlines(rows["items"], rows["low"], rows["high"], color=color, linewidth=1)
+    axes.set_xscale("log")
+    ticks = curve.loc[curve["kind"] != "backtest", "items"]
+    axes.set_xticks(ticks, [f"{items:,}" for items in ticks], rotation=45, ha="right")
+    axes.minorticks_off()
+    axes.legend(frameon=False, fontsize=8, labelcolor=_INK, loc="upper left")
+    axes.set(xlabel="training items", ylabel="PLCC on the test split")
+    return _svg("curve", figure)
+
+
 def plot_curves(train: Path) -> Markup:
     """Plot the curves that DVCLive logged by epoch; the loss of both splits is in one plot."""
     folder = train / "plots" / "metrics"

@@ -48,6 +48,7 @@ RUN: dict[str, str] = {
     "effimini accept": "tests/validation/test_validate.py",
     "effimini card": "tests/shards/test_card.py",
     "effimini categories": "tests/prep/test_categories.py",
+    "effimini curve": "tests/effimini/test_curve.py",
     "effimini diff": "tests/test_sharing.py",
     "effimini evaluate": "tests/test_team.py",
     "effimini export": "tests/effimini/test_export.py",
