@@ -3,10 +3,11 @@
     python -m benchmarks.corpus --params params/best.yaml    # a project to measure in; after make corpus
     python -m benchmarks.curve [build/corpus ...] [--splits 40] [--items 800]
 
-Input: finished projects with frozen encoders. Output: a table. All samples of a project are split at random, 40 times.
-In each split `--items` training items are those at hand: the curve is measured on them as the command does, and its
-forecasts are compared with runs on 1.5 and 2 times as many, which contain them. Those two runs are used for nothing
-else. The validation and test split have the sizes that they have in the project.
+Input: finished projects with frozen encoders. Output: a table, and the single results in build/bench-curve. All samples
+of a project are split at random, 40 times. In each split `--items` training items are those at hand: the curve is
+measured on them as the command does, and its forecasts are compared with runs on 1.5 and 2 times as many, which contain
+them. Those two runs are used for nothing else. The validation and test split have the sizes that they have in the
+project.
 
 Covered is how many of the results fall into the 90 % interval, with the 95 % interval of that fraction if the splits
 were independent; they share samples, so it is somewhat too narrow. The peers are a straight line in log n fitted to the
@@ -28,8 +29,10 @@ from benchmarks.tables import table
 from effimini.curve import MORE, Curve, Items, Recipe, measure, of_runs
 from effimini.metrics import Stars, plcc
 from effimini.scaling_law import LEVEL
+from prep.core import writers
 from prep.core.params import parse_params, read_yaml
 
+BUILD = Path("build/bench-curve")
 BUCKETS = 32_768
 FIRST = 1000  # seed of the first split; earlier ones were used to choose the method
 
@@ -108,6 +111,9 @@ def compare(folder: Path, splits: int, items: int) -> None:
     found = [outcome(recipe, samples, items, seed) for seed in range(FIRST, FIRST + splits)]
     true, ours, line = (np.array([getattr(one, name) for one in found]) for name in ("true", "ours", "line"))
     now = np.array([one.now for one in found])
+    writers.write_json(
+        BUILD / f"{folder.name}.json", [{k: np.asarray(v).tolist() for k, v in one._asdict().items()} for one in found]
+    )
     rows: list[Sequence[str]] = []
     for place, more in enumerate(MORE):
         gain = true[:, place] - now
