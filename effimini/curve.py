@@ -155,7 +155,7 @@ class Recipe:
         inputs = (train.kernel_inputs, validation.kernel_inputs) if module.kernel is not None else None
         with _quiet(closed_form.log):
             closed_form.fit(module, train, validation, self.weights, cast(tuple[Array, Array] | None, inputs))
-        return _predict(module, test)
+        return predict(module, test)
 
 
 def curve(
@@ -309,7 +309,7 @@ def _ceiling(splits: Sequence[ShardDataset], params: Params) -> float:
 
 
 @torch.no_grad()
-def _predict(module: ClosedForm, items: Items) -> Stars:
+def predict(module: ClosedForm, items: Items) -> Stars:
     """Return the unclamped stars of `module`, float32 [N]."""
     texts, device, found = items.texts(), module.bias.device, []
     for first in range(0, len(items), _TEXTS_PER_BATCH):

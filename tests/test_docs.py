@@ -31,7 +31,7 @@ SHELL = {"", "sh", "bash"}
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 SECTIONS = {key.partition(".")[0] for key in KEYS}
 FOLDERS = ("benchmarks", "constraints", "docs", "effimini", "params", "prep", "runs", "shards", "tests", "validation")
-FILES = {"onnx", "py", "safetensors"}  # endings of files with the name of a section
+FILES = {"onnx", "parquet", "py", "safetensors"}  # endings of files with the name of a section
 BENCHMARK = re.compile(r"make (ablation|corpus|bench-)|python -m benchmarks\.")
 # Each command of a block, and the file that runs it.
 RUN: dict[str, str] = {

@@ -33,7 +33,7 @@ def test_a_formula_says_what_a_weight_is() -> None:
     counts = np.array([0, 4, 1000], np.int64)
     for weights in (WEIGHTS, replace(WEIGHTS, half_at=50), replace(WEIGHTS, count="none")):
         stated = weights.formula.replace("at most ", "").split(", ")
-        value = eval(stated[0], {"log1p": np.log1p, "rating_number": counts})  # noqa: S307 -- our own text
+        value = eval(stated[0], {"log1p": np.log1p, "rating_number": counts})
         expected = np.minimum(value, float(stated[1]) if stated[1:] else 1)
         np.testing.assert_allclose(sample_weights(counts, weights), expected * np.ones(3), rtol=1e-3)
 

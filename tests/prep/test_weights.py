@@ -33,8 +33,11 @@ def test_the_mean_is_of_log1p_over_the_training_items_that_are_not_excluded(
     train = train[~train["parent_asin"].isin(gone["parent_asin"])]
     expected = sum(math.log1p(count) for count in train["rating_number"]) / len(train)
     assert found == {
-        **{"count": "rating_number", "half_at": 0, "clip": 5.0},
-        **{"mean": pytest.approx(expected), "samples": len(train)},
+        "count": "rating_number",
+        "half_at": 0,
+        "clip": 5.0,
+        "mean": pytest.approx(expected),
+        "samples": len(train),
     }
     weights(make_params(**{"weights.count": "none"}), tmp_path)
     assert json.loads((tmp_path / "weights.json").read_text())["mean"] == 1.0
