@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 import typer
 
+from effimini import __version__
 from prep.core import files, open_files, presets
 from prep.core import pipeline as dvc
 from prep.core.errors import UserError, of_system, printable
@@ -28,9 +29,8 @@ if TYPE_CHECKING:
     from shards.location import ShardLocation
 
 app = typer.Typer(
-    help="Prepare Amazon Reviews 2023 as shards, and train a compact image + text model on them.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
@@ -133,6 +133,21 @@ def _report(path: Path, as_json: bool, notes: Mapping[Any, str] | None = None) -
         )
     if as_json:
         typer.echo(json.dumps(report))
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"effimini {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def of_all_commands(
+    _: Annotated[
+        bool, typer.Option("--version", help="Print the version and end.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Prepare Amazon Reviews 2023 as shards, and train a compact image + text model on them."""
 
 
 @app.command()

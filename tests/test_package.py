@@ -46,6 +46,17 @@ def test_the_package_is_imported_without_torch() -> None:
     assert done.stdout.strip() == effimini.__version__
 
 
+@pytest.mark.parametrize("words", [["-m", "effimini", "--version"], ["-m", "effimini", "-h"]])
+def test_the_command_runs_as_a_module_and_tells_its_version(words: list[str], tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert (
+        done.stdout.strip() == f"effimini {effimini.__version__}"
+        if words[-1] == "--version"
+        else "Usage" in done.stdout
+    )
+    assert not done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_program_that_uses_the_wheel_runs_and_is_typed(tmp_path: Path) -> None:
