@@ -351,14 +351,15 @@ def _image_encoder(encoder: EncoderParams, size: int, drop_path: float) -> nn.Mo
 def _text_encoder(encoder: EncoderParams, attention_dropout: float) -> nn.Module:
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    source = tokens.encoder_source(encoder.name)
     try:
-        config = AutoConfig.from_pretrained(encoder.name)
+        config = AutoConfig.from_pretrained(source)
         _set_attention_dropout(config, attention_dropout, encoder.name)
         if encoder.weights != "pretrained":
             text = _random_text(config)
         else:
             text, report = AutoModel.from_pretrained(
-                encoder.name, config=config, output_loading_info=True, dtype=torch.float32
+                source, config=config, output_loading_info=True, dtype=torch.float32
             )
             _refuse_missing(set(report["missing_keys"]), f"the weights of {encoder.name}", _UNUSED)
     except (OSError, RuntimeError, ValueError, SafetensorError, httpx.HTTPError) as error:

@@ -43,7 +43,7 @@ from prep.weights import counts_of, sample_weights
 from shards.loader import Loader
 from shards.manifest import STATED
 from shards.stream import Batch
-from shards.tokens import TokenizationConfig
+from shards.tokens import TokenizationConfig, encoder_source
 
 log = logging.getLogger(__name__)
 
@@ -450,7 +450,7 @@ def prepare(model: EffiMini, params: Params, dist: Distributed) -> EffiMini:
 
 def _recipe(params: Params) -> list[Any]:
     """Return everything except the data that the losses of a training depend on, for its fingerprint."""
-    folder, path = Path(params.model.text.name), Path(params.model.image.weights)
+    folder, path = Path(encoder_source(params.model.text.name)), Path(params.model.image.weights)
     contents = [
         files.sha256(file) for file in (folder / WEIGHTS_FILE, path, Path(params.model.text.weights)) if file.is_file()
     ]

@@ -1,8 +1,9 @@
 """Convert text to token ids, with the tokenizer of the text encoder.
 
-Input: the name of a text encoder: a local folder or a hub name (downloaded once into the hub's cache). Output: token
-ids, truncated, including the tokenizer's special first and last tokens, and padded batches of them. Guarantees: a
-tokenizer that cannot be loaded is an error; equal fingerprints mean equal ids. torch is not imported.
+Input: the name of a text encoder: that of the package (`PACKAGED`), a local folder, or a hub name (downloaded once
+into the hub's cache). Output: token ids, truncated, including the tokenizer's special first and last tokens, and padded
+batches of them. Guarantees: a tokenizer that cannot be loaded is an error; equal fingerprints mean equal ids; the hub
+is never asked for `PACKAGED`. torch is not imported.
 """
 
 import hashlib
@@ -19,6 +20,7 @@ from tokenizers.models import WordPiece
 
 from prep.core.errors import UserError, first_sentence
 
+PACKAGED = "effimini/minilm"  # the encoder that is a folder of the package; on the hub, anyone could register the name
 _PADS = ("[PAD]", "<pad>")
 # Characters for each of max_tokens; of a longer text only a beginning is tokenized, if that has enough tokens.
 _LONG = 64
@@ -33,11 +35,17 @@ class TokenizationConfig(NamedTuple):
     max_tokens: int
 
 
+def encoder_source(name: str) -> str:
+    """Return where a library finds the text encoder `name`: the package's folder for `PACKAGED`, else the name."""
+    return str(Path(__file__).parent.parent / PACKAGED) if name == PACKAGED else name
+
+
 def load_tokenizer(name: str) -> Tokenizer:
     """Load the tokenizer `name`, without truncation or padding.
 
     Args:
-        name: a folder with tokenizer.json, or with vocab.txt and tokenizer_config.json (older BERT), or a hub name.
+        name: `PACKAGED`, a folder with tokenizer.json, or with vocab.txt and tokenizer_config.json (older BERT), or a
+            hub name.
 
     Raises:
         UserError: the folder has no tokenizer, or `name` is not a folder and cannot be downloaded from the hub.
@@ -139,8 +147,8 @@ def pad_id(tokenizer: Tokenizer) -> int:
 
 def _file(name: str, file: str) -> Path | None:
     """Return the path of a tokenizer file, or None if the folder or the hub repository does not have it."""
-    if Path(name).is_dir():
-        path = Path(name) / file
+    if (folder := Path(encoder_source(name))).is_dir():
+        path = folder / file
         return path if path.exists() else None
     import httpx  # noqa: PLC0415 -- a local folder needs no network client
     from huggingface_hub import hf_hub_download  # noqa: PLC0415
