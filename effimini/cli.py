@@ -1,7 +1,8 @@
 """The command line: one command per pipeline stage, and commands that inspect, share and use the results.
 
-Input: a command, ``params.yaml``, the folder ``data/``. Output: files, a log on stderr, and on stdout only results that
-a program may parse. Guarantees: a user error ends with a one-line message and exit code 2.
+Input: a command, the folder ``data/``, and ``params.yaml``, without which shards can still be looked at. Output: files,
+a log on stderr, and on stdout only results that a program may parse. Guarantees: a user error ends with a one-line
+message and exit code 2.
 """
 
 import atexit
@@ -37,6 +38,9 @@ app = typer.Typer(
 
 CategoryArgument = Annotated[str, typer.Argument(help="One of source.categories.")]
 ParamsFile = Annotated[Path, typer.Option("--params", help="The parameter file.")]
+ParamsIfAny = Annotated[
+    Path, typer.Option("--params", help="The parameter file; without one, all that is needed is read from the shards.")
+]
 Data = Annotated[Path, typer.Option("--data", help="The folder that contains the tables and shards.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 ShardsAt = Annotated[
@@ -358,9 +362,11 @@ def weights(params: ParamsFile = PARAMS, data: Data = DATA) -> None:
 def train(params: ParamsFile = PARAMS, data: Data = DATA, shards: ShardsAt = "") -> None:
     """Train the model; an interrupted run is resumed.
 
-    Reads data/shards and data/weights.json; writes models and results/train.
+    Reads data/shards and data/weights.json; writes models and results/train. With --shards it needs a parameter file
+    and nothing else of a project: the weights are computed from the indexes.
 
-    Examples: `effimini train`, `torchrun --nproc-per-node 2 -m effimini.cli train`
+    Examples: `effimini train`, `torchrun --nproc-per-node 2 -m effimini.cli train`,
+    `effimini train --shards s3://bucket/shards`
     """
     from effimini import train as stage
 
@@ -371,7 +377,8 @@ def train(params: ParamsFile = PARAMS, data: Data = DATA, shards: ShardsAt = "")
 def evaluate(params: ParamsFile = PARAMS, data: Data = DATA, shards: ShardsAt = "") -> None:
     """Evaluate the best model and the baselines on the test split, and write the report.
 
-    Reads models/best, data/shards and data/weights.json; writes data/predictions and results.
+    Reads models/best, data/shards and data/weights.json; writes data/predictions and results. With --shards, the
+    weights are computed from the indexes.
 
     Example: `effimini evaluate`
     """
@@ -516,7 +523,7 @@ def import_weights(
 def lint(
     shards: Annotated[str, typer.Argument(help="The folder or URL of the shards.")] = "data/shards",
     categories: CategoriesArgument = None,
-    params: ParamsFile = PARAMS,
+    params: ParamsIfAny = PARAMS,
     as_json: Json = False,
 ) -> None:
     """Read every byte of the shards and report violations with their location.
@@ -529,7 +536,8 @@ def lint(
 
     violations: list[stage.Violation] = []
     tars = samples = 0
-    for found in stage.lint(_open_location(shards, params), _chosen(shards, categories, params)):
+    location = _open_location(shards, params)
+    for found in stage.lint(location, _chosen(location, categories, params)):
         violations += found.violations
         if found.read:
             tars, samples = tars + 1, samples + len(found.read.keys)
@@ -546,31 +554,40 @@ def lint(
 def info(
     shards: Annotated[str, typer.Argument(help="The folder or URL of the shards.", show_default=False)] = "",
     categories: CategoriesArgument = None,
-    params: ParamsFile = PARAMS,
+    model: Annotated[
+        Path | None, typer.Option(help="A model folder, for example models/best.", show_default=False)
+    ] = None,
+    params: ParamsIfAny = PARAMS,
     as_json: Json = False,
 ) -> None:
     """Summarize shards; without an argument, print the model's parameters and FLOPs by part, and its C and E.
 
-    Reads the shards, or the model configured in params.yaml.
+    Reads the shards, or a model folder, or the model configured in params.yaml.
 
-    Examples: `effimini info data/shards`, `effimini info --params params/paper.yaml`
+    Examples: `effimini info data/shards`, `effimini info --model models/best`,
+    `effimini info --params params/paper.yaml`
     """
     if shards:
         from shards import summary
 
-        chosen = _chosen(shards, categories, params)
-        _show(summary.summarise(_open_location(shards, params), chosen), summary.summary_table, as_json)
+        location = _open_location(shards, params)
+        _show(summary.summarise(location, _chosen(location, categories, params)), summary.summary_table, as_json)
         return
+    if model is None and _is_absent(params):
+        raise UserError(
+            f"{params} does not exist, so no model is configured here; name shards (`effimini info URL`), a model "
+            "folder with --model, or a parameter file with --params"
+        )
     from effimini import info as stage
 
-    _show(stage.info(load_params(params)), stage.info_table, as_json)
+    _show(stage.of_folder(model) if model else stage.info(load_params(params)), stage.info_table, as_json)
 
 
 @app.command()
 def card(
     shards: Annotated[str, typer.Argument(help="The folder or URL of the shards.")] = "data/shards",
     categories: CategoriesArgument = None,
-    params: ParamsFile = PARAMS,
+    params: ParamsIfAny = PARAMS,
 ) -> None:
     """Print a dataset card for several categories: the README.md at the root of a hub repository.
 
@@ -580,7 +597,8 @@ def card(
     """
     from shards import card as stage
 
-    typer.echo(stage.of_location(_open_location(shards, params), _chosen(shards, categories, params)), nl=False)
+    location = _open_location(shards, params)
+    typer.echo(stage.of_location(location, _chosen(location, categories, params)), nl=False)
 
 
 @app.command()
@@ -596,7 +614,7 @@ def preview(
         str, typer.Option(help="The weights.json to use; by default the one next to the shards, if any.")
     ] = "",
     output: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("preview.html"),
-    params: ParamsFile = PARAMS,
+    params: ParamsIfAny = PARAMS,
 ) -> None:
     """Write a page that shows samples: image, text, label, counts, weight, and the outcome of the image fetch.
 
@@ -606,7 +624,8 @@ def preview(
     """
     from shards import preview as stage
 
-    location, configured = _open_location(shards, params), _chosen(shards, None, params)
+    location = _open_location(shards, params)
+    configured = None if categories and _is_absent(params) else _chosen(location, None, params)
     weights_file = Path(weights) if weights else None
     html = stage.preview_page(location, categories or configured, split, samples, seed, weights_file, configured)
     with files.atomic_write(output) as partial:
@@ -623,7 +642,7 @@ def diff(
     categories: CategoriesArgument = None,
     repo: Annotated[str, typer.Option(help="The project that the revisions belong to: a path or a git URL.")] = ".",
     folder: Annotated[str, typer.Option(help="The folder of the shards within the project.")] = "data/shards",
-    params: ParamsFile = PARAMS,
+    params: ParamsIfAny = PARAMS,
     as_json: Json = False,
 ) -> None:
     """Compare two versions of shards: parameters, items, shards and labels.
@@ -661,13 +680,23 @@ def results(as_json: Json = False) -> None:
 def _open_location(url: str, params: Path) -> "ShardLocation":
     from shards.location import ShardLocation
 
+    if _is_absent(params):
+        return ShardLocation(url)
     stream = load_params(params).stream
     return ShardLocation(url, stream.cache_bytes, stream.connections)
 
 
-def _chosen(url: str, categories: list[str] | None, params: Path) -> list[str] | None:
+def _is_absent(params: Path) -> bool:
+    """Return whether no parameter file is named and there is no params.yaml, as outside of a project."""
+    return params == PARAMS and not params.exists()
+
+
+def _chosen(location: "ShardLocation", categories: list[str] | None, params: Path) -> list[str] | None:
     """Return the categories to read: for the project's own shards those of params.yaml by default, else None (all)."""
-    if categories or Path(url).absolute() != (DATA / "shards").absolute():
+    if not categories and _is_absent(params):
+        categories = location.categories()
+        logging.info("there is no %s, so all categories are read: %s", params, ", ".join(categories))
+    if categories or Path(location.url).absolute() != (DATA / "shards").absolute():
         return categories
     chosen = list(load_params(params).source.categories)
     dvc.warn_of_strays(DATA, ["shards"], chosen)

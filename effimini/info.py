@@ -1,16 +1,18 @@
-"""The cost of the configured model: parameters and FLOPs by part, C and E.
+"""The cost of a model: parameters and FLOPs by part, C and E.
 
-Input: the parameters of a run. Output: the numbers, counted on the built model, at the paper's input size and at the
-configured one. No weights are loaded, so it works offline for a local text encoder.
+Input: the parameters of a run, or a model folder. Output: the numbers, counted on the built model, at the configured
+input size, and for parameters at the paper's as well. For parameters no weights are loaded, so it works offline for a
+local text encoder.
 """
 
 import dataclasses
+from pathlib import Path
 
 import msgspec
 from rich.table import Table
 
 from effimini import cost
-from effimini.model import build
+from effimini.model import EffiMini, build
 from prep.core.params import Params
 
 PAPER = (224, 256)  # px and tokens at which the paper and the challenge count
@@ -30,7 +32,7 @@ class Info(msgspec.Struct, frozen=True):
     """A model and its cost."""
 
     image: str  # name of the image encoder
-    text: str  # name of the text encoder
+    text: str  # name of the text encoder; of a model folder, the type of its architecture
     parameters: dict[str, int]  # by part, and in total
     inputs: dict[str, Input]  # by name
 
@@ -49,10 +51,26 @@ def info(params: Params) -> Info:
         text = dataclasses.replace(params.text, max_tokens=tokens)
         model = build(dataclasses.replace(params, images=images, text=text), random=True)
         counts = cost.parameters(model)
-        counted = cost.flops(model, size, tokens)
-        c = cost.cost(counts["total"], counted["total"])
-        inputs[name] = Input(size, tokens, counted, c, cost.efficiency(c))
+        inputs[name] = _at(model, counts["total"], size, tokens)
     return Info(params.model.image.name, params.model.text.name, counts, inputs)
+
+
+def of_folder(folder: Path) -> Info:
+    """Return the cost of a saved model at its input size.
+
+    Raises:
+        UserError: it is not a saved model.
+    """
+    model = EffiMini.from_pretrained(folder)
+    config, counts = model.config, cost.parameters(model)
+    inputs = {"configured": _at(model, counts["total"], config.size, config.max_tokens)}
+    return Info(config.image, config.text["model_type"], counts, inputs)
+
+
+def _at(model: EffiMini, parameters: int, size: int, tokens: int) -> Input:
+    counted = cost.flops(model, size, tokens)
+    c = cost.cost(parameters, counted["total"])
+    return Input(size, tokens, counted, c, cost.efficiency(c))
 
 
 def info_table(found: Info) -> Table:

@@ -36,6 +36,8 @@ from shards.manifest import Manifest, Shard
 
 Read = TypeVar("Read")
 
+CACHE_BYTES = 50_000_000_000
+CONNECTIONS = 8
 TRIES = 5
 SILENCE = 30  # seconds without a byte before a transfer is retried
 PAUSE = 0.5  # maximal seconds of the random wait before the second attempt; it doubles with each attempt
@@ -63,7 +65,7 @@ class ShardLocation:
         local_path: the folder, or None if the location is remote.
     """
 
-    def __init__(self, url: str | Path, cache_bytes: int, connections: int) -> None:
+    def __init__(self, url: str | Path, cache_bytes: int = CACHE_BYTES, connections: int = CONNECTIONS) -> None:
         """Set the location; nothing is read yet.
 
         Args:
@@ -112,8 +114,10 @@ class ShardLocation:
         system, root = _file_system(self.url, os.getpid(), Path.cwd())
         try:
             found = sorted(path.split("/")[-2] for path in system.glob(f"{root}/*/{manifest.MANIFEST_FILE}"))
-        except (OSError, NotImplementedError) as error:
-            raise UserError(f"{self.url} cannot be listed ({first_sentence(error)}); name its categories") from error
+        except Exception as error:  # each storage has errors of its own, for example for missing credentials
+            raise UserError(
+                f"{self.url} cannot be listed ({first_sentence(error)}); check your access, or name its categories"
+            ) from error
         if not found:
             raise UserError(
                 f"{self.url} has no <category>/{manifest.MANIFEST_FILE}; run `dvc repro shard` or `dvc pull`, "

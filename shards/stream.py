@@ -20,13 +20,10 @@ from prep.core.errors import UserError
 from prep.core.tables.shards import SampleMetadata
 from shards import sampler, tokens
 from shards.images.pixels import decode
-from shards.location import ShardLocation
+from shards.location import CACHE_BYTES, CONNECTIONS, ShardLocation
 from shards.pool import Pool
 from shards.reader import Index, Shards
 from shards.tokens import TokenizationConfig
-
-CACHE_BYTES = 50_000_000_000
-CONNECTIONS = 8
 
 
 class Batch(NamedTuple):

@@ -474,7 +474,8 @@ def read_yaml(path: Path, extended_by: tuple[Path, ...] = ()) -> CommentedMap:
         content = YAML().load(_text(path))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"{path} does not exist; run the command in the project's folder, or create it with `effimini preset paper`"
+            f"{path} does not exist; run the command in the project's folder, or create it: `effimini preset paper` "
+            "there, `dvc get URL params.yaml` elsewhere"
         ) from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder; name a parameter file, such as params.yaml") from None

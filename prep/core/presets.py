@@ -34,9 +34,12 @@ def write_preset(name: str, path: Path, folder: Path = FOLDER, overwrite: bool =
         overwrite: whether to overwrite values at `path` that match no preset.
 
     Raises:
-        UserError: there is no such preset, or `path` has values that match no preset and `overwrite` is false.
+        UserError: there is no such preset, or none at all, or `path` has values that match no preset and `overwrite` is
+            false.
     """
     known = names(folder)
+    if not known:
+        raise UserError(f"{folder} has no presets; run the command in the project's folder")
     if name not in known:
         raise UserError(f"{folder}/{name}.yaml does not exist; the presets are {', '.join(known)}")
     preset = folder / f"{name}.yaml"

@@ -5,14 +5,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from effimini.info import info, info_table
+from effimini.info import info, info_table, of_folder
+from effimini.model import build
 from prep.core.params import load_params
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_committed_model_costs_what_the_paper_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)  # the text encoder is named relative to the project
+def test_the_committed_model_costs_what_the_paper_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # its text encoder is in the package
     params = load_params(ROOT / "params.yaml")
     with_ngrams = info(params).parameters
     assert (with_ngrams["closed_form"], with_ngrams["total"]) == (2 * 65_536, 27_837_437)
@@ -27,3 +28,11 @@ def test_the_committed_model_costs_what_the_paper_says(monkeypatch: pytest.Monke
     console = Console(width=120, file=io.StringIO(), record=True)
     console.print(info_table(found))
     assert "27,706,365" in console.export_text()
+
+
+def test_a_saved_model_costs_what_its_parameters_say(tmp_path: Path) -> None:
+    params = load_params(ROOT / "params.yaml")
+    build(params, random=True).save_pretrained(tmp_path / "model")
+    saved, configured = of_folder(tmp_path / "model"), info(params)
+    assert saved.parameters == configured.parameters
+    assert saved.inputs == {"configured": configured.inputs["configured"]}

@@ -3,7 +3,6 @@
 import gzip
 import json
 import multiprocessing
-import re
 import signal
 import socket
 import subprocess
@@ -25,9 +24,11 @@ from shards import location
 from shards.cache import Cache, Damaged, _cached_sizes
 from shards.loader import Loader
 from shards.stream import ShardDataset
+from tests.s3 import bucket_of, s3
 from tests.shards.host import Host
 from tests.shards.made import make_shards
 
+__all__ = ["s3"]
 SIZES = {"train": [7, 5, 9, 4]}
 Fault = Callable[[Any, bytes], None]
 
@@ -264,19 +265,6 @@ def test_partial_files_of_killed_downloads_are_removed_and_running_ones_are_not(
     assert list(tmp_path.glob("*.partial")) == []
 
 
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Run an S3 server in a separate process and yield its address."""
-    log = tmp_path_factory.mktemp("s3") / "log"
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
-    with log.open("w") as lines, subprocess.Popen(command, stderr=lines) as process:
-        while not (found := re.search(r"Running on (\S+)", log.read_text())):
-            assert process.poll() is None, log.read_text()
-            time.sleep(0.05)
-        yield found[1]
-        process.terminate()
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_over_s3_equal_those_of_the_folder(
     s3: str, made: Path, workers: int, monkeypatch: pytest.MonkeyPatch
@@ -290,20 +278,15 @@ def test_batches_over_s3_equal_those_of_the_folder(
         ShardDataset(f"s3://{bucket}/none", ["Made"], "train")
 
 
-def bucket_of(s3: str, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Make a bucket, and return the file system that it is in."""
-    import s3fs
-
-    for name, value in {
-        "ENDPOINT_URL": s3,
-        "ACCESS_KEY_ID": "me",
-        "SECRET_ACCESS_KEY": "x",
-        "DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    system = s3fs.S3FileSystem(skip_instance_cache=True)
-    system.mkdir(bucket)
-    return system
+def test_s3_without_credentials_is_an_error(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket_of(s3, "closed", monkeypatch)
+    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(f"AWS_{name}")
+    for name in ("SHARED_CREDENTIALS_FILE", "CONFIG_FILE"):
+        monkeypatch.setenv(f"AWS_{name}", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(UserError, match=r"s3://closed/films cannot be listed \(Unable to locate credentials\); check"):
+        location.ShardLocation("s3://closed/films").categories()
 
 
 def test_an_object_of_s3_is_read_up_to_its_size(s3: str, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,7 +86,7 @@ def test_a_revision_that_can_move_is_an_error(tmp_path: Path, revision: str) -> 
 
 
 def test_the_error_of_a_missing_file_says_how_to_create_it(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not exist; .*effimini preset paper"):
+    with pytest.raises(UserError, match="does not exist; .*effimini preset paper.*dvc get URL params.yaml"):
         load_params(tmp_path / "params.yaml")
 
 

@@ -39,6 +39,8 @@ def test_a_preset_may_extend_another(tmp_path: Path) -> None:
         load_params(tmp_path / "two.yaml")
     with pytest.raises(UserError, match=r"three.yaml does not exist; the presets are one, two$"):
         presets.write_preset("three", tmp_path / "params.yaml", tmp_path)
+    with pytest.raises(UserError, match="none has no presets; run the command in the project's folder"):
+        presets.write_preset("paper", tmp_path / "params.yaml", tmp_path / "none")
 
 
 def test_values_that_match_no_preset_are_overwritten_only_by_force(tmp_path: Path) -> None:
