@@ -4,6 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from shards.loader import Loader
 from shards.location import ShardLocation
 from shards.stream import ShardDataset
 from tests.clone import SHARDS, SMALL, Clone, commit_project
+from tests.s3 import bucket_of, s3
 from validation.checks import GATES
 from validation.validate import validate
 
+__all__ = ["s3"]
 TINY = {
     "images.resolution": 32,
     "model.image.name": "test_efficientnet",
@@ -178,6 +181,35 @@ def test_a_version_that_was_not_pushed_is_an_error(team: Team, tmp_path: Path) -
         UserError, match="neither in its DVC cache nor in its remote; run `dvc push` where it was created"
     ):
         ShardLocation(f"dvc+{alone.folder}@HEAD#data/shards", 10**9, 4)
+
+
+@pytest.mark.slow
+def test_a_version_in_a_bucket_is_pulled_by_a_clone_and_used_without_one(
+    team: Team, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = bucket_of(s3, "bucket", monkeypatch)
+    second = team.first.cloned(tmp_path / "second")
+    second.run("dvc", "remote", "add", "-q", "-d", "-f", "team", "s3://bucket/effimini")
+    second.run("git", "commit", "-qam", "Add the team's remote")
+    second.run("git", "tag", "in-bucket")
+    second.run("dvc", "cache", "dir", "-q", "--local", str(team.first.folder / ".dvc/cache"))
+    second.run("dvc", "push", "-q", "shard", "weights")
+    assert any(bucket.find("bucket/effimini"))
+
+    third = second.cloned(tmp_path / "third")
+    third.run("dvc", "pull", "-q", "shard", "weights")
+    assert read(third.folder / SHARDS) == team.shards["v2"]
+    assert third.run("effimini", "lint").stdout == ""
+
+    (tmp_path / "empty").mkdir()
+    empty, where = Clone(tmp_path / "empty"), f"dvc+{third.folder}@in-bucket#data/shards"
+    shutil.rmtree(third.folder / ".dvc/cache")  # so that the bucket is read
+    assert json.loads(empty.run("effimini", "info", where, "--json").stdout)["total"]["shards"] == len(
+        [name for name in team.shards["v2"] if name.endswith(".tar")]
+    )
+    empty.run("dvc", "get", "-q", "--rev", "in-bucket", str(third.folder), "params.yaml")
+    empty.run("effimini", "train", "--shards", where)
+    assert (empty.folder / "models/best/model.safetensors").exists()
 
 
 @pytest.mark.slow
