@@ -34,6 +34,7 @@ def bucket_of(s3: str, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Any:
         "DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(f"AWS_{name}", value)
+    s3fs.S3FileSystem.clear_instance_cache()  # it would keep the credentials of an earlier test
     system = s3fs.S3FileSystem(skip_instance_cache=True)
     system.mkdir(bucket)
     return system
