@@ -6,12 +6,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from effimini.at_launch import at_launch
 from effimini.evaluate import AT_LAUNCH, MODEL, evaluate
 from effimini.metrics import Evaluation
 from effimini.train import train
 from prep.core.params import Params
-from prep.core.tables.tabular import COLUMNS
 from shards.shard import shard
 
 from .conftest import CATEGORIES, replace
@@ -60,8 +58,3 @@ def test_a_model_without_later_columns_has_no_second_figure(small: Params, data:
         train={"freeze_encoders": True, "epochs": 1},
     )
     assert AT_LAUNCH not in evaluation(params, data, tmp_path / "run").test
-
-
-def test_price_and_what_follows_from_it_is_known_later() -> None:
-    later = {column.name for column in COLUMNS} - set(at_launch([column.name for column in COLUMNS]))
-    assert later == {"price", "price_missing", "list_price", "video_count"}
