@@ -61,7 +61,8 @@ def main() -> None:
     handler.setFormatter(_PrintableFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     sys.excepthook = _print_traceback
-    for library in ("httpx", "httpx2"):  # they log every request, with signed URLs
+    # they log every request, with signed URLs, and where they find credentials
+    for library in ("httpx", "httpx2", "aiobotocore", "botocore"):
         logging.getLogger(library).setLevel(logging.WARNING)
     logging.getLogger("huggingface_hub").propagate = False  # it has its own handler
     files.ensure_home()
