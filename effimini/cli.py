@@ -568,6 +568,8 @@ def info(
     Examples: `effimini info data/shards`, `effimini info --model models/best`,
     `effimini info --params params/paper.yaml`
     """
+    if shards and model:
+        raise UserError(f"both the shards {shards} and the model {model} are named; name one of them")
     if shards:
         from shards import summary
 

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from effimini.cli import app
 from effimini.info import info, info_table, of_folder
 from effimini.model import build
+from prep.core.errors import UserError
 from prep.core.params import load_params
 
 ROOT = Path(__file__).parents[2]
@@ -36,3 +39,8 @@ def test_a_saved_model_costs_what_its_parameters_say(tmp_path: Path) -> None:
     saved, configured = of_folder(tmp_path / "model"), info(params)
     assert saved.parameters == configured.parameters
     assert saved.inputs == {"configured": configured.inputs["configured"]}
+
+
+def test_shards_and_a_model_at_once_are_an_error() -> None:
+    with pytest.raises(UserError, match="both the shards here and the model there are named"):
+        CliRunner().invoke(app, ["info", "here", "--model", "there"], catch_exceptions=False)
