@@ -30,7 +30,7 @@ from benchmarks.tables import table
 from effimini import closed_form, features
 from effimini.at_launch import at_launch
 from effimini.baselines import baselines
-from effimini.curve import Items, predict
+from effimini.curve import Items
 from effimini.distributed import init_distributed
 from effimini.inference import open_split
 from effimini.metrics import plcc
@@ -146,7 +146,7 @@ def fit_and_predict(model: EffiMini, variant: Variant, parts: Sequence[Products]
     weights = constant(train.rating_number, variant.weights)
     inputs = (train.kernel_inputs, validation.kernel_inputs)
     closed_form.fit(module, train, validation, weights, inputs, refit=variant.refit)
-    return predict(module, test)
+    return closed_form.predict(module, test, test.kernel_inputs)
 
 
 def cross_validate(model: EffiMini, variants: Sequence[str], landmarks: int) -> tuple[Products, dict[str, Array]]:

@@ -9,15 +9,15 @@ from collections.abc import Sequence
 
 import msgspec
 
-from effimini import calibration, closed_form, features
+from effimini import calibration, closed_form
 from effimini.distributed import Distributed
+from effimini.features import FeatureDataset, Head
 from effimini.inference import clamp, predict_split
 from effimini.metrics import Stars
 from effimini.model import EffiMini
 from prep.core.params import Params
 from prep.core.tables.tabular import COLUMNS
 from prep.weights import SampleWeights
-from shards.stream import ShardDataset
 
 
 def at_launch(names: Sequence[str]) -> tuple[str, ...]:
@@ -27,7 +27,7 @@ def at_launch(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def stars_at_launch(
-    model: EffiMini, splits: Sequence[ShardDataset], weights: SampleWeights, dist: Distributed, params: Params
+    model: EffiMini, splits: Sequence[FeatureDataset], weights: SampleWeights, dist: Distributed, params: Params
 ) -> Stars:
     """Fit the closed form again without the later columns, and return clamped stars for the test split, float32 [N].
 
@@ -35,24 +35,20 @@ def stars_at_launch(
 
     Args:
         model: a model with a kernel; not changed.
-        splits: the training, validation and test splits.
+        splits: the training, validation and test splits, with the features of the model's encoders.
         weights: the content of data/weights.json.
         dist: this process, the only one.
         params: the parameters of the training.
     """
     names = at_launch(model.config.tabular)
-    config = msgspec.structs.replace(model.config, tabular=names, calibration=None, interval=None)
-    other = EffiMini(config, model.image, model.text, model.tokenizer).to(dist.device)
-    assert other.closed_form is not None
-    other.load_state_dict(
-        {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("closed_form.")},
-        strict=False,
-    )
+    config = msgspec.structs.replace(model.config, tabular=names)
+    module = EffiMini(config, model.image, model.text, model.tokenizer).to(dist.device).closed_form
+    assert module is not None
     train, validation, test = (split.with_columns(names) for split in splits)
-    fitted, chosen_on = (features.of_split(other, split, dist, params) for split in (train, validation))
-    inputs = (fitted.kernel_inputs, chosen_on.kernel_inputs)
-    stars = closed_form.fit(other.closed_form, fitted, chosen_on, weights, inputs, refit=params.train.refit)
-    network = predict_split(features.Head(other), chosen_on, dist, params)
-    scores = closed_form.mix(other.closed_form, network, stars, chosen_on.labels)
-    other.config = msgspec.structs.replace(config, calibration=calibration.fit_line(scores, chosen_on.labels))
-    return clamp(predict_split(other, test, dist, params))
+    inputs = (train.kernel_inputs, validation.kernel_inputs)
+    stars = closed_form.fit(module, train, validation, weights, inputs, refit=params.train.refit)
+    chosen_on, network = (predict_split(Head(model), split, dist, params) for split in (validation, test))
+    line = calibration.fit_line(closed_form.mix(module, chosen_on, stars, validation.labels), validation.labels)
+    fraction = float(module.fraction)
+    scores = fraction * closed_form.predict(module, test, test.kernel_inputs) + (1 - fraction) * network
+    return clamp(calibration.apply_line(line, scores))

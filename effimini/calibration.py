@@ -22,7 +22,7 @@ import numpy.typing as npt
 from msgspec import Meta
 from scipy import optimize, special
 
-from effimini.metrics import Stars, Values
+from effimini.metrics import Floats, Stars, Values
 from effimini.ridge import evenly_spaced
 from prep.core.tables.shards import COUNTS, STARS
 
@@ -38,7 +38,6 @@ _SLOPES, _INTERCEPT = (1e-3, 1e2), 1e3  # beyond, float32 would blur the scores
 _FRACTIONS = 1e-6, 1 - 1e-6
 
 _Fraction: TypeAlias = Annotated[float, Meta(ge=_FRACTIONS[0], le=_FRACTIONS[1])]
-Floats: TypeAlias = npt.NDArray[np.float64]
 
 
 class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -147,6 +147,25 @@ def fit(
     return held_out
 
 
+@torch.no_grad()
+def predict(module: ClosedForm, split: ShardDataset, features: Array | None) -> Stars:
+    """Return the unclamped stars of `module` for a split, float32 [N].
+
+    Args:
+        module: a fitted module.
+        split: the samples.
+        features: their encoder features for the kernel, float32 [N, K]; None without a kernel.
+    """
+    device, found, first = module.bias.device, [], 0
+    for tokens, mask in _padded(split.texts(), device):
+        rows = slice(first, first + len(tokens))
+        inputs = np.empty((len(tokens), 0), np.float32) if features is None else features[rows]
+        tensors = (torch.tensor(columns, device=device) for columns in (inputs, split.tabular[rows]))
+        found.append(module(tokens, mask, *tensors).cpu().numpy())
+        first = rows.stop
+    return cast(Stars, np.concatenate(found))
+
+
 def mix(module: ClosedForm, network: Stars, closed_form: Stars, labels: Stars) -> Stars:
     """Choose the fraction of `module` in the score by PLCC, set it, and return the mixed stars.
 
@@ -228,10 +247,16 @@ def _set(module: HashedTerms | Kernel, weights: Array) -> None:
 @torch.no_grad()
 def _matrices(module: HashedTerms, texts: Iterator[Array]) -> Iterator[sparse.csr_array]:
     """Yield the terms of a batch of texts, [B, buckets], float32."""
-    device, buckets = module.weight.device, len(module.weight)
+    buckets = len(module.weight)
+    for tokens, mask in _padded(texts, module.weight.device):
+        places, size = (tensor.cpu().numpy() for tensor in module.places(tokens, mask))
+        line, column = np.nonzero(size)
+        yield sparse.csr_array((size[line, column], (line, places[line, column])), shape=(len(tokens), buckets))
+
+
+def _padded(texts: Iterator[Array], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the tokens and the mask of a batch of texts, int64 [B, T]."""
     while ids := [torch.from_numpy(text.astype(np.int64)) for text in islice(texts, _TEXTS_PER_BATCH)]:
         tokens = nn.utils.rnn.pad_sequence(ids, batch_first=True)
         mask = nn.utils.rnn.pad_sequence([torch.ones_like(text) for text in ids], batch_first=True)
-        places, size = (tensor.cpu().numpy() for tensor in module.places(tokens.to(device), mask.to(device)))
-        line, column = np.nonzero(size)
-        yield sparse.csr_array((size[line, column], (line, places[line, column])), shape=(len(ids), buckets))
+        yield tokens.to(device), mask.to(device)

@@ -13,7 +13,6 @@ import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,17 +23,17 @@ import pandas as pd
 import torch
 from rich.console import Group
 from rich.table import Table
-from torch import nn
 
-from effimini import closed_form, features, plots, scaling_law
-from effimini.ceiling import ceiling_interval, scatter_of_labels
+from effimini import closed_form, features, plots, provenance, scaling_law
+from effimini.ceiling import Integers, ceiling_interval, scatter_of_labels
 from effimini.closed_form import ClosedForm
 from effimini.distributed import init_distributed, set_tf32
 from effimini.inference import open_split
 from effimini.metrics import Array, Stars, plcc
+from effimini.model import build
 from effimini.scaling_law import Forecast, forecast
 from effimini.slices import SMALL
-from effimini.train import READS, Trainer
+from effimini.train import READS, prepare
 from prep.core import files
 from prep.core.errors import UserError
 from prep.core.params import Params, narrow
@@ -44,15 +43,12 @@ from shards.tokens import TokenizationConfig
 
 log = logging.getLogger(__name__)
 
-FRACTIONS = tuple(2 ** (-k / 2) for k in range(6, 0, -1))  # of the items at hand, besides all: 0.125 to 0.71
-HALF = len(FRACTIONS) - 1  # so many of them are up to a half
+ITEM_FRACTIONS = tuple(2 ** (-k / 2) for k in range(6, 0, -1))  # of the items at hand, besides all: 0.125 to 0.71
+HALF = len(ITEM_FRACTIONS) - 1  # so many of them are up to a half
 DRAWS = 5  # of each fraction
 MORE = (1.5, 2.0)  # forecasts, as multiples of the items at hand
-FEWEST = 64  # items at hand; an eighth of them must be enough for a fit
-_TEXTS_PER_BATCH = 256
+FEWEST_ITEMS = 64  # items at hand; an eighth of them must be enough for a fit
 _COLUMNS = ("labels", "rating_number", "review_count", "tabular", "kernel_inputs")
-
-Rows = npt.NDArray[np.int64]
 
 
 class Point(msgspec.Struct, frozen=True):
@@ -100,7 +96,7 @@ class Items(ShardDataset):
         """Yield the token ids of every sample."""
         yield from self._texts
 
-    def take(self, rows: Rows) -> "Items":
+    def take(self, rows: Integers) -> "Items":
         """Return the samples of these numbers, in this order."""
         taken = copy.copy(self)
         taken._texts = [self._texts[row] for row in rows]
@@ -127,7 +123,8 @@ class Recipe:
             weights: as for `train`.
 
         Raises:
-            UserError: the model has no closed form, there are too few or too many samples, or as `Trainer`.
+            UserError: the model has no closed form, there are too few or too many samples, an encoder cannot be
+                loaded, or shards or weights are missing or belong to another run.
         """
         if not (params.model.hashed_ngrams or params.model.kernel):
             raise UserError(
@@ -141,13 +138,17 @@ class Recipe:
         ]
         _check(splits[0], splits[-1], shards)
         self.ceiling = _ceiling(splits, params)
+        if weights is not None:
+            provenance.check_shards(splits[0].shards.manifests, params, Path(shards))
+        self.weights = provenance.weights_for(splits[0], params, weights)
         set_tf32(params.train.tf32)
-        with init_distributed() as dist, _quiet(closed_form.log):
-            trainer = Trainer(params, shards, weights, dist)
+        torch.manual_seed(params.train.seed)  # the random encoders are those of the training
+        with init_distributed() as dist:
+            model = prepare(build(params).to(dist.device), params, dist)
             if params.train.freeze_encoders:
-                splits[-1] = features.of_split(trainer.model, splits[-1], dist, params)
-        self.train, self.validation, self.test = map(Items, (trainer.data, trainer.validation, splits[-1]))
-        self.weights, self.module = trainer.weights, cast(ClosedForm, trainer.model.closed_form)
+                splits = [features.of_split(model, split, dist, params) for split in splits]
+        self.train, self.validation, self.test = map(Items, splits)
+        self.module = cast(ClosedForm, model.closed_form)
 
     def stars(self, train: Items, validation: Items, test: Items) -> Stars:
         """Return the stars for `test` of a closed form fitted on `train`, float32 [N], unclamped."""
@@ -155,7 +156,7 @@ class Recipe:
         inputs = (train.kernel_inputs, validation.kernel_inputs) if module.kernel is not None else None
         with _quiet(closed_form.log):
             closed_form.fit(module, train, validation, self.weights, cast(tuple[Array, Array] | None, inputs))
-        return predict(module, test)
+        return closed_form.predict(module, test, test.kernel_inputs)
 
 
 def curve(
@@ -179,7 +180,7 @@ def curve(
         log.warning("demo data: the products are synthetic, so this curve says nothing about real ones")
     recipe = Recipe(narrow(params, (*READS, "evaluate")), shards, weights)
 
-    def fit(rows: Rows) -> Stars:
+    def fit(rows: Integers) -> Stars:
         return recipe.stars(recipe.train.take(rows), recipe.validation, recipe.test)
 
     sizes, stars = measure(fit, len(recipe.train), params.evaluate.seed)
@@ -192,7 +193,7 @@ def curve(
     return found
 
 
-def measure(fit: Callable[[Rows], Stars], items: int, seed: int) -> tuple[list[int], npt.NDArray[np.float32]]:
+def measure(fit: Callable[[Integers], Stars], items: int, seed: int) -> tuple[list[int], npt.NDArray[np.float32]]:
     """Return the sizes K, and the stars of a run on each of them in each draw, [DRAWS, K, T].
 
     Args:
@@ -202,7 +203,7 @@ def measure(fit: Callable[[Rows], Stars], items: int, seed: int) -> tuple[list[i
     """
     random = np.random.default_rng(seed)
     orders = [random.permutation(items) for _ in range(DRAWS)]
-    sizes = [round(fraction * items) for fraction in FRACTIONS]
+    sizes = [round(fraction * items) for fraction in ITEM_FRACTIONS]
     runs = [(order, size) for order in orders for size in sizes]
     stars = [fit(np.sort(order[:size])) for order, size in bar([*runs, (orders[0], items)], "fit")]
     of_draws = np.stack(stars[:-1]).reshape(DRAWS, len(sizes), -1)
@@ -283,8 +284,8 @@ def _check(train: ShardDataset, test: ShardDataset, shards: str | Path) -> None:
         UserError: there are too few or too many, or the test labels are all equal.
     """
     where = f"{shards} has {len(train):,} training samples"
-    if len(train) < FEWEST:
-        raise UserError(f"{where} and a curve needs {FEWEST}; raise sample.fraction")
+    if len(train) < FEWEST_ITEMS:
+        raise UserError(f"{where} and a curve needs {FEWEST_ITEMS}; raise sample.fraction")
     if len(train) > closed_form.FITTED:
         raise UserError(
             f"{where} and the closed form is fitted on at most {closed_form.FITTED:,}; lower sample.fraction, or leave "
@@ -306,21 +307,6 @@ def _ceiling(splits: Sequence[ShardDataset], params: Params) -> float:
     scatter, test = scatter_of_labels(labels, counts, categories), splits[-1]
     resampling = (params.evaluate.bootstrap, params.evaluate.seed)
     return ceiling_interval(test.labels, test.rating_number, scatter, *resampling)[1]
-
-
-@torch.no_grad()
-def predict(module: ClosedForm, items: Items) -> Stars:
-    """Return the unclamped stars of `module`, float32 [N]."""
-    texts, device, found = items.texts(), module.bias.device, []
-    for first in range(0, len(items), _TEXTS_PER_BATCH):
-        ids = [torch.from_numpy(text.astype(np.int64)) for text in islice(texts, _TEXTS_PER_BATCH)]
-        tokens = nn.utils.rnn.pad_sequence(ids, batch_first=True)
-        mask = nn.utils.rnn.pad_sequence([torch.ones_like(text) for text in ids], batch_first=True)
-        rows = slice(first, first + len(ids))
-        inputs = np.zeros((len(ids), 0), np.float32) if items.kernel_inputs is None else items.kernel_inputs[rows]
-        tensors = (tokens, mask, torch.tensor(inputs), torch.tensor(items.tabular[rows]))
-        found.append(module(*(tensor.to(device) for tensor in tensors)).cpu().numpy())
-    return cast(Stars, np.concatenate(found))
 
 
 @contextmanager

@@ -203,7 +203,7 @@ def _predict(
         if params.train.freeze_encoders and dist.world_size == 1:  # most features are in the local store already
             train, validation, test = (features.of_split(model, split, dist, params) for split in splits)
             if at_launch(model.config.tabular) != model.config.tabular:
-                ours[AT_LAUNCH] = stars_at_launch(model, splits, weights, dist, params)
+                ours[AT_LAUNCH] = stars_at_launch(model, (train, validation, test), weights, dist, params)
             feature_baseline["frozen features + ridge"] = on_features(
                 train, validation, test, weights, refit=params.train.refit
             )

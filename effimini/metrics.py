@@ -14,6 +14,7 @@ from scipy import stats
 
 Array = npt.NDArray[Any]
 Values = npt.NDArray[np.floating]
+Floats = npt.NDArray[np.float64]
 Stars = npt.NDArray[np.float32]  # predictions or labels, [N]
 LowHigh = tuple[float, float]  # a 95 % interval
 

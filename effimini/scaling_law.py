@@ -24,7 +24,7 @@ import numpy.typing as npt
 from scipy.special import softmax
 from scipy.stats import norm
 
-Floats = npt.NDArray[np.float64]
+from effimini.metrics import Floats
 
 LEVEL = 0.9  # of the intervals
 EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -7,6 +7,7 @@ order.
 """
 
 import math
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from prep.core.params import Params, WeightsParams, narrow
 from prep.core.parts import TRAIN, kept_rows, sample_parts
 
 READS = ("source.categories", "weights")
-CHOSEN = ("count", "half_at", "clip")  # the parameters that data/weights.json repeats
+CHOSEN = tuple(field.name for field in fields(WeightsParams))  # the parameters that data/weights.json repeats
 
 
 class SampleWeights(msgspec.Struct, frozen=True):

@@ -9,7 +9,7 @@ from copy import copy
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, Self, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -100,7 +100,7 @@ class ShardDataset(Dataset[Sample]):
         other._pool = Pool(spare)
         return other
 
-    def with_columns(self, tabular: Sequence[str]) -> "ShardDataset":
+    def with_columns(self, tabular: Sequence[str]) -> Self:
         """Return a copy with other tabular columns.
 
         Raises:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from effimini import closed_form, curve, scaling_law
 from effimini.cli import app
-from effimini.curve import DRAWS, FRACTIONS, MORE, measure, of_runs
+from effimini.curve import DRAWS, ITEM_FRACTIONS, MORE, measure, of_runs
 from effimini.inference import open_split, predict_split
 from effimini.metrics import plcc
 from effimini.scaling_law import forecast
@@ -109,19 +109,19 @@ def test_draws_are_nested_and_the_same_for_a_seed() -> None:
 
     sizes, stars = measure(fit, 200, 7)
     assert sizes == [25, 35, 50, 71, 100, 141, 200]
-    of_draws = [fitted[i : i + len(FRACTIONS)] for i in range(0, DRAWS * len(FRACTIONS), len(FRACTIONS))]
+    of_draws = [fitted[i : i + len(ITEM_FRACTIONS)] for i in range(0, DRAWS * len(ITEM_FRACTIONS), len(ITEM_FRACTIONS))]
     for draw in of_draws:
         assert all(less < more for less, more in pairwise(draw))
     assert len({frozenset(draw[0]) for draw in of_draws}) == DRAWS
     assert fitted[-1] == set(range(200))
-    assert len(fitted) == DRAWS * len(FRACTIONS) + 1
+    assert len(fitted) == DRAWS * len(ITEM_FRACTIONS) + 1
     np.testing.assert_array_equal(stars[:, :, 0], np.tile(sizes, (DRAWS, 1)))
     np.testing.assert_array_equal(measure(fit, 200, 7)[1], stars)
     assert not np.array_equal(measure(fit, 200, 8)[1], stars)
 
 
 def test_no_forecast_is_above_the_ceiling_or_depends_on_held_out_runs() -> None:
-    sizes = [round(1000 * fraction) for fraction in (*FRACTIONS, 1)]
+    sizes = [round(1000 * fraction) for fraction in (*ITEM_FRACTIONS, 1)]
     stars, labels = runs(np.tile([0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6], (DRAWS, 1)))
     free, capped = (of_runs(sizes, stars, labels, ceiling) for ceiling in (1.0, 0.65))
     assert free.forecasts[1].high > free.forecasts[1].plcc > 0.65
@@ -201,7 +201,7 @@ def test_the_command_prints_the_table_or_json(
             {},
             r"model.hashed_ngrams and model.kernel are 0, .*; set model.hashed_ngrams to 262144$",
         ),
-        ({}, {"FEWEST": 81}, r"shards has 80 training samples and a curve needs 81; raise sample.fraction$"),
+        ({}, {"FEWEST_ITEMS": 81}, r"shards has 80 training samples and a curve needs 81; raise sample.fraction$"),
         ({}, {"FITTED": 79}, r"shards has 80 training samples and .* at most 79; lower sample.fraction, or .*$"),
         ({}, {"SMALL": 65}, r"test split in .*shards has 64 samples .* needs 65 and two; raise sample.eval_fraction$"),
     ],
