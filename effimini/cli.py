@@ -24,7 +24,7 @@ from effimini import __version__
 from prep.core import files, open_files, presets
 from prep.core import pipeline as dvc
 from prep.core.errors import UserError, of_system, printable
-from prep.core.params import Params, load_params
+from prep.core.params import Params, load_params, read_yaml
 
 if TYPE_CHECKING:
     from shards.location import ShardLocation
@@ -192,6 +192,50 @@ def preset(
     """
     presets.write_preset(name, PARAMS, overwrite=force)
     pipeline()
+
+
+@app.command()
+def inspect(
+    location: Annotated[
+        str, typer.Argument(metavar="TABLE", help="A file, a glob, a URL, a folder, or hf://datasets/NAME@COMMIT.")
+    ],
+    mapped: Annotated[
+        list[str] | None,
+        typer.Option("--map", metavar="FIELD=COLUMN,...", help="The columns of a field; none: leave it out."),
+    ] = None,
+    scale: Annotated[
+        tuple[float, float] | None, typer.Option(help="The lowest and the highest rating.", show_default=False)
+    ] = None,
+    image_folder: Annotated[
+        str, typer.Option(help="What paths of images are relative to; by default the folder of the table.")
+    ] = "",
+    write: Annotated[bool, typer.Option("--write", help="Write the parameters, and update dvc.yaml.")] = False,
+    params: ParamsFile = PARAMS,
+    as_json: Json = False,
+) -> None:
+    """Show what a table of products has, how its columns would be read, and which rows would be dropped.
+
+    Reads the whole table: CSV, TSV, JSON lines or parquet, or a dataset that `datasets` can load. With --write, changes
+    the source and the filter in params.yaml to read it.
+
+    Examples: `effimini inspect catalogue.csv`,
+    `effimini inspect catalogue.csv --map title=brand,name --scale 0 100 --write`
+    """
+    from prep.catalogue import inspect as stage
+
+    chosen = {}
+    for given in mapped or ():
+        field, equals, columns = given.partition("=")
+        if not equals:
+            raise UserError(f"--map {given} has no =; write --map FIELD=COLUMN, for example --map title=name")
+        chosen[field.strip()] = [column.strip() for column in columns.split(",") if column.strip()]
+    content = read_yaml(params)
+    found = stage.inspect(location, content, params, chosen, scale, image_folder)
+    _show(found, stage.inspection_table, as_json)
+    if write:
+        presets.write_yaml(content, params)
+        logging.info("%s was written", params)
+        pipeline(params)
 
 
 @app.command()

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from effimini.metrics import Stars
 from prep.core import writers
 from prep.core.errors import UserError, first_sentence
+from prep.core.keys import item_id, item_key
 from prep.core.tables.predictions import PREDICTIONS
 from shards.stream import ShardDataset
 
@@ -32,7 +33,7 @@ def predictions_table(split: ShardDataset, stars: Stars) -> pd.DataFrame:
     """
     return pd.DataFrame(
         {
-            "parent_asin": [key.split("/", 1)[1] for key in split.keys],
+            "parent_asin": [item_id(key.split("/", 1)[1]) for key in split.keys],
             "category": split.categories,
             "split": split.split,
             "average_rating": split.labels,
@@ -62,6 +63,6 @@ def read_predictions(path: Path, split: ShardDataset) -> Stars | None:
     except (OSError, ValueError) as error:  # also pyarrow's own errors
         raise UserError(f"{path} cannot be read ({first_sentence(error)}); run `dvc checkout`") from None
     names = (table[name].to_pylist() for name in ("category", "parent_asin"))
-    if [f"{category}/{key}" for category, key in zip(*names, strict=True)] != split.keys:
+    if [f"{category}/{item_key(name)}" for category, name in zip(*names, strict=True)] != split.keys:
         return None
     return np.asarray(table["prediction"].to_numpy())

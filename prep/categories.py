@@ -20,7 +20,7 @@ from rich.table import Table
 from prep import hub, source, variants
 from prep.core import files
 from prep.core.errors import UserError, first_sentence
-from prep.core.params import DemoParams, SourceParams
+from prep.core.params import DemoParams, SourceParams, TableParams
 from prep.core.tables.raw import Kind
 from prep.metadata import FOLDER, parquet_files
 
@@ -56,6 +56,7 @@ def of_hub(count: bool = False) -> Listing:
     settings = SourceParams(
         kind="hub", categories=("All_Beauty",), location="", revision=hub.newest_commit(), metadata="jsonl",
         reviews=True, keep_raw=False, demo=DemoParams(items=20, seed=0),
+        table=TableParams(columns={}, rating_scale=(1, 5), image_folder=""),
     )  # fmt: skip
     return msgspec.structs.replace(of_source(settings, Path("data"), count), chosen=[])
 

@@ -23,16 +23,17 @@ from prep.blocks import Block, cut
 from prep.core import buckets, files, writers
 from prep.core.cluster import DaskPool, dask_pool
 from prep.core.errors import UserError, check_budget
+from prep.core.keys import KEY_LENGTH, item_key, item_keys
 from prep.core.params import Params, narrow
 from prep.core.reports import Funnel
-from prep.core.tables.raw import ASIN, ITEMS, REJECTS, REVIEWS, Kind
+from prep.core.tables.raw import ITEMS, REJECTS, REVIEWS, Kind
 from prep.core.text import ABSENT
 from prep.records import Reject
 from prep.source import raw_file
 
 READS = (
     *("source.kind", "source.location", "source.revision", "source.metadata", "source.reviews", "source.demo"),
-    *("source.keep_raw", "download", "dask"),
+    *("source.table", "source.keep_raw", "download", "dask"),
 )
 _EXAMPLES = 3  # rejects in a message
 SCHEMAS: dict[Kind, pa.Schema] = {"items": ITEMS, "reviews": REVIEWS}
@@ -121,8 +122,9 @@ def _typed_batches(category: str, params: Params, work: Path) -> Iterator[_Typed
 
     for number, batch in enumerate(item_batches(params.source, category)):
         lines = pa.array(range(1, batch.num_rows + 1), pa.int64())
-        asins = pc.fill_null(batch["parent_asin"], "")
-        named = pc.and_not(pc.match_substring_regex(asins, ASIN), pc.is_in(asins, value_set=pa.array(sorted(ABSENT))))
+        asins = item_keys(pc.fill_null(batch["parent_asin"], "").to_pylist())
+        absent = pa.array(["", *sorted(map(item_key, ABSENT))])
+        named = pc.and_not(pc.less_equal(pc.binary_length(asins), KEY_LENGTH), pc.is_in(asins, value_set=absent))
         count = batch["rating_number"]
         stars = pc.if_else(pc.is_nan(batch["average_rating"]), None, batch["average_rating"])
         typed = pc.and_(
@@ -135,6 +137,7 @@ def _typed_batches(category: str, params: Params, work: Path) -> Iterator[_Typed
         rejects = list(map(Reject, lines.filter(bad).to_pylist(), reasons.filter(bad).to_pylist()))
         details = pc.if_else(pc.fill_null(pc.starts_with(batch["details"], "{"), False), batch["details"], "{}")
         columns = {name: batch[name] for name in batch.schema.names} | {"line": lines, "average_rating": stars}
+        columns["parent_asin"] = asins
         columns["details"] = details
         rows = pa.table([columns[name] for name in ITEMS.names], schema=ITEMS).filter(good)
         piece = work / f"{number:06d}.arrow"

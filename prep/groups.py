@@ -7,7 +7,8 @@ Guarantees: two items with the same normalized title and store, or with the same
 or transitively, also across categories. A title or image of more than ``groups.max_items_per_key`` items (for example a
 placeholder) links none of them. Memory is bounded by one bucket of all categories plus the items that share a key.
 
-The id of a group is its smallest parent_asin, so a new item changes only the groups that it links.
+The id of a group is its smallest parent_asin, so a new item changes only the groups that it links. With a split by time
+it may also change which fraction of the products appeared before another one.
 """
 
 import re
@@ -26,19 +27,24 @@ import pyarrow.parquet as pq
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from prep import appearance
+from prep.appearance import Appearance
 from prep.core import buckets, files, writers
 from prep.core.buckets import all_buckets, bucket_names
 from prep.core.cluster import dask_pool
+from prep.core.errors import UserError
 from prep.core.hashes import hashes
 from prep.core.params import Params, narrow
 from prep.core.reports import Funnel
 from prep.core.tables.groups import GROUPS
 from prep.core.text import normalized, present
 
-READS = ("source.categories", "download.buckets", "groups", "dask")
+READS = ("source.categories", "download.buckets", "groups", "sample.split", "dask")
 
+_AMAZON = "/images/I/"  # in the URL of every image of the dataset
 _NOT_WORD = re.compile(r"[\W_]+")
 _KEYS = pa.schema([("kind", pa.string()), ("key", pa.uint64()), ("parent_asin", pa.string())])
+_GROUPED = pa.schema([GROUPS.field(name) for name in ("parent_asin", "group", "group_size")])
 _EDGES = pa.schema([("one", pa.string()), ("other", pa.string())])
 _LARGEST = 10  # number of largest groups in the report
 
@@ -70,8 +76,17 @@ def groups(params: Params, data: Path = Path("data")) -> None:
         grouped = _components(pa.concat_tables([one.edges for one in linked]))
         order = buckets.item_order(grouped.items["parent_asin"])
         buckets.write_piece(work / "grouped.arrow", grouped.items, buckets.bucket_of(order, count), count)
+        when = None
+        if params.sample.split == "time":
+            days = [([paths[number] for _, paths in item_buckets], grouped.items) for number in range(count)]
+            when = appearance.appearance(pool.map(appearance.count_days, days, "groups: times"))
+            if when is None:
+                raise UserError(
+                    "sample.split is time, but no item has one: neither a review nor the detail Date First Available; "
+                    "set sample.split: hash, or source.reviews: true, or map the field date of a table"
+                )
         placed = [
-            (path, work / "grouped.arrow", number, out / category / name)
+            (path, work / "grouped.arrow", number, when, out / category / name)
             for category, paths in item_buckets
             for number, (path, name) in enumerate(zip(paths, bucket_names("groups", count), strict=True))
         ]
@@ -101,10 +116,11 @@ def title_key(title: str | None, store: str | None) -> str:
 def image_key(hi_res: str | None, large: str | None) -> str:
     """Return the id in the URL of an item's main image, "" if there is none.
 
-    The `large` URL is preferred because nearly every image has one; the hi_res URL of the same image has another id.
+    The `large` URL is preferred because nearly every image has one; the hi_res URL of the same image has another id. An
+    image of another host than the dataset's has no id: its key is the URL.
     """
     url = large or hi_res or ""
-    return unquote(url.rsplit("/", 1)[-1]).split(".", 1)[0]
+    return unquote(url.rsplit("/", 1)[-1]).split(".", 1)[0] if _AMAZON in url else url
 
 
 def _words(text: str | None) -> str:
@@ -155,7 +171,7 @@ class _Group(msgspec.Struct, frozen=True):
 class _Grouped(NamedTuple):
     """The items that have an edge, and the groups of these items."""
 
-    items: pa.Table  # schema GROUPS
+    items: pa.Table  # schema _GROUPED
     groups: pa.Array  # group ids, sorted
     sizes: npt.NDArray[np.int64]  # of `groups`
 
@@ -169,19 +185,21 @@ def _components(edges: pa.Table) -> _Grouped:
     component = connected_components(graph, directed=False)[1]
     # ids are sorted, so the first one of a component is its smallest
     _, first, inverse, size = np.unique(component, return_index=True, return_inverse=True, return_counts=True)
-    items = pa.table([ids, ids.take(pa.array(first[inverse])), size[inverse].astype(np.int32)], schema=GROUPS)
+    groups = ids.take(pa.array(first[inverse]))
+    items = pa.table([ids, groups, size[inverse].astype(np.int32)], schema=_GROUPED)
     by_id = np.argsort(first)
     return _Grouped(items, ids.take(pa.array(first[by_id])), size[by_id])
 
 
-def _write_groups(items: Path, grouped: Path, number: int, out: Path) -> int:
+def _write_groups(items: Path, grouped: Path, number: int, when: Appearance | None, out: Path) -> int:
     """Write the group of each item of a bucket and return the number of rows; an unlinked item is its own group."""
     ids = pq.read_table(items, columns=["parent_asin"])["parent_asin"]
-    linked = pa.Table.from_batches(buckets.read_bucket([grouped], number), GROUPS)
+    linked = pa.Table.from_batches(buckets.read_bucket([grouped], number), _GROUPED)
     place = pc.index_in(ids, value_set=linked["parent_asin"].combine_chunks())
     groups = pc.coalesce(linked["group"].take(place), ids)
     sizes = pc.fill_null(linked["group_size"].take(place), 1)
-    writers.write_table(out, pa.table([ids, groups, sizes], schema=GROUPS))
+    appeared = when.of(groups, appearance.days_of(items)) if when else pa.nulls(len(ids), pa.float64())
+    writers.write_table(out, pa.table([ids, groups, sizes, appeared], schema=GROUPS))
     return len(ids)
 
 

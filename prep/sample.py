@@ -148,6 +148,12 @@ def usable_rows(items: pa.Table, params: Params) -> list[SampleRow]:
     return [row for row in found if not _unusable(row, params.sample)]
 
 
+def unusable(items: pa.Table, params: Params) -> Counter[str]:
+    """Return the number of rows of an items table that the filter drops, by reason; see `usable_rows`."""
+    rows = (_sample_row(n, item | {"review_count": 0}, params, TEXTS) for n, item in enumerate(items.to_pylist()))
+    return Counter(filter(None, (_unusable(row, params.sample) for row in rows)))
+
+
 def deviation(table: pd.DataFrame) -> dict[str, float]:
     """Return how much the training sample deviates from its population.
 
@@ -169,7 +175,8 @@ def deviation(table: pd.DataFrame) -> dict[str, float]:
 
 def _rank(items: Path, groups: Path, out: Path, params: Params) -> Counter[str]:
     """Write the ranking columns of a bucket's usable items; return the number of the others by reason."""
-    group_of = pq.read_table(groups, columns=["group"])["group"]
+    grouped = pq.read_table(groups, columns=["group", "appeared"])
+    group_of, appeared = grouped["group"], grouped["appeared"].to_numpy()
     rules = params.sample
     dropped: Counter[str] = Counter()
     tables = []
@@ -183,7 +190,10 @@ def _rank(items: Path, groups: Path, out: Path, params: Params) -> Counter[str]:
                 kept.append(row)
         numbers = pa.array([row.number for row in kept], pa.int32())
         group = group_of.take(numbers).to_pylist()
-        split = strata.split_of(group, rules.salt, rules.validation, rules.test)
+        if rules.split == "time":
+            split = strata.split_by_time(appeared[[row.number for row in kept]], rules.validation, rules.test)
+        else:
+            split = strata.split_of(group, rules.salt, rules.validation, rules.test)
         ratings = np.array([row.average_rating for row in kept], float)
         counts = np.array([row.rating_number or 0 for row in kept], np.int64)
         columns = {

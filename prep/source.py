@@ -1,4 +1,4 @@
-"""Locate raw files and images: the demo catalogue, a mirror of the hub's layout, or the hub.
+"""Locate raw files and images: the demo catalogue, a mirror of the hub's layout, the hub, or a table of any layout.
 
 Input: the ``source`` section of the parameters.
 Output: raw files of JSON lines, on a mirror also compressed or parquet, and the base that images are read from.
@@ -26,9 +26,10 @@ PATHS: dict[Kind, str] = {  # paths in the dataset's repository, and on a mirror
 
 
 class SourceLocation(NamedTuple):
-    """A location with the layout of the hub repository, and images in ``images/I/``."""
+    """A location with the layout of the hub repository."""
 
     base: str  # a directory, or an http(s) base URL
+    images: str  # the same for images, whose URLs' paths are below it; "" leaves the URLs unchanged
 
     @property
     def is_remote(self) -> bool:
@@ -46,15 +47,20 @@ class RawFile(NamedTuple):
 
 
 def locate(source: SourceParams, category: str) -> SourceLocation:
-    """Return the location of a category's files; generate its demo catalogue first if that is the source.
+    """Return the location of a category's files; generate its demo catalogue or convert the table first.
 
-    The hub has no images. Its base is "", which leaves image URLs unchanged; only public addresses are then fetched.
+    The hub has no images: they are fetched from the hosts that it names, if their addresses are public.
     """
     if source.kind == "hub":
-        return SourceLocation("")
+        return SourceLocation("", "")
     if source.kind == "mirror":
-        return SourceLocation(source.location)
-    return SourceLocation(str(_demo_catalogue(source, category)))
+        return SourceLocation(source.location, source.location)
+    if source.kind == "table":
+        from prep.catalogue.convert import convert  # noqa: PLC0415 -- other sources need none of its libraries
+
+        folder, images = convert(source, category)
+        return SourceLocation(str(folder), images)
+    return SourceLocation(*[str(_demo_catalogue(source, category))] * 2)
 
 
 def raw_file(source: SourceParams, kind: Kind, category: str, policy: RetryPolicy = DEFAULT_POLICY) -> RawFile:

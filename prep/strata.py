@@ -2,8 +2,9 @@
 
 Input: groups, rating values and rating counts of a category's items.
 Output: split names, positions and bands.
-Guarantees: the split of an item depends only on its group. Bands are nested and stratified to within one item per
-stratum. They depend only on the set of items, not on the row order, the partitioning or the fraction.
+Guarantees: the split of an item depends only on its group, or on when the group appeared. Bands are nested and
+stratified to within one item per stratum. They depend only on the set of items, not on the row order, the partitioning
+or the fraction.
 """
 
 from collections.abc import Sequence
@@ -31,6 +32,18 @@ def split_of(groups: Sequence[str], salt: str, validation: float, test: float) -
     """
     position = units(f"{salt}/split", groups)
     return np.where(position < test, TEST, np.where(position < test + validation, VALIDATION, TRAIN))
+
+
+def split_by_time(appeared: npt.NDArray[np.float64], validation: float, test: float) -> npt.NDArray[np.str_]:
+    """Return the split of each group: the last ones that appeared are test, those before them validation.
+
+    Args:
+        appeared: fraction of all groups that appeared on an earlier day; NaN, without a time, is train.
+        validation: fraction of the groups in the validation split, to whole days.
+        test: fraction of the groups in the test split, to whole days.
+    """
+    after = appeared + 1e-12  # so that 0.9 is not below 1 - 0.1
+    return np.where(after >= 1 - test, TEST, np.where(after >= 1 - test - validation, VALIDATION, TRAIN))
 
 
 def order_of(groups: Sequence[str], salt: str) -> npt.NDArray[np.uint64]:

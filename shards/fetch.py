@@ -43,8 +43,8 @@ from shards.images.client import Answer, Client
 from shards.images.journal import Journal, Record
 
 READS = (
-    *("source.kind", "source.location", "source.demo", "images.request", "images.resolution", "images.fit"),
-    *("images.resample", "images.quality", "images.max_bad_fraction", "fetch", "dask"),
+    *("source.kind", "source.location", "source.demo", "source.table", "images.request", "images.resolution"),
+    *("images.fit", "images.resample", "images.quality", "images.max_bad_fraction", "fetch", "dask"),
 )
 TRANSIENT = frozenset({"timeout", "refused", "server_error", "unreachable"})  # retried by the next run
 FAILURES = frozenset(OUTCOMES) - {OK, NO_URL}
@@ -113,7 +113,7 @@ def fetch(category: str, params: Params, data: Path = Path("data"), retry: Colle
 
 def image_base(category: str, params: Params) -> str:
     """Return where the images of a category are fetched from: a folder, an http(s) base URL, or "" for any host."""
-    return params.fetch.mirror or locate(params.source, category).base
+    return params.fetch.mirror or locate(params.source, category).images
 
 
 def fetch_some(items: list[list[str]], params: Params, base: str, store: Path) -> list[Record]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prep.core.errors import first_sentence
-from prep.core.tables.raw import ASIN
+from prep.core.keys import KEY
 from prep.core.tables.shards import COUNTS, STARS, TABULAR, index_schema
 from shards.manifest import Shard
 
@@ -58,7 +58,7 @@ def read_index(
     tokens = table["tokens"].combine_chunks()
     if any(column.null_count for column in table.columns) or tokens.flatten().null_count:
         raise ValueError("it has null values")
-    named = pc.match_substring_regex(table["key"], ASIN)
+    named = pc.match_substring_regex(table["key"], KEY)
     if not pc.all(named).as_py():
         raise ValueError(f"it has the key {table['key'].filter(pc.invert(named))[0].as_py()!r:.60}, expected an id")
     for name, (least, most) in _RANGES.items():

@@ -31,7 +31,7 @@ from tokenizers import Tokenizer
 
 from prep.core.errors import UserError, first_sentence
 from prep.core.fields import assemble
-from prep.core.tables.raw import ASIN
+from prep.core.keys import KEY, item_id
 from prep.core.tables.shards import COUNTS, METADATA_FIELDS, STARS, TABULAR, IndexRow, SampleMetadata, index_schema
 from shards import manifest, tokens
 from shards.images.pixels import decode
@@ -244,7 +244,7 @@ def _check_tar(handle: BufferedReader, where: str, wanted: _Wanted, violations: 
     for key, group in groupby(_members(handle, where, violations), lambda member: member.name.partition(".")[0]):
         members = list(group)
         names = [member.name for member in members]
-        if not re.fullmatch(ASIN, key) or names != [f"{key}.jpg", f"{key}.json"]:
+        if not re.fullmatch(KEY, key) or names != [f"{key}.jpg", f"{key}.json"]:
             violations.append(
                 Violation(where, f"has members {names!r:.200}, expected <parent_asin>.jpg and .json", LintRule.TAR)
             )
@@ -319,7 +319,7 @@ def _check_metadata(encoded: bytes, key: str, wanted: _Wanted) -> SampleMetadata
     for name, kind in _FIELD_TYPES.items():
         if type(metadata[name]) is not kind:
             raise ValueError(f"has {name} {metadata[name]!r:.60}, expected type {kind.__name__}")
-    for name, expected in (("parent_asin", key), ("category", wanted.category)):
+    for name, expected in (("parent_asin", item_id(key)), ("category", wanted.category)):
         if metadata[name] != expected:
             raise ValueError(f"has {name} {metadata[name]!r:.60}, expected {expected!r}")
     for name, (least, most) in {"average_rating": STARS, "rating_number": COUNTS, "review_count": COUNTS}.items():

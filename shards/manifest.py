@@ -27,7 +27,7 @@ STATED = (
     *("images.resample", "images.quality", "decontaminate"),
 )
 # What decides the split of an item, by dotted key: a section, or a parameter of a section.
-OF_SPLITS = ("source", "join", "groups", "sample.salt", "sample.validation", "sample.test")
+OF_SPLITS = ("source", "join", "groups", "sample.split", "sample.salt", "sample.validation", "sample.test")
 
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 CATEGORY = r"[A-Za-z0-9_]{1,100}"  # its name, and so that of its folder
@@ -66,7 +66,7 @@ class Shard(Struct, frozen=True):
 class Source(Struct, frozen=True):
     """The source of the raw files."""
 
-    kind: Literal["demo", "mirror", "hub"]
+    kind: Literal["demo", "mirror", "hub", "table"]
     revision: Text
 
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from prep.core import files, writers
 from prep.core.cluster import dask_pool
 from prep.core.errors import UserError
+from prep.core.keys import item_id
 from prep.core.params import Params, narrow, values_of
 from prep.core.parts import excluded, sample_parts
 from prep.core.reports import Funnel, earlier_reports
@@ -139,6 +140,7 @@ def _samples(part: Path, images: Path, left_out: Collection[str]) -> SampleItera
                 raise UserError(f"{images} does not have the items of {part}; run `dvc repro fetch`")
             if row["parent_asin"] not in left_out:
                 numbers = [row[name] for name in TABULAR_NAMES]
+                row["parent_asin"] = item_id(row["parent_asin"])
                 metadata: SampleMetadata = row | {"has_image": bool(image["image"]), TABULAR: numbers}
                 yield metadata, image["image"] or BLANK
 

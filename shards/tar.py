@@ -18,6 +18,7 @@ import webdataset
 from tokenizers import Tokenizer
 
 from prep.core.fields import assemble
+from prep.core.keys import item_key
 from prep.core.tables.shards import METADATA_FIELDS, TABULAR, IndexRow, SampleMetadata, index_schema
 from shards import tokens
 from shards.tokens import TokenizationConfig
@@ -29,7 +30,7 @@ def write_tar(path: Path, samples: Iterable[tuple[SampleMetadata, bytes]]) -> No
         for metadata, jpeg in samples:
             given: Mapping[str, object] = metadata
             ordered = {name: given[name] for name in METADATA_FIELDS if name != TABULAR or name in given}
-            tar.write({"__key__": metadata["parent_asin"], "jpg": jpeg, "json": msgspec.json.encode(ordered)})
+            tar.write({"__key__": item_key(metadata["parent_asin"]), "jpg": jpeg, "json": msgspec.json.encode(ordered)})
 
 
 def index_tar(tar: Path | BinaryIO, path: Path, tokenization: TokenizationConfig, tokenizer: Tokenizer) -> None:
@@ -52,7 +53,7 @@ def index_tar(tar: Path | BinaryIO, path: Path, tokenization: TokenizationConfig
             texts.append(assemble(metadata, tokenization.fields))
             rows.append(
                 {
-                    "key": metadata["parent_asin"],
+                    "key": item_key(metadata["parent_asin"]),
                     "jpg_offset": image.offset_data,
                     "jpg_length": image.size,
                     "json_offset": text.offset_data,

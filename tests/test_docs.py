@@ -54,6 +54,7 @@ RUN: dict[str, str] = {
     "effimini export": "tests/effimini/test_export.py",
     "effimini import": "tests/effimini/test_import_weights.py",
     "effimini fetch": "tests/test_team.py",
+    "effimini inspect": "tests/prep/catalogue/test_inspect.py",
     "effimini info": "tests/test_parameters.py",
     "effimini lint": "tests/test_parameters.py",
     "effimini pipeline": "tests/test_team.py",

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from prep.core import files
 from prep.core.buckets import bucket_files, bucket_names
+from prep.core.keys import item_keys
 from prep.core.params import Params
 from prep.core.parts import NOT_TAKEN, TEST, VALIDATION, kept_rows, part_files
 from prep.core.tables.exclusions import EXCLUSIONS
@@ -245,6 +246,9 @@ def _check_all_predictions(params: Params, data: Path) -> list[Verdict]:
     ]
     samples = pa.concat_tables([kept_rows(part, names) for part in parts])
     predictions = columns.read_columns(paths, names, PREDICTIONS)
+    keys = item_keys(predictions["parent_asin"].to_pylist())
+    place = predictions.schema.get_field_index("parent_asin")
+    predictions = predictions.set_column(place, PREDICTIONS.field("parent_asin"), keys)
     return [
         *verdicts,
         *funnel.check_row_counts(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from prep.core.keys import KEY
 from prep.core.params import Limits, Params
 from prep.core.parts import TEST, TRAIN, VALIDATION
 from prep.core.tables.exclusions import EXCLUSIONS
@@ -19,7 +20,7 @@ from prep.core.tables.images import IMAGES, OUTCOMES
 from prep.core.tables.items import JOINED
 from prep.core.tables.predictions import PREDICT_INPUT as INPUT_ROWS
 from prep.core.tables.predictions import PREDICTIONS
-from prep.core.tables.raw import ASIN, ITEMS, REJECTS, REVIEWS
+from prep.core.tables.raw import ITEMS, REJECTS, REVIEWS
 from prep.core.tables.sample import SAMPLE, TEXTS
 from prep.core.tables.shards import INDEX
 from prep.core.tables.tabular import COLUMNS, PRICES
@@ -162,7 +163,7 @@ def _items_suite(params: Params, _: str) -> Suite:
         ITEMS,
         _ASIN,
         ("line",),
-        matches("parent_asin", ASIN),
+        matches("parent_asin", KEY),
         between("line", 1),
         between("average_rating", 0, 5, fail_above=bad),
         between("rating_number", 0, fail_above=bad),
@@ -177,7 +178,7 @@ def _reviews_suite(params: Params, _: str) -> Suite:
         REVIEWS,
         _ASIN,
         (),
-        matches("parent_asin", ASIN),
+        matches("parent_asin", KEY),
         between("rating", 0, 5, fail_above=bad),  # the dataset has a rating of 0.0
         between("timestamp", *TIMES, fail_above=bad),
     )
@@ -193,7 +194,7 @@ def _joined_suite(params: Params, _: str) -> Suite:
         JOINED,
         _ASIN,
         _ASIN,
-        matches("parent_asin", ASIN),
+        matches("parent_asin", KEY),
         between("average_rating", 0, 5, fail_above=bad),
         between("rating_number", 0, fail_above=bad),
         between("review_count", 0),
@@ -210,7 +211,7 @@ def _joined_suite(params: Params, _: str) -> Suite:
 
 
 def _groups_suite(_: Params, __: str) -> Suite:
-    return _suite(GROUPS, _ASIN, _ASIN, matches("group", ASIN), between("group_size", 1))
+    return _suite(GROUPS, _ASIN, _ASIN, matches("group", KEY), between("group_size", 1))
 
 
 def _sample_suite(params: Params, category: str) -> Suite:
@@ -219,7 +220,7 @@ def _sample_suite(params: Params, category: str) -> Suite:
         SAMPLE,
         _ASIN,
         _ASIN,
-        matches("parent_asin", ASIN),
+        matches("parent_asin", KEY),
         one_of("category", (category,)),
         one_of("split", (TRAIN, VALIDATION, TEST)),
         between("band", -1, params.sample.bands - 1),
@@ -254,7 +255,7 @@ def _exclusions_suite(params: Params, _: str) -> Suite:
         one_of("reason", params.decontaminate.reasons),
         one_of("other_split", (VALIDATION, TEST)),
         one_of("other_category", params.source.categories),
-        matches("other_asin", ASIN),
+        matches("other_asin", KEY),
         between("difference", 0),
     )
 
@@ -264,7 +265,7 @@ def _index_suite(params: Params, _: str) -> Suite:
         INDEX,
         ("key",),
         ("key",),
-        matches("key", ASIN),
+        matches("key", KEY),
         between("jpg_offset", 512),  # a tar header precedes the first member
         between("jpg_length", 1),
         between("json_offset", 512),

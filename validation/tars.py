@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from prep.core.keys import item_id
 from prep.core.parts import excluded
 from prep.core.tables.shards import INDEX, METADATA_FIELDS, TABULAR
 from prep.core.tables.tabular import TABULAR_NAMES
@@ -107,8 +108,9 @@ def _expected(part: Path) -> Iterator[tuple[str, int]]:
     with pq.ParquetFile(part) as rows:
         for batch in rows.iter_batches(_ROWS_AT_ONCE, columns=[*columns, *TABULAR_NAMES]):
             for row in batch.to_pylist():
-                if row["parent_asin"] not in left_out:
-                    yield row["parent_asin"], metadata_digest(row | {TABULAR: [row[name] for name in TABULAR_NAMES]})
+                if (key := row["parent_asin"]) not in left_out:
+                    row |= {"parent_asin": item_id(key), TABULAR: [row[name] for name in TABULAR_NAMES]}
+                    yield key, metadata_digest(row)
 
 
 def check_reader(folder: Path, shards: Sequence[Shard]) -> Verdict:

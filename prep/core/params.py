@@ -39,6 +39,22 @@ Width = Annotated[int, Field(ge=1, le=65_536)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
 TabularColumn = Annotated[str, Field(pattern=f"^({'|'.join(TABULAR_NAMES)})$")]
 TextField = Literal["main_category", "title", "features", "description", "store", "details"]
+TableField = Literal[
+    "parent_asin",
+    "category",
+    "main_category",
+    "title",
+    "features",
+    "description",
+    "store",
+    "details",
+    "date",
+    "average_rating",
+    "rating_number",
+    "price",
+    "categories",
+    "images",
+]
 Required = Literal[
     "main_category",
     "title",
@@ -104,10 +120,24 @@ class DemoParams:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TableParams:
+    """Which columns of a table are which fields of an item."""
+
+    columns: dict[TableField, str | tuple[str, ...]]
+    rating_scale: tuple[NonNegativeFloat, NonNegativeFloat]
+    image_folder: str
+
+    def __post_init__(self) -> None:
+        """Check that the scale of ratings rises."""
+        if not self.rating_scale[0] < self.rating_scale[1]:
+            raise ValueError(f"rating_scale {list(self.rating_scale)} must be [lowest, highest], for example [1, 5]")
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class SourceParams:
     """Where the raw files and the images come from."""
 
-    kind: Literal["demo", "mirror", "hub"]
+    kind: Literal["demo", "mirror", "hub", "table"]
     categories: Annotated[tuple[Name, ...], Field(min_length=1)]
     location: str
     revision: str
@@ -115,6 +145,7 @@ class SourceParams:
     reviews: bool
     keep_raw: bool
     demo: DemoParams
+    table: TableParams
 
     def __post_init__(self) -> None:
         """Check that categories are unique and that the keys that the kind of source requires are set."""
@@ -127,6 +158,27 @@ class SourceParams:
                 "kind hub needs revision: a full commit hash, because a branch or tag can move, "
                 f"found {self.revision!r}; `effimini categories --hub` prints the latest commit"
             )
+        if self.kind == "table":
+            self._check_table()
+
+    def _check_table(self) -> None:
+        """Check what a table needs."""
+        if not self.location:
+            raise ValueError("kind table needs location: a file, a glob, a URL, or hf://datasets/NAME@COMMIT")
+        if self.location.startswith("hf://") and not re.search("@[0-9a-f]{40}(/|$)", self.location):
+            raise ValueError(
+                f"location {self.location!r} names no commit, and a branch or tag can move; add @ and the full commit "
+                "hash after the name of the dataset"
+            )
+        if missing := [name for name in ("parent_asin", "average_rating") if not self.table.columns.get(name)]:
+            raise ValueError(f"kind table needs table.columns.{missing[0]}; `effimini inspect {self.location}` helps")
+        if len(self.categories) > 1 and not self.table.columns.get("category"):
+            raise ValueError(
+                f"categories has {len(self.categories)} names but table.columns has no category; map it to a column, "
+                "or name one category, which all rows are then of"
+            )
+        if self.reviews or self.metadata != "jsonl":
+            raise ValueError("a table has no review files and no parquet metadata; set reviews: false, metadata: jsonl")
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -162,6 +214,7 @@ class SampleParams:
     min_per_category: NonNegativeInt
     eval_fraction: Annotated[float, Field(gt=0, le=1)]
     eval_min_per_category: NonNegativeInt
+    split: Literal["hash", "time"]
     validation: Fraction
     test: Fraction
     salt: str
@@ -427,7 +480,7 @@ def values_of(params: Params, names: Iterable[str]) -> dict[str, Any]:
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the values of nested mappings with their dotted keys."""
     for key, value in values.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

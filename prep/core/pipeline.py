@@ -10,6 +10,7 @@ Guarantees: nothing else in the files changes, comments included. The same param
 files contained before.
 """
 
+import glob
 import logging
 import re
 import textwrap
@@ -37,6 +38,8 @@ _WITH_ENCODERS = (
     "train",
 )  # any dependency of these stages that is neither data nor code is an encoder
 _DATA_OR_CODE = re.compile(r"data/.*|.*\.(py|jinja|txt)|prep/core/tables|validation")
+_OF_SOURCE = ("download", "fetch")  # any dependency of these that is neither a stage's output nor code is the source
+_OUTPUT_OR_CODE = re.compile(r"data/.*\$\{item.category\}.*|.*\.(py|txt)")
 
 
 def update_dvc_yaml(params: Params, path: Path = FILE) -> bool:
@@ -130,7 +133,7 @@ def _dependencies(name: str, stage: Any, params: Params) -> list[str]:
         folder = None if "matrix" in stage else _FOLDER.fullmatch(found)
         if folder:
             result += [f"data/{folder[1]}/{category}" for category in params.source.categories]
-        elif found != _CATALOGUE and (name not in _WITH_ENCODERS or _DATA_OR_CODE.fullmatch(found)):
+        elif found != _CATALOGUE and _own_dependency(name).fullmatch(found):
             result.append(str(found))
     result = list(dict.fromkeys(result))
     extra = list(_extra_dependencies(name, params))
@@ -138,12 +141,28 @@ def _dependencies(name: str, stage: Any, params: Params) -> list[str]:
     return [*result[:at], *extra, *result[at:]]
 
 
+def _own_dependency(name: str) -> re.Pattern[str]:
+    """Return the pattern of the dependencies that a stage has whatever the parameters."""
+    if name in _OF_SOURCE:
+        return _OUTPUT_OR_CODE
+    return _DATA_OR_CODE if name in _WITH_ENCODERS else re.compile(".*")
+
+
 def _extra_dependencies(name: str, params: Params) -> Iterator[str]:
     """Yield the dependencies that parameter values add to a stage: the demo catalogue, local encoders and weights."""
-    if name in {"download", "fetch"} and params.source.kind == "demo":
+    if name in _OF_SOURCE and params.source.kind == "demo":
         yield _CATALOGUE
+    if name in _OF_SOURCE and params.source.kind == "table":
+        yield from _local_files(params.source.location)
     if name in _WITH_ENCODERS and Path(params.model.text.name).exists():
         yield params.model.text.name
     if name == "train":
         candidates = (params.model.image.weights, params.model.text.weights)
         yield from (weights for weights in candidates if Path(weights).is_file())
+
+
+def _local_files(location: str) -> list[str]:
+    """Return the files of a table on this machine, sorted, or its folder; none of one that is elsewhere."""
+    if "://" in location:
+        return []
+    return [location] if Path(location).exists() else sorted(glob.glob(location))  # noqa: PTH207 -- of any root

@@ -1,6 +1,7 @@
 """data/raw: the columns that are used of the dataset's item and review lines, with unchanged values.
 
-Ratings are stars; times are milliseconds since 1970, as in the dataset.
+parent_asin is the key of the id (`prep.core.keys`). Ratings are stars; times are milliseconds since 1970, as in the
+dataset.
 """
 
 from typing import Literal
@@ -33,6 +34,8 @@ ITEMS = pa.schema(
     ]
 )
 
+LISTED = "Date First Available"  # the detail that says since when a product is sold
+
 REVIEWS = pa.schema(
     [
         required("parent_asin", pa.string()),
@@ -45,7 +48,3 @@ REVIEWS = pa.schema(
 )
 
 REJECTS = pa.schema([required("file", pa.string()), required("line", pa.int64()), required("reason", pa.string())])
-
-# A parent_asin becomes the name of tar members, so it must not contain a path separator or a dot.
-ASIN_LENGTH = 40
-ASIN = f"^[A-Za-z0-9]{{1,{ASIN_LENGTH}}}$"

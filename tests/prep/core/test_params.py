@@ -42,7 +42,7 @@ def test_the_paper_preset_has_the_papers_values() -> None:
         ("fraction: 0.2", "fraction: 1.5", r"sample\.fraction: must be less than or equal to 1, found 1\.5"),
         ("compile: false", "compile: 0", r"train\.compile: must be a valid boolean, found 0"),
         ("epochs: 9", "epochs: 0", r"train\.epochs: must be greater than or equal to 1, found 0"),
-        ("kind: demo", "kind: demon", r"source\.kind: 'demon' is not 'demo', 'mirror' or 'hub'"),
+        ("kind: demo", "kind: demon", r"source\.kind: 'demon' is not 'demo', 'mirror', 'hub' or 'table'"),
         ("kind: demo", "kind: mirror", r"source: kind mirror needs location"),
         ("kind: demo", "kind: hub", r"source: kind hub needs revision: .* found ''; .*categories --hub` prints"),
         ("metadata: jsonl", "metadata: json", r"source\.metadata: 'json' is not 'jsonl' or 'parquet'"),
