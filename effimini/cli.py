@@ -649,6 +649,56 @@ def card(
 
 
 @app.command()
+def publish(
+    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository; it is created if there is none.")],
+    shards: Annotated[str, typer.Argument(help="The folder of the shards; data/shards by default.")] = "",
+    categories: CategoriesArgument = None,
+    licence: Annotated[
+        str, typer.Option("--license", help="The licence of what is published, by the hub's name of it.")
+    ] = "",
+    without_content: Annotated[
+        bool, typer.Option("--without-content", help="Publish ids, labels, counts and numbers: no image, no text.")
+    ] = False,
+    model: Annotated[
+        Path | None, typer.Option(help="Publish this model folder instead of shards.", show_default=False)
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    revision: Annotated[str, typer.Option(metavar="BRANCH", help="Publish on this branch; main by default.")] = "",
+    params: ParamsIfAny = PARAMS,
+) -> None:
+    """Publish shards as a dataset, or a model, on the Hugging Face hub.
+
+    Reads data/shards or a model folder; uploads the files with a card, and prints where they are. Images and texts
+    are published only with a licence that you state.
+
+    Examples: `effimini publish team/products --license cc-by-4.0`, `effimini publish team/labels --without-content`,
+    `effimini publish --model models/best team/rating`
+    """
+    from shards import hub
+
+    if model and (shards or without_content):
+        raise UserError(f"both the model {model} and shards are to be published in {name}; publish one of them")
+    if model:
+        from effimini import publish_model
+
+        commit = publish_model.publish(model, name, licence, private=private, branch=revision or None)
+    else:
+        from shards import publish as stage
+
+        location = _open_location(shards or str(DATA / "shards"), params)
+        commit = stage.publish(
+            location,
+            _chosen(location, categories, params) or location.categories(),
+            name,
+            licence,
+            content=not without_content,
+            private=private,
+            branch=revision or None,
+        )
+    typer.echo(f"Published: {hub.page(name, 'model' if model else 'dataset', revision or 'main')} (commit {commit})")
+
+
+@app.command()
 def preview(
     shards: Annotated[str, typer.Argument(help="The folder or URL of the shards.")] = "data/shards",
     categories: CategoriesArgument = None,

@@ -29,6 +29,7 @@ from transformers.utils import logging as transformers_logging
 from effimini.calibration import Interval, Line, apply_line
 from effimini.closed_form import COLUMNS_WEIGHT, IMAGE_WEIGHT, LAST_WEIGHT, MIDDLE_WEIGHT, ClosedForm
 from effimini.kernel import Kernel
+from effimini.model_folder import model_folder
 from effimini.words import Words
 from prep.core import files, writers
 from prep.core.errors import UserError, first_sentence
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+FILES = (CONFIG_FILE, WEIGHTS_FILE, "tokenizer.json", "tokenizer_config.json")  # of a saved model
 # BERT's pooler is not used, and weights of sentence encoders may lack it; it counts as parameters.
 _UNUSED = ("pooler.",)
 # Tensors of models that were saved before the closed form had several blocks.
@@ -215,12 +217,17 @@ class EffiMini(nn.Module):
             writers.write_json(partial / "tokenizer_config.json", settings)
 
     @classmethod
-    def from_pretrained(cls, folder: Path) -> "EffiMini":
-        """Load the model saved in `folder`, in evaluation mode, without network access.
+    def from_pretrained(cls, folder: str | Path, revision: str | None = None) -> "EffiMini":
+        """Load a saved model, in evaluation mode.
+
+        Args:
+            folder: a folder, which is read without network access; or OWNER/NAME, a model on the hub.
+            revision: a branch, tag or commit of the model on the hub; None is its main branch.
 
         Raises:
-            UserError: a file is missing, or was not written by `save_pretrained`.
+            UserError: a file is missing, or was not written by `save_pretrained`; or as in `model_folder`.
         """
+        folder = model_folder(folder, revision, FILES)
         if not (folder / CONFIG_FILE).exists():
             raise UserError(
                 f"{folder} has no {CONFIG_FILE}, so it is not a saved model; run `dvc repro train` to train one"

@@ -13,6 +13,7 @@ from prep.core.params import Params
 from prep.core.templates import render
 
 MODEL_CARD_FILE = "README.md"
+NO_LICENCE = "No license is stated for these weights."
 
 
 def model_card(
@@ -48,6 +49,7 @@ def model_card(
             "cost": cost.costs(model),
             "demo": config.source == "demo",
             "epoch": epoch + 1,
+            "no_licence": NO_LICENCE,
             "measured": {name: history[epoch][f"validation/{name}"] for name in ("plcc", "loss")},
             "text": params.model.text.name,
             "training": training,

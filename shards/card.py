@@ -58,6 +58,12 @@ FIELDS = {
     "tabular": Field("list of float", "", "the numbers below, in this order; null where one is missing"),
 }  # fmt: skip
 
+DEMO = "DEMO DATA: "  # before the title of a dataset from the demo catalogue
+# The columns of labels that are published without images and texts.
+LABEL_FIELDS = {
+    name: FIELDS[name] for name in ("parent_asin", "category", "average_rating", "rating_number", "review_count")
+} | {"has_image": Field("bool", "", "whether the shards have an image of the product")}
+
 
 class _Join(msgspec.Struct):
     reviews: Literal["all", "first_by_user"]
@@ -115,8 +121,16 @@ def write_card(folder: Path, manifest: Manifest) -> None:
     (folder / CARD_FILE).write_text(dataset_card([manifest], counted, beside=True), encoding="utf-8")
 
 
-def of_location(location: ShardLocation, categories: Sequence[str] | None = None) -> str:
+def of_location(
+    location: ShardLocation, categories: Sequence[str] | None = None, *, licence: str = "", content: bool = True
+) -> str:
     """Return one card for `categories` of a location (default: all), to be placed next to their folders.
+
+    Args:
+        location: the shards.
+        categories: the categories.
+        licence: of the published data, by the hub's name; "" if none is stated.
+        content: False if the labels are published as parquet instead of the shards.
 
     Raises:
         UserError: there is no manifest, an index cannot be read, or the categories were made with different parameters.
@@ -126,16 +140,20 @@ def of_location(location: ShardLocation, categories: Sequence[str] | None = None
         return _image_examples(location.index(manifest.category, shard, manifest.tokens.max_tokens))
 
     manifests = [location.manifest(category) for category in categories or location.categories()]
-    return dataset_card(manifests, _count(manifests, images), beside=False)
+    return dataset_card(manifests, _count(manifests, images), beside=False, licence=licence, content=content)
 
 
-def dataset_card(manifests: Sequence[Manifest], with_image: WithImage, *, beside: bool) -> str:
+def dataset_card(
+    manifests: Sequence[Manifest], with_image: WithImage, *, beside: bool, licence: str = "", content: bool = True
+) -> str:
     """Return a card.
 
     Args:
         manifests: one per category, all made with the same parameters.
         with_image: see `WithImage`.
         beside: True if the card is in the folder of the tars, False if it is next to the folders of the categories.
+        licence: see `of_location`.
+        content: see `of_location`.
 
     Raises:
         UserError: the categories were made with different parameters.
@@ -144,7 +162,6 @@ def dataset_card(manifests: Sequence[Manifest], with_image: WithImage, *, beside
     filters = {"code": _code, "number": "{:,}".format, "percent": lambda fraction: f"{100 * fraction:.4g} %"}
     rows = [(m.category, shard) for m in manifests for shard in m.shards]
     splits = [split for split in (TRAIN, VALIDATION, TEST) if any(shard.split == split for _, shard in rows)]
-    holding = {split: sorted({category for category, shard in rows if shard.split == split}) for split in splits}
     first, known = manifests[0], {column.name: column for column in COLUMNS}
     try:
         stated = msgspec.convert(first.parameters, _Stated)
@@ -161,8 +178,12 @@ def dataset_card(manifests: Sequence[Manifest], with_image: WithImage, *, beside
                 _card_row(split, [(c, s) for c, s in rows if s.split == split], with_image) for split in splits
             ],
             "categories": [m.category for m in manifests],
-            "data_files": {s: [f"{'' if beside else f'{c}/'}{s}-*.tar" for c in holding[s]] for s in splits},
+            "configs": _configs(rows, splits, beside, "-*.tar" if content else ".parquet"),
+            "content": content,
+            "licence": licence,
             "metadata": {name: FIELDS[name] for name in METADATA_FIELDS if name != TABULAR or first.tabular},
+            "columns": LABEL_FIELDS,
+            "title": title([m.category for m in manifests], first.source.kind).removeprefix(DEMO),
             "tabular": [(name, known.get(name)) for name in first.tabular],
             "beside": beside,
             "images": stated.images,
@@ -177,6 +198,27 @@ def dataset_card(manifests: Sequence[Manifest], with_image: WithImage, *, beside
         },
         filters,
     )
+
+
+def title(categories: Sequence[str], kind: str) -> str:
+    """Return the title of a dataset of these categories, from a source of this kind."""
+    of = categories[0] if len(categories) == 1 else f"{len(categories)} categories"
+    return f"{DEMO if kind == 'demo' else ''}Product ratings from image and text: {of}"
+
+
+def _configs(
+    rows: Sequence[tuple[str, Shard]], splits: Sequence[str], beside: bool, ending: str
+) -> dict[str, dict[str, list[str]]]:
+    """Return the files of each split: of all categories, and if there are several, of each."""
+    held = sorted({(category, shard.split) for category, shard in rows})
+    categories = list(dict.fromkeys(category for category, _ in rows))
+    choices = {"default": categories} | ({c: [c] for c in categories} if len(categories) > 1 else {})
+    paths = {(c, split): f"{'' if beside else f'{c}/'}{split}{ending}" for c, split in held}
+    found = {
+        name: {split: [paths[c, split] for c in sorted(chosen) if (c, split) in paths] for split in splits}
+        for name, chosen in choices.items()
+    }
+    return {name: {split: files for split, files in of.items() if files} for name, of in found.items()}
 
 
 def _image_examples(index: pa.Table) -> int:

@@ -62,6 +62,7 @@ RUN: dict[str, str] = {
     "effimini predict": "tests/effimini/test_predict.py",
     "effimini preset": ".ci/run",
     "effimini preview": "tests/shards/test_preview.py",
+    "effimini publish": "tests/shards/test_publish.py",
     "effimini sample": "tests/test_pipeline.py",
     "effimini train": "tests/test_sharing.py",
     "effimini validate": "tests/test_team.py",

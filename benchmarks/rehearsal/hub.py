@@ -61,6 +61,10 @@ class Request(BaseHTTPRequestHandler):
         """As GET."""
         self.do_GET()
 
+    def do_PUT(self) -> None:
+        """As GET."""
+        self.do_GET()
+
     def answer(self, status: int, body: bytes | memoryview = b"", **headers: str) -> None:
         """Send a response; an underscore in a header's name stands for a hyphen."""
         self.send_response(status)
