@@ -34,7 +34,7 @@ Kind = Literal["dataset", "model"]
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN, with a token that may write there"
-_AGAIN = "run the same command again, which sends only what is missing"
+_AGAIN = "run the same again, which transfers only what is missing"
 
 
 def create(name: str, kind: Kind, *, private: bool, branch: str | None) -> date:
@@ -121,7 +121,9 @@ def _errors(name: str, access: str) -> Iterator[None]:
     except OfflineModeIsEnabled as error:
         raise UserError(f"{hub} cannot be used for {name} because HF_HUB_OFFLINE is set; unset it") from error
     except LocalEntryNotFoundError as error:
-        raise UserError(f"{hub} does not respond, and {name} was not downloaded before; check the network") from error
+        raise UserError(
+            f"{hub} does not respond, and {name} was not downloaded before; check the network and HF_HUB_OFFLINE"
+        ) from error
     except (HfHubHTTPError, httpx2.RequestError, httpx2.InvalidURL, ValueError, RuntimeError, OSError) as error:
         raise _refusal(error, name, hub, access) from error
 

@@ -79,6 +79,9 @@ NO_BYTE: dict[str, tuple[str, ...]] = {
     "shards/location.py": (),
     "shards/revision.py": (),
     "shards/http_client.py": (),
+    "shards/hub.py": (),
+    # the models of a project are folders, which it returns as they are
+    "effimini/model_folder.py": (),
     # refuses indexes that are wrong, and reads the others as they are
     "shards/index.py": (),
     # requests to hosts, and the journal that keeps fetched images until the tables are written; the images are the same

@@ -190,7 +190,7 @@ def test_an_interrupted_upload_goes_on_with_what_is_missing(
 ) -> None:
     caplog.set_level(logging.INFO)
     hub.faults.extend([None, reset, None, status(503), *[None] * 3, *[status(503)] * 100])
-    with pytest.raises(UserError, match=r"HTTP 503 for team/products .*run the same command again") as refused:
+    with pytest.raises(UserError, match=r"HTTP 503 for team/products .*run the same again") as refused:
         publish(NAME, shards, *LICENCE)
     of_hub = [record.getMessage() for record in caplog.records if record.name.startswith("huggingface_hub")]
     assert any("503" in message for message in of_hub)
