@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from prep.core import writers
 from prep.core.errors import UserError
+from prep.core.keys import item_id
 from prep.core.progress import bar
 from prep.core.tables.column import required
 from shards import card, croissant, hub
@@ -109,7 +110,7 @@ def _write_labels(location: ShardLocation, manifest: Manifest, folder: Path) -> 
                 index = location.index(
                     manifest.category, shard, manifest.tokens.max_tokens, tabular=len(manifest.tabular)
                 )
-                columns: dict[str, Any] = {"parent_asin": index["key"]}
+                columns: dict[str, Any] = {"parent_asin": pa.array(map(item_id, index["key"].to_pylist()), pa.string())}
                 columns["category"] = pa.repeat(manifest.category, len(index))
                 columns |= {label: index[label] for label in list(card.LABEL_FIELDS)[2:]}
                 numbers = tabular_values(index)

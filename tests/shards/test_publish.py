@@ -20,6 +20,7 @@ from prep.core.params import Params
 from shards.location import ShardLocation
 from shards.manifest import Manifest
 from shards.stream import ShardDataset
+from tests.conftest import ROOT
 from tests.on_hub import environment, hub_here
 from tests.writable_hub import CREATED, TOKEN, WritableHub
 
@@ -162,6 +163,21 @@ def test_without_content_labels_are_loaded_and_nothing_else_is_published(
     title = ShardDataset(shards, CATEGORIES, "train").metadata(0)["title"].encode()
     assert not any(title in hub.content("datasets", NAME, path) for path in files)
     assert DatasetCard(hub.content("datasets", NAME, "README.md").decode()).data.license is None  # of demo data
+
+
+@pytest.mark.parametrize("place", ["", "/Demo_Toys/*.parquet"])
+def test_a_published_dataset_is_a_table(shards: Path, hub: WritableHub, tmp_path: Path, place: str) -> None:
+    publish(NAME, shards, "--without-content")
+    location = f"hf://datasets/{NAME}@{hub.repositories['datasets', NAME].branches['main']}{place}"
+    command = ("-m", "effimini.cli", "inspect", location, "--params", str(ROOT / "params/best.yaml"), "--json")
+    done = in_process(hub, tmp_path, *command)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    expected = [m for m in manifests(shards) if not place or m.category == "Demo_Toys"]
+    assert found["categories"] == {m.category: sum(shard.samples for shard in m.shards) for m in expected}
+    fields = {column["column"]: column["fields"] for column in found["columns"]}
+    assert fields["parent_asin"] == ["parent_asin"]
+    assert fields["average_rating"] == ["average_rating"]
 
 
 def test_the_same_shards_are_published_once(shards: Path, hub: WritableHub, capsys: pytest.CaptureFixture[str]) -> None:
