@@ -530,6 +530,37 @@ def predict(
 
 
 @app.command()
+def serve(
+    model: Annotated[Path, typer.Option(help="A model folder, for example models/best, or an exported model.")],
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8000,
+    max_items: Annotated[int, typer.Option(min=1, help="Items of a request.")] = 256,
+    max_mb: Annotated[int, typer.Option(min=1, max=1024, help="Size of a request, MB.")] = 32,
+    queue: Annotated[int, typer.Option(min=1, help="Items that may wait; more are asked to come back later.")] = 1024,
+    wait_ms: Annotated[
+        float, typer.Option(min=0, max=1000, help="Milliseconds that an item waits for others to fill its batch.")
+    ] = 5,
+) -> None:
+    """Serve predictions over HTTP, with a page for one item; needs `effimini[serve]`.
+
+    Reads a model folder and requests; SIGTERM and Ctrl-C end it. docs/serving.md describes the requests.
+
+    Example: `effimini serve --model models/best --port 8000`
+    """
+    try:
+        from effimini import serve as stage
+    except ModuleNotFoundError as error:
+        if error.name not in {"python_multipart", "starlette", "uvicorn"}:
+            raise
+        raise UserError(
+            f"{error.name} is not installed and is needed to serve; run `pip install effimini[serve]`"
+        ) from None
+    if max_items > queue:
+        raise UserError(f"--max-items {max_items} is more than --queue {queue}, which has to hold them; raise --queue")
+    stage.serve(model, host, port, stage.Limits(max_items, max_mb << 20, queue, wait_ms / 1000))
+
+
+@app.command()
 def export(
     model: Annotated[Path, typer.Option(help="A model folder, for example models/best.")],
     output: Annotated[Path, typer.Option(help="The folder to create; an earlier export is replaced.")],

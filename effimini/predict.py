@@ -9,9 +9,9 @@ import csv
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple, TypeAlias, cast
 
 import msgspec
 import numpy as np
@@ -49,6 +49,7 @@ _WHOLE = re.compile(r"([0-9]{1,16})(\.0*)?")  # pandas writes 12.0 where another
 ITEMS_PER_BATCH = 32
 NAMED = 5  # items that a message names; it counts the others
 LARGEST = 1 << 20  # bytes of an image file besides its pixels
+Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 
 class Item(NamedTuple):
@@ -56,7 +57,7 @@ class Item(NamedTuple):
 
     id: str
     text: str
-    image: Path | None
+    image: Path | Pixels | None  # a file that can be read, or what `training_pixels` returns
     fault: str = ""  # why none of its images can be read; "" if one can, or it has none
     tabular: tuple[float | None, ...] = ()  # values of `prep.core.tables.tabular.COLUMNS`; None where missing
     ratings: int | None = None  # its rating_number, if intervals are wanted and it has one
@@ -104,13 +105,9 @@ def predict(
         UserError: the model or the file cannot be read, a row or an option is invalid, the model has no interval, or
             `strict` and an item's images cannot be read; nothing is written.
     """
-    _check_options(interval, ratings)
-    scorer = _exported(model) if (model / GRAPH).exists() else _saved(model)
-    if scorer.config.source == "demo":
-        log.warning(
-            "%s was trained on demo data (synthetic products): its scores say nothing about real products", model
-        )
-    intervals = _intervals(scorer.config, model, interval, ratings)
+    check_options(interval, ratings)
+    scorer = load(model)
+    intervals = intervals_of(scorer.config, model, interval, ratings)
     rows = read_items(items, images, scorer.config, counts=interval is not None and ratings is None)
     _report_faults(items, rows, strict)
     costs = [f"{scorer.parameters / 1e6:.1f}", f"{scorer.flops / 1e9:.1f}"]
@@ -120,30 +117,57 @@ def predict(
         writer.writerow(["item_id", "score", "params", "flops", *ends, *(["image_fault"] if image_faults else [])])
         for first in bar(range(0, len(rows), ITEMS_PER_BATCH), "predict"):
             batch = rows[first : first + ITEMS_PER_BATCH]
-            stars = np.clip(scorer.score(*_batch_inputs(scorer, batch)), *STARS)
+            stars = stars_of(scorer, batch)
             for item, score, low_high in zip(batch, stars.tolist(), intervals(batch, stars), strict=True):
                 numbers = [f"{score:.2f}", *costs, *(f"{end:.2f}" for end in low_high)]
                 writer.writerow([item.id, *numbers, *([item.fault] if image_faults else [])])
 
 
-def _check_options(interval: float | None, ratings: int | None) -> None:
-    """Check the options of intervals.
+def load(model: Path) -> Scorer:
+    """Load a saved or an exported model, and warn if it was trained on demo data.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    scorer = _exported(model) if (model / GRAPH).exists() else _saved(model)
+    if scorer.config.source == "demo":
+        log.warning(
+            "%s was trained on demo data (synthetic products): its scores say nothing about real products", model
+        )
+    return scorer
+
+
+def stars_of(scorer: Scorer, batch: Sequence[Item]) -> npt.NDArray[np.float32]:
+    """Return the stars of items, float32 [B], from 1 to 5.
+
+    Raises:
+        OSError, Unusable: an image file was replaced by one that cannot be read.
+    """
+    return np.clip(scorer.score(*_batch_inputs(scorer, batch)), *STARS)
+
+
+def check_options(interval: float | None, ratings: int | None, dashes: str = "--") -> None:
+    """Check the options of intervals, whose names begin with `dashes` in the message.
 
     Raises:
         UserError: one is out of its range, or there are `ratings` without an `interval`.
     """
     if interval is not None and not COVERAGES[0] <= interval <= COVERAGES[-1]:  # also true for NaN
-        raise UserError(f"--interval is {interval:g}; give a fraction from {COVERAGES[0]:g} to {COVERAGES[-1]:g}")
+        raise UserError(f"{dashes}interval is {interval:g}; give a fraction from {COVERAGES[0]:g} to {COVERAGES[-1]:g}")
     if ratings is not None and interval is None:
-        raise UserError(f"--ratings is {ratings} but there is no --interval; add --interval 0.9, or leave it out")
+        raise UserError(
+            f"{dashes}ratings is {ratings} but there is no {dashes}interval; add {dashes}interval 0.9, or leave it out"
+        )
     if ratings is not None and not 1 <= ratings <= COUNTS[1]:
-        raise UserError(f"--ratings is {ratings}; give a whole number from 1 to 2**53")
+        raise UserError(f"{dashes}ratings is {ratings}; give a whole number from 1 to 2**53")
 
 
-def _intervals(
-    config: Config, model: Path, coverage: float | None, ratings: int | None
-) -> Callable[[list[Item], npt.NDArray[np.float32]], list[tuple[float, ...]]]:
+def intervals_of(
+    config: Config, model: Path, coverage: float | None, ratings: int | None, dashes: str = "--"
+) -> Callable[[Sequence[Item], npt.NDArray[np.float32]], list[tuple[float, ...]]]:
     """Return the function of a batch and its stars that gives (low, high) for each item, or () if `coverage` is None.
+
+    In the message, the name of the option begins with `dashes`.
 
     Raises:
         UserError: the model has no interval.
@@ -153,10 +177,10 @@ def _intervals(
     if (fitted := config.interval) is None:
         raise UserError(
             f"{model} has no interval, because it was saved by an earlier version or its validation split had fewer "
-            f"than {calibration.FEWEST} samples; train again with more items, or predict without --interval"
+            f"than {calibration.FEWEST} samples; train again with more items, or predict without {dashes}interval"
         )
 
-    def ends(batch: list[Item], stars: npt.NDArray[np.float32]) -> list[tuple[float, ...]]:
+    def ends(batch: Sequence[Item], stars: npt.NDArray[np.float32]) -> list[tuple[float, ...]]:
         counts = np.array([ratings or item.ratings or fitted.ratings for item in batch], np.int64)
         low, high = calibration.bounds(fitted, stars, counts, coverage)
         return list(zip(low.tolist(), high.tolist(), strict=True))
@@ -215,18 +239,29 @@ def read_items(path: Path, images: Path, config: Config, counts: bool = False) -
     checked = {
         "line": [f"line {line}" for line, _ in rows],
         "parent_asin": [row["parent_asin"].strip() or None for _, row in rows],
-        "not_text": [_not_text(row) for _, row in rows],
-        "not_count": [_not_count(row) if counts else None for _, row in rows],
+        "not_text": [not_text(row) for _, row in rows],
+        "not_count": [not_count(row) if counts else None for _, row in rows],
     }
     found = columns.check_columns("input", PREDICT_INPUT_SUITE, [pa.table(checked, PREDICT_INPUT_SUITE.schema)])
     require(str(path), found, lambda: "correct these lines, or leave cells empty")
     if missing := [name for name in config.fields if rows and name not in rows[0][1]]:
         log.warning("%s has no column %s, which the model was trained with", path, ", ".join(missing))
-    return [_item(row, images, config, counts) for _, row in bar(rows, "check images")]
+    return [
+        item_of(row, config, counts, *_readable_image(row["image_paths"], images, config))
+        for _, row in bar(rows, "check images")
+    ]
 
 
-def _item(row: Mapping[str, str], images: Path, config: Config, counts: bool) -> Item:
-    """Return a validated row with the text and the columns that the sample stage would give it."""
+def item_of(row: Mapping[str, str], config: Config, counts: bool, image: Path | Pixels | None, fault: str = "") -> Item:
+    """Return a validated row, without its image paths, with the text and columns that the sample stage would give it.
+
+    Args:
+        row: cells by column; an absent value is "".
+        config: the configuration of the model.
+        counts: whether the column rating_number is read, if there is one.
+        image: as of `Item`.
+        fault: as of `Item`.
+    """
     texts = {name: _field(name, row.get(name, "")) for name in LABELS}
     raw = {
         "features": read_list(row["features"]) or [],
@@ -239,7 +274,8 @@ def _item(row: Mapping[str, str], images: Path, config: Config, counts: bool) ->
     return Item(
         row["parent_asin"].strip(),
         assemble(texts, config.fields),
-        *_readable_image(row["image_paths"], images, config),
+        image,
+        fault,
         tuple(tabular(raw, texts).values()),
         _count(row) if counts else None,
     )
@@ -284,7 +320,7 @@ def _field(name: str, cell: str) -> str:
     return clean_list(read_list(cell), SEPARATORS[name])
 
 
-def _not_text(row: dict[str, str]) -> str | None:
+def not_text(row: Mapping[str, str]) -> str | None:
     """Return the beginning of a cell with a list of anything but texts, None if there is none."""
     return next((shown(row[name]) for name in SEPARATORS if read_list(row[name]) is None), None)
 
@@ -294,7 +330,7 @@ def _count(row: Mapping[str, str]) -> int | None:
     return int(row.get(COUNT, "").strip().partition(".")[0] or 0) or None
 
 
-def _not_count(row: dict[str, str]) -> str | None:
+def not_count(row: Mapping[str, str]) -> str | None:
     """Return the beginning of a rating_number that is not a whole number, None if it is one or empty."""
     cell = row.get(COUNT, "").strip()
     digits = _WHOLE.fullmatch(cell)
@@ -326,7 +362,7 @@ def _readable_image(cell: str, images: Path, config: Config) -> tuple[Path | Non
         try:
             path = (images / name).resolve()
             if path.is_relative_to(images.resolve()):
-                _training_pixels(path, config)
+                _pixels_of_file(path, config)
                 return path, ""
             why = "outside the images folder"
         except Unusable as error:
@@ -341,7 +377,7 @@ def _readable_image(cell: str, images: Path, config: Config) -> tuple[Path | Non
     return None, fault
 
 
-def _batch_inputs(model: Scorer, items: list[Item]) -> tuple[Array, ...]:
+def _batch_inputs(model: Scorer, items: Sequence[Item]) -> tuple[Array, ...]:
     """Return the arguments of `EffiMini.forward` as arrays."""
     config = model.config
     ids = tokens.encode(model.tokenizer, [item.text for item in items], config.max_tokens)
@@ -349,24 +385,34 @@ def _batch_inputs(model: Scorer, items: list[Item]) -> tuple[Array, ...]:
     pixels = np.zeros((len(items), config.size, config.size, 3), np.uint8)
     for row, item in enumerate(items):
         if item.image is not None:
-            pixels[row] = _training_pixels(item.image, config)
+            pixels[row] = _pixels_of_file(item.image, config) if isinstance(item.image, Path) else item.image
     has_image = np.array([item.image is not None for item in items])
     columns = [TABULAR_NAMES.index(name) for name in config.tabular]
     tabular = np.array([item.tabular for item in items], np.float32)[:, columns]  # None becomes NaN
     return pixels.transpose(0, 3, 1, 2), padded, mask, has_image, tabular
 
 
-def _training_pixels(path: Path, config: Config) -> npt.NDArray[np.uint8]:
+def _pixels_of_file(path: Path, config: Config) -> Pixels:
+    """Return an image file as `training_pixels`; errors as there, and OSError if it cannot be read."""
+    if not path.is_file():  # a folder, or a pipe, which would never end
+        raise OSError("not a file") if path.exists() else FileNotFoundError
+    _check_bytes(path.stat().st_size, config)
+    return training_pixels(path.read_bytes(), config)
+
+
+def training_pixels(data: bytes, config: Config) -> Pixels:
     """Return an image processed like the training images: uint8 [size, size, 3], RGB.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: it has too many bytes.
         Unusable: it is not an image, is corrupt, too large or too small.
     """
-    if not path.is_file():  # a folder, or a pipe, which would never end
-        raise OSError("not a file") if path.exists() else FileNotFoundError
-    if path.stat().st_size > LARGEST + 8 * config.max_pixels:  # no type takes more than 8 bytes for a pixel
-        raise OSError("too large")
+    _check_bytes(len(data), config)
     fit, resample = cast(Fit, config.fit), cast(Resample, config.resample)
     how = Preparation(config.size, fit, config.quality, config.max_pixels, resample, config.request)
-    return to_pixels(path.read_bytes(), how)
+    return to_pixels(data, how)
+
+
+def _check_bytes(size: int, config: Config) -> None:
+    if size > LARGEST + 8 * config.max_pixels:  # no type takes more than 8 bytes for a pixel
+        raise OSError("too large")

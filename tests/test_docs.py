@@ -64,6 +64,7 @@ RUN: dict[str, str] = {
     "effimini preview": "tests/shards/test_preview.py",
     "effimini publish": "tests/shards/test_publish.py",
     "effimini sample": "tests/test_pipeline.py",
+    "effimini serve": "tests/effimini/test_serve.py",
     "effimini train": "tests/test_sharing.py",
     "effimini validate": "tests/test_team.py",
     "git add": "tests/test_team.py",
@@ -76,7 +77,7 @@ RUN: dict[str, str] = {
     "make test": ".ci/run",
 }
 # Programs of the system and the shell, which are not checked.
-SYSTEM = {"cat", "cd", "cp", "df", "export", "ls", "mkdir", "mv", "rm", "sbatch", "sed", "source", "tail", "tar"}
+SYSTEM = {"cat", "cd", "cp", "curl", "df", "export", "ls", "mkdir", "mv", "rm", "sbatch", "sed", "source", "tar"}
 # The other commands, and why no test runs them.
 NOT_RUN: dict[str, str] = {
     "benchmarks": "they take minutes; tests/test_benchmarks.py imports them",
