@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help setup repro test test-slow lint format audit corpus ablation bench-stream bench-train bench-predict bench-fetch bench-ingest bench-scale bench-validation rehearsal bench-near-duplicates clean
+.PHONY: help setup repro test test-slow lint format audit corpus ablation bench-stream bench-train bench-predict bench-serve bench-fetch bench-ingest bench-scale bench-validation rehearsal bench-near-duplicates clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -75,6 +75,9 @@ bench-train: setup ## compare training with a plain PyTorch loop; uses a GPU if 
 
 bench-predict: setup ## compare prediction with torch and with onnxruntime
 	python -m benchmarks.predict
+
+bench-serve: setup ## compare the service with prediction of a file
+	python -m benchmarks.serve
 
 bench-fetch: setup ## compare fetching images with img2dataset, in a separate environment; needs nginx
 	test -d build/bench-fetch/venv || $(PYTHON) -m venv build/bench-fetch/venv
