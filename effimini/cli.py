@@ -530,6 +530,42 @@ def predict(
 
 
 @app.command()
+def embed(
+    model: Annotated[Path, typer.Option(help="A model folder, for example models/best.")],
+    output: Annotated[Path, typer.Option(help="The parquet file to write.")],
+    categories: CategoriesArgument = None,
+    input_csv: Annotated[
+        Path | None,
+        typer.Option("--input", help="The CSV file of items, as of `effimini predict`.", show_default=False),
+    ] = None,
+    images: Annotated[Path, typer.Option(help="The folder that image_paths is relative to.")] = Path("images"),
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse items whose images cannot be read.")] = False,
+    shards: ShardsAt = "",
+    split: Annotated[Literal["train", "validation", "test"], typer.Option(help="The split of the shards.")] = "test",
+    params: ParamsIfAny = PARAMS,
+) -> None:
+    """Write the features of both encoders, and the score, of each item of a CSV file or of a split of shards.
+
+    Reads a model folder, and the input of `effimini predict` or shards; writes a parquet file with the lists
+    image_features and text_features.
+
+    Examples: `effimini embed --model models/best --input items.csv --output features.parquet`,
+    `effimini embed --model models/best --shards data/shards --split test --output features.parquet`
+    """
+    if (input_csv is None) == (not shards):
+        raise UserError("embed needs either --input, a CSV file, or --shards, a folder or URL; name one of them")
+    from effimini import embed as stage
+
+    if input_csv is not None:
+        rows = stage.embed_items(model, input_csv, images, output, strict)
+    else:
+        location = _open_location(shards, params)
+        chosen = _chosen(location, categories, params) or location.categories()
+        rows = stage.embed_shards(model, location, chosen, split, output)
+    logging.info("%d items: %s", rows, output)
+
+
+@app.command()
 def serve(
     model: Annotated[Path, typer.Option(help="A model folder, for example models/best, or an exported model.")],
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",

@@ -173,7 +173,10 @@ class EffiMini(nn.Module):
             has_image: bool [B]; the image features of samples without an image are set to 0.
             tabular: the columns `config.tabular`, float32 [B, C], NaN where missing; None: all are.
         """
-        features = self.features(images, tokens, mask, has_image)
+        return self.stars(self.features(images, tokens, mask, has_image), tokens, mask, tabular)
+
+    def stars(self, features: Tensor, tokens: Tensor, mask: Tensor, tabular: Tensor | None = None) -> Tensor:
+        """Return unclamped stars, float32 [B], of what `features` returned; other arguments as `forward`."""
         stars = self.score(features)
         if self.training:
             return stars

@@ -109,7 +109,7 @@ def predict(
     scorer = load(model)
     intervals = intervals_of(scorer.config, model, interval, ratings)
     rows = read_items(items, images, scorer.config, counts=interval is not None and ratings is None)
-    _report_faults(items, rows, strict)
+    report_faults(items, rows, strict)
     costs = [f"{scorer.parameters / 1e6:.1f}", f"{scorer.flops / 1e9:.1f}"]
     with files.atomic_write(out) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -130,11 +130,16 @@ def load(model: Path) -> Scorer:
         UserError: it cannot be read.
     """
     scorer = _exported(model) if (model / GRAPH).exists() else _saved(model)
-    if scorer.config.source == "demo":
+    warn_of_demo(scorer.config, model)
+    return scorer
+
+
+def warn_of_demo(config: Config, model: Path) -> None:
+    """Warn if a model was trained on demo data."""
+    if config.source == "demo":
         log.warning(
             "%s was trained on demo data (synthetic products): its scores say nothing about real products", model
         )
-    return scorer
 
 
 def stars_of(scorer: Scorer, batch: Sequence[Item]) -> npt.NDArray[np.float32]:
@@ -143,7 +148,7 @@ def stars_of(scorer: Scorer, batch: Sequence[Item]) -> npt.NDArray[np.float32]:
     Raises:
         OSError, Unusable: an image file was replaced by one that cannot be read.
     """
-    return np.clip(scorer.score(*_batch_inputs(scorer, batch)), *STARS)
+    return np.clip(scorer.score(*batch_inputs(scorer.config, scorer.tokenizer, batch)), *STARS)
 
 
 def check_options(interval: float | None, ratings: int | None, dashes: str = "--") -> None:
@@ -190,12 +195,8 @@ def intervals_of(
 
 def _saved(folder: Path) -> Scorer:
     """Load a saved model, which torch runs on the GPU if there is one."""
-    network = EffiMini.from_pretrained(folder)
+    network, device = load_network(folder)
     costs = cost.costs(network)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network.to(device)
-    if device.type == "cpu":
-        memory.keep_freed()  # each batch reuses the memory of the previous one
 
     @torch.inference_mode()
     def score(*inputs: Array) -> npt.NDArray[np.float32]:
@@ -203,6 +204,15 @@ def _saved(folder: Path) -> Scorer:
         return cast(npt.NDArray[np.float32], stars.cpu().numpy())
 
     return Scorer(network.config, network.tokenizer, costs.parameters, costs.flops, score)
+
+
+def load_network(folder: Path) -> tuple[EffiMini, torch.device]:
+    """Load a saved model on the GPU if there is one, and return it with its device."""
+    network = EffiMini.from_pretrained(folder)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        memory.keep_freed()  # each batch reuses the memory of the previous one
+    return network.to(device), device
 
 
 def _exported(folder: Path) -> Scorer:
@@ -337,7 +347,7 @@ def not_count(row: Mapping[str, str]) -> str | None:
     return None if not cell or (digits and int(digits[1]) <= COUNTS[1]) else shown(cell)
 
 
-def _report_faults(path: Path, items: list[Item], strict: bool) -> None:
+def report_faults(path: Path, items: list[Item], strict: bool) -> None:
     """Name the items whose images cannot be read.
 
     Raises:
@@ -377,11 +387,10 @@ def _readable_image(cell: str, images: Path, config: Config) -> tuple[Path | Non
     return None, fault
 
 
-def _batch_inputs(model: Scorer, items: Sequence[Item]) -> tuple[Array, ...]:
+def batch_inputs(config: Config, tokenizer: Tokenizer, items: Sequence[Item]) -> tuple[Array, ...]:
     """Return the arguments of `EffiMini.forward` as arrays."""
-    config = model.config
-    ids = tokens.encode(model.tokenizer, [item.text for item in items], config.max_tokens)
-    padded, mask = tokens.pad(ids, tokens.pad_id(model.tokenizer))
+    ids = tokens.encode(tokenizer, [item.text for item in items], config.max_tokens)
+    padded, mask = tokens.pad(ids, tokens.pad_id(tokenizer))
     pixels = np.zeros((len(items), config.size, config.size, 3), np.uint8)
     for row, item in enumerate(items):
         if item.image is not None:

@@ -50,6 +50,7 @@ RUN: dict[str, str] = {
     "effimini categories": "tests/prep/test_categories.py",
     "effimini curve": "tests/effimini/test_curve.py",
     "effimini diff": "tests/test_sharing.py",
+    "effimini embed": "tests/effimini/test_embed.py",
     "effimini evaluate": "tests/test_team.py",
     "effimini export": "tests/effimini/test_export.py",
     "effimini import": "tests/effimini/test_import_weights.py",
