@@ -404,7 +404,15 @@ def weights(params: ParamsFile = PARAMS, data: Data = DATA) -> None:
 
 
 @app.command()
-def train(params: ParamsFile = PARAMS, data: Data = DATA, shards: ShardsAt = "") -> None:
+def train(
+    params: ParamsFile = PARAMS,
+    data: Data = DATA,
+    shards: ShardsAt = "",
+    tracker: Annotated[
+        Literal["none", "tensorboard", "mlflow", "wandb"],
+        typer.Option(envvar="EFFIMINI_TRACKER", help="Send each epoch's metrics to a tracker, too."),
+    ] = "none",
+) -> None:
     """Train the model; an interrupted run is resumed.
 
     Reads data/shards and data/weights.json; writes models and results/train. With --shards it needs a parameter file
@@ -415,7 +423,8 @@ def train(params: ParamsFile = PARAMS, data: Data = DATA, shards: ShardsAt = "")
     """
     from effimini import train as stage
 
-    stage.train(_load_project_params(params), shards or data / "shards", None if shards else data / "weights.json")
+    location, weights_file = shards or data / "shards", None if shards else data / "weights.json"
+    stage.train(_load_project_params(params), location, weights_file, tracker=tracker)
 
 
 @app.command()

@@ -26,7 +26,17 @@ from dvclive import Live  # type: ignore[attr-defined]  # its module has no __al
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from effimini import bfloat16, calibration, checkpoint, closed_form, features, model_card, provenance, time_profile
+from effimini import (
+    bfloat16,
+    calibration,
+    checkpoint,
+    closed_form,
+    features,
+    model_card,
+    provenance,
+    time_profile,
+    trackers,
+)
 from effimini.clock import Clock
 from effimini.distributed import Distributed, init_distributed, set_tf32
 from effimini.inference import clamp, open_split, predict_split, to_device
@@ -339,6 +349,7 @@ def train(
     weights: Path | None = Path("data/weights.json"),
     out: Path = Path("models"),
     results: Path = Path("results/train"),
+    tracker: str = "none",
 ) -> list[dict[str, float]]:
     """Train, write the best and the last model to `out` and the curves to `results`, and return each epoch's metrics.
 
@@ -351,23 +362,29 @@ def train(
             which may have been made with other parameters: the weighting is computed from their indexes.
         out: the folder for best/ and last/.
         results: the folder for the metrics and curves.
+        tracker: where each epoch's metrics are sent as well, as of `effimini.trackers.start`.
 
     Raises:
-        UserError: shards or weights are missing or belong to another run, an encoder cannot be loaded, or as
-            `Trainer.run`.
+        UserError: the tracker does not start, shards or weights are missing or belong to another run, an encoder
+            cannot be loaded, or as `Trainer.run`.
         Stopped: SIGTERM or SIGINT was received; a checkpoint is saved, and the next call resumes from it.
     """
     params = narrow(params, READS)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     set_tf32(params.train.tf32)
     with init_distributed() as dist, ExitStack() as held:
+        settings = {"source": params.source.kind} | dataclasses.asdict(params.train)
+        track = held.enter_context(trackers.start(tracker if dist.rank == 0 else "none", settings))
         trainer = Trainer(params, shards, weights, dist, held)
         progress = trainer.progress
+        for epoch, metrics in enumerate(progress.history):  # of before an interruption
+            track(metrics, epoch)
         if params.source.kind == "demo":
             log.warning("demo data: the products are synthetic, so these metrics say nothing about real ones")
         if progress.steps:
             log.info("resuming an interrupted training after step %d of %d", progress.steps, trainer.steps)
         for metrics in trainer.run():
+            track(metrics, len(progress.history) - 1)
             if dist.rank == 0:
                 log.info(
                     "epoch %d of %d: %s  padding %.1f %%  images damaged %d",
