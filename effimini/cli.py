@@ -247,7 +247,12 @@ def pipeline(params: ParamsFile = PARAMS) -> None:
 
     Example: `effimini pipeline`
     """
+    from prep import removed
+
     settings = load_params(params)
+    if any(removed.FOLDER.glob("*.csv")):
+        for category in settings.source.categories:  # DVC wants the file of a new category too
+            removed.write_removed(DATA, category, removed.read_removed(DATA, category))
     changed = dvc.update_dvc_yaml(settings)
     dvc.warn_of_strays(DATA, dvc.TABLE_FOLDERS, settings.source.categories)
     logging.info("dvc.yaml %s; run `dvc repro`", "was updated" if changed else "is up to date")
@@ -279,13 +284,14 @@ def plan(
 def download(category: CategoryArgument, params: ParamsFile = PARAMS, data: Data = DATA, as_json: Json = False) -> None:
     """Download the raw files of a category and convert them to typed tables.
 
-    Reads the files of the source; writes data/raw/CATEGORY.
+    Reads the files of the source; writes data/raw/CATEGORY, without the items of removed/CATEGORY.csv.
 
     Example: `effimini download Demo_Toys`
     """
     from prep import download as stage
+    from prep import removed
 
-    _run(stage.download, category, params, data / "raw", as_json)
+    _run(partial(removed.without_removed, stage.download), category, params, data / "raw", as_json)
 
 
 @app.command()
@@ -833,6 +839,44 @@ def diff(
     before, after = (_open_location(url, params) for url in urls)
     result = msgspec.structs.replace(stage.compare(before, after, categories), old=old, new=new)
     _show(result, diff_table.comparison_table, as_json)
+
+
+@app.command()
+def remove(
+    ids: Annotated[list[str] | None, typer.Argument(help="The ids of the items.", show_default=False)] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="A text file with an id per line.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Change nothing; name every file that holds one.")] = False,
+    params: ParamsFile = PARAMS,
+    data: Data = DATA,
+) -> None:
+    """Take items out of the project, for example because someone asks for their deletion.
+
+    Writes removed/CATEGORY.csv, which has hashes and no ids; takes the items out of data/raw and of the local store.
+    `dvc repro` then makes the other tables, the affected tars, the model and the predictions without them. With
+    --verify, every file of the project, its local store and DVC's cache is searched; exit code 1 if one holds an id.
+
+    Examples: `effimini remove B000000001`, `effimini remove --verify --file ids.txt`
+    """
+    from effimini import remove as stage
+
+    if file and not file.is_file():
+        raise UserError(f"{file} does not exist; name a text file with an id per line")
+    lines = file.read_text(encoding="utf-8").split("\n") if file else []
+    names = list(dict.fromkeys([*(ids or ()), *filter(None, map(str.strip, lines))]))
+    if not names:
+        raise UserError("no item is named; give ids, or a text file with an id per line (--file)")
+    settings = load_params(params)
+    if not verify:
+        steps = stage.remove(names, settings, data)
+        return logging.info("next:\n%s", "\n".join(f"    {step}" for step in steps))
+    count = 0
+    for path, held in stage.holding(names, settings, data, [file] if file else []):
+        count += 1
+        typer.echo(printable(f"{path}: {held}"))
+    logging.info("%d files hold one of %d items", count, len(names))
+    if count:
+        raise typer.Exit(1)
+    return None
 
 
 @app.command()

@@ -1,9 +1,10 @@
 """Sample stage: select the items to train and evaluate on, and assign splits and bands.
 
-Input: ``data/items/<category>/`` and ``data/groups/<category>/``.
+Input: ``data/items/<category>/`` and ``data/groups/<category>/``, and the list of removed items.
 Output: ``data/sample/<category>/`` with one file per part (``train-00.parquet``, ... for the bands of the training
 split, ``validation.parquet``, ``test.parquet``), ``strata.csv`` and ``report.json``.
 Guarantees: the bytes of a part do not depend on the fraction; a larger fraction adds parts, a smaller one removes some.
+A removed item keeps its place, so that no other one moves; ``removed.json`` has the rows of a part where one was.
 
 Two passes: items are ranked by a few numbers, then the texts of the selected items are read again.
 """
@@ -21,17 +22,19 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from prep import removed as removals
 from prep import strata
 from prep.core import buckets, files, writers
 from prep.core.buckets import all_buckets
 from prep.core.cluster import dask_pool
 from prep.core.errors import UserError
 from prep.core.params import Params, SampleParams, narrow
-from prep.core.parts import NOT_TAKEN, TEST, TRAIN, VALIDATION
+from prep.core.parts import NOT_TAKEN, SLOTS_FILE, TEST, TRAIN, VALIDATION
 from prep.core.reports import Funnel, earlier_reports
 from prep.core.tables.sample import SAMPLE, TEXTS
 from prep.core.tabular import RAW, tabular
 from prep.core.text import clean, clean_details, clean_list
+from prep.removed import Removed
 
 READS = ("download.buckets", "sample", "images.prefer", "dask")
 _ROWS_PER_CHUNK = 2000  # rows whose texts are in memory at once
@@ -78,6 +81,7 @@ class _Placed(NamedTuple):
     part: npt.NDArray[np.int16]  # index in `parts`, -1 for an item that is not selected
     parts: list[str]
     dropped: Counter[str]  # by reason, one of NOT_TAKEN
+    removed_part: npt.NDArray[np.int16]  # as `part`, of the removed items
 
 
 def sample(category: str, params: Params, data: Path = Path("data")) -> None:
@@ -95,9 +99,13 @@ def sample(category: str, params: Params, data: Path = Path("data")) -> None:
         work = out / "work"
         slim = [work / path.name for path in items]
         calls = list(zip(items, groups, slim, [params] * len(items), strict=True))
-        dropped = sum(pool.map(_rank, calls, f"{category} sample: filter"), Counter[str]())
+        removed = removals.read_removed(data, category)
+        ranked = [(*call, removed) for call in calls]
+        dropped = sum(pool.map(_rank, ranked, f"{category} sample: filter"), Counter[str]())
         usable = pa.concat_tables([pq.read_table(path) for path in slim])
-        placed = _place(usable, params.sample)
+        removed = [one for one in removed if one.stratum >= 0]
+        gone = _ranks(removed, params.sample)
+        placed = _place(usable, gone, params.sample)
         if not any(part.startswith(TRAIN) for part in placed.parts):
             reasons = ", ".join(f"{reason} {count}" for reason, count in sorted((dropped + placed.dropped).items()))
             raise UserError(
@@ -114,7 +122,8 @@ def sample(category: str, params: Params, data: Path = Path("data")) -> None:
         gathered = [(pieces, number, out / f"{part}.parquet") for number, part in enumerate(placed.parts)]
         counts = pool.map(_gather_part, gathered, f"{category} sample: parts")
         shutil.rmtree(work)
-        table = _strata(usable, placed)
+        _write_slots(removed, placed, out)
+        table = _strata(usable, gone, placed)
         table.to_csv(out / "strata.csv", index=False, lineterminator="\n")
         report = {
             "stage": "sample",
@@ -173,7 +182,7 @@ def deviation(table: pd.DataFrame) -> dict[str, float]:
     return found
 
 
-def _rank(items: Path, groups: Path, out: Path, params: Params) -> Counter[str]:
+def _rank(items: Path, groups: Path, out: Path, params: Params, removed: list[Removed]) -> Counter[str]:
     """Write the ranking columns of a bucket's usable items; return the number of the others by reason."""
     grouped = pq.read_table(groups, columns=["group", "appeared"])
     group_of, appeared = grouped["group"], grouped["appeared"].to_numpy()
@@ -191,9 +200,12 @@ def _rank(items: Path, groups: Path, out: Path, params: Params) -> Counter[str]:
         numbers = pa.array([row.number for row in kept], pa.int32())
         group = group_of.take(numbers).to_pylist()
         if rules.split == "time":
-            split = strata.split_by_time(appeared[[row.number for row in kept]], rules.validation, rules.test)
+            position = strata.time_positions(appeared[numbers.to_numpy()])
         else:
-            split = strata.split_of(group, rules.salt, rules.validation, rules.test)
+            position = strata.split_positions(group, rules.salt)
+        order = strata.order_of(group, rules.salt)
+        removals.keep_places(group, position, order, removed)
+        split = strata.split_at(position, rules.validation, rules.test)
         ratings = np.array([row.average_rating for row in kept], float)
         counts = np.array([row.rating_number or 0 for row in kept], np.int64)
         columns = {
@@ -201,7 +213,7 @@ def _rank(items: Path, groups: Path, out: Path, params: Params) -> Counter[str]:
             "row": numbers,
             "split": np.searchsorted(_SPLITS, split).astype(np.int8),
             "stratum": strata.stratum_of(ratings, counts),
-            "order": strata.order_of(group, rules.salt),
+            "order": order,
         }
         tables.append(pa.table(columns, schema=_SLIM))
     writers.write_table(out, pa.concat_tables([_SLIM.empty_table(), *tables]))
@@ -259,29 +271,65 @@ def _unusable(row: SampleRow, rules: SampleParams) -> str:
     return ""
 
 
-def _place(usable: pa.Table, rules: SampleParams) -> _Placed:
-    """Assign each usable item its band and its part, and count the items without a part by reason."""
-    split, stratum, order = (usable[name].to_numpy() for name in ("split", "stratum", "order"))
-    band = np.full(usable.num_rows, -1, np.int16)
-    part = np.full(usable.num_rows, -1, np.int16)
+def _ranks(removed: list[Removed], rules: SampleParams) -> pa.Table:
+    """Return the ranking columns of removed items, which come before another item with the same order."""
+    split = strata.split_at(np.array([one.split for one in removed]), rules.validation, rules.test)
+    columns = {
+        "parent_asin": [""] * len(removed),
+        "row": [-1] * len(removed),
+        "split": np.searchsorted(_SPLITS, split).astype(np.int8),
+        "stratum": np.array([one.stratum for one in removed], np.int16),
+        "order": np.array([one.order for one in removed], np.uint64),
+    }
+    return pa.table(columns, schema=_SLIM)
+
+
+def _place(usable: pa.Table, gone: pa.Table, rules: SampleParams) -> _Placed:
+    """Assign each usable item its band and its part, and count the items without a part by reason.
+
+    Args:
+        usable: the ranking columns of the items.
+        gone: those of removed items, which keep their places.
+        rules: the ``sample`` section of the parameters.
+    """
+    ranked = pa.concat_tables([usable, gone])
+    split, stratum, order = (ranked[name].to_numpy() for name in ("split", "stratum", "order"))
+    band = np.full(ranked.num_rows, -1, np.int16)
+    part = np.full(ranked.num_rows, -1, np.int16)
     parts: list[str] = []
     dropped: Counter[str] = Counter()
     for number, name in enumerate(_SPLITS):
         rows = np.flatnonzero(split == number)
-        u = strata.positions(stratum[rows], order[rows], usable["parent_asin"].take(rows), f"{rules.salt}/{name}")
+        here = rows < usable.num_rows
+        u = strata.positions(stratum[rows], order[rows], ranked["parent_asin"].take(rows), f"{rules.salt}/{name}")
         if name == TRAIN:
             band[rows] = np.floor(u * rules.bands)
             taken = band[rows] < strata.limit(band[rows], rules.fraction, rules.bands, rules.min_per_category)
-            present = np.unique(band[rows][taken])
-            part[rows] = np.where(taken, len(parts) + np.searchsorted(present, band[rows]), -1)
+            present = np.unique(band[rows][taken & here])
+            chosen = taken & np.isin(band[rows], present)
+            part[rows] = np.where(chosen, len(parts) + np.searchsorted(present, band[rows]), -1)
             parts += [f"{name}-{present_band:02d}" for present_band in present]
-            dropped[NOT_TAKEN[0]] = int((~taken).sum())
+            dropped[NOT_TAKEN[0]] = int((~taken & here).sum())
         else:
             taken = u < strata.least(u, rules.eval_fraction, rules.eval_min_per_category)
-            part[rows] = np.where(taken, len(parts), -1)
-            parts += [name] if taken.any() else []
-            dropped[NOT_TAKEN[1]] += int((~taken).sum())
-    return _Placed(band, part, parts, +dropped)
+            if (taken & here).any():
+                part[rows] = np.where(taken, len(parts), -1)
+                parts.append(name)
+            dropped[NOT_TAKEN[1]] += int((~taken & here).sum())
+    items = slice(usable.num_rows)
+    return _Placed(band[items], part[items], parts, +dropped, part[usable.num_rows :])
+
+
+def _write_slots(removed: list[Removed], placed: _Placed, out: Path) -> None:
+    """Write the rows of each part before which a removed item had its place in a tar; no file if there are none."""
+    slots = {}
+    for number, part in enumerate(placed.parts):
+        items = [one.item for one, at in zip(removed, placed.removed_part, strict=True) if at == number and one.slot]
+        if items:
+            order = buckets.item_order(pq.read_table(out / f"{part}.parquet", columns=["parent_asin"])["parent_asin"])
+            slots[part] = np.searchsorted(order, np.sort(np.array(items, np.uint64))).tolist()
+    if slots:
+        writers.write_json(out / SLOTS_FILE, slots)
 
 
 def _scatter(
@@ -317,14 +365,14 @@ def _gather_part(pieces: list[Path], number: int, out: Path) -> int:
     return writers.write_batches(out, SAMPLE, buckets.read_bucket(pieces, number))
 
 
-def _strata(usable: pa.Table, placed: _Placed) -> pd.DataFrame:
-    """Return the number of usable and of selected items in each stratum of each split."""
+def _strata(usable: pa.Table, gone: pa.Table, placed: _Placed) -> pd.DataFrame:
+    """Return the number of usable and of selected items in each stratum of each split, and of removed ones if any."""
     frame = pd.DataFrame(
         {"split": usable["split"].to_numpy(), "stratum": usable["stratum"].to_numpy(), "taken": placed.part >= 0}
     )
     counted = frame.groupby(["split", "stratum"])["taken"].agg(["size", "sum"]).reset_index()
     stars, count_from = strata.names_of(counted["stratum"].to_numpy())
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {
             "split": np.array(_SPLITS)[counted["split"]],
             "average_rating": stars,
@@ -333,3 +381,8 @@ def _strata(usable: pa.Table, placed: _Placed) -> pd.DataFrame:
             "taken": counted["sum"],
         }
     )
+    if gone.num_rows:
+        missing = gone.group_by(["split", "stratum"]).aggregate([([], "count_all")]).to_pandas()
+        both = counted.merge(missing, how="left", on=["split", "stratum"])
+        table["removed"] = both["count_all"].fillna(0).astype(np.int64)
+    return table

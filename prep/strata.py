@@ -30,20 +30,26 @@ def split_of(groups: Sequence[str], salt: str, validation: float, test: float) -
         validation: fraction of the groups in the validation split.
         test: fraction of the groups in the test split.
     """
-    position = units(f"{salt}/split", groups)
+    return split_at(split_positions(groups, salt), validation, test)
+
+
+def split_positions(groups: Sequence[str], salt: str) -> npt.NDArray[np.float64]:
+    """Return the number in [0, 1) that decides the split of each group."""
+    return units(f"{salt}/split", groups)
+
+
+def split_at(position: npt.NDArray[np.float64], validation: float, test: float) -> npt.NDArray[np.str_]:
+    """Return the split of each of `position`, from `split_positions` or `time_positions`."""
     return np.where(position < test, TEST, np.where(position < test + validation, VALIDATION, TRAIN))
 
 
-def split_by_time(appeared: npt.NDArray[np.float64], validation: float, test: float) -> npt.NDArray[np.str_]:
-    """Return the split of each group: the last ones that appeared are test, those before them validation.
+def time_positions(appeared: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return a number in [0, 1] for `split_at`, smallest for the groups that appeared last.
 
     Args:
-        appeared: fraction of all groups that appeared on an earlier day; NaN, without a time, is train.
-        validation: fraction of the groups in the validation split, to whole days.
-        test: fraction of the groups in the test split, to whole days.
+        appeared: fraction of all groups that appeared on an earlier day; NaN, without a time, becomes 1.
     """
-    after = appeared + 1e-12  # so that 0.9 is not below 1 - 0.1
-    return np.where(after >= 1 - test, TEST, np.where(after >= 1 - test - validation, VALIDATION, TRAIN))
+    return np.nan_to_num(1 - appeared - 1e-12, nan=1.0)  # so that 1 - 0.9 is below 0.1
 
 
 def order_of(groups: Sequence[str], salt: str) -> npt.NDArray[np.uint64]:

@@ -3,10 +3,11 @@
 Input: ``data/sample/<category>/``, ``data/images/<category>/`` and ``data/exclusions/<category>/``. Output:
 ``data/shards/<category>/`` with a tar and an index for every ``shards.samples_per_shard`` samples of a part that are
 not excluded, ``manifest.json``, a dataset card and ``report.json``. Guarantees: a tar belongs to one category, split
-and band; its name and bytes do not depend on the fraction; a tar that was written before is reused from the local
-store, unless its bytes have changed since.
+and band; its name and bytes do not depend on the fraction, nor on what was removed from other tars; a tar that was
+written before is reused from the local store, unless its bytes have changed since.
 """
 
+from bisect import bisect_left
 from collections.abc import Collection, Iterator
 from functools import partial
 from itertools import islice
@@ -20,7 +21,7 @@ from prep.core.cluster import dask_pool
 from prep.core.errors import UserError
 from prep.core.keys import item_id
 from prep.core.params import Params, narrow, values_of
-from prep.core.parts import excluded, sample_parts
+from prep.core.parts import SLOTS_FILE, excluded, sample_parts
 from prep.core.reports import Funnel, earlier_reports
 from prep.core.tables.shards import TABULAR, SampleMetadata
 from prep.core.tables.tabular import TABULAR_NAMES
@@ -96,11 +97,16 @@ def _write_shards(
     indexed_by = files.fingerprint(tokenization.fields, tokenization.max_tokens, tokenizer)[:16]
     split, _, band = part.stem.partition("-")
     rows = pq.read_metadata(part).num_rows - len(left_out)
+    empty = _empty_slots(part, left_out)
+    made_of = files.fingerprint(made_of, empty) if empty else made_of
     samples = _samples(part, images, left_out)
     read = 0  # samples read so far: they are read once, or not at all if all tars are in the store
     written = []
-    for number, first in enumerate(range(0, rows, size)):
-        count = min(size, rows - first)
+    for number, slot in enumerate(range(0, rows + len(empty), size)):
+        first, last = (at - bisect_left(empty, at) for at in (slot, min(slot + size, rows + len(empty))))
+        count = last - first
+        if not count:
+            continue
         tar = out / f"{part.stem}-{number:03d}.tar"
         index = tar.with_suffix(".arrow")
         stored = f"shards/{made_of}-{number:03d}"
@@ -119,6 +125,16 @@ def _write_shards(
         )
         written.append((shard, made))
     return written
+
+
+def _empty_slots(part: Path, left_out: Collection[str]) -> list[int]:
+    """Return where removed items had their place among the samples of a part; the others stay in their tars."""
+    path = part.with_name(SLOTS_FILE)
+    rows = files.read_json(path).get(part.stem, ()) if path.exists() else ()
+    if not rows:
+        return []
+    kept = [asin not in left_out for asin in pq.read_table(part, columns=["parent_asin"])["parent_asin"].to_pylist()]
+    return [sum(kept[:row]) + number for number, row in enumerate(rows)]
 
 
 def _write_tar(samples: SampleIterator, skip: int, count: int, path: Path) -> None:

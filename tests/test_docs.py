@@ -64,6 +64,7 @@ RUN: dict[str, str] = {
     "effimini preset": ".ci/run",
     "effimini preview": "tests/shards/test_preview.py",
     "effimini publish": "tests/shards/test_publish.py",
+    "effimini remove": "tests/effimini/test_remove.py",
     "effimini sample": "tests/test_pipeline.py",
     "effimini serve": "tests/effimini/test_serve.py",
     "effimini train": "tests/test_sharing.py",

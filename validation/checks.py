@@ -17,7 +17,7 @@ from prep.core import files
 from prep.core.buckets import bucket_files, bucket_names
 from prep.core.keys import item_keys
 from prep.core.params import Params
-from prep.core.parts import NOT_TAKEN, TEST, VALIDATION, kept_rows, part_files
+from prep.core.parts import NOT_TAKEN, REMOVED, TEST, VALIDATION, kept_rows, part_files
 from prep.core.tables.exclusions import EXCLUSIONS
 from prep.core.tables.images import IMAGES, OK
 from prep.core.tables.items import JOINED
@@ -87,6 +87,7 @@ def _check_raw(tables: CategoryTables) -> list[Verdict]:
         return verdicts
     reasons = Counter(columns.read_columns([rejects], ["reason"], REJECTS)["reason"].to_pylist())
     dropped = sum((Counter(own.dropped) for own in counts.values()), Counter[str]())
+    dropped.pop(REMOVED, None)  # no list names these lines
     return [*verdicts, funnel.reasons("rejects", dropped, reasons)]
 
 

@@ -35,7 +35,8 @@ def check_strata(table: Path, parts: Sequence[Path], fraction: float, bands: int
         UserError: the file is missing or has other columns.
     """
     try:
-        strata = pd.read_csv(table)[[*_KEY, "population", "taken"]]
+        strata = pd.read_csv(table)
+        strata = strata[[*_KEY, "population", "taken"]].assign(removed=strata.get("removed", 0))
     except (FileNotFoundError, KeyError, ValueError) as error:
         raise UserError(f"{table} cannot be read ({error}); run `dvc repro --force --single-item sample`") from None
     population = int(strata["population"].sum())
@@ -69,9 +70,9 @@ def _stratum_counts(part: Path) -> pd.Series:
 
 
 def _stratum_fractions(strata: pd.DataFrame, fraction: float) -> Verdict:
-    """Check that each stratum gives `fraction` of its training items, to within one item."""
+    """Check that each stratum gives `fraction` of its training items, to within one item and those removed from it."""
     train = strata[strata["split"] == TRAIN].set_index(_KEY)
-    wrong = train[(train["taken"] - fraction * train["population"]).abs() >= 1]
+    wrong = train[(train["taken"] - fraction * train["population"]).abs() >= 1 + train["removed"]]
     examples = [f"{_name(key)} ({row['taken']} of {row['population']})" for key, row in wrong.iterrows()]
     return judge(
         "sample",

@@ -11,6 +11,8 @@ from prep.core.errors import UserError
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
+REMOVED = "removed"  # why a row of the raw tables is dropped: its item was removed on request (prep/removed.py)
+SLOTS_FILE = "removed.json"  # in data/sample/<category>: rows of a part before which a removed item had its place
 NOT_TAKEN = ("beyond_fraction", "held_out")  # why a usable item is in no part: in train; in validation and test
 
 

@@ -32,6 +32,7 @@ TABLE_FOLDERS = ("raw", "items", "groups", "sample", "images", "exclusions", "sh
 _FOLDER = re.compile(rf"data/({'|'.join(TABLE_FOLDERS)})/([^/]+)")
 _WIDTH = 120
 _CATALOGUE = "prep/demo.py"
+_REMOVED = "removed/${item.category}.csv"  # added if items were removed
 _WITH_ENCODERS = (
     "shard",
     "validate_shards",
@@ -55,7 +56,7 @@ def update_dvc_yaml(params: Params, path: Path = FILE) -> bool:
         _prune_lock(lock, params.source.categories)
     before = after = path.read_text(encoding="utf-8")
     for name, stage in _stages(before).items():
-        lines = _deps_yaml(_dependencies(name, stage, params))
+        lines = _deps_yaml(_dependencies(name, stage, params, path.parent))
         found = re.search(rf"(?m)^  {name}:\n(?:    .*\n|\n)*?(    deps: \[[^]]*\])$", after)
         if found is None:
             raise UserError(f"{path}: the deps of stage {name} are not a list in brackets; write them as [a, b, c]")
@@ -76,7 +77,7 @@ def check_dvc_yaml(params: Params, path: Path = FILE) -> None:
     if not path.exists():
         return
     for name, stage in _stages(path.read_text(encoding="utf-8")).items():
-        found, wanted = stage["deps"], _dependencies(name, stage, params)
+        found, wanted = stage["deps"], _dependencies(name, stage, params, path.parent)
         if found != wanted:
             wrong = next((d for d in [*wanted, *found] if (d in wanted) != (d in found)), wanted[0])
             verb = "lacks" if wrong in wanted else "has"
@@ -126,17 +127,17 @@ def _deps_yaml(dependencies: Sequence[str]) -> str:
     return f"    deps: [\n{lines}\n    ]"
 
 
-def _dependencies(name: str, stage: Any, params: Params) -> list[str]:
+def _dependencies(name: str, stage: Any, params: Params, root: Path) -> list[str]:
     """Return a stage's dependencies; where it lists folders of some categories, those of all categories."""
     result: list[str] = []
     for found in stage["deps"]:
         folder = None if "matrix" in stage else _FOLDER.fullmatch(found)
         if folder:
             result += [f"data/{folder[1]}/{category}" for category in params.source.categories]
-        elif found != _CATALOGUE and _own_dependency(name).fullmatch(found):
+        elif found not in {_CATALOGUE, _REMOVED} and _own_dependency(name).fullmatch(found):
             result.append(str(found))
     result = list(dict.fromkeys(result))
-    extra = list(_extra_dependencies(name, params))
+    extra = list(_extra_dependencies(name, params, root))
     at = sum(dependency.startswith("data/") for dependency in result)
     return [*result[:at], *extra, *result[at:]]
 
@@ -148,12 +149,14 @@ def _own_dependency(name: str) -> re.Pattern[str]:
     return _DATA_OR_CODE if name in _WITH_ENCODERS else re.compile(".*")
 
 
-def _extra_dependencies(name: str, params: Params) -> Iterator[str]:
-    """Yield the dependencies that parameter values add to a stage: the demo catalogue, local encoders and weights."""
+def _extra_dependencies(name: str, params: Params, root: Path) -> Iterator[str]:
+    """Yield what parameter values and files add to a stage: the source, removed items, encoders and weights."""
     if name in _OF_SOURCE and params.source.kind == "demo":
         yield _CATALOGUE
     if name in _OF_SOURCE and params.source.kind == "table":
         yield from _local_files(params.source.location)
+    if name in {"download", "sample"} and any(root.joinpath(_REMOVED).parent.glob("*.csv")):
+        yield _REMOVED
     if name in _WITH_ENCODERS and Path(params.model.text.name).exists():
         yield params.model.text.name
     if name == "train":

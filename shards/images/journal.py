@@ -12,6 +12,7 @@ import logging
 import os
 import struct
 import zlib
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -142,6 +143,40 @@ class Journal:
         if size > end:
             log.warning("%s: removed a truncated record of %d bytes at the end", self._path, size - end)
         return end
+
+
+def urls(path: Path) -> list[str]:
+    """Return the URL of each intact record of an image store, in order, repetitions included."""
+    with path.open("rb", buffering=_BLOCK) as file:
+        return [msgspec.msgpack.decode(body, type=Record).url for body in _bodies(file)]
+
+
+def forget(path: Path, gone: Collection[str]) -> int:
+    """Write an image store again without the records of some URLs, atomically; return how many were left out.
+
+    Damaged bytes are left out too, since they may be of such a record. A run that uses the store is waited for.
+    """
+    with locks.hold(path), path.open("rb", buffering=_BLOCK) as file, files.atomic_write(path) as partial:
+        left_out = 0
+        with partial.open("wb") as kept:
+            for body in _bodies(file):
+                if msgspec.msgpack.decode(body, type=Record).url in gone:
+                    left_out += 1
+                else:
+                    kept.write(_HEAD.pack(MAGIC, len(body), zlib.crc32(body)) + body)
+    return left_out
+
+
+def _bodies(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the bodies of the intact records."""
+    offset: int | None = 0
+    while offset is not None:
+        body = _read_record(file, offset)
+        if body is None:
+            offset = _next(file, offset)
+        else:
+            yield body
+            offset += _HEAD.size + len(body)
 
 
 def _read_record(file: BinaryIO, offset: int) -> bytes | None:
