@@ -880,6 +880,31 @@ def remove(
 
 
 @app.command()
+def gc(
+    force: Annotated[bool, typer.Option("--force", help="Free what is not needed; without it, only list.")] = False,
+    all_tags: Annotated[bool, typer.Option("--all-tags", help="Keep the versions of all git tags too.")] = False,
+    all_branches: Annotated[bool, typer.Option("--all-branches", help="Keep those of all git branches too.")] = False,
+    max_gb: Annotated[
+        float | None, typer.Option(min=0, help="Free no more than needed for the store to have this many GB.")
+    ] = None,
+    params: ParamsFile = PARAMS,
+    data: Data = DATA,
+    as_json: Json = False,
+) -> None:
+    """List the local store: what each folder takes, and why it is kept; with --force, free what no version needs.
+
+    Reads params.yaml, the manifests in data/shards, and those of tags and branches if asked to; removes files below
+    .effimini only.
+
+    Examples: `effimini gc`, `effimini gc --all-tags --force`
+    """
+    from effimini import gc as stage
+
+    options: dict[str, Any] = {"force": force, "tags": all_tags, "branches": all_branches, "max_gb": max_gb}
+    _show(stage.gc(load_params(params), data, **options), stage.gc_table, as_json)
+
+
+@app.command()
 def results(as_json: Json = False) -> None:
     """Print the metrics of the last evaluation, how much noise in the labels explains, and the path of its report.
 

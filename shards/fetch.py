@@ -87,7 +87,7 @@ def fetch(category: str, params: Params, data: Path = Path("data"), retry: Colle
     base = image_base(category, params)
     if not (urls.is_remote(base) or Path(base).is_dir()):
         raise UserError(f"the image mirror {base} is not a folder; check fetch.mirror and source.location")
-    store = _store(category, params, base)
+    store = store_of(category, params, base)
     worker_folder = store.with_suffix(".spools")
     with Journal(store, _fetch_conditions(params, base)) as journal:
         _merge_worker_journals(journal, worker_folder)  # left by a killed run
@@ -214,7 +214,7 @@ def _merge_worker_journals(journal: Journal, worker_folder: Path) -> None:
     shutil.rmtree(worker_folder, ignore_errors=True)
 
 
-def _store(category: str, params: Params, base: str) -> Path:
+def store_of(category: str, params: Params, base: str) -> Path:
     """Return the path of the journal; its name contains a fingerprint of everything the stored bytes depend on."""
     # An http(s) URL identifies one image, whichever mirror serves it; the files of a directory are specific to it.
     directory = "" if urls.is_remote(base) else base

@@ -56,6 +56,7 @@ RUN: dict[str, str] = {
     "effimini import": "tests/effimini/test_import_weights.py",
     "effimini fetch": "tests/test_team.py",
     "effimini inspect": "tests/prep/catalogue/test_inspect.py",
+    "effimini gc": "tests/effimini/test_gc.py",
     "effimini info": "tests/test_parameters.py",
     "effimini lint": "tests/test_parameters.py",
     "effimini pipeline": "tests/test_team.py",
