@@ -79,18 +79,19 @@ def remove(ids: Sequence[str], params: Params, data: Path = Path("data")) -> lis
             )
         new = [one for one in found if one.item not in {each.item for each in known[one.category]}]
         added = _removals(new, known, params, data)
-        for category in categories:  # each stage depends on a file of its category
+        changed = {c for c in categories if added[c] or not removed.path_of(data, c).exists()}
+        for category in sorted(changed):  # also an empty list: each stage depends on a file of its category
             removed.write_removed(data, category, [*known[category], *added[category]])
         if pipeline.FILE.exists():
             pipeline.update_dvc_yaml(params)
         _clean_store(ids, [one for c in categories for one in removed.read_removed(data, c)], data)
-        changed = [category for category in categories if removed.drop(category, data)]
+        changed |= {category for category in categories if removed.drop(category, data)}
         log.info("%d items were added to %s", len(new), removed.path_of(data, "").parent)
         for one in found:
             for asin, category in one.same_product:
                 if asin not in ids:
                     log.info("%s of %s is the same product as %s, and stays", asin, category, one.asin)
-    commit = [f"dvc commit --force download@{category}" for category in changed]
+    commit = [f"dvc commit --force download@{category}" for category in categories if category in changed]
     return [
         *commit,
         "dvc repro",

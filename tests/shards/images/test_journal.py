@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shards.images.journal import MAGIC, Journal, Record
+from shards.images.journal import MAGIC, Journal, Record, forget, urls
 
 
 def records(count, conditions="t"):
@@ -139,3 +139,16 @@ def test_appended_records_survive_kill_9(tmp_path):
     process.stdout.close()
     with Journal(tmp_path / "j", "t") as journal:
         assert journal.get("a").image == b"x" * 100000
+
+
+def test_forgotten_urls_leave_no_byte_and_the_others_stay(tmp_path):
+    filled(tmp_path / "j")
+    whole = (tmp_path / "j").read_bytes()
+    assert forget(tmp_path / "j", {"https://h/1", "https://h/9"}) == 1
+    assert b"https://h/1" not in (tmp_path / "j").read_bytes()
+    assert urls(tmp_path / "j") == [f"https://h/{n}" for n in (0, 2, 3, 4)]
+    with Journal(tmp_path / "j", "t") as journal:
+        assert [journal.get(f"https://h/{n}") for n in (0, 2, 3, 4)] == [r for r in records(5) if r.url[-1] != "1"]
+        assert journal.outcome("https://h/1") is None
+        journal.append(records(2)[1])
+    assert len((tmp_path / "j").read_bytes()) == len(whole)
