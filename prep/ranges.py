@@ -5,7 +5,7 @@ Output: the bytes of the file in order, or the file on disk.
 Guarantees: the bytes have the announced size, are from one version of the file (its ETag), and have the source's sha256
 if it publishes one. An interrupted response is resumed at the byte where it stopped. A file has its final name only
 when it is complete, and bytes that a killed run downloaded are not requested again. A file that was changed on disk
-is downloaded again. Memory is bounded by one block.
+is downloaded again; one whose sha256 the store has under another revision is not. Memory is bounded by one block.
 """
 
 import errno
@@ -163,7 +163,7 @@ def download_file(remote: Remote, path: Path, policy: RetryPolicy = DEFAULT_POLI
     # from the beginning.
     partial = path.with_name(f".{path.name}.partial")
     with locks.hold(path):  # another run may download the same file
-        if files.intact(path) or _is_known(remote, path):
+        if files.intact(path) or _is_known(remote, path) or _is_linked(remote, path):
             return
         done = partial.stat().st_size if partial.exists() else 0
         _check_disk_space(remote, done, path.parent)
@@ -192,6 +192,20 @@ def _is_known(remote: Remote, path: Path) -> bool:
     if known:
         files.seal(path, remote.sha256)
     return known
+
+
+def _is_linked(remote: Remote, path: Path) -> bool:
+    """Return whether the local store has the same bytes under another revision; link them to `path` if so."""
+    root = files.store() / "raw"
+    if not (remote.sha256 and path.is_relative_to(root)):
+        return False
+    for other in sorted(root.glob(str(Path("*", *path.relative_to(root).parts[1:])))):
+        if other != path and other.stat().st_size == remote.size and files.intact(other) == remote.sha256:
+            files.link(other, path)
+            files.seal(path, remote.sha256)
+            log.info("%s: as in another revision, so it is not downloaded again", path.name)
+            return True
+    return False
 
 
 def _check_disk_space(remote: Remote, done: int, folder: Path) -> None:

@@ -24,7 +24,9 @@ from shards.manifest import OF_SPLITS, Manifest, Shard
 
 COMPARED_FIELDS = ("average_rating", "rating_number", "review_count", "has_image")
 EXAMPLES_PER_CHANGE = 5
-_READ = pa.schema([INDEX.field(name) for name in ("key", *COMPARED_FIELDS)])
+_READ = pa.schema([INDEX.field(name) for name in ("key", *COMPARED_FIELDS, "jpg_length")])
+# Of each sample, in addition: where it is, and its token ids as bytes.
+_PLACE = pa.schema([("text", pa.large_binary()), ("band", pa.int16()), ("split", pa.string())])
 
 
 class LabelValues(NamedTuple):
@@ -92,6 +94,15 @@ class MetadataChange(msgspec.Struct, frozen=True, kw_only=True):
     examples: list[MetadataExample]
 
 
+class ContentChange(msgspec.Struct, frozen=True, kw_only=True):
+    """Items of both versions with another band, text (token ids) or image (its length; as few bytes as that shows)."""
+
+    category: str
+    what: str  # band | text | image
+    count: int
+    examples: list[str]
+
+
 class Spread(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Statistics of the labels (stars) of a version; only `samples` if there are none."""
 
@@ -125,6 +136,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     splits: list[SplitChange]
     moved: list[Move]
     metadata: list[MetadataChange]
+    content: list[ContentChange]
     drift: list[Drift]
     unexplained_moves: bool  # moved, though parameters, source and categories do not explain it
 
@@ -171,12 +183,14 @@ def compare(old: ShardLocation, new: ShardLocation, categories: Sequence[str] | 
     splits: list[SplitChange] = []
     moved: list[Move] = []
     metadata: list[MetadataChange] = []
+    content: list[ContentChange] = []
     for name, changed in shards.items():
         removed_rows, new_rows = _index_rows(old, name, changed.removed), _index_rows(new, name, changed.new)
         splits += _split_changes(name, changed, removed_rows, new_rows)
         old_rows, new_rows = _in_both(removed_rows, new_rows)
         moved += _moved(name, old_rows, new_rows)
         metadata += _metadata_changes(name, old_rows, new_rows)
+        content += _content_changes(pairs[name], old_rows, new_rows)
     explained = added or removed or any(change.name.startswith(OF_SPLITS) for change in parameters)
     return Comparison(
         old=old.url,
@@ -188,6 +202,7 @@ def compare(old: ShardLocation, new: ShardLocation, categories: Sequence[str] | 
         splits=splits,
         moved=moved,
         metadata=metadata,
+        content=content,
         drift=drift,
         unexplained_moves=bool(moved) and not explained,
     )
@@ -224,20 +239,22 @@ def _flat_parameters(about: Manifest) -> dict[str, Any]:
 
 
 def _index_rows(location: ShardLocation, category: str, shards: Sequence[Shard]) -> pa.Table:
-    """Read key, compared fields, tabular columns and split of the samples of shards.
+    """Read key, compared fields, tabular columns, text, band and split of the samples of shards.
 
     Raises:
         UserError: an index is missing or invalid.
     """
     location.prefetch(index_file(category, shard) for shard in shards)
     stored = location.manifest(category).tabular if shards else ()
-    names = [name for name in dict.fromkeys(stored) if name not in _READ.names and name != "split"]
-    schema = pa.schema([*_READ, *(pa.field(name, pa.float32()) for name in names), pa.field("split", pa.string())])
+    names = [name for name in dict.fromkeys(stored) if name not in {*_READ.names, *_PLACE.names}]
+    schema = pa.schema([*_READ, *(pa.field(name, pa.float32()) for name in names), *_PLACE])
     tables = [schema.empty_table()]
     for shard in shards:
         index = location.index(category, shard, tabular=len(stored))
         columns = [index[name] for name in _READ.names] + _tabular(index, stored, names)
-        tables.append(pa.table([*columns, pa.repeat(shard.split, len(index))], schema=schema))
+        band = pa.scalar(-1 if shard.band is None else shard.band, pa.int16())
+        place = [_token_bytes(index), pa.repeat(band, len(index)), pa.repeat(shard.split, len(index))]
+        tables.append(pa.table([*columns, *place], schema=schema))
     return pa.concat_tables(tables).combine_chunks()
 
 
@@ -295,7 +312,8 @@ def _moved(category: str, old: pa.Table, new: pa.Table) -> list[Move]:
 
 def _metadata_changes(category: str, old: pa.Table, new: pa.Table) -> Iterator[MetadataChange]:
     """Count the items with a different value, for each compared field."""
-    tabular = [name for name in old.column_names if name in new.column_names and name not in {*_READ.names, "split"}]
+    known = {*_READ.names, *_PLACE.names}
+    tabular = [name for name in old.column_names if name in new.column_names and name not in known]
     for field in (*COMPARED_FIELDS, *tabular):
         missing = pc.not_equal(pc.is_null(old[field]), pc.is_null(new[field]))
         differs = pc.coalesce(pc.not_equal(old[field], new[field]), missing)
@@ -304,6 +322,32 @@ def _metadata_changes(category: str, old: pa.Table, new: pa.Table) -> Iterator[M
             columns = (was["key"].to_pylist(), was[field].to_pylist(), now[field].to_pylist())
             examples = [MetadataExample(key, _rounded(a), _rounded(b)) for key, a, b in zip(*columns, strict=True)]
             yield MetadataChange(category=category, fact=field, count=count, examples=examples)
+
+
+def _content_changes(pair: _Pair, old: pa.Table, new: pa.Table) -> Iterator[ContentChange]:
+    """Count the items in another band of the same split, and those with another text or image."""
+    if pair.old is None or pair.new is None:
+        return
+    image = pc.and_(pc.not_equal(old["jpg_length"], new["jpg_length"]), pc.and_(old["has_image"], new["has_image"]))
+    changes = {
+        "band": pc.and_(pc.not_equal(old["band"], new["band"]), pc.equal(old["split"], new["split"])),
+        "text": pc.and_(pc.not_equal(old["text"], new["text"]), pair.old.tokens == pair.new.tokens),
+        "image": image,
+    }
+    for what, differs in changes.items():
+        if count := pc.sum(differs).as_py():
+            examples = old["key"].filter(differs).slice(0, EXAMPLES_PER_CHANGE).to_pylist()
+            yield ContentChange(category=pair.new.category, what=what, count=count, examples=examples)
+
+
+def _token_bytes(index: pa.Table) -> pa.LargeBinaryArray:
+    """Return the token ids of each sample as bytes, which can be compared."""
+    lists = index["tokens"].combine_chunks()
+    offsets = lists.offsets.to_numpy().astype(np.int64) * 4  # bytes of an int32
+    ids = np.ascontiguousarray(lists.values.to_numpy())
+    return pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(), len(lists), [None, pa.py_buffer(offsets), pa.py_buffer(ids)]
+    )
 
 
 def _rounded(value: float | None) -> float | None:

@@ -94,6 +94,9 @@ def _examples(result: Comparison) -> Iterator[str]:
     for change in result.metadata:
         changes = [f"{each.key} {each.old} -> {each.new}" for each in change.examples]
         yield f"{change.category}, {change.count:,} with a different {change.fact}: {_some(changes, change.count)}"
+    for each in result.content:
+        in_words = "in another band" if each.what == "band" else f"with another {each.what}"
+        yield f"{each.category}, {each.count:,} {in_words}: {_some(each.examples, each.count)}"
 
 
 def _some(examples: Sequence[str], count: int) -> str:

@@ -22,7 +22,7 @@ from prep.core.params import Params, SourceParams
 from prep.core.retry import RetryPolicy
 from prep.source import locate, raw_file
 from tests.prep import hub_server
-from tests.prep.hub_server import COMMIT, Hub
+from tests.prep.hub_server import COMMIT, NEWEST, Hub
 
 ITEMS = "raw/meta_categories/meta_Toys.jsonl"
 BODY = random.Random(1).randbytes(1 << 20)
@@ -103,6 +103,30 @@ def test_a_permanent_fault_is_an_error_after_the_attempts(hub: Hub, source: Call
     assert len(hub.faults) == 1
     with pytest.raises(UserError, match=r"meta_Toys.jsonl cannot be fetched after 2 attempts.*check source.location"):
         had(source("http://127.0.0.1:9"))
+
+
+def test_a_file_that_a_new_revision_did_not_change_is_not_downloaded_again(
+    hub: Hub, source: Callable[..., SourceParams], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    assert had(source()) == BODY
+    asked = len(hub.ranges())
+    new = source(revision=NEWEST)
+    assert had(new) == BODY
+    assert len(hub.ranges()) == asked
+    assert "meta_Toys.jsonl: as in another revision, so it is not downloaded again" in caplog.text
+    first, second = sorted(Path(os.environ["EFFIMINI_STORE"]).rglob("meta_Toys.jsonl"))
+    assert first.samefile(second)
+    hub.files = {ITEMS: BODY[::-1]}
+    shutil.rmtree(second.parents[2])
+    shutil.rmtree(first.parents[2])
+    assert had(new) == BODY[::-1]
+    assert len(hub.ranges()) == 2 * asked
+    hub.files = {ITEMS: BODY}
+    (path,) = Path(os.environ["EFFIMINI_STORE"]).rglob("meta_Toys.jsonl")
+    path.write_bytes(BODY)  # not what its seal says
+    assert had(source()) == BODY
+    assert len(hub.ranges()) == 3 * asked
 
 
 @pytest.mark.parametrize("headers", [{"Retry_After": "1"}, {"RateLimit": '"api";r=0;t=1'}, "date"])

@@ -276,3 +276,30 @@ def test_names_from_the_data_are_not_markup(tmp_path: Path) -> None:
     path = new / "Made/manifest.json"
     path.write_text(path.read_text().replace('"revision": ""', '"revision": "[red]x[/red]"'))
     assert "[red]x[/red]" in shown(differ(old, new))
+
+
+def test_a_refreshed_source_is_told_apart_by_what_changed(tmp_path: Path) -> None:
+    old = make_shards(tmp_path / "old", {"train": [5, 4]})
+    new = Path(shutil.copytree(old, tmp_path / "new"))
+
+    def change(number: int, metadata: dict[str, Any]) -> None:
+        if number == 6:
+            metadata["title"] = "another thing"
+
+    rewrite(new / "Made", "train-001.tar", change)
+    assert differ(old, new)["content"] == [{"category": "Made", "what": "text", "count": 1, "examples": ["B000000006"]}]
+    moved = Path(shutil.copytree(old, tmp_path / "moved"))
+    path = moved / "Made/train-01-000.tar"
+    samples = [sample(number, "Made", 6) for number in range(5, 9)]
+    samples[2] = (samples[2][0], samples[2][1] + b"\xff\xd9")
+    write_tar(path, samples)
+    about = json.loads((moved / "Made/manifest.json").read_text())
+    about["shards"][1] = msgspec.to_builtins(seal(path, "train", 4, HOW, tokens.load_tokenizer(HOW.name))) | {"band": 1}
+    writers.write_json(moved / "Made/manifest.json", about)
+    result = differ(old, moved)
+    assert result["content"] == [
+        {"category": "Made", "what": "band", "count": 4, "examples": [f"B00000000{n}" for n in (5, 6, 7, 8)]},
+        {"category": "Made", "what": "image", "count": 1, "examples": ["B000000007"]},
+    ]
+    assert "Made, 4 in another band: B000000005" in shown(result)
+    assert "Made, 1 with another image: B000000007" in shown(result)
