@@ -21,6 +21,7 @@ from effimini.model import WEIGHTS_FILE, EffiMini, image_width
 from effimini.predict import ITEMS_PER_BATCH, batch_inputs, load_network, read_items, report_faults, warn_of_demo
 from prep.core import writers
 from prep.core.errors import UserError
+from prep.core.keys import item_id
 from prep.core.progress import bar
 from prep.core.tables.column import required
 from shards.loader import Loader
@@ -113,11 +114,11 @@ def embed_shards(model: Path, location: ShardLocation, categories: Sequence[str]
     def batches() -> Iterator[pa.RecordBatch]:
         for batch in bar(loader, f"embed {split}", len(loader)):
             names = zip(*(key.split("/", 1) for key in batch.keys), strict=True)
-            category, asin = (list(name) for name in names)
+            category, keys = (list(name) for name in names)
             found = _embed(network, *to_device(batch, device))
             columns = [
                 category,
-                asin,
+                list(map(item_id, keys)),
                 batch.has_image.numpy(),
                 *found,
                 batch.label.numpy(),

@@ -17,6 +17,7 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from prep import demo
+from prep.catalogue.convert import images_of, place_of
 from prep.core import files
 from prep.core.errors import UserError
 from prep.core.params import Params, load_params
@@ -196,9 +197,13 @@ def _needs(versions: Sequence[Version]) -> Needs:
                 catalogue = f"demo/{files.fingerprint(demo.FORMAT, source.demo, [category])[:16]}"
                 needs.folders[catalogue] = name
                 base = str(files.store() / catalogue)
+            if source.kind == "table":
+                root, _ = place_of(source, category)
+                needs.folders[str(root.relative_to(files.store()))] = name
+                base = images_of(root, category)
             journal = fetch.store_of(category, params, params.fetch.mirror or base).relative_to(files.store())
             needs.folders[str(journal.with_suffix(""))] = name
-            for path in PATHS.values() if source.kind != "demo" else ():
+            for path in PATHS.values() if source.kind in {"mirror", "hub"} else ():
                 of_file = needs.raw.setdefault(path.format(category).removesuffix("jsonl"), set())
                 of_file.add((source.location, source.revision))
         for about in _manifests(version):
@@ -220,6 +225,8 @@ def _entries(store: Path, data: Path, needs: Needs) -> Iterator[Entry]:
         match folder.name:
             case "images":
                 yield from _by_name(folder.glob("*/*"), needs, store, "images of a category")
+            case "table":
+                yield from _by_name(folder.glob("*"), needs, store, "converted table")
             case "demo":
                 yield from _by_name(folder.glob("*"), needs, store, "demo catalogue")
             case "shards" | "tokens":

@@ -6,7 +6,9 @@ is repeated by the same command; no listed item comes back with a later run; no 
 tar; an image that another item shares is kept.
 """
 
+import json
 import logging
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,6 +26,7 @@ from prep import removed, strata
 from prep.core import files, locks, pipeline
 from prep.core.buckets import bucket_files, bucket_of, item_order
 from prep.core.errors import UserError
+from prep.core.keys import item_key
 from prep.core.params import Params
 from prep.core.parts import part_files
 from prep.core.tables.groups import GROUPS
@@ -45,6 +48,7 @@ class Found(NamedTuple):
     urls: list[str]  # of its images
     group: str  # "" if data/groups has no such item
     same_product: list[tuple[str, str]]  # the other items of its group, with their categories
+    appeared: float  # of data/groups; NaN without a time
 
     @property
     def item(self) -> int:
@@ -67,6 +71,7 @@ def remove(ids: Sequence[str], params: Params, data: Path = Path("data")) -> lis
         UserError: an id is in no table, or a table is missing.
     """
     categories = params.source.categories
+    names, ids = ids, list(map(item_key, ids))
     with locks.hold(files.store() / "removed"):
         known = {category: removed.read_removed(data, category) for category in categories}
         listed = {one.item for each in known.values() for one in each if one.item}
@@ -84,7 +89,7 @@ def remove(ids: Sequence[str], params: Params, data: Path = Path("data")) -> lis
             removed.write_removed(data, category, [*known[category], *added[category]])
         if pipeline.FILE.exists():
             pipeline.update_dvc_yaml(params)
-        _clean_store(ids, [one for c in categories for one in removed.read_removed(data, c)], data)
+        _clean_store(names, [one for c in categories for one in removed.read_removed(data, c)], data)
         changed |= {category for category in categories if removed.drop(category, data)}
         log.info("%d items were added to %s", len(new), removed.path_of(data, "").parent)
         for one in found:
@@ -97,7 +102,7 @@ def remove(ids: Sequence[str], params: Params, data: Path = Path("data")) -> lis
         "dvc repro",
         f"git add {removed.FOLDER} dvc.yaml dvc.lock && git commit -m 'Remove items'",
         "dvc gc --workspace",
-        f"effimini remove --verify {' '.join(ids)}",
+        f"effimini remove --verify {shlex.join(names)}",
     ]
 
 
@@ -117,14 +122,19 @@ def holding(
     """
     places = [files.project(), data, files.store(), *_dvc_cache()]
     source = [files.store() / "demo"] if params.source.kind == "demo" else []
-    for path, found in search.find(search.all_files(places, [*left_out, *source]), ids):
+    for path, found in search.find(search.all_files(places, [*left_out, *source]), _spellings(ids)):
         yield path, ", ".join(found)
-    hashed = {removed.item_hash(name) for name in ids}
+    hashed = {removed.item_hash(item_key(name)) for name in ids}
     lists = [one for category in params.source.categories for one in removed.read_removed(data, category)]
     images = {image for one in lists if one.item in hashed for image in one.images}
     for path in _journals():
         if count := len(_urls_of(path, images)):
             yield path, f"{count} of their images"
+
+
+def _spellings(ids: Sequence[str]) -> list[str]:
+    """Return the texts that name items in files: their ids, as they are and in JSON, and their keys."""
+    return list(dict.fromkeys(text for name in ids for text in (name.strip(), json.dumps(name)[1:-1], item_key(name))))
 
 
 def _dvc_cache() -> list[Path]:
@@ -164,7 +174,9 @@ def _find(ids: Sequence[str], categories: Sequence[str], data: Path) -> Iterator
                 urls = [url for name in _IMAGES for url in rows[name].to_pylist() if url]
                 groups = _rows(data, "groups", category, asin) or GROUPS.empty_table()
                 group, size = (str(groups["group"][0]), groups["group_size"][0].as_py()) if len(groups) else ("", 1)
-                yield Found(asin, category, urls, group, _members(group, asin, categories, data) if size > 1 else [])
+                same = _members(group, asin, categories, data) if size > 1 else []
+                appeared = groups["appeared"].to_numpy()[0] if len(groups) else float("nan")
+                yield Found(asin, category, urls, group, same, float(appeared))
 
 
 def _members(group: str, asin: str, categories: Sequence[str], data: Path) -> list[tuple[str, str]]:
@@ -194,6 +206,8 @@ def _removals(
             log.warning("warning: data/items or data/groups lacks %s: it keeps no place, so others may move", one.asin)
         elif rows := usable_rows(items, params):
             split, order = strata.split_positions([one.group], salt), strata.order_of([one.group], salt)
+            if params.sample.split == "time":
+                split = strata.time_positions(np.array([one.appeared]))
             removed.keep_places([one.group], split, order, listed)
             stars, count = np.array([rows[0].average_rating], float), np.array([rows[0].rating_number or 0], np.int64)
             place = place._replace(
@@ -243,18 +257,18 @@ def _urls_of(path: Path, images: set[int]) -> set[str]:
 
 def _clean_store(ids: Sequence[str], lists: Sequence[Removed], data: Path) -> None:
     """Remove from the local store what holds the items, or was computed from their texts and images."""
-    hashed = {removed.item_hash(name) for name in ids}
+    hashed = {removed.item_hash(item_key(name)) for name in ids}
     images = {image for one in lists if one.item in hashed for image in one.images}
     for path in _journals():
         if urls := _urls_of(path, images):
             log.info("%s: removed %d records", path, journal.forget(path, urls))
     store = files.store()
     computed = [*(store / "features").glob("*"), *_of_parts(ids, data)]
-    named = search.find(search.all_files([store], [store / "demo", *_journals()]), ids)
+    named = search.find(search.all_files([store], [store / "demo", *_journals()]), _spellings(ids))
     for path in [*computed, *(path for path, _ in named)]:
         if not path.name.endswith(".lock"):
             place = store / Path(*path.relative_to(store).parts[:2])
-            if place.parent.name == "train":  # a checkpoint is only read whole
+            if place.parent.name in {"train", "table"}:  # a checkpoint, or a converted table: they are only read whole
                 shutil.rmtree(place, ignore_errors=True)
             path.unlink(missing_ok=True)
             path.with_name(f"{path.name}.sha256").unlink(missing_ok=True)
@@ -264,7 +278,7 @@ def _clean_store(ids: Sequence[str], lists: Sequence[Removed], data: Path) -> No
 def _of_parts(ids: Sequence[str], data: Path) -> Iterator[Path]:
     """Yield what `shards.near_duplicates` keeps of the parts that have the items: a row of numbers for each."""
     folder = files.store() / "near_duplicates"
-    for path, _ in search.find((data / "sample").glob("*/*.parquet"), ids):
+    for path, _ in search.find((data / "sample").glob("*/*.parquet"), list(map(item_key, ids))):
         yield from folder.glob(f"{files.fingerprint(titles.FORMAT, files.sha256(path))}.*")
         table = data / "images" / path.parent.name / path.name
         if table.exists():

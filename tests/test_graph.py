@@ -54,6 +54,7 @@ NO_BYTE: dict[str, tuple[str, ...]] = {
     "prep/core/errors.py": (),
     "prep/core/progress.py": (),
     "effimini/clock.py": (),
+    "effimini/trackers.py": (),
     "effimini/time_profile.py": (),
     # atomic writes and the local store; prep/core/writers.py determines the content
     "prep/core/files.py": (),

@@ -52,10 +52,8 @@ def convert(source: SourceParams, category: str) -> Converted:
     Raises:
         UserError: the table cannot be read, or has no rows of the category.
     """
-    table = open_table(source.location)
+    root, table = place_of(source, category)
     by_column = "category" in mapping.columns_of(source.table)
-    depends_on = [FORMAT, source.location, source.table, table.version, "" if by_column else category]
-    root = files.store() / "table" / files.fingerprint(depends_on)[:16]
     if not files.intact(root / category):
         with locks.hold(root.with_suffix(".made")):
             report = _report(root)
@@ -70,14 +68,34 @@ def convert(source: SourceParams, category: str) -> Converted:
         raise UserError(
             f"{source.location} has no rows of the category {category}; it has {known_rows}; correct source.categories"
         )
-    kind = max(report.images, key=lambda name: report.images[name], default="url")
-    places = {"url": "", "path": report.folder, "bytes": str(root / category / "images")}
-    if kind == "path" and "://" in report.folder:
+    images = images_of(root, category)
+    if "://" in images:
         raise UserError(
             f"the images of {source.location} are paths beside a table elsewhere; set source.table.image_folder to a "
             "folder of this machine"
         )
-    return Converted(root / category, places[kind])
+    return Converted(root / category, images)
+
+
+def place_of(source: SourceParams, category: str) -> tuple[Path, Table]:
+    """Return the folder that a table is converted to, which may not exist yet, and the table.
+
+    Raises:
+        UserError: the table cannot be read.
+    """
+    table = open_table(source.location)
+    by_column = "category" in mapping.columns_of(source.table)
+    depends_on = [FORMAT, source.location, source.table, table.version, "" if by_column else category]
+    return files.store() / "table" / files.fingerprint(depends_on)[:16], table
+
+
+def images_of(root: Path, category: str) -> str:
+    """Return where the images of a converted table are, "" if they are URLs, or if it is not converted yet."""
+    report = _report(root)
+    if report is None:
+        return ""
+    kind = max(report.images, key=lambda name: report.images[name], default="url")
+    return {"url": "", "path": report.folder, "bytes": str(root / category / "images")}[kind]
 
 
 def _report(root: Path) -> _Report | None:

@@ -17,9 +17,11 @@ from effimini.remove import holding, remove
 from prep import download, removed
 from prep.core import pipeline, writers
 from prep.core.errors import UserError
+from prep.core.keys import item_key
 from prep.core.params import Params
 from shards.images import journal
 from tests.clone import ROOT, SMALL, commit_project
+from tests.prep.catalogue.test_convert import COLUMNS, PRODUCTS, csv_file, png
 from validation.validate import validate
 
 Digests = Callable[[Path], dict[str, str]]
@@ -236,3 +238,43 @@ def test_a_team_removes_an_item_with_dvc(tmp_path: Path, digests: Digests, monke
     clone.run("dvc", "repro", "-q", "--force", "download")  # from the source, which still has it
     assert digests(data / "shards") == new
     assert "up to date" in clone.run("dvc", "status", "validate_shards").stdout
+
+
+def test_a_product_of_a_table_is_removed_by_its_own_id(
+    tmp_path: Path, make_params: Callable[..., Params], run_to: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "project"
+    (folder / "photos").mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("EFFIMINI_STORE", ".effimini")
+    for n in range(len(PRODUCTS)):
+        (folder / f"photos/{n}.png").write_bytes(png(4 * n))
+    table = csv_file(folder / "products.csv", ",")
+    params = make_params(
+        **{
+            "source.kind": "table",
+            "source.location": str(table),
+            "source.reviews": False,
+            "source.categories": ["Lamps"],
+            "source.table": {"columns": COLUMNS, "rating_scale": [1, 5], "image_folder": ""},
+            "sample.require": ["title"],
+            "sample.min_chars": 0,
+            "sample.fraction": 1.0,
+            "decontaminate.reasons": [],
+        }
+    )
+    run_to(params, folder / "data")
+    before = places(folder / "data")
+    name = "SKU-003/ä.1"
+    assert remove([name], params, folder / "data")[-1] == f"effimini remove --verify '{name}'"
+    repeat(params, folder / "data", run_to)
+    after = places(folder / "data")
+    assert before.keys() - after.keys() == {item_key(name)}
+    assert all(before[key] == place for key, place in after.items())
+    holders = [path.name for path, _ in holding([name], params, folder / "data")]
+    assert holders == ["products.csv", "meta_Lamps.jsonl"]  # the source, and what it is converted to
+    csv_file(table, ",", [row for row in PRODUCTS if row["sku"] != name])
+    shutil.rmtree(folder / ".effimini/table")
+    repeat(params, folder / "data", run_to)
+    assert places(folder / "data") == after
+    assert list(holding([name], params, folder / "data")) == []
