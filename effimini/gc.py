@@ -44,7 +44,7 @@ class Version(NamedTuple):
     shards: str  # folder or URL of its shards
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
+class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Files of the local store that are kept or freed together."""
 
     folder: str  # in the store
@@ -55,7 +55,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     changed: float  # when the last of them was written, seconds since 1970
     kept: bool
     why: str
-    paths: list[str] = []
+    paths: list[str] = []  # not in the result, since they are many
 
 
 class Collection(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,7 +124,7 @@ def gc(
     ]
     return Collection(
         store=str(store),
-        entries=within,
+        entries=[msgspec.structs.replace(entry, paths=[]) for entry in within],
         freed_bytes=sum(entry.own_bytes for entry in chosen),
         forced=force,
         versions=[version.name or "working folder" for version in versions],
@@ -138,7 +138,7 @@ def gc_table(found: Collection) -> Any:
     from rich.markup import escape  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
-    shown = Table("folder", "content", title=f"{found.store}: kept are {', '.join(map(escape, found.versions))}")
+    shown = Table("folder", "content", title=f"{found.store}, for {', '.join(map(escape, found.versions))}")
     for name in ("files", "MB", "days old"):
         shown.add_column(name, justify="right")
     shown.add_column("")
@@ -195,20 +195,21 @@ def _needs(versions: Sequence[Version]) -> Needs:
             base = source.location if source.kind == "mirror" else ""
             if source.kind == "demo":
                 catalogue = f"demo/{files.fingerprint(demo.FORMAT, source.demo, [category])[:16]}"
-                needs.folders[catalogue] = name
+                needs.folders.setdefault(catalogue, name)
                 base = str(files.store() / catalogue)
             if source.kind == "table":
                 root, _ = place_of(source, category)
-                needs.folders[str(root.relative_to(files.store()))] = name
+                needs.folders.setdefault(str(root.relative_to(files.store())), name)
                 base = images_of(root, category)
             journal = fetch.store_of(category, params, params.fetch.mirror or base).relative_to(files.store())
-            needs.folders[str(journal.with_suffix(""))] = name
+            needs.folders.setdefault(str(journal.with_suffix("")), name)
             for path in PATHS.values() if source.kind in {"mirror", "hub"} else ():
                 of_file = needs.raw.setdefault(path.format(category).removesuffix("jsonl"), set())
                 of_file.add((source.location, source.revision))
         for about in _manifests(version):
             for shard in about.shards:
-                needs.tars.update({shard.sha256: name, shard.index_sha256: name})
+                needs.tars.setdefault(shard.sha256, name)
+                needs.tars.setdefault(shard.index_sha256, name)
     return needs
 
 

@@ -75,7 +75,7 @@ def remove(ids: Sequence[str], params: Params, data: Path = Path("data")) -> lis
     with locks.hold(files.store() / "removed"):
         known = {category: removed.read_removed(data, category) for category in categories}
         listed = {one.item for each in known.values() for one in each if one.item}
-        found = list(_find(ids, categories, data))
+        found = list(_find(ids, categories, data, listed))
         absent = [name for name in ids if name not in {one.asin for one in found}]
         if unknown := [name for name in absent if removed.item_hash(name) not in listed]:
             raise UserError(
@@ -159,15 +159,17 @@ def _rows(data: Path, table: str, category: str, asin: str) -> pa.Table | None:
     return rows.filter(pc.is_in(rows["parent_asin"], value_set=ids))
 
 
-def _find(ids: Sequence[str], categories: Sequence[str], data: Path) -> Iterator[Found]:
+def _find(ids: Sequence[str], categories: Sequence[str], data: Path, listed: set[int]) -> Iterator[Found]:
     """Yield the items with the ids `ids` in the raw tables.
 
     Raises:
-        UserError: a category has no raw tables.
+        UserError: a category has no raw tables, and an id is not `listed` as removed.
     """
     for category in categories:
         for asin in dict.fromkeys(ids):
             rows = _rows(data, "raw", category, asin)
+            if rows is None and removed.item_hash(asin) in listed:
+                continue
             if rows is None:
                 raise UserError(f"{data}/raw/{category} has no items; run `dvc pull data/raw/{category}`, then again")
             if rows.num_rows:

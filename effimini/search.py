@@ -98,4 +98,5 @@ def _columns(path: Path) -> Iterator[bytes]:
             for column in table.read_row_group(number).columns:
                 if not pa.types.is_primitive(column.type):
                     for chunk in column.chunks:
-                        yield from (buffer.to_pybytes() for buffer in chunk.buffers() if buffer)
+                        values = chunk.dictionary_decode() if pa.types.is_dictionary(column.type) else chunk
+                        yield from (buffer.to_pybytes() for buffer in values.buffers() if buffer)

@@ -136,6 +136,16 @@ def test_another_item_is_removed_later_and_the_first_stays_away(
     repeat(params, data, run_to)
     remove([second, head], params, data)
     assert remove([first, second], params, data)[0] == "dvc repro"  # again
+    shutil.rmtree(Path(".effimini/shards"))
+    Path(".effimini/shards").mkdir()
+    Path(".effimini/shards/late.tar").write_text(first)
+    shutil.copytree(data, data.parent / "few/data", ignore=shutil.ignore_patterns("raw"))
+    shutil.copytree("removed", data.parent / "few/removed")
+    remove([first], params, data.parent / "few/data")  # a clone without raw tables cleans up
+    assert not Path(".effimini/shards/late.tar").exists()
+    with pytest.raises(UserError, match="few/data/raw/Demo_Kitchen has no items; run `dvc pull data/raw/Demo_Kitchen`"):
+        remove(["another"], params, data.parent / "few/data")
+    shutil.rmtree("few")
     repeat(params, data, run_to)
     assert list(holding([first, second, head], params, data)) == []
     assert places(data) == {key: tar for key, tar in before.items() if key not in {first, second, head}}
@@ -177,6 +187,7 @@ def test_every_kind_of_file_is_searched(tmp_path: Path) -> None:
     for path in (tmp_path / "cache/ab/c", tmp_path / "venv/x", tmp_path / ".git/x"):
         path.parent.mkdir(parents=True)
     table = pa.table({"a": ["x" * 30, "B000000001"], "b": [[], ["B000000002"]], "n": [1, 2], "c": [b"", b"\xff"]})
+    pq.write_table(pa.table({"a": pa.array(texts).dictionary_encode()}), tmp_path / "categorical")
     writers.write_table(tmp_path / "cache/ab/c", table)  # as in DVC's cache, without a suffix
     (tmp_path / "lines").write_bytes(gzip.compress(b"." * 100 + b"B000000001"))
     (tmp_path / "edge").write_bytes(b"." * ((1 << 24) - 5) + b"B000000002")
@@ -189,7 +200,8 @@ def test_every_kind_of_file_is_searched(tmp_path: Path) -> None:
     paths = search.all_files([tmp_path, tmp_path / "cache"], [tmp_path / "ids.txt"])
     found = {path.relative_to(tmp_path).as_posix(): held for path, held in search.find(paths, texts)}
     assert found == {
-        "cache/ab/c": texts, "lines": texts[:1], "edge": texts[1:], "link": texts[1:], "damaged": texts[:1]
+        "cache/ab/c": texts, "lines": texts[:1], "edge": texts[1:], "link": texts[1:], "damaged": texts[:1],
+        "categorical": texts
     }  # fmt: skip
 
 
