@@ -54,7 +54,6 @@ NO_BYTE: dict[str, tuple[str, ...]] = {
     "prep/core/errors.py": (),
     "prep/core/progress.py": (),
     "effimini/clock.py": (),
-    "effimini/trackers.py": (),
     "effimini/time_profile.py": (),
     "effimini/trackers.py": (),
     # atomic writes and the local store; prep/core/writers.py determines the content
