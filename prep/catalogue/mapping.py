@@ -128,7 +128,7 @@ def image_name(text: str, folder: str) -> str:
 
 def _plain(value: object) -> object:
     """Return a value as JSON has it."""
-    if isinstance(value, float) and math.isnan(value):  # of pandas
+    if isinstance(value, bytes) or (isinstance(value, float) and math.isnan(value)):  # an image, or pandas' null
         return None
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
@@ -143,7 +143,7 @@ def _string(value: object) -> str:
     value = _plain(value)
     if value is None:
         return ""
-    if isinstance(value, float) and value == int(value):
+    if isinstance(value, float) and value.is_integer():
         return str(int(value))  # pandas writes 12.0 where another cell of the column is empty
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
