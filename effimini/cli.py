@@ -186,12 +186,16 @@ def preset(
 ) -> None:
     """Write params.yaml from a preset and update dvc.yaml to match.
 
-    Reads params/base.yaml and params/NAME.yaml; writes params.yaml and dvc.yaml.
+    Reads params/base.yaml and params/NAME.yaml, or outside of a project those of the package; writes params.yaml, and
+    dvc.yaml if there is one.
 
     Example: `effimini preset paper`
     """
-    presets.write_preset(name, PARAMS, overwrite=force)
-    pipeline()
+    presets.write_preset(name, PARAMS, presets.own_folder(), overwrite=force)
+    if dvc.FILE.exists():
+        pipeline()
+    else:
+        logging.info("%s was written; there is no %s to update", PARAMS, dvc.FILE)
 
 
 @app.command()
@@ -235,7 +239,8 @@ def inspect(
     if write:
         presets.write_yaml(content, params)
         logging.info("%s was written", params)
-        pipeline(params)
+        if dvc.FILE.exists():
+            pipeline(params)
 
 
 @app.command()

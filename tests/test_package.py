@@ -13,7 +13,7 @@ import pytest
 from ruamel.yaml import YAML
 
 import effimini
-from prep.core.params import Params
+from prep.core.params import Params, load_params
 from tests.clone import ROOT
 from tests.prep.hub_server import Hub
 from tests.test_sharing import TINY
@@ -138,12 +138,14 @@ def test_the_wheel_alone_looks_at_shards_trains_and_evaluates_in_an_empty_folder
         for words, sentence in (
             (("train", "--shards", shards), "or create it: `effimini preset paper` there, `dvc get URL params.yaml`"),
             (("info",), "params.yaml does not exist, so no model is configured here; name shards"),
-            (("preset", "paper"), "params has no presets; run the command in the project's folder"),
+            (("preset", "papers"), "papers.yaml does not exist; the presets are best, challenge, corpus, demo"),
         ):
             done = effimini(*words, code=2)
             assert sentence in done.stderr
             assert done.stderr.count("\n") == 1
 
+        assert "params.yaml was written; there is no dvc.yaml" in effimini("preset", "best").stderr
+        assert load_params(folder / "params.yaml") == load_params(ROOT / "params/best.yaml")
         write_params(folder / "params.yaml", params)
         effimini("train", "--shards", shards)
         effimini("evaluate", "--shards", shards)

@@ -15,16 +15,22 @@ from prep.core.errors import UserError
 from prep.core.files import atomic_write
 from prep.core.params import Params, load_params, parse_params, read_yaml
 
-FOLDER = Path("params")
 BASE = "base"
+_PROJECT = Path("params")
+_WHEEL = Path(__file__).parent.parent / "presets"  # pyproject.toml puts them there
 
 
-def names(folder: Path = FOLDER) -> list[str]:
+def own_folder() -> Path:
+    """Return the folder of the presets: the project's, or outside of a project those of the installed package."""
+    return next((folder for folder in (_PROJECT, _WHEEL) if folder.is_dir()), Path(__file__).parents[2] / _PROJECT)
+
+
+def names(folder: Path) -> list[str]:
     """Return the names of the presets in a folder, in alphabetical order."""
     return sorted(path.stem for path in folder.glob("*.yaml") if path.stem != BASE)
 
 
-def write_preset(name: str, path: Path, folder: Path = FOLDER, overwrite: bool = False) -> Params:
+def write_preset(name: str, path: Path, folder: Path, overwrite: bool = False) -> Params:
     """Write the parameters of a preset to `path`, and return them.
 
     Args:
@@ -52,7 +58,7 @@ def write_preset(name: str, path: Path, folder: Path = FOLDER, overwrite: bool =
     ):
         raise UserError(f"{path} has values that match no preset; commit or copy it, then add --force to overwrite it")
     content.yaml_set_start_comment(
-        f"Written by `effimini preset {name}`. Change values here; {folder}/{BASE}.yaml says what each key means.\n\n"
+        f"Written by `effimini preset {name}`. Change values here; {_PROJECT}/{BASE}.yaml says what each key means.\n\n"
     )
     write_yaml(content, path)
     return chosen
