@@ -114,6 +114,15 @@ class ShardDataset(Dataset[Sample]):
     def __getitem__(self, i: int) -> Sample:
         return {"image": self.image(i), "metadata": self.metadata(i)}
 
+    def __getitems__(self, samples: Sequence[int]) -> Batch:
+        """Return `samples` decoded: what a torch `DataLoader` asks for, together with `collate`."""
+        return self.batch(np.asarray(samples), len(samples))
+
+    @staticmethod
+    def collate(batch: Batch) -> Batch:
+        """Return the batch as it is: the ``collate_fn`` of a torch `DataLoader`, since nothing is left to collate."""
+        return batch
+
     def image(self, i: int) -> bytes:
         """Return the JPEG bytes of sample `i`; a 1x1 px placeholder if it has no image.
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch.utils.data import DataLoader
 
 from prep.core import files, writers
 from prep.core.errors import UserError
@@ -270,3 +272,15 @@ def test_token_ids_of_another_tokenizer_are_stored_and_logged_once(
         list(loader(again, workers=workers))
     assert dataset.fingerprint != own.fingerprint
     assert own.fingerprint == ShardDataset(tmp_path / "long", ["Made"], "train").fingerprint
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_data_loader_of_torch_gives_decoded_batches(dataset: ShardDataset, workers: int) -> None:
+    made = DataLoader(dataset, batch_size=8, num_workers=workers, collate_fn=ShardDataset.collate)  # type: ignore[arg-type]
+    batches = list(made)
+    assert [key for batch in batches for key in batch.keys] == dataset.keys
+    for number, batch in enumerate(batches):
+        own = dataset.batch(np.arange(8 * number, 8 * number + len(batch.keys)), len(batch.keys))
+        assert torch.equal(batch.images, own.images)
+        assert torch.equal(batch.tokens, own.tokens)
+        assert batch.global_size == own.global_size
