@@ -51,6 +51,11 @@ CategoriesArgument = Annotated[
     list[str] | None, typer.Argument(help="The categories to read; all by default.", show_default=False)
 ]
 INTERRUPTED = 128 + signal.SIGINT  # exit code
+KEPT = {  # by a stage that is stopped; the others begin again, and keep their earlier output
+    "download": "the bytes of raw files in the local store (source.keep_raw) and earlier tables",
+    "fetch": "all fetched images",
+    "shard": "the tars in the local store and earlier shards",
+}
 PARAMS, DATA = Path("params.yaml"), Path("data")
 
 
@@ -71,9 +76,8 @@ def main() -> None:
         app()
     except SystemExit as ended:
         if type(ended) is SystemExit and ended.code == INTERRUPTED:  # a training says more
-            sys.stderr.write(
-                "effimini: stopped; finished outputs and the local store are kept, run the same command to go on\n"
-            )
+            kept = next((KEPT[word] for word in sys.argv[1:] if word in KEPT), "finished outputs and the local store")
+            sys.stderr.write(f"effimini: stopped; {kept} are kept, run the same command to go on\n")
             if dask := sys.modules.get("distributed.deploy.spec"):
                 atexit.unregister(dask.close_clusters)  # it prints a traceback if the workers were just starting
         raise
@@ -432,10 +436,14 @@ def train(
     Examples: `effimini train`, `torchrun --nproc-per-node 2 -m effimini.cli train`,
     `effimini train --shards s3://bucket/shards`
     """
+    from effimini import precheck
+
+    settings, location = _load_project_params(params), shards or data / "shards"
+    precheck.shards(location, settings)
     from effimini import train as stage
 
-    location, weights_file = shards or data / "shards", None if shards else data / "weights.json"
-    stage.train(_load_project_params(params), location, weights_file, tracker=tracker)
+    weights_file = None if shards else data / "weights.json"
+    stage.train(settings, location, weights_file, tracker=tracker)
 
 
 @app.command()
@@ -447,9 +455,14 @@ def evaluate(params: ParamsFile = PARAMS, data: Data = DATA, shards: ShardsAt = 
 
     Example: `effimini evaluate`
     """
+    from effimini import precheck
+
+    settings = _load_project_params(params)
+    precheck.saved_model(Path("models/best"))
+    precheck.shards(shards or data / "shards", settings)
     from effimini import evaluate as stage
 
-    stage.evaluate(_load_project_params(params), data, shards=shards or None)
+    stage.evaluate(settings, data, shards=shards or None)
 
 
 @app.command()
@@ -467,10 +480,14 @@ def curve(
 
     Example: `effimini curve`
     """
+    from effimini import precheck
+
+    settings = _load_project_params(params)
+    location, weights_file = shards or data / "shards", None if shards else data / "weights.json"
+    precheck.shards(location, settings)
     from effimini import curve as stage
 
-    location, weights_file = shards or data / "shards", None if shards else data / "weights.json"
-    found = stage.curve(_load_project_params(params), location, weights_file, output)
+    found = stage.curve(settings, location, weights_file, output)
     _show(found, stage.curve_table, as_json)
     if not as_json:
         typer.echo(f"Plot: {(output / 'curve.svg').resolve()}")
@@ -544,6 +561,9 @@ def predict(
 
     Example: `effimini predict --model models/best --input items.csv --images images --output scores.csv`
     """
+    from effimini import precheck
+
+    precheck.items_and_model(model, input_csv)
     from effimini import predict as stage
 
     stage.predict(model, input_csv, images, output_csv, strict, image_faults, interval, ratings)
@@ -628,6 +648,9 @@ def export(
 
     Example: `effimini export --model models/best --output build/onnx`
     """
+    from effimini import precheck
+
+    precheck.saved_model(model)
     from effimini import export as stage
 
     stage.export(model, output)
@@ -664,12 +687,15 @@ def lint(
 
     Example: `effimini lint data/shards`
     """
+    location = _open_location(shards, params)
+    chosen = _chosen(location, categories, params)
+    if not chosen:
+        location.categories()  # an error if there is none, before what takes long to import
     from shards import lint as stage
 
     violations: list[stage.Violation] = []
     tars = samples = 0
-    location = _open_location(shards, params)
-    for found in stage.lint(location, _chosen(location, categories, params)):
+    for found in stage.lint(location, chosen):
         violations += found.violations
         if found.read:
             tars, samples = tars + 1, samples + len(found.read.keys)
@@ -712,6 +738,10 @@ def info(
             f"{params} does not exist, so no model is configured here; name shards (`effimini info URL`), a model "
             "folder with --model, or a parameter file with --params"
         )
+    from effimini import precheck
+
+    if model:
+        precheck.saved_model(model)
     from effimini import info as stage
 
     _show(stage.of_folder(model) if model else stage.info(load_params(params)), stage.info_table, as_json)

@@ -26,6 +26,7 @@ from effimini.kernel import Kernel
 from effimini.metrics import Array, Stars, plcc
 from effimini.ridge import evenly_spaced, joint_ridge
 from effimini.words import Words
+from prep.core.progress import bar
 from prep.weights import SampleWeights, counts_of, sample_weights
 from shards.stream import ShardDataset
 
@@ -248,7 +249,7 @@ def _set(module: HashedTerms | Kernel, weights: Array) -> None:
 def _matrices(module: HashedTerms, texts: Iterator[Array]) -> Iterator[sparse.csr_array]:
     """Yield the terms of a batch of texts, [B, buckets], float32."""
     buckets = len(module.weight)
-    for tokens, mask in _padded(texts, module.weight.device):
+    for tokens, mask in bar(_padded(texts, module.weight.device), "closed form: batches of texts"):
         places, size = (tensor.cpu().numpy() for tensor in module.places(tokens, mask))
         line, column = np.nonzero(size)
         yield sparse.csr_array((size[line, column], (line, places[line, column])), shape=(len(tokens), buckets))

@@ -119,7 +119,7 @@ def each_sample(
         length_bucket_batches=LENGTH_BUCKET_BATCHES,
         max_damaged_fraction=params.stream.max_damaged_fraction,
     )
-    for batch in bar(loader, f"predict {dataset.split}", len(loader)) if dist.rank == 0 else loader:
+    for batch in bar(loader, f"predict {dataset.split}: batches", len(loader)) if dist.rank == 0 else loader:
         yield batch.keys, function(*to_device(batch, dist.device)).float().cpu().numpy()
 
 

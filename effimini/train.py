@@ -186,7 +186,8 @@ class Trainer:
         epoch, result = loader.epoch, None
         with self.stop.deferred():
             self.clock.start("data")
-            for batch in bar(loader, f"epoch {epoch + 1}", len(loader)) if self.dist.rank == 0 else loader:
+            batches = bar(loader, f"epoch {epoch + 1}: steps", len(loader), loader.step)
+            for batch in batches if self.dist.rank == 0 else loader:
                 previous = result
                 result = self.step(epoch, loader.step - 1, batch)  # the loader has already counted this batch
                 self.clock.start("data")

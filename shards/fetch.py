@@ -14,23 +14,20 @@ import hashlib
 import logging
 import shutil
 import signal
-import sys
 import threading
-import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from msgspec.structs import replace
-from rich.console import Console
-from rich.progress import Progress, TaskID, TextColumn
 
-from prep.core import files, writers
+from prep.core import files, progress, writers
 from prep.core.cluster import DaskPool, dask_pool
 from prep.core.errors import UserError, check_budget
 from prep.core.params import FetchParams, Params, narrow
@@ -52,21 +49,38 @@ FAILURES = frozenset(OUTCOMES) - {OK, NO_URL}
 # run retries the same candidate, so that the choice of an item's image does not depend on the host's bad moments.
 SETTLED = TRANSIENT | {OK}
 ROWS_PER_GROUP = 1_000  # a row group: some 10 MB of images
+_NOTE = ".note"  # suffix of the files in which workers say how far they are
 IN_FLIGHT = 1_000  # items; those that wait for a slow host do not keep the others from their hosts
 
 log = logging.getLogger(__name__)
 
 
-class Trouble(msgspec.Struct):
-    """What went wrong while fetching."""
+class Fetched(msgspec.Struct):
+    """What was fetched so far, and what went wrong."""
 
+    items: int = 0  # that are done
+    outcomes: Counter[str] = msgspec.field(default_factory=Counter)  # of URLs
     errors: Counter[str] = msgspec.field(default_factory=Counter)  # messages and how often
     refusals: list[str] = msgspec.field(default_factory=list)  # messages about hosts that refused all requests
 
-    def add(self, other: "Trouble") -> None:
-        """Add what went wrong in another task."""
+    def add(self, other: "Fetched") -> "Fetched":
+        """Add what another task fetched, and return the sum."""
+        self.items += other.items
+        self.outcomes.update(other.outcomes)
         self.errors.update(other.errors)
         self.refusals += other.refusals
+        return self
+
+    def copy(self) -> "Fetched":
+        """Return a copy, also while another thread adds to it."""
+        return Fetched(self.items, self.outcomes.copy(), self.errors.copy(), [*self.refusals])
+
+    def look(self) -> tuple[int, str]:
+        """Return the number of items, and the outcomes and the most frequent error as text."""
+        words = [f"{100 * self.outcomes[OK] / max(self.outcomes.total(), 1):.1f} % of images ok"]
+        words += [f"{outcome} {count:,}" for outcome, count in self.outcomes.most_common(5) if outcome != OK]
+        words += [f"most frequent error: {error} ({count:,} times)" for error, count in self.errors.most_common(1)]
+        return self.items, ", ".join(words)
 
 
 def fetch(category: str, params: Params, data: Path = Path("data"), retry: Collection[str] = TRANSIENT) -> None:
@@ -91,24 +105,30 @@ def fetch(category: str, params: Params, data: Path = Path("data"), retry: Colle
     worker_folder = store.with_suffix(".spools")
     with Journal(store, _fetch_conditions(params, base)) as journal:
         _merge_worker_journals(journal, worker_folder)  # left by a killed run
-        missing = _missing(parts, params.images.request, journal, retry)
+        missing = _missing(progress.bar(parts, f"{category}: images to fetch"), params.images.request, journal, retry)
         tasks = min(len(missing), params.fetch.connections)  # at least one connection per task
+        items = [item for part in missing for item in part]
         # start workers only if there is work for more than one
         with dask_pool(params.dask if tasks > 1 else dataclasses.replace(params.dask, scheduler="synchronous")) as pool:
-            trouble = Trouble()
+            scattered = pool.count > 1
+            found = Fetched()
+            look = _look_at_notes(worker_folder) if scattered else lambda: found.copy().look()
             try:
-                if pool.count == 1:
-                    _fetch_items(
-                        [item for part in missing for item in part], params, params.fetch, base, journal, trouble
-                    )
-                else:
-                    for found in _scatter(missing, tasks, params, base, worker_folder, pool):
-                        trouble.add(found)
+                with progress.shown(f"{category}: images", len(items), look):
+                    if scattered:
+                        for one in _scatter(missing, tasks, params, base, worker_folder, pool):
+                            found.add(one)
+                    else:
+                        _fetch_items(items, params, params.fetch, base, journal, found)
+                if scattered:
                     _merge_worker_journals(journal, worker_folder)
+            except KeyboardInterrupt:
+                log.warning("%s: stopped when the images of %d of %d items were done", category, look()[0], len(items))
+                raise
             finally:
-                for error, count in trouble.errors.most_common(5):
+                for error, count in found.errors.most_common(5):
                     log.warning("%d x %s", count, error)
-        _write_images(category, parts, params, journal, trouble.refusals, data)
+        _write_images(category, parts, params, journal, found.refusals, data)
 
 
 def image_base(category: str, params: Params) -> str:
@@ -130,15 +150,16 @@ def fetch_some(items: list[list[str]], params: Params, base: str, store: Path) -
     """
     with Journal(store, _fetch_conditions(params, base)) as journal:
         candidates = [urls.candidates(item, params.images.request) for item in items]
-        trouble = Trouble()
-        _fetch_items(candidates, params, params.fetch, base, journal, trouble)
+        found = Fetched()
+        with progress.shown("images", len(items), lambda: found.copy().look()):
+            _fetch_items(candidates, params, params.fetch, base, journal, found)
         records = [_best(item, params.images.request, journal) for item in items]
-        if trouble.refusals and not any(record.outcome == OK for record in records):
-            raise UserError(trouble.refusals[0])
+        if found.refusals and not any(record.outcome == OK for record in records):
+            raise UserError(found.refusals[0])
         return records
 
 
-def _missing(parts: list[Path], side: int, journal: Journal, retry: Collection[str]) -> list[list[list[str]]]:
+def _missing(parts: Iterable[Path], side: int, journal: Journal, retry: Collection[str]) -> list[list[list[str]]]:
     """Return the URLs to request, by part and item: those of an item in order, up to the first that is settled.
 
     Items without missing URLs, items with the same URLs as an earlier one, and parts without any other item are
@@ -172,34 +193,50 @@ def _unknown(candidates: list[str], journal: Journal, retry: Collection[str] = (
 
 def _scatter(
     missing: list[list[list[str]]], tasks: int, params: Params, base: str, worker_folder: Path, pool: DaskPool
-) -> Iterator[Trouble]:
-    """Fetch the parts in `tasks` tasks on the workers, which divide the connections; yield what goes wrong in each."""
+) -> Iterator[Fetched]:
+    """Fetch the parts in `tasks` tasks on the workers, which divide the connections; yield what each one fetched."""
     limits = dataclasses.replace(params.fetch, connections=params.fetch.connections // min(tasks, pool.count))
     calls = []
     for number in range(tasks):
         work = worker_folder / f"{number:04d}.json"
         writers.write_json(work, [item for part in missing[number::tasks] for item in part])
-        calls.append((work, params, limits, base))
-    yield from pool.imap(_fetch_file, calls, "images, part by part")
+        calls.append((work, params, limits, base, progress.INTERVAL / 10))
+    yield from pool.imap(_fetch_file, calls)
 
 
-def _fetch_file(work: Path, params: Params, limits: FetchParams, base: str) -> Trouble:
-    trouble = Trouble()
+def _fetch_file(work: Path, params: Params, limits: FetchParams, base: str, seconds: float) -> Fetched:
+    """Fetch the items of a file, and write a note of what is done next to it every `seconds`."""
+    found, note = Fetched(), work.with_suffix(_NOTE)
     with Journal(work.with_suffix(".journal"), _fetch_conditions(params, base)) as journal:
         # skip what a worker that died has already fetched
-        items = [_unknown(item, journal) for item in files.read_json(work)]
-        _fetch_items([item for item in items if item], params, limits, base, journal, trouble)
-    return trouble
+        items = files.read_json(work)
+        left = [unknown for item in items if (unknown := _unknown(item, journal))]
+        found.items = len(items) - len(left)
+        with progress.every(seconds, lambda: writers.write_json(note, found.copy())):
+            _fetch_items(left, params, limits, base, journal, found)
+    writers.write_json(note, found)
+    return found
+
+
+def _look_at_notes(worker_folder: Path) -> Callable[[], tuple[int, str]]:
+    """Return a function that says how far all workers are, according to their notes."""
+
+    def look() -> tuple[int, str]:
+        notes = (path.read_bytes() for path in worker_folder.glob(f"*{_NOTE}"))
+        decoded = (msgspec.json.decode(note, type=Fetched, dec_hook=lambda kind, value: kind(value)) for note in notes)
+        return reduce(Fetched.add, decoded, Fetched()).look()
+
+    return look
 
 
 def _fetch_items(
-    items: list[list[str]], params: Params, limits: FetchParams, base: str, journal: Journal, trouble: Trouble
+    items: list[list[str]], params: Params, limits: FetchParams, base: str, journal: Journal, found: Fetched
 ) -> None:
-    """Fetch items within `limits`, and note what goes wrong in `trouble`."""
+    """Fetch items within `limits`, and add what happens to `found`."""
     decoders = ThreadPoolExecutor(params.dask.workers, "decode")
     try:
         with _terminated_like_interrupted():
-            asyncio.run(_Fetcher(params, limits, base, journal, decoders, trouble).run(items))
+            asyncio.run(_Fetcher(params, limits, base, journal, decoders, found).run(items))
     except BaseException:
         pixels.DECODING.interrupt()  # an interrupt waits for the images under way, not for those in line
         raise
@@ -240,7 +277,7 @@ class _Fetcher:
         base: str,
         journal: Journal,
         decoders: ThreadPoolExecutor,
-        trouble: Trouble,
+        found: Fetched,
     ) -> None:
         self._params, self._limits = params, limits
         self._base = base
@@ -251,9 +288,7 @@ class _Fetcher:
         self._client = Client(limits, base if self._remote else "")
         self._flights: dict[str, asyncio.Task[None]] = {}
         self._asked: set[str] = set()
-        self._began = time.monotonic()
-        self._outcomes: Counter[str] = Counter()
-        self._trouble = trouble
+        self._found = found
 
     async def run(self, items: list[list[str]]) -> None:
         """Request the URLs of each item in order, until one is settled.
@@ -262,20 +297,18 @@ class _Fetcher:
             UserError: the mirror refuses all requests, or the proxy cannot be used.
         """
         left, message = iter(items), ""
-        with _bar() as progress:
-            task = progress.add_task("fetch", total=len(items), status="")
-            try:
-                async with self._client, asyncio.TaskGroup() as group:
-                    for _ in range(min(len(items), IN_FLIGHT)):
-                        group.create_task(self._work(left, progress, task))
-            except* UserError as errors:
-                message = str(errors.exceptions[0])
-            finally:
-                self._trouble.refusals += self._client.refusals
+        try:
+            async with self._client, asyncio.TaskGroup() as group:
+                for _ in range(min(len(items), IN_FLIGHT)):
+                    group.create_task(self._work(left))
+        except* UserError as errors:
+            message = str(errors.exceptions[0])
+        finally:
+            self._found.refusals += self._client.refusals
         if message:  # without the error of aiohttp behind it, which Dask could not send
             raise UserError(message)
 
-    async def _work(self, items: Iterator[list[str]], progress: Progress, task: TaskID) -> None:
+    async def _work(self, items: Iterator[list[str]]) -> None:
         for item in items:
             for url in item:
                 if url not in self._asked:
@@ -286,16 +319,7 @@ class _Fetcher:
                     self._flights.pop(url, None)
                 if self._journal.outcome(url) in SETTLED:
                     break
-            progress.update(task, advance=1, status="" if progress.disable else self._status())
-
-    def _status(self) -> str:
-        """Return the rate, the outcomes and the most frequent error, for the progress bar."""
-        finished = self._outcomes.total()
-        rate = finished / (time.monotonic() - self._began)
-        words = [f"{rate:.0f} URLs/s", f"{100 * self._outcomes[OK] / max(finished, 1):.1f} % ok"]
-        words += [f"{outcome} {count}" for outcome, count in self._outcomes.most_common(5) if outcome != OK]
-        words += [f"most frequent error: {error}" for error, _ in self._trouble.errors.most_common(1)]
-        return ", ".join(words)
+            self._found.items += 1
 
     async def _fetch(self, url: str) -> None:
         in_pool = asyncio.get_running_loop().run_in_executor
@@ -313,9 +337,9 @@ class _Fetcher:
                 record = Record(url, self._conditions, answer.outcome, answer.status, answer.attempts)
                 error = answer.error or answer.outcome
         self._journal.append(record)
-        self._outcomes[record.outcome] += 1
+        self._found.outcomes[record.outcome] += 1
         if error:
-            self._trouble.errors[error] += 1
+            self._found.errors[error] += 1
 
 
 def _read_file(path: Path, max_bytes: int) -> Answer:
@@ -375,7 +399,7 @@ def _write_images(
     """
     outcomes: Counter[str] = Counter()
     with files.atomic_folder(data / "images" / category) as partial:
-        for part in parts:
+        for part in progress.bar(parts, f"{category}: tables"):
             outcomes.update(_write_image_part(part, params.images.request, journal, partial / part.name))
         rows = outcomes.total()
         failures = Counter({outcome: n for outcome, n in outcomes.items() if outcome not in {OK, NO_URL}})
@@ -445,13 +469,3 @@ def _terminated_like_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _bar() -> Progress:
-    return Progress(
-        *Progress.get_default_columns(),
-        TextColumn("{task.fields[status]}", markup=False),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )

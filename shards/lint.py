@@ -32,6 +32,7 @@ from tokenizers import Tokenizer
 from prep.core.errors import UserError, first_sentence
 from prep.core.fields import assemble
 from prep.core.keys import KEY, item_id
+from prep.core.progress import bar
 from prep.core.tables.shards import COUNTS, METADATA_FIELDS, STARS, TABULAR, IndexRow, SampleMetadata, index_schema
 from shards import manifest, tokens
 from shards.images.pixels import decode
@@ -140,7 +141,8 @@ def _category(location: ShardLocation, category: str, tokenizer: str) -> Iterato
     keys = []
     with ProcessPoolExecutor(min(len(about.shards), os.cpu_count() or 1), initializer=_end_with_parent) as pool:
         try:
-            for result in pool.map(partial(_shard, location, wanted), about.shards):
+            results = pool.map(partial(_shard, location, wanted), about.shards)
+            for result in bar(results, f"lint {category}: shards", len(about.shards)):
                 assert result.read is not None
                 keys.append(result.read.keys)
                 yield result

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from prep.core import files
 from prep.core.hashes import hashes
+from prep.core.progress import counted
 from validation.suites import Rule, Suite
 from validation.verdicts import EXAMPLES_SHOWN, Verdict, judge
 
@@ -157,11 +158,13 @@ def _check_rules(table: str, suite: Suite, paths: Sequence[Rows]) -> list[Verdic
     rows = 0
     counts: Counter[str] = Counter()
     examples: dict[str, list[str]] = {rule.name: [] for rule in suite.rules}
-    for frame in _frames(suite, paths):
-        rows += len(frame)
-        for rule, count, positions in _expect(suite.rules, frame):
-            counts[rule.name] += count
-            examples[rule.name] += [_describe_row(suite, rule, frame, i) for i in positions]
+    with counted(f"validate {table}: rows", sum(map(rows_of, paths))) as advance:
+        for frame in _frames(suite, paths):
+            rows += len(frame)
+            for rule, count, positions in _expect(suite.rules, frame):
+                counts[rule.name] += count
+                examples[rule.name] += [_describe_row(suite, rule, frame, i) for i in positions]
+            advance(len(frame))
     return [
         Verdict(
             *(table, rule.name, rows, counts[rule.name], int(rule.fail_above * rows)),

@@ -27,6 +27,7 @@ from prep.core.errors import UserError
 from prep.core.params import Params, narrow
 from prep.core.parts import part_files
 from prep.core.pipeline import warn_of_strays
+from prep.core.progress import bar
 from validation import columns, docs, profile
 from validation.checks import ACCEPTED, GATES, READS, CategoryTables, Gate, profiles
 from validation.stale import earliest_stale
@@ -113,7 +114,7 @@ def _check(table: str, gate: Gate, params: Params, data: Path) -> None:
     found: list[tuple[str, list[Verdict]]] = []  # the verdicts by folder or file
     try:
         if gate.check_category:
-            for tables in categories:
+            for tables in bar(categories, f"validate {table}: categories"):
                 if not tables.has(table):
                     raise UserError(f"{tables.folder(table)} does not exist; run `dvc repro` or `dvc pull` to get it")
                 unit = gate.stage if table in {"groups", "exclusions"} else f"{gate.stage}@{tables.category}"

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -116,13 +117,13 @@ def test_a_wait_beyond_the_limit_is_an_error_at_once(
 def test_a_slow_transfer_is_logged_where_no_bar_is_shown(
     source: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "QUIET", 0.0)
+    monkeypatch.setattr(progress, "INTERVAL", 0.05)
     caplog.set_level(logging.INFO, "prep")
     with Hub({ITEMS: BODY}) as hub:
+        hub.faults.append(lambda *answer: (time.sleep(0.5), hub_server.whole(*answer)))
         had(source(hub.cdn.url))
     lines = [record.getMessage() for record in caplog.records if record.name == progress.__name__]
-    assert lines[0].startswith("meta_Toys.jsonl: ")
-    assert f" of {len(BODY)} bytes, " in lines[0]
+    assert lines[0].startswith(f"meta_Toys.jsonl: 0.0 of {len(BODY) / 1e6:.1f} MB (0.0 %), ")
 
 
 # --- responses ---

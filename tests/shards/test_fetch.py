@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from effimini import cli
-from prep.core import files, params, writers
+from prep.core import files, params, progress, writers
 from prep.core.errors import UserError
 from prep.core.tables.images import IMAGES
 from prep.core.tables.sample import SAMPLE
@@ -581,6 +581,32 @@ def test_the_outcomes_and_the_most_frequent_errors_are_logged_once(host, schedul
         fetch("C", dataclasses.replace(settings, dask=pool))
     assert "C: ok 4 (66.7 %)" in caplog.messages
     assert warnings == ["2 x HTTP 403"]
+
+
+@pytest.mark.parametrize("scheduler", ["synchronous", "threads", "processes"])
+def test_a_slow_fetch_says_how_far_it_is(host, scheduler, caplog, monkeypatch):
+    monkeypatch.setattr(progress, "INTERVAL", 0.1)
+    serve(host, 6)
+    told = threading.Event()
+    host.faults |= {f"/images/I/{n}.jpg": lambda asked, _: (told.wait(60), asked.serve()) for n in (1, 4)}
+    for n in (2, 5):
+        host.faults[f"/images/I/{n}.jpg"] = lambda request, _: request.answer(403)
+    write_sample({"test": [[f"{REAL}{n}.jpg"] for n in range(3)], "train-00": [[f"{REAL}{n}.jpg"] for n in (3, 4, 5)]})
+    settings = parameters(host.url)
+    pool = dataclasses.replace(settings.dask, scheduler=scheduler, workers=2)
+    found = []
+
+    def line(words, *values):
+        found.append(words % values)
+        if "4 of 6" in found[-1]:
+            told.set()
+
+    monkeypatch.setattr(logging.getLogger("prep.core.progress"), "info", line)
+    fetch("C", dataclasses.replace(settings, dask=pool))
+    line = next(line for line in found if "4 of 6" in line)
+    assert line.startswith("C: images: 4 of 6 (66.7 %), ")
+    assert " left, " in line
+    assert line.endswith("50.0 % of images ok, refused 2, most frequent error: HTTP 403 (2 times)")
 
 
 SCRIPT = """
