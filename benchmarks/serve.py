@@ -32,7 +32,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.tables import median_range
-from effimini.predict import INPUT_COLUMNS
+from effimini.input_csv import INPUT_COLUMNS
 
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build/bench-serve"

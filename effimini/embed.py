@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from effimini.export import GRAPH
 from effimini.inference import clamp, to_device
 from effimini.metrics import Array
 from effimini.model import WEIGHTS_FILE, EffiMini, image_width
+from effimini.precheck import GRAPH
 from effimini.predict import ITEMS_PER_BATCH, batch_inputs, load_network, read_items, report_faults, warn_of_demo
 from prep.core import writers
 from prep.core.errors import UserError

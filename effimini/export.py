@@ -18,14 +18,14 @@ import torch
 
 from effimini import cost
 from effimini.metrics import Array
-from effimini.model import CONFIG_FILE, EffiMini
+from effimini.model import EffiMini
+from effimini.precheck import CONFIG_FILE, GRAPH
 from prep.core import files
 from prep.core.errors import UserError, first_sentence
 from prep.core.tables.shards import TABULAR
 
 log = logging.getLogger(__name__)
 
-GRAPH = "model.onnx"
 BESIDE = (CONFIG_FILE, "tokenizer.json", "tokenizer_config.json")
 TOLERANCE = 1e-3  # stars; scores are written with two decimals, and rounding differences are 1e-6 to 1e-5
 CHECKED = ((1, 1), (1, None), (3, 7), (8, None))  # batch sizes and numbers of tokens compared; None is max_tokens

@@ -26,10 +26,12 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
+from effimini import precheck
 from effimini.calibration import Interval, Line, apply_line
 from effimini.closed_form import COLUMNS_WEIGHT, IMAGE_WEIGHT, LAST_WEIGHT, MIDDLE_WEIGHT, ClosedForm
 from effimini.kernel import Kernel
 from effimini.model_folder import model_folder
+from effimini.precheck import CONFIG_FILE
 from effimini.words import Words
 from prep.core import files, writers
 from prep.core.errors import UserError, first_sentence
@@ -39,7 +41,6 @@ from shards import tokens
 log = logging.getLogger(__name__)
 
 WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.json"
 FILES = (CONFIG_FILE, WEIGHTS_FILE, "tokenizer.json", "tokenizer_config.json")  # of a saved model
 # BERT's pooler is not used, and weights of sentence encoders may lack it; it counts as parameters.
 _UNUSED = ("pooler.",)
@@ -231,10 +232,7 @@ class EffiMini(nn.Module):
             UserError: a file is missing, or was not written by `save_pretrained`; or as in `model_folder`.
         """
         folder = model_folder(folder, revision, FILES)
-        if not (folder / CONFIG_FILE).exists():
-            raise UserError(
-                f"{folder} has no {CONFIG_FILE}, so it is not a saved model; run `dvc repro train` to train one"
-            )
+        precheck.saved_model(folder)
         try:
             config = msgspec.json.decode((folder / CONFIG_FILE).read_bytes(), type=Config)
         except msgspec.DecodeError as error:

@@ -12,6 +12,21 @@ from prep.core.errors import UserError
 _NO_OWNERS = {"models", "datasets", "spaces"}  # the hub's own, and so a folder that does not exist (yet)
 
 
+def check_name(name: Path) -> None:
+    """Check that what is no folder here may be the name of a model on the hub.
+
+    Raises:
+        UserError: it is a mistyped path.
+    """
+    from shards import hub  # noqa: PLC0415 -- only a name needs it
+
+    if not hub.NAME.fullmatch(str(name)) or name.parts[0] in _NO_OWNERS or Path(name.parts[0]).exists():
+        raise UserError(
+            f"{name} does not exist; run `dvc repro train` to train a model, correct the path, or name a model on "
+            "the hub, OWNER/NAME"
+        )
+
+
 def model_folder(name: str | Path, revision: str | None, files: Sequence[str]) -> Path:
     """Return the folder of a model.
 
@@ -30,13 +45,9 @@ def model_folder(name: str | Path, revision: str | None, files: Sequence[str]) -
                 f"revision is {revision!r} but {folder} is a folder here, which has none; leave one of them out"
             )
         return folder
+    check_name(folder)
     from shards import hub  # noqa: PLC0415 -- only a name needs it
 
-    if not hub.NAME.fullmatch(str(name)) or folder.parts[0] in _NO_OWNERS or Path(folder.parts[0]).exists():
-        raise UserError(
-            f"{folder} does not exist; run `dvc repro train` to train a model, correct the path, or name a model on "
-            "the hub, OWNER/NAME"
-        )
     try:
         found = hub.download(str(name), revision, files)
     except UserError as error:

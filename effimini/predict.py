@@ -8,8 +8,7 @@ atomically; no image outside the folder is read; an item whose images cannot be 
 import csv
 import logging
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias, cast
 
@@ -22,9 +21,11 @@ from tokenizers import Tokenizer
 
 from effimini import calibration, cost
 from effimini.calibration import COVERAGES
-from effimini.export import GRAPH, Graph
+from effimini.export import Graph
+from effimini.input_csv import csv_rows
 from effimini.metrics import Array
-from effimini.model import CONFIG_FILE, Config, EffiMini
+from effimini.model import Config, EffiMini
+from effimini.precheck import CONFIG_FILE, GRAPH
 from prep.core import files, memory
 from prep.core.errors import UserError, first_sentence, shown
 from prep.core.fields import LABELS, assemble
@@ -33,7 +34,7 @@ from prep.core.progress import bar
 from prep.core.tables.shards import COUNTS, STARS
 from prep.core.tables.tabular import TABULAR_NAMES
 from prep.core.tabular import read_count, read_image_count, read_names, read_price, tabular
-from prep.core.text import clean, clean_details, clean_list, present
+from prep.core.text import clean, clean_details, clean_list
 from shards import tokens
 from shards.images.pixels import Fit, Preparation, Resample, Unusable, to_pixels
 from validation import columns
@@ -42,7 +43,6 @@ from validation.verdicts import require
 
 log = logging.getLogger(__name__)
 
-INPUT_COLUMNS = ("parent_asin", "main_category", "title", "features", "description", "image_paths")
 SEPARATORS = {"features": " | ", "description": " "}  # between the elements of a list, as in the sample table
 COUNT = "rating_number"
 _WHOLE = re.compile(r"([0-9]{1,16})(\.0*)?")  # pandas writes 12.0 where another cell of the column is empty
@@ -87,11 +87,11 @@ def predict(
 
     Args:
         model: a folder written by `EffiMini.save_pretrained`, or by `export`, which onnxruntime runs on the CPU.
-        items: CSV with `INPUT_COLUMNS`; additional columns named like a text field (store, details), or like the
-            dataset's price, images, videos and categories, are read if the model uses them. Lists may be plain text,
-            JSON, or as Python, numpy or pandas print them; a word for an absent value (`prep.core.text.ABSENT`) is an
-            empty cell. Image paths are separated by ";" and relative to `images`; the first one that can be read is
-            used; an empty cell means that the item has none.
+        items: CSV with `effimini.input_csv.INPUT_COLUMNS`; additional columns named like a text field (store, details),
+            or like the dataset's price, images, videos and categories, are read if the model uses them. Lists may be
+            plain text, JSON, or as Python, numpy or pandas print them; a word for an absent value
+            (`prep.core.text.ABSENT`) is an empty cell. Image paths are separated by ";" and relative to `images`; the
+            first one that can be read is used; an empty cell means that the item has none.
         images: the folder of images.
         out: CSV with item_id, score (2 decimals, 1 to 5), params (millions) and flops (G), 1 decimal each.
         strict: whether an item whose images cannot be read is an error; otherwise it is scored without an image.
@@ -243,7 +243,7 @@ def read_items(path: Path, images: Path, config: Config, counts: bool = False) -
         UserError: the file or a column is missing, `images` is not a folder, an id is empty or duplicated, a list
             contains values other than strings, or a count is not a whole number; the message names the lines.
     """
-    rows = list(_csv_rows(path))
+    rows = list(csv_rows(path))
     if not images.is_dir() and any(row["image_paths"].strip() for _, row in rows):
         raise UserError(f"{images} is not a folder; set --images to the folder that image_paths is relative to")
     checked = {
@@ -289,36 +289,6 @@ def item_of(row: Mapping[str, str], config: Config, counts: bool, image: Path | 
         tuple(tabular(raw, texts).values()),
         _count(row) if counts else None,
     )
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield each row with the number of its last line."""
-    csv.field_size_limit(sys.maxsize)  # descriptions may be longer than the default limit
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            if missing := [name for name in INPUT_COLUMNS if name not in (reader.fieldnames or ())]:
-                raise UserError(
-                    f"{path}, line 1: no column {', '.join(missing)}; the header must contain "
-                    f"{', '.join(INPUT_COLUMNS)}, found {', '.join(reader.fieldnames or ()) or 'nothing'}"
-                )
-            for row in reader:
-                if None in row or None in row.values():
-                    raise UserError(
-                        f"{path}, line {reader.line_num}: the row does not have {len(reader.fieldnames or ())} cells "
-                        "like the header; quote text that contains commas or quotes"
-                    )
-                yield reader.line_num, {name: present(cell) for name, cell in row.items()}
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; set --input to the CSV file of items") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder; set --input to the CSV file of items") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 at byte {error.start}; save it as UTF-8") from None
-    except csv.Error as error:
-        raise UserError(
-            f"{path}, after line {reader.line_num}: not valid CSV ({error}); quote cells that contain quotes"
-        ) from None
 
 
 def _field(name: str, cell: str) -> str:

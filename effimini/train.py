@@ -42,7 +42,8 @@ from effimini.distributed import Distributed, init_distributed, set_tf32
 from effimini.inference import clamp, open_split, predict_split, to_device
 from effimini.loss import weighted_huber
 from effimini.metrics import Stars, plcc
-from effimini.model import CONFIG_FILE, WEIGHTS_FILE, Config, EffiMini, build
+from effimini.model import WEIGHTS_FILE, Config, EffiMini, build
+from effimini.precheck import CONFIG_FILE
 from effimini.stop import Stop, Stopped
 from effimini.time_profile import Spent
 from prep.core import files, locks, writers

@@ -73,6 +73,11 @@ def of_source(settings: SourceParams, data: Path, count: bool = False) -> Listin
         UserError: the source cannot be listed or read.
     """
     sizes = _file_sizes(settings)
+    if not sizes:
+        raise UserError(
+            f"{settings.location or 'the source'} has no raw files of any category; check source.location and "
+            "source.metadata"
+        )
     rows = []
     for category in sorted({*sizes, *settings.categories}):
         reported = _reported_rows(data / "raw" / category / "report.json")

@@ -56,6 +56,7 @@ NO_BYTE: dict[str, tuple[str, ...]] = {
     "effimini/clock.py": (),
     "effimini/time_profile.py": (),
     "effimini/trackers.py": (),
+    "effimini/precheck.py": (),
     # atomic writes and the local store; prep/core/writers.py determines the content
     "prep/core/files.py": (),
     "prep/core/locks.py": (),

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from effimini.input_csv import INPUT_COLUMNS
 from effimini.model import Config
-from effimini.predict import INPUT_COLUMNS, predict, read_items
+from effimini.predict import predict, read_items
 from prep.core.errors import UserError
 from prep.core.params import Params
 from shards.images import pixels

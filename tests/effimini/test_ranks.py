@@ -10,8 +10,9 @@ from scipy.stats import rankdata
 from effimini.evaluate import evaluate
 from effimini.export import export
 from effimini.inference import open_split
+from effimini.input_csv import INPUT_COLUMNS
 from effimini.model import EffiMini
-from effimini.predict import INPUT_COLUMNS, predict
+from effimini.predict import predict
 from effimini.ranks import Ranks
 from effimini.train import train
 from prep.core.errors import UserError

@@ -27,7 +27,8 @@ from playwright.sync_api import Page, sync_playwright
 
 from effimini import serve_request
 from effimini.batcher import Batcher, Full
-from effimini.predict import INPUT_COLUMNS, ITEMS_PER_BATCH, Item, predict, read_items
+from effimini.input_csv import INPUT_COLUMNS
+from effimini.predict import ITEMS_PER_BATCH, Item, predict, read_items
 from prep.core.errors import UserError
 from prep.core.params import Params
 from tests.clone import ROOT

@@ -9,8 +9,9 @@ from typing import Any, cast
 
 import pytest
 
+from effimini.input_csv import INPUT_COLUMNS
 from effimini.model import Config
-from effimini.predict import INPUT_COLUMNS, read_items
+from effimini.predict import read_items
 from prep import demo
 from prep.core.fields import LABELS, assemble
 from prep.core.params import Params

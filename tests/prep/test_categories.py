@@ -8,6 +8,7 @@ from rich.console import Console
 from effimini import cli
 from prep import categories
 from prep.core import writers
+from prep.core.errors import UserError
 from prep.core.params import Params, SourceParams
 from tests.prep.hub_server import COMMIT, NEWEST, Hub
 from tests.prep.test_metadata import item, write
@@ -74,6 +75,14 @@ def test_counts_come_from_download_reports_or_parquet_footers(
                 found = categories.of_source(settings, tmp_path / "data", count)
                 toys = next(row for row in found.categories if row.category == "Toys")
                 assert (toys.metadata_bytes, toys.items, toys.reviews) == (bytes_there, items, 9)
+
+
+@pytest.mark.parametrize(("location", "message"), [("absent", "is not a folder"), ("", "has no raw files of any")])
+def test_an_absent_mirror_is_an_error(
+    tmp_path: Path, source: Callable[..., SourceParams], location: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        categories.of_source(source(kind="mirror", location=str(tmp_path / location)), tmp_path)
 
 
 def test_the_command_prints_a_table_or_json(
