@@ -562,8 +562,10 @@ def predict(
     Example: `effimini predict --model models/best --input items.csv --images images --output scores.csv`
     """
     from effimini import precheck
+    from effimini.input_csv import check_begin
 
-    precheck.items_and_model(model, input_csv)
+    precheck.any_model(model)
+    check_begin(input_csv)
     from effimini import predict as stage
 
     stage.predict(model, input_csv, images, output_csv, strict, image_faults, interval, ratings)
@@ -594,6 +596,12 @@ def embed(
     """
     if (input_csv is None) == (not shards):
         raise UserError("embed needs either --input, a CSV file, or --shards, a folder or URL; name one of them")
+    from effimini import precheck
+    from effimini.input_csv import check_begin
+
+    precheck.any_model(model)
+    if input_csv is not None:
+        check_begin(input_csv)
     from effimini import embed as stage
 
     if input_csv is not None:
@@ -623,6 +631,9 @@ def serve(
 
     Example: `effimini serve --model models/best --port 8000`
     """
+    from effimini import precheck
+
+    precheck.any_model(model)
     try:
         from effimini import serve as stage
     except ModuleNotFoundError as error:

@@ -52,3 +52,12 @@ def csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         raise UserError(
             f"{path}, after line {reader.line_num}: not valid CSV ({error}); quote cells that contain quotes"
         ) from None
+
+
+def check_begin(path: Path) -> None:
+    """Check the header and the first row, without reading the others.
+
+    Raises:
+        UserError: as in `csv_rows`.
+    """
+    next(csv_rows(path), None)

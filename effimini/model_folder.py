@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prep.core.errors import UserError
+from prep.core.repository import NAME
 
 _NO_OWNERS = {"models", "datasets", "spaces"}  # the hub's own, and so a folder that does not exist (yet)
 
@@ -18,9 +19,7 @@ def check_name(name: Path) -> None:
     Raises:
         UserError: it is a mistyped path.
     """
-    from shards import hub  # noqa: PLC0415 -- only a name needs it
-
-    if not hub.NAME.fullmatch(str(name)) or name.parts[0] in _NO_OWNERS or Path(name.parts[0]).exists():
+    if not NAME.fullmatch(str(name)) or name.parts[0] in _NO_OWNERS or Path(name.parts[0]).exists():
         raise UserError(
             f"{name} does not exist; run `dvc repro train` to train a model, correct the path, or name a model on "
             "the hub, OWNER/NAME"

@@ -29,17 +29,14 @@ def saved_model(folder: Path) -> None:
         )
 
 
-def items_and_model(model: Path, items: Path) -> None:
-    """Check that a folder may be a saved or an exported model, and the header and the first row of the items.
+def any_model(model: Path) -> None:
+    """Check that a folder may be a saved or an exported model.
 
     Raises:
-        UserError: it cannot be a model, or as in `effimini.input_csv.csv_rows`.
+        UserError: it cannot be one.
     """
-    from effimini.input_csv import csv_rows  # noqa: PLC0415 -- other commands do not read items
-
     if not (model / GRAPH).exists():
         saved_model(model)
-    next(csv_rows(items), None)
 
 
 def shards(location: str | Path, params: Params) -> None:

@@ -28,11 +28,11 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # documented as public
 
 from prep.core.errors import UserError
+from prep.core.repository import NAME
 from prep.core.retry import unanswered
 
 Kind = Literal["dataset", "model"]
 
-NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN, with a token that may write there"
 _AGAIN = "run the same again, which transfers only what is missing"
 

@@ -84,6 +84,7 @@ NO_BYTE: dict[str, tuple[str, ...]] = {
     "shards/hub.py": (),
     # the models of a project are folders, which it returns as they are
     "effimini/model_folder.py": (),
+    "prep/core/repository.py": (),
     # refuses indexes that are wrong, and reads the others as they are
     "shards/index.py": (),
     # requests to hosts, and the journal that keeps fetched images until the tables are written; the images are the same

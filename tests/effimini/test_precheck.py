@@ -16,7 +16,7 @@ from effimini import cli
 cli.main()
 """
 PREDICT = ("predict", "--output", "scores.csv")
-LACKS = "has no config.json, so it is not a saved model"
+LACKS = "does not exist; run `dvc repro train` to train a model, correct the path, or name a model on the hub"
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,8 @@ LACKS = "has no config.json, so it is not a saved model"
         ((*PREDICT, "--model", "exported", "--input", "none.csv"), "none.csv does not exist"),
         (("export", "--model", "nowhere", "--output", "onnx"), LACKS),
         (("info", "--model", "nowhere"), LACKS),
+        (("embed", "--model", "nowhere", "--input", "good.csv", "--output", "f.parquet"), LACKS),
+        (("serve", "--model", "exported/model"), LACKS),
         (("info", "nowhere"), "has no <category>/manifest.json"),
         (("lint", "nowhere"), "has no <category>/manifest.json"),
         (("train",), "data/shards/Demo_Kitchen/manifest.json does not exist"),
