@@ -643,7 +643,7 @@ def serve(
             f"{error.name} is not installed and is needed to serve; run `pip install effimini[serve]`"
         ) from None
     if max_items > queue:
-        raise UserError(f"--max-items {max_items} is more than --queue {queue}, which has to hold them; raise --queue")
+        raise UserError(f"--max-items {max_items} is more than --queue {queue}, which has to hold them; change either")
     stage.serve(model, host, port, stage.Limits(max_items, max_mb << 20, queue, wait_ms / 1000))
 
 

@@ -1,6 +1,6 @@
 "use strict";
 const form = document.querySelector("form"), file = form.elements.image, drop = document.querySelector(".drop");
-const result = document.querySelector("output"), show = (name) => result.querySelector(`[data-${name}]`);
+const result = document.querySelector(".result"), show = (name) => result.querySelector(`[data-${name}]`);
 
 function preview() {
   const image = drop.querySelector("img");

@@ -14,7 +14,7 @@ import hashlib
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
@@ -33,7 +33,7 @@ from starlette.types import Message
 
 from effimini import __version__, serve_request
 from effimini.batcher import Batcher, Full
-from effimini.predict import Item, Scorer, check_options, intervals_of, load, stars_of
+from effimini.predict import INPUT_COLUMNS, Item, Scorer, check_options, intervals_of, item_of, load, stars_of
 from effimini.serve_request import Asked
 from prep.core.errors import UserError, first_sentence
 from prep.core.templates import DEMO_NOTICE, render
@@ -145,15 +145,11 @@ class Service:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         limited = Request(request.scope, receive)
         try:
-            async with asyncio.timeout(READ_SECONDS):
-                if kind == "application/json":
-                    return await self.in_thread(serve_request.of_json, await limited.body())
-                if kind == "multipart/form-data":
-                    return await self._read_form(limited)
-        except TimeoutError:
-            raise HTTPException(
-                408, f"the body did not arrive within {READ_SECONDS:g} seconds; send it again"
-            ) from None
+            if kind == "application/json":
+                body = await _in_time(limited.body())
+                return await self.in_thread(serve_request.of_json, body)
+            if kind == "multipart/form-data":
+                return serve_request.of_form(*await _in_time(_form(limited, self.limits.body)))
         except ClientDisconnect:
             raise HTTPException(400, "the body was cut off") from None
         except msgspec.DecodeError as error:
@@ -162,17 +158,32 @@ class Service:
             self.held -= taken
         raise HTTPException(415, f"the body is of type {kind or 'none'}; send application/json or multipart/form-data")
 
-    async def _read_form(self, request: Request) -> Asked:
-        async with request.form(max_files=1, max_fields=32, max_part_size=self.limits.body) as form:
-            fields = [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
-            uploads = {name: value for name, value in form.multi_items() if isinstance(value, UploadFile)}
-            image = await uploads.pop("image").read() if "image" in uploads else None
-            if uploads:
-                raise UserError(f"the form has a file in the field {next(iter(uploads))}; upload it as image")
-        return serve_request.of_form(fields, image)
-
     def _too_large(self) -> HTTPException:
         return HTTPException(413, f"the body is larger than {self.limits.body} bytes; send fewer or smaller items")
+
+
+async def _in_time(read: Awaitable[_T]) -> _T:
+    """Return what is read from the body of a request.
+
+    Raises:
+        HTTPException: it does not arrive in time.
+    """
+    try:
+        async with asyncio.timeout(READ_SECONDS):
+            return await read
+    except TimeoutError:
+        raise HTTPException(408, f"the body did not arrive within {READ_SECONDS:g} seconds; send it again") from None
+
+
+async def _form(request: Request, most: int) -> tuple[list[tuple[str, str]], bytes | None]:
+    """Return the fields of a form, each of at most `most` bytes, and its image."""
+    async with request.form(max_files=1, max_fields=32, max_part_size=most) as form:
+        fields = [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
+        uploads = {name: value for name, value in form.multi_items() if isinstance(value, UploadFile)}
+        image = await uploads.pop("image").read() if "image" in uploads else None
+        if uploads:
+            raise UserError(f"the form has a file in the field {next(iter(uploads))}; upload it as image")
+    return fields, image
 
 
 def _answer(item: Item, stars: float, ends: tuple[float, ...]) -> dict[str, Any]:
@@ -237,7 +248,7 @@ def serve(model: Path, host: str, port: int, limits: Limits) -> None:
         UserError: the model cannot be read, or the address cannot be listened on.
     """
     scorer = load(model)
-    stars_of(scorer, [Item("", "", None, tabular=())])
+    stars_of(scorer, [item_of(dict.fromkeys(INPUT_COLUMNS, ""), scorer.config, counts=False, image=None)])  # warm up
     try:
         listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, OverflowError) as error:
