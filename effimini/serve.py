@@ -33,7 +33,8 @@ from starlette.types import Message
 
 from effimini import __version__, serve_request
 from effimini.batcher import Batcher, Full
-from effimini.predict import INPUT_COLUMNS, Item, Scorer, check_options, intervals_of, item_of, load, stars_of
+from effimini.input_csv import INPUT_COLUMNS
+from effimini.predict import Item, Scorer, check_options, intervals_of, item_of, load, stars_of
 from effimini.serve_request import Asked
 from prep.core.errors import UserError, first_sentence
 from prep.core.templates import DEMO_NOTICE, render
