@@ -631,6 +631,8 @@ def serve(
 
     Example: `effimini serve --model models/best --port 8000`
     """
+    if max_items > queue:
+        raise UserError(f"--max-items {max_items} is more than --queue {queue}, which has to hold them; change either")
     from effimini import precheck
 
     precheck.any_model(model)
@@ -642,8 +644,6 @@ def serve(
         raise UserError(
             f"{error.name} is not installed and is needed to serve; run `pip install effimini[serve]`"
         ) from None
-    if max_items > queue:
-        raise UserError(f"--max-items {max_items} is more than --queue {queue}, which has to hold them; change either")
     stage.serve(model, host, port, stage.Limits(max_items, max_mb << 20, queue, wait_ms / 1000))
 
 

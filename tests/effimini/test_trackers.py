@@ -164,6 +164,7 @@ def test_the_tracker_is_an_option_or_a_variable(monkeypatch: pytest.MonkeyPatch,
 
     asked: list[str] = []
     monkeypatch.setattr("effimini.cli._load_project_params", lambda path: small)
+    monkeypatch.setattr("effimini.precheck.shards", lambda *words: None)
     monkeypatch.setattr("effimini.train.train", lambda *words, tracker: asked.append(tracker))
     for words, variable in (([], {}), (["--tracker", "mlflow"], {}), ([], {"EFFIMINI_TRACKER": "wandb"})):
         assert CliRunner().invoke(app, ["train", *words], env=variable).exit_code == 0
