@@ -370,7 +370,7 @@ def test_what_keeps_it_from_starting_is_one_sentence(model: Path) -> None:
     done = serve_words("--model", "none", "--queue", "5")
     assert "--max-items 256 is more than --queue 5" in done.stderr
     halt = "import sys; sys.modules['uvicorn'] = None; from effimini.cli import main; main()"
-    done = serve_words("--model", "none", code=halt)
+    done = serve_words("--model", str(model), code=halt)
     assert (
         done.stderr == "effimini: uvicorn is not installed and is needed to serve; run `pip install effimini[serve]`\n"
     )
