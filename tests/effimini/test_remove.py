@@ -126,6 +126,7 @@ def test_a_removed_item_is_in_no_file_after_the_next_run_and_only_its_tars_chang
     assert sum(report["tables"]["items"]["dropped"].get("removed", 0) for report in reports) == len(ids)
 
 
+@pytest.mark.slow
 def test_another_item_is_removed_later_and_the_first_stays_away(
     project: tuple[Path, Params], digests: Digests, run_to: Callable[..., None]
 ) -> None:

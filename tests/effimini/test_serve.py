@@ -290,6 +290,7 @@ def test_an_image_that_cannot_be_read_is_left_out_if_asked(server: Server) -> No
     assert server.client.post("/predict", files=form).json()["score"] == bare["score"]
 
 
+@pytest.mark.slow
 def test_a_model_without_an_interval_says_so(run: Path, start: Start, tmp_path: Path) -> None:
     server = start(with_interval(run, tmp_path / "old", None))
     assert "has no interval" in server.post(title="a", interval=0.9).json()["error"]
@@ -297,6 +298,7 @@ def test_a_model_without_an_interval_says_so(run: Path, start: Start, tmp_path: 
     assert server.health()["source"] == "demo"
 
 
+@pytest.mark.slow
 def test_a_full_queue_says_when_to_come_back_and_sigterm_lets_requests_finish(model: Path, start: Start) -> None:
     server = start(model, "--queue", "2", "--max-items", "2", "--wait-ms", "1000")
     with ThreadPoolExecutor(1) as pool:
@@ -317,6 +319,7 @@ def test_a_full_queue_says_when_to_come_back_and_sigterm_lets_requests_finish(mo
     assert "Traceback" not in log
 
 
+@pytest.mark.slow
 def test_more_bodies_than_memory_is_set_aside_for_are_refused(model: Path, start: Start) -> None:
     server = start(model, "--max-mb", "1")
     host, port = server.client.base_url.host, server.client.base_url.port
@@ -347,6 +350,7 @@ def with_columns(run_params: Params, data: Path, tmp_path_factory: pytest.TempPa
     return folder / "models/best"
 
 
+@pytest.mark.slow
 def test_a_model_with_columns_reads_them(with_columns: Path, start: Start, tmp_path: Path) -> None:
     items = write_csv(tmp_path / "in.csv", [row() | {"price": "9.5"}], (*INPUT_COLUMNS, "price"))
     predict(with_columns, items, tmp_path, tmp_path / "out.csv")
@@ -360,6 +364,7 @@ def serve_words(*words: str, code: str = "from effimini.cli import main; main()"
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_what_keeps_it_from_starting_is_one_sentence(model: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         done = serve_words("--model", str(model), "--port", str(taken.getsockname()[1]))

@@ -165,7 +165,7 @@ def test_without_content_labels_are_loaded_and_nothing_else_is_published(
     assert DatasetCard(hub.content("datasets", NAME, "README.md").decode()).data.license is None  # of demo data
 
 
-@pytest.mark.parametrize("place", ["", "/Demo_Toys/*.parquet"])
+@pytest.mark.parametrize("place", [pytest.param("", marks=pytest.mark.slow), "/Demo_Toys/*.parquet"])
 def test_a_published_dataset_is_a_table(shards: Path, hub: WritableHub, tmp_path: Path, place: str) -> None:
     publish(NAME, shards, "--without-content")
     location = f"hf://datasets/{NAME}@{hub.repositories['datasets', NAME].branches['main']}{place}"
