@@ -34,8 +34,9 @@ import torch
 
 from benchmarks.hardware import multiplies_bfloat16
 from benchmarks.tables import median_range
-from effimini.export import GRAPH, Array, Graph, export
+from effimini.export import Array, Graph, export
 from effimini.model import EffiMini, build
+from effimini.precheck import GRAPH
 from prep.core import memory
 from prep.core.params import EncoderParams, load_params
 

@@ -447,6 +447,53 @@ def train(
 
 
 @app.command()
+def batch(
+    step: Annotated[int, typer.Option(help="The step, from 1: of the run, or of --epoch.")],
+    epoch: Annotated[int | None, typer.Option(help="The epoch, from 1.", show_default=False)] = None,
+    params: ParamsFile = PARAMS,
+    data: Data = DATA,
+    shards: ShardsAt = "",
+    as_json: Json = False,
+) -> None:
+    """List the ids of the samples that a step of the training reads, over all ranks.
+
+    Reads data/shards, and no tar.
+
+    Examples: `effimini batch --step 120`, `effimini batch --step 7 --epoch 2 --json`
+    """
+    from shards import steps as stage
+
+    found = stage.steps(load_params(params), shards or data / "shards").batch(step, epoch)
+    typer.echo(json.dumps(msgspec.to_builtins(found)) if as_json else "\n".join(map(printable, found.ids)))
+    logging.info(
+        "epoch %d, step %d (step %d of the run): %d samples", found.epoch, found.step, found.step_of_run, len(found.ids)
+    )
+
+
+@app.command()
+def where(
+    item: Annotated[str, typer.Argument(metavar="ID", help="A parent_asin, or CATEGORY/PARENT_ASIN.")],
+    epoch: Annotated[
+        list[int] | None, typer.Option(help="An epoch, from 1; may be repeated. All by default.", show_default=False)
+    ] = None,
+    params: ParamsFile = PARAMS,
+    data: Data = DATA,
+    shards: ShardsAt = "",
+    as_json: Json = False,
+) -> None:
+    """List the steps of the training that read an item, in each epoch.
+
+    Reads data/shards, and no tar.
+
+    Example: `effimini where B000000000 --epoch 1`
+    """
+    from shards import steps as stage
+
+    found = stage.steps(load_params(params), shards or data / "shards").where(item, epoch or ())
+    _show(found, stage.place_table, as_json)
+
+
+@app.command()
 def evaluate(params: ParamsFile = PARAMS, data: Data = DATA, shards: ShardsAt = "") -> None:
     """Evaluate the best model and the baselines on the test split, and write the report.
 

@@ -73,6 +73,21 @@ class EpochSampler:
         number, batch = divmod(step, self._length_bucket_batches)
         return _last_two(self._drawn_buckets, number, self._draw_bucket)[batch]
 
+    def step_of(self, sample: int) -> tuple[int, int]:
+        """Return the step that has a sample, and its position there."""
+        shard = int(np.searchsorted(self._first, sample, "right")) - 1
+        window = int(np.flatnonzero(self._shards == shard)[0]) // self._width
+        drawn = _last_two(self._drawn_windows, window, self._draw_window)
+        position = int(self._windows[window]) + int(np.flatnonzero(drawn == sample)[0])
+        least, larger = divmod(self._total, self._steps)  # the inverse of `_bound`
+        of_larger = larger * (least + 1)
+        step = position // (least + 1) if position < of_larger else larger + (position - of_larger) // least
+        first = step - step % self._length_bucket_batches
+        for near in range(first, min(first + self._length_bucket_batches, self._steps)):
+            if len(found := np.flatnonzero(self[near] == sample)):
+                return near, int(found[0])
+        raise ValueError(f"sample {sample} is in no step")
+
     def shards_of(self, step: int) -> npt.NDArray[np.int64]:
         """Return the shards read around `step`, in the order of the epoch: those of its windows and of the next one."""
         first = self._window_at(self._bound(step - step % self._length_bucket_batches))

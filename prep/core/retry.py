@@ -22,7 +22,7 @@ from prep.core.errors import UserError
 
 MAX_WAIT = 600.0  # longest wait before a retry that a server can request, seconds
 FIRST_ATTEMPTS = 2  # attempts with a host that has not responded yet
-CONNECT_TIMEOUT = 5.0  # seconds until a connection is established
+CONNECT_TIMEOUT = 4.0  # seconds until a connection is established
 FIRST_TIMEOUT = 10.0  # seconds until a host responds to a request without content
 
 R = TypeVar("R", bound=tenacity.BaseRetrying)

@@ -13,11 +13,12 @@ from scipy import sparse
 from effimini import closed_form, features, kernel
 from effimini.closed_form import ClosedForm
 from effimini.cost import flops, parameters
-from effimini.export import GRAPH, Graph, export
+from effimini.export import Graph, export
 from effimini.inference import open_split, predict_split
 from effimini.kernel import GAMMA, Kernel
 from effimini.metrics import plcc
 from effimini.model import EffiMini, build
+from effimini.precheck import GRAPH
 from effimini.ridge import joint_ridge
 from effimini.train import parameter_groups
 from prep.core.errors import UserError

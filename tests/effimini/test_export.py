@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 
 from effimini.calibration import Line
 from effimini.cli import app
-from effimini.export import BESIDE, GRAPH, Graph, export
+from effimini.export import BESIDE, Graph, export
 from effimini.model import EffiMini, build
+from effimini.precheck import GRAPH
 from effimini.predict import predict
 from prep.core.errors import UserError
 from prep.core.params import Params

@@ -1,0 +1,192 @@
+"""The steps that `batch` and `where` name are those of a real loader, on any ranks and workers and after a resume."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from effimini import cli
+from prep.core import buckets
+from prep.core.errors import UserError
+from prep.core.params import Params
+from shards.loader import Loader
+from shards.steps import Steps, steps
+from shards.stream import ShardDataset
+from tests.shards import made
+from tests.shards.made import HOW, MINILM, make_shards, sample
+
+EPOCHS = 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    both = tmp_path_factory.mktemp("shards")
+    make_shards(both, {"train": [i % 4 + 1 for i in range(70)]}, "First")
+    return make_shards(both, {"train": [5, 1, 9, 2], "test": [1]}, "Second")
+
+
+@pytest.fixture(params=[1, 3, 1000])
+def of(request: pytest.FixtureRequest, make_params: Callable[..., Params], folder: Path) -> Params:
+    changes = {
+        "source.categories": ["First", "Second"],
+        "model.text.name": MINILM,
+        "text.fields": list(HOW.fields),
+        "text.max_tokens": HOW.max_tokens,
+        "train.batch_size": 8,
+        "train.epochs": EPOCHS,
+        "train.seed": 5,
+        "train.length_bucket_batches": request.param,
+    }
+    return make_params(**changes)
+
+
+def loader(params: Params, folder: Path, **where: int) -> Loader:
+    dataset = ShardDataset(folder, params.source.categories, "train", HOW)
+    recipe = params.train
+    bucket = recipe.length_bucket_batches
+    return Loader(dataset, batch_size=8, seed=recipe.seed, length_bucket_batches=bucket, **where)
+
+
+def seen(params: Params, folder: Path, world_size: int, workers: int, resumed_after: int) -> list[list[str]]:
+    """Return the ids of each step of a run on some ranks, resumed on others after a number of steps of each epoch."""
+    found = []
+    for epoch in range(EPOCHS):
+        ranks = [loader(params, folder, rank=r, world_size=world_size, workers=workers) for r in range(world_size)]
+        for rank in ranks:
+            rank.epoch = epoch
+        first = [[batch.keys for batch, _ in zip(rank, range(resumed_after), strict=False)] for rank in ranks]
+        state = json.loads(json.dumps(ranks[0].state_dict())) | {"epoch": epoch, "step": resumed_after}
+        others = [loader(params, folder, rank=r, world_size=3, workers=1) for r in range(3)]
+        for rank in others:
+            rank.load_state_dict(state)
+        rest = [[batch.keys for batch in rank] for rank in others]
+        for ranks_of in (first, rest):
+            for shares in zip(*ranks_of, strict=True):
+                whole = [""] * sum(map(len, shares))
+                for rank, share in enumerate(shares):
+                    whole[rank :: len(shares)] = share
+                found.append(whole)
+    return found
+
+
+@pytest.mark.parametrize(("world_size", "workers", "resumed_after"), [(1, 0, 0), (2, 3, 7), (4, 1, 20)])
+def test_the_steps_are_those_of_a_loader(
+    of: Params, folder: Path, world_size: int, workers: int, resumed_after: int
+) -> None:
+    asked = steps(of, folder)
+    run = seen(of, folder, world_size, workers, resumed_after)
+    assert len(run) == EPOCHS * asked.per_epoch
+    assert [asked.batch(step + 1).ids for step in range(len(run))] == run
+    for step, ids in enumerate(run):
+        epoch, step_of_epoch = divmod(step, asked.per_epoch)
+        again = asked.batch(step_of_epoch + 1, epoch + 1)
+        assert (again.epoch, again.step, again.step_of_run, again.ids) == (epoch + 1, step_of_epoch + 1, step + 1, ids)
+
+
+def test_where_is_the_inverse_of_batch(of: Params, folder: Path) -> None:
+    asked = steps(of, folder)
+    places = {}
+    for step in range(1, EPOCHS * asked.per_epoch + 1):
+        found = asked.batch(step)
+        for position, item in enumerate(found.ids):
+            places[item, found.epoch] = (found.step, step, position)
+    for item in {item for item, _ in places}:
+        told = asked.where(item)
+        assert [place.id for place in told] == [item] * EPOCHS
+        assert {place.epoch: (place.step, place.step_of_run, place.position) for place in told} == {
+            epoch: places[item, epoch] for epoch in range(1, EPOCHS + 1)
+        }
+        assert all(place.tar.startswith(f"{item.partition('/')[0]}/train-") for place in told)
+        assert asked.where(item, [2]) == [place for place in told if place.epoch == 2]
+
+
+@pytest.fixture
+def asked(make_params: Callable[..., Params], folder: Path) -> Steps:
+    return steps(make_params(**{"source.categories": ["First", "Second"], "train.length_bucket_batches": 1}), folder)
+
+
+def test_few_indexes_of_shards_in_item_order_are_read(
+    make_params: Callable[..., Params], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shards of this project are so; `make_shards` makes others, of which all are read."""
+    keys = pa.array([f"B{number:09d}" for number in range(400)])
+    ordered = keys.take(pa.array(np.argsort(buckets.item_order(keys)))).to_pylist()
+    numbers = iter(ordered)
+    monkeypatch.setattr(
+        made, "sample", lambda *given: (sample(*given)[0] | {"parent_asin": next(numbers)}, sample(*given)[1])
+    )
+    folder = make_shards(tmp_path, {"train": [10] * 40})
+    asked = steps(make_params(**{"source.categories": ["Made"], "train.length_bucket_batches": 1}), folder)
+    read: list[int] = []
+    unverified = asked._shards.unverified
+    monkeypatch.setattr(asked._shards, "unverified", lambda shard: (read.append(shard), unverified(shard))[1])
+    for number in (0, 57, 211, 399):
+        read.clear()
+        assert Path(asked.where(ordered[number], [1])[0].tar).name == f"train-{number // 10:03d}.tar"
+        assert len(read) < 10
+
+
+def test_an_id_without_a_category_is_found_in_each(asked: Steps) -> None:
+    assert {place.id for place in asked.where("B000000003", [1])} == {"First/B000000003", "Second/B000000003"}
+
+
+def test_no_file_is_read_but_manifests_and_indexes(asked: Steps, folder: Path) -> None:
+    tars = list(folder.rglob("*.tar"))
+    for tar in tars:
+        tar.rename(tar.with_suffix(".away"))
+    try:
+        assert asked.where(asked.batch(1).ids[0], [1])[0].step == 1
+    finally:
+        for tar in tars:
+            tar.with_suffix(".away").rename(tar)
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda asked: asked.where("Second/B000000017"), "Second/B000000017 is in the test split, which no step"),
+        (lambda asked: asked.where("B0"), "B0 is not in the training split of First, Second in "),
+        (lambda asked: asked.where("B000000003", [0]), r"--epoch is 0, and train.epochs is \d+; epochs count from 1"),
+        (lambda asked: asked.batch(1, 99), r"--epoch is 99, and train.epochs is "),
+        (lambda asked: asked.batch(0), "--step is 0, and the run has "),
+        (lambda asked: asked.batch(10**6, 1), "--step is 1000000, and an epoch has "),
+    ],
+)
+def test_what_is_not_there_is_an_error(asked: Steps, ask: Callable[[Steps], object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ask(asked)
+
+
+def test_a_damaged_index_is_an_error(make_params: Callable[..., Params], tmp_path: Path) -> None:
+    folder = make_shards(tmp_path, {"train": [3]})
+    index = folder / "Made/train-000.arrow"
+    index.write_bytes(index.read_bytes()[: index.stat().st_size // 2])
+    broken = steps(make_params(**{"source.categories": ["Made"]}), folder)
+    with pytest.raises(UserError, match=r"train-000.arrow cannot be read \(.*\); run `dvc checkout`"):
+        broken.where("B000000001")
+
+
+def test_the_commands_print_ids_and_places(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (Path(__file__).parents[2] / "params.yaml").read_text()
+    (tmp_path / "p.yaml").write_text(text.replace("[Demo_Kitchen, Demo_Toys, Demo_Beauty]", "[First, Second]"))
+
+    def run(*command: str) -> str:
+        options = ["--params", str(tmp_path / "p.yaml"), "--shards", str(folder)]
+        monkeypatch.setattr(sys, "argv", ["effimini", *command, *options])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert end.value.code == 0
+        return capsys.readouterr().out
+
+    ids = run("batch", "--step", "2").splitlines()
+    found = json.loads(run("batch", "--step", "2", "--json"))
+    assert (found["ids"], found["epoch"], found["step"]) == (ids, 1, 2)
+    places = json.loads(run("where", ids[3], "--epoch", "1", "--json"))
+    assert [(place["id"], place["step"], place["position"]) for place in places] == [(ids[3], 2, 3)]
+    assert ids[3] in run("where", ids[3], "--epoch", "1")
