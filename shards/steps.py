@@ -182,8 +182,8 @@ class Steps:
                     others = Shards(shards.location, [about.category for about in shards.manifests], split, None)
                     for shard, _ in _near(others, only, key):
                         raise UserError(
-                            f"{others.categories[shard]}/{item_id(key)} is in the {split} split, which no step of a training "
-                            f"reads; its tar is {others.name(shard)}"
+                            f"{others.categories[shard]}/{item_id(key)} is in the {split} split, which no step of a "
+                            f"training reads; its tar is {others.name(shard)}"
                         )
             # in shards that others made, samples may have any order
             every = (shard for shard, category in enumerate(categories) if only in {"", category})
