@@ -147,11 +147,11 @@ def table_rows(table: Table, source: SourceParams) -> Iterator[Row | Unreadable]
 
 def line(row: Row | Unreadable, params: TableParams, image: Callable[[Sequence[object]], str | None]) -> bytes:
     """Return a row as a line of the raw layout; one that cannot be read as a JSON text, which is no item."""
-    content = row.text if isinstance(row, Unreadable) else mapping.record(row, params, image)
     try:
+        content = row.text if isinstance(row, Unreadable) else mapping.record(row, params, image)
         return msgspec.json.encode(content) + b"\n"
     except UnicodeEncodeError:  # lone surrogates
-        return msgspec.json.encode(ascii(content)) + b"\n"
+        return msgspec.json.encode(ascii(row)) + b"\n"
 
 
 def _keep(folder: Path, base: str, kinds: Counter[str], found: Sequence[object]) -> str | None:
@@ -167,7 +167,7 @@ def _keep(folder: Path, base: str, kinds: Counter[str], found: Sequence[object])
             return mapping.HOST + name
         if isinstance(one, str):
             urls.append(one)
-    here = (one for one in urls if "://" not in one and (Path(base) / one).is_file())
+    here = (one for one in urls if "://" not in one and mapping.is_file(one, base))
     chosen = next(here, urls[0] if urls else None)
     if chosen is None:
         return None

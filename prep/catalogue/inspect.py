@@ -190,7 +190,7 @@ class _Count:
             return None
         paths = [one for one in found if isinstance(one, str) and "://" not in one]
         kind = "bytes" if isinstance(found[0], bytes) else "path" if paths else "url"
-        if kind == "path" and not any((Path(self._folder) / path).is_file() for path in paths):
+        if kind == "path" and not any(mapping.is_file(path, self._folder) for path in paths):
             kind = "missing"
         self.images[kind] += 1
         return f"{mapping.HOST}{kind}"

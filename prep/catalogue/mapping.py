@@ -12,6 +12,7 @@ the columns' names.
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -109,6 +110,11 @@ def stars(value: object, scale: Sequence[float]) -> object:
     if not isinstance(found, (int, float)) or isinstance(found, bool) or (low, high) == (1, 5):
         return found
     return round(1 + 4 * (found - low) / (high - low), 6)
+
+
+def is_file(text: str, folder: str) -> bool:
+    """Return whether a path names a file, whatever its characters and its length."""
+    return os.path.isfile(Path(folder) / text)  # noqa: PTH113 -- Path.is_file raises if the name is too long
 
 
 def image_name(text: str, folder: str) -> str:

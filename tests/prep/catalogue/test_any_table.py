@@ -1,6 +1,8 @@
 """Whatever a table contains, each of its rows is an item or a reject, or there is an error message."""
 
 import json
+from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prep import records
-from prep.catalogue.convert import line
+from prep.catalogue.convert import _keep, line
 from prep.catalogue.mapping import FIELDS
 from prep.catalogue.rows import open_table
 from prep.core.errors import UserError
@@ -20,7 +22,19 @@ TABLE = TableParams(columns={name: (name, f"{name}2") for name in FIELDS}, ratin
 TEXT = st.one_of(
     st.text(),
     st.sampled_from(
-        ["nan", "1,234", "4.5 out of 5", "[", "['a', 'b']", '{"a": 1}', "a|b", "https://a/b.jpg", "../x.png"]
+        [
+            "nan",
+            "1,234",
+            "4.5 out of 5",
+            "[",
+            "['a', 'b']",
+            '{"a": 1}',
+            "a|b",
+            "https://a/b.jpg",
+            "../x.png",
+            "x" * 5000,
+            "a\0b.png",
+        ]
     ),
 )
 VALUES = st.recursive(
@@ -31,10 +45,11 @@ VALUES = st.recursive(
 COLUMNS = [*FIELDS, *(f"{name}2" for name in FIELDS)]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.dictionaries(st.sampled_from(COLUMNS), VALUES), max_size=4))
-def test_every_row_is_an_item_or_a_reject(rows: list[dict[str, Any]]) -> None:
-    lines = [line(row, TABLE, lambda found: "https://table.invalid/x" if found else None) for row in rows]
+def test_every_row_is_an_item_or_a_reject(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    image = partial(_keep, tmp_path / "images", str(tmp_path), Counter())
+    lines = [line(row, TABLE, image) for row in rows]
     assert all(one.count(b"\n") == 1 for one in lines)
     items, rejects = records.parse_lines("items", b"".join(lines), 1)
     assert sorted(items["line"].to_pylist() + [one.line for one in rejects]) == list(range(1, len(rows) + 1))
