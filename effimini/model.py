@@ -9,6 +9,7 @@ import difflib
 import json
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,6 +34,7 @@ from effimini.kernel import Kernel
 from effimini.model_folder import model_folder
 from effimini.precheck import CONFIG_FILE
 from effimini.words import Words
+from prep import hub
 from prep.core import files, writers
 from prep.core.errors import UserError, first_sentence
 from prep.core.params import EncoderParams, Params
@@ -260,14 +262,19 @@ def build(params: Params, *, random: bool = False) -> EffiMini:
         UserError: an encoder is unknown, cannot be loaded, does not match its weights, or has fewer positions than
             max_tokens.
     """
-    image_from = "random" if random else params.model.image.weights
-    image = _image_encoder(
-        EncoderParams(name=params.model.image.name, weights=image_from),
-        params.images.resolution,
-        params.model.drop_path,
+    image_from, text_from = (
+        "random" if random else encoder.weights for encoder in (params.model.image, params.model.text)
     )
-    text_from = "random" if random else params.model.text.weights
-    text = _text_encoder(EncoderParams(name=params.model.text.name, weights=text_from), params.model.attention_dropout)
+    asks_hub = image_from == "pretrained" or not Path(tokens.encoder_source(params.model.text.name)).is_dir()
+    with hub.offline_unless_reachable() if asks_hub else nullcontext():
+        image = _image_encoder(
+            EncoderParams(name=params.model.image.name, weights=image_from),
+            params.images.resolution,
+            params.model.drop_path,
+        )
+        text = _text_encoder(
+            EncoderParams(name=params.model.text.name, weights=text_from), params.model.attention_dropout
+        )
     tokenizer = tokens.load_tokenizer(params.model.text.name)
     settings = cast(PretrainedConfig, text.config)
     positions, vocabulary = getattr(settings, "max_position_embeddings", None), settings.vocab_size

@@ -10,7 +10,8 @@ The endpoint and the token are those of huggingface_hub: ``HF_ENDPOINT`` (defaul
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
 
@@ -190,10 +191,24 @@ def is_reachable() -> bool:
     """Return whether the hub responds; a warning in the log says why it does not."""
     if not has_responded(constants.ENDPOINT):
         try:
-            asking(lambda: get_session().head(constants.ENDPOINT), "main")
+            asking(lambda: get_session().head(constants.ENDPOINT, timeout=CONNECT_TIMEOUT), "main")
         except UserError as error:
             log.warning("%s", error)
     return has_responded(constants.ENDPOINT)
+
+
+@contextmanager
+def offline_unless_reachable() -> Iterator[None]:
+    """Make the libraries that use huggingface_hub look only into its cache if the hub does not respond.
+
+    Without this each of them tries again many times, for minutes.
+    """
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not is_reachable()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 @cache

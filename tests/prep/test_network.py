@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import close_session
+from huggingface_hub import close_session, get_session
+from huggingface_hub.errors import OfflineModeIsEnabled
 
 from prep import categories, ranges
 from prep import hub as the_hub
@@ -308,6 +309,20 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     for kept in (the_hub._set_timeouts, the_hub.is_reachable):
         kept.cache_clear()
+
+
+@pytest.mark.usefixtures("hasty")
+def test_libraries_ask_a_hub_that_does_not_respond_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(the_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(the_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    with the_hub.offline_unless_reachable(), pytest.raises(OfflineModeIsEnabled):
+        get_session().get("http://127.0.0.1:9")
+    assert not the_hub.constants.HF_HUB_OFFLINE
+    with Hub({ITEMS: BODY}) as hub:
+        point_at(hub, monkeypatch)
+        the_hub.is_reachable.cache_clear()
+        with the_hub.offline_unless_reachable():
+            assert not the_hub.constants.HF_HUB_OFFLINE
 
 
 @contextmanager
