@@ -56,9 +56,8 @@ NO_BYTE: dict[str, tuple[str, ...]] = {
     "effimini/clock.py": (),
     "effimini/time_profile.py": (),
     "effimini/trackers.py": (),
-    # refuse what is absent, and the input of `effimini predict`
+    # refuses what is absent
     "effimini/precheck.py": (),
-    "effimini/input_csv.py": (),
     # atomic writes and the local store; prep/core/writers.py determines the content
     "prep/core/files.py": (),
     "prep/core/locks.py": (),

@@ -160,7 +160,7 @@ def test_a_folder_that_is_not_an_export_is_not_replaced(run: Path, tmp_path: Pat
 
 
 def test_a_folder_without_a_model_is_an_error(model: Path, exported: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not a saved model"):
+    with pytest.raises(UserError, match="does not exist; run `dvc repro train`"):
         export(tmp_path / "nothing", tmp_path / "out")
     with pytest.raises(UserError, match=r"model\.safetensors cannot be read"):
         export(exported, tmp_path / "out")
