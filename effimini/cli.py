@@ -1012,6 +1012,24 @@ def results(as_json: Json = False) -> None:
         typer.echo(f"Report: {Path('results/report.html').resolve()}")
 
 
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="A git tag, branch, commit or experiment, or a folder.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="The run to compare with it; . is this folder.")] = ".",
+    repo: Annotated[str, typer.Option(help="The project that the revisions belong to: a path or a git URL.")] = ".",
+    as_json: Json = False,
+) -> None:
+    """Compare two runs on their test splits: scores, paired difference, and the parameters that differ.
+
+    Reads data/predictions and params.yaml of both, from folders, the DVC cache or the DVC remote.
+
+    Examples: `effimini compare HEAD`, `effimini compare films-v1 films-v2`
+    """
+    from effimini import compare as stage
+
+    _show(stage.compare(first, second, repo), stage.compare_table, as_json)
+
+
 def _open_location(url: str, params: Path) -> "ShardLocation":
     from shards.location import ShardLocation
 

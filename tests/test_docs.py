@@ -49,6 +49,7 @@ RUN: dict[str, str] = {
     "effimini batch": "tests/shards/test_steps.py",
     "effimini card": "tests/shards/test_card.py",
     "effimini categories": "tests/prep/test_categories.py",
+    "effimini compare": "tests/effimini/test_compare.py",
     "effimini curve": "tests/effimini/test_curve.py",
     "effimini diff": "tests/test_sharing.py",
     "effimini embed": "tests/effimini/test_embed.py",
