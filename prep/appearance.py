@@ -44,16 +44,23 @@ class Appearance(NamedTuple):
     earlier: npt.NDArray[np.float64]  # fraction of the products that appeared before each day
     groups: pa.Table  # group and day of the groups of several
 
-    def of(self, groups: pa.Array, days: pa.Array) -> pa.Array:
-        """Return the fraction of products that appeared before the groups, null for one without a time.
+    def of(self, ids: pa.Array, groups: pa.Array, days: Path) -> pa.Array:
+        """Return the fraction of products that appeared before each item's, null for one without a time.
 
         Args:
-            groups: the group of each item.
-            days: the day of each item, from `days_of`.
+            ids: parent_asin of items of a bucket.
+            groups: the group of each.
+            days: what `count_days` wrote of the bucket.
         """
-        place = pc.index_in(groups, value_set=self.groups["group"].combine_chunks())
-        day = pc.coalesce(self.groups["day"].combine_chunks().take(place), days)
-        return pa.array(self.earlier).take(pc.add(day, _DAY_ZERO))
+        alone = pq.read_table(days)
+        places = (
+            pc.index_in(names, value_set=table[column].combine_chunks())
+            for names, table, column in ((groups, self.groups, "group"), (ids, alone, "id"))
+        )
+        of_group, of_item = (
+            table["day"].combine_chunks().take(place) for table, place in zip((self.groups, alone), places, strict=True)
+        )
+        return pa.array(self.earlier).take(pc.add(pc.coalesce(of_group, of_item), _DAY_ZERO))
 
 
 def listed_day(details: str) -> int | None:
@@ -99,20 +106,23 @@ def days_of(items: Path) -> pa.Array:
     return pc.coalesce(reviewed, pa.array(listed, pa.int64())).cast(pa.int32())
 
 
-def count_days(bucket: Sequence[Path], grouped: pa.Table) -> Days:
-    """Count the days of one bucket of all categories.
+def count_days(bucket: Sequence[Path], grouped: pa.Table, out: Path) -> Days:
+    """Count the days of one bucket of all categories, and write that of each product of one item.
 
     Args:
         bucket: the files of the bucket, one per category.
         grouped: the items in groups of several, schema `GROUPS`.
+        out: the file to write; an id that is in several categories is one product, and has its first day.
     """
     ids = pa.concat_tables([pq.read_table(path, columns=["parent_asin"]) for path in bucket])["parent_asin"]
     days = pa.chunked_array([days_of(path) for path in bucket], pa.int32())
     groups = grouped["group"].take(pc.index_in(ids, value_set=grouped["parent_asin"].combine_chunks()))
     both = pa.table({"id": ids, "group": groups, "day": days}).filter(pc.is_valid(days))
-    alone = both.filter(pc.is_null(both["group"])).group_by("id").aggregate([("day", "min")])["day_min"]
+    alone = both.filter(pc.is_null(both["group"])).group_by("id").aggregate([("day", "min")])
+    alone = alone.rename_columns(["id", "day"])
+    pq.write_table(alone, out)
     linked = both.filter(pc.is_valid(both["group"])).select(_DAYS_OF_GROUPS.names).cast(_DAYS_OF_GROUPS)
-    return Days(np.bincount(alone.to_numpy() + _DAY_ZERO, minlength=_DAYS), linked)
+    return Days(np.bincount(alone["day"].to_numpy() + _DAY_ZERO, minlength=_DAYS), linked)
 
 
 def appearance(counted: Iterable[Days]) -> Appearance | None:

@@ -78,7 +78,10 @@ def groups(params: Params, data: Path = Path("data")) -> None:
         buckets.write_piece(work / "grouped.arrow", grouped.items, buckets.bucket_of(order, count), count)
         when = None
         if params.sample.split == "time":
-            days = [([paths[number] for _, paths in item_buckets], grouped.items) for number in range(count)]
+            days = [
+                ([paths[number] for _, paths in item_buckets], grouped.items, work / f"days-{number:03d}.parquet")
+                for number in range(count)
+            ]
             when = appearance.appearance(pool.map(appearance.count_days, days, "groups: times"))
             if when is None:
                 raise UserError(
@@ -198,7 +201,8 @@ def _write_groups(items: Path, grouped: Path, number: int, when: Appearance | No
     place = pc.index_in(ids, value_set=linked["parent_asin"].combine_chunks())
     groups = pc.coalesce(linked["group"].take(place), ids)
     sizes = pc.fill_null(linked["group_size"].take(place), 1)
-    appeared = when.of(groups, appearance.days_of(items)) if when else pa.nulls(len(ids), pa.float64())
+    days = grouped.with_name(f"days-{number:03d}.parquet")
+    appeared = when.of(ids, groups, days) if when else pa.nulls(len(ids), pa.float64())
     writers.write_table(out, pa.table([ids, groups, sizes, appeared], schema=GROUPS))
     return len(ids)
 

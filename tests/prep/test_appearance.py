@@ -68,6 +68,15 @@ def test_a_group_is_in_one_split_with_its_first_item(tmp_path: Path, timed: Call
     assert found["P003"]["split"] == found["P099"]["split"] == "train"
 
 
+def test_an_id_in_two_categories_appears_once(tmp_path: Path, timed: Callable[..., Params]) -> None:
+    params = timed(**{"source.categories": ["Demo_Toys", "Demo_Kitchen"]})
+    write_items(tmp_path, "Demo_Kitchen", [product(5, first_review=(FIRST + 500) * DAY)], params.download.buckets)
+    made(tmp_path, params, [product(number) for number in range(100)])
+    tables = [pq.read_table(path) for path in (tmp_path / "groups").rglob("*.parquet")]
+    rows = [row for table in tables for row in table.to_pylist() if row["parent_asin"] == "P005"]
+    assert [row["appeared"] for row in rows] == [0.05, 0.05]
+
+
 def test_the_date_of_a_detail_counts_where_there_are_no_reviews(tmp_path: Path, timed: Callable[..., Params]) -> None:
     rows = [product(number) for number in range(98)]
     detail = json.dumps({"Date First Available": "January 1, 2040"})
