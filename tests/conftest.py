@@ -84,6 +84,22 @@ def run_to() -> Callable[..., None]:
 
 
 @pytest.fixture(scope="session")
+def made_data(
+    tmp_path_factory: pytest.TempPathFactory, make_params: Callable[..., Params], run_to: Callable[..., None]
+) -> Callable[..., Path]:
+    """Return a function that runs the data stages in a new folder, with a store of its own: made_data("shard", ...)."""
+
+    def made(last: str = "weights", **changes: Any) -> Path:
+        folder = tmp_path_factory.mktemp("data")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("EFFIMINI_STORE", str(folder / "store"))
+            run_to(make_params(**changes), folder, last)
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
 def digests() -> Callable[[Path], dict[str, str]]:
     """Return the sha256 of every file below a folder, by relative path."""
     from prep.core.files import sha256

@@ -12,7 +12,6 @@ import pytest
 from huggingface_hub import DatasetCard
 
 from prep.core.errors import UserError
-from prep.core.params import Params
 from prep.core.tables.shards import METADATA_FIELDS
 from shards import card
 from shards.location import ShardLocation
@@ -22,14 +21,9 @@ SPLITS = ("train", "validation", "test")
 
 
 @pytest.fixture(scope="module")
-def shards(
-    tmp_path_factory: pytest.TempPathFactory, make_params: Callable[..., Params], run_to: Callable[..., None]
-) -> Path:
+def shards(made_data: Callable[..., Path]) -> Path:
     """A folder of shards of two categories, with all their cards."""
-    folder = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EFFIMINI_STORE", str(folder / "store"))
-        run_to(make_params(), folder, "shard")
+    folder = made_data("shard")
     location = located(folder / "shards")
     for category in location.categories():
         card.write_card(folder / "shards" / category, location.manifest(category))

@@ -22,7 +22,6 @@ from typer.testing import CliRunner, Result
 from effimini.cli import app
 from prep.core import files, writers
 from prep.core.errors import UserError
-from prep.core.params import Params
 from prep.core.tables.tabular import TABULAR_NAMES
 from shards.images.pixels import BLANK
 from shards.lint import LintRule, lint
@@ -38,14 +37,8 @@ Damage = Callable[[Path], object]  # called with the folder of the category
 
 
 @pytest.fixture(scope="module")
-def clean(
-    tmp_path_factory: pytest.TempPathFactory, make_params: Callable[..., Params], run_to: Callable[..., None]
-) -> Path:
-    data = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EFFIMINI_STORE", str(data / "store"))
-        run_to(make_params(**{"shards.samples_per_shard": 6, "sample.fraction": 0.5}), data, "shard")
-    return data / "shards"
+def clean(made_data: Callable[..., Path]) -> Path:
+    return made_data("shard", **{"shards.samples_per_shard": 6, "sample.fraction": 0.5}) / "shards"
 
 
 @pytest.fixture

@@ -30,15 +30,9 @@ MEMBERS = re.compile(r'<code>(\w+)</code></dd></div>\n</dl>\n<div class="words">
 
 
 @pytest.fixture(scope="module")
-def shards(
-    tmp_path_factory: pytest.TempPathFactory, make_params: Callable[..., Params], run_to: Callable[..., None]
-) -> Path:
+def shards(made_data: Callable[..., Path]) -> Path:
     """A folder of shards of two categories, with weights and images next to it."""
-    folder = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EFFIMINI_STORE", str(folder / "store"))
-        run_to(make_params(**{"sample.fraction": 1.0}), folder)  # enough to have items without an image
-    return folder / "shards"
+    return made_data(**{"sample.fraction": 1.0}) / "shards"  # enough to have items without an image
 
 
 def page(shards: Path, *args: Any, **options: Any) -> str:

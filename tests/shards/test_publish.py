@@ -16,7 +16,6 @@ from huggingface_hub import DatasetCard, constants
 from benchmarks.rehearsal.hub import Request, reset, status
 from effimini.cli import app
 from prep.core.errors import UserError
-from prep.core.params import Params
 from shards.location import ShardLocation
 from shards.manifest import Manifest
 from shards.stream import ShardDataset
@@ -42,14 +41,8 @@ print(json.dumps({split: [list(row["jpg"].size) for row in rows] for split, rows
 
 
 @pytest.fixture(scope="module")
-def shards(
-    tmp_path_factory: pytest.TempPathFactory, make_params: Callable[..., Params], run_to: Callable[..., None]
-) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EFFIMINI_STORE", str(folder / "store"))
-        run_to(make_params(), folder, "shard")
-    return folder / "shards"
+def shards(made_data: Callable[..., Path]) -> Path:
+    return made_data("shard") / "shards"
 
 
 @pytest.fixture

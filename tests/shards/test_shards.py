@@ -27,14 +27,8 @@ CATEGORIES = ("Demo_Kitchen", "Demo_Toys")
 
 
 @pytest.fixture(scope="module")
-def data(
-    tmp_path_factory: pytest.TempPathFactory, make_params: Callable[..., Params], run_to: Callable[..., None]
-) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EFFIMINI_STORE", str(folder / "store"))
-        run_to(make_params(), folder)
-    return folder
+def data(made_data: Callable[..., Path]) -> Path:
+    return made_data()
 
 
 def names(folder: Path) -> list[str]:
