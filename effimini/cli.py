@@ -298,9 +298,8 @@ def download(category: CategoryArgument, params: ParamsFile = PARAMS, data: Data
     Example: `effimini download Demo_Toys`
     """
     from prep import download as stage
-    from prep import removed
 
-    _run(partial(removed.without_removed, stage.download), category, params, data / "raw", as_json)
+    _run(stage.download, category, params, data / "raw", as_json)
 
 
 @app.command()

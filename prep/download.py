@@ -4,8 +4,8 @@ Input: the item and review files of the source.
 Output: ``data/raw/<category>/`` with ``items-NNN.parquet`` and ``reviews-NNN.parquet``, one file per bucket (by hash of
 parent_asin), ``rejects.parquet`` and ``report.json``.
 Guarantees: items and reviews of one product are in buckets of the same number, in the order of their lines. Every line
-is either a row or a reject with a reason. No review text and no user id is stored. Memory is bounded by the blocks in
-progress.
+is either a row or a reject with a reason. Items that were removed (`prep.removed`) are not in the tables. No review
+text and no user id is stored. Memory is bounded by the blocks in progress.
 """
 
 import shutil
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prep import records
+from prep import records, removed
 from prep.blocks import Block, cut
 from prep.core import buckets, files, writers
 from prep.core.cluster import DaskPool, dask_pool
@@ -80,6 +80,7 @@ def download(category: str, params: Params, data: Path = Path("data")) -> dict[K
         shutil.rmtree(out / "work")
         writers.write_table(out / "rejects.parquet", pa.concat_tables(rejects))
         writers.write_json(out / "report.json", {"stage": "download", "category": category, "tables": tables})
+        removed.drop_from(out, category, data)
     return notes
 
 

@@ -7,9 +7,9 @@ items they are, by hashing all of its ids. An item that is not listed keeps its 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -106,43 +106,53 @@ def keep_places(
             split[row], order[row] = known[int(hashed[row])].split, known[int(hashed[row])].order
 
 
-def without_removed(
-    stage: Callable[[str, Any, Path], dict[Any, str]], category: str, params: Any, data: Path
-) -> dict[Any, str]:
-    """Run the download stage, then drop what was removed from its tables; return what the stage returns."""
-    notes = stage(category, params, data)
-    drop(category, data)
-    return notes
-
-
 def drop(category: str, data: Path) -> int:
     """Drop the removed items and their reviews from ``data/raw/<category>``, counted as `REMOVED`; return how many.
 
     The bytes are the same whether the table was just made or had some of the items dropped before.
     """
-    gone = np.array([one.item for one in read_removed(data, category) if one.item], np.uint64)
     folder = data.absolute() / "raw" / category
-    counts = Counter[str]()
-    rows: dict[str, int] = {}
-    for path in sorted(folder.glob("*-*.parquet")) if len(gone) else ():
-        asins = pq.read_table(path, columns=["parent_asin"])["parent_asin"]
-        rows[path.name] = int(np.isin(item_order(asins), gone).sum())
-        counts[path.name.partition("-")[0]] += rows[path.name]
-    if not counts.total():
+    gone = _gone(category, data)
+    if not sum(_rows(path, gone) for path in _tables(folder)):
         return 0
     with files.atomic_folder(folder) as out:
         for path in sorted(path for path in folder.iterdir() if path.is_file()):
-            if rows.get(path.name):
-                _write_without(path, gone, out / path.name)
-            else:
-                files.link(path, out / path.name)
+            files.link(path, out / path.name)
+        return drop_from(out, category, data)
+
+
+def drop_from(folder: Path, category: str, data: Path) -> int:
+    """Drop the removed items and their reviews from the tables in a folder that is being made; return how many."""
+    gone = _gone(category, data)
+    counts = Counter[str]()
+    for path in _tables(folder):
+        if rows := _rows(path, gone):
+            counts[path.name.partition("-")[0]] += rows
+            with files.atomic_write(path, durable=False) as partial:  # the file may be a link to that of another folder
+                _write_without(path, gone, partial)
+    if counts:
         report = files.read_json(folder / "report.json")
         for kind, count in counts.items():
             dropped = Counter(report["tables"][kind]["dropped"]) + Counter({REMOVED: count})
             report["tables"][kind] = Funnel.of(report["tables"][kind]["rows_in"], dropped)
-        (out / "report.json").unlink()
-        writers.write_json(out / "report.json", report)
+        (folder / "report.json").unlink()
+        writers.write_json(folder / "report.json", report)
     return counts["items"]
+
+
+def _gone(category: str, data: Path) -> npt.NDArray[np.uint64]:
+    return np.array([one.item for one in read_removed(data, category) if one.item], np.uint64)
+
+
+def _tables(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*-*.parquet"))
+
+
+def _rows(path: Path, gone: npt.NDArray[np.uint64]) -> int:
+    """Return how many rows of a table are of removed items."""
+    if not len(gone):
+        return 0
+    return int(np.isin(item_order(pq.read_table(path, columns=["parent_asin"])["parent_asin"]), gone).sum())
 
 
 def _write_without(path: Path, gone: npt.NDArray[np.uint64], out: Path) -> None:

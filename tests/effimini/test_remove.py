@@ -4,7 +4,6 @@ import gzip
 import json
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,7 +13,7 @@ from ruamel.yaml import YAML
 
 from effimini import search
 from effimini.remove import holding, remove
-from prep import download, removed
+from prep import removed
 from prep.core import pipeline, writers
 from prep.core.errors import UserError
 from prep.core.keys import item_key
@@ -32,13 +31,6 @@ CHANGES = {
     "source.demo.items": 120,
     "decontaminate.reasons": ["same_product_title"],
 }
-
-
-def repeat(params: Params, data: Path, run_to: Callable[..., None]) -> None:
-    """Run the data stages, and `download` as its command does."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(download, "download", partial(removed.without_removed, download.download))
-        run_to(params, data)
 
 
 def places(data: Path) -> dict[str, str]:
@@ -110,7 +102,7 @@ def test_a_removed_item_is_in_no_file_after_the_next_run_and_only_its_tars_chang
     assert steps[-1] == f"effimini remove --verify {' '.join(ids)}"
     assert not [path for path, _ in holding(ids, params, data) if not path.is_relative_to(data)]  # the store is clean
     raw = digests(data / "raw")
-    repeat(params, data, run_to)
+    run_to(params, data)
     assert digests(data / "raw") == raw  # what `remove` wrote is what the stage writes
     assert list(holding(ids, params, data)) == []
     now = places(data)
@@ -134,7 +126,7 @@ def test_another_item_is_removed_later_and_the_first_stays_away(
     first, second, head, _ = chosen(data)
     before = places(data)
     remove([first], params, data)
-    repeat(params, data, run_to)
+    run_to(params, data)
     remove([second, head], params, data)
     assert remove([first, second], params, data)[0] == "dvc repro"  # again
     shutil.rmtree(Path(".effimini/shards"))
@@ -147,7 +139,7 @@ def test_another_item_is_removed_later_and_the_first_stays_away(
     with pytest.raises(UserError, match="few/data/raw/Demo_Kitchen has no items; run `dvc pull data/raw/Demo_Kitchen`"):
         remove(["another"], params, data.parent / "few/data")
     shutil.rmtree("few")
-    repeat(params, data, run_to)
+    run_to(params, data)
     assert list(holding([first, second, head], params, data)) == []
     assert places(data) == {key: tar for key, tar in before.items() if key not in {first, second, head}}
 
@@ -280,7 +272,7 @@ def test_a_product_of_a_table_is_removed_by_its_own_id(
     before = places(folder / "data")
     name = "SKU-003/ä.1"
     assert remove([name], params, folder / "data")[-1] == f"effimini remove --verify '{name}'"
-    repeat(params, folder / "data", run_to)
+    run_to(params, folder / "data")
     after = places(folder / "data")
     assert before.keys() - after.keys() == {item_key(name)}
     assert all(before[key] == place for key, place in after.items())
@@ -288,6 +280,6 @@ def test_a_product_of_a_table_is_removed_by_its_own_id(
     assert holders == ["products.csv", "meta_Lamps.jsonl"]  # the source, and what it is converted to
     csv_file(table, ",", [row for row in PRODUCTS if row["sku"] != name])
     shutil.rmtree(folder / ".effimini/table")
-    repeat(params, folder / "data", run_to)
+    run_to(params, folder / "data")
     assert places(folder / "data") == after
     assert list(holding([name], params, folder / "data")) == []
