@@ -44,7 +44,7 @@ class RunScores(msgspec.Struct, frozen=True):
     rmse: float
 
 
-class Comparison(msgspec.Struct, frozen=True):
+class RunComparison(msgspec.Struct, frozen=True):
     """Two runs."""
 
     runs: list[RunScores]
@@ -60,7 +60,7 @@ class _Run(NamedTuple):
     params: Mapping[str, Any]
 
 
-def compare(first: str, second: str, repo: str = ".") -> Comparison:
+def compare(first: str, second: str, repo: str = ".") -> RunComparison:
     """Return how two runs compare.
 
     Args:
@@ -78,7 +78,7 @@ def compare(first: str, second: str, repo: str = ".") -> Comparison:
     if len(shared) >= FEWEST:
         stars = [shared[f"prediction_{number}"].to_numpy() for number in (2, 1)]
         found = metrics.lead(stars[0], stars[1], shared["average_rating_1"].to_numpy(), RESAMPLES, SEED)
-    return Comparison(
+    return RunComparison(
         runs=[_scores(name, run.predictions) for name, run in zip((first, second), runs, strict=True)],
         shared=len(shared),
         relabelled=len(both) - len(shared),
@@ -88,7 +88,7 @@ def compare(first: str, second: str, repo: str = ".") -> Comparison:
     )
 
 
-def compare_table(found: Comparison) -> Group:
+def compare_table(found: RunComparison) -> Group:
     """Return the result of `compare` as tables to print."""
     scores = Table("run", title="Each run on its own test split", box=SIMPLE_HEAD)
     for name in ("samples", "PLCC", "95 % interval", "SRCC", "MAE", "RMSE"):
@@ -108,7 +108,7 @@ def compare_table(found: Comparison) -> Group:
     return Group(*shown)
 
 
-def _sentence(found: Comparison) -> str:
+def _sentence(found: RunComparison) -> str:
     of = f"{found.shared:,} items that both test" + (
         f", and {found.relabelled:,} with another label are left out" if found.relabelled else ""
     )

@@ -32,7 +32,7 @@ from shards.tokens import TokenizationConfig
 log = logging.getLogger(__name__)
 
 _VECTOR = pa.list_(pa.field("element", pa.float32(), nullable=False))
-FEATURES = pa.schema(
+OF_ITEMS = pa.schema(
     [
         required("parent_asin", pa.string()),
         required("has_image", pa.bool_()),
@@ -45,7 +45,7 @@ FEATURES = pa.schema(
 OF_SHARDS = pa.schema(
     [
         required("category", pa.string()),
-        *FEATURES,
+        *OF_ITEMS,
         required("average_rating", pa.float32()),
         required("rating_number", pa.int64()),
     ]
@@ -53,7 +53,7 @@ OF_SHARDS = pa.schema(
 
 
 def embed_items(model: Path, items: Path, images: Path, out: Path, strict: bool = False) -> int:
-    """Write `FEATURES` of each item of a CSV file, and return the number of items.
+    """Write `OF_ITEMS` of each item of a CSV file, and return the number of items.
 
     Args:
         model: a folder written by `EffiMini.save_pretrained`.
@@ -75,9 +75,9 @@ def embed_items(model: Path, items: Path, images: Path, out: Path, strict: bool 
             inputs = batch_inputs(network.config, network.tokenizer, batch)
             ids, has_image = [item.id for item in batch], inputs[3]
             columns = [ids, has_image, *_embed(network, *(torch.from_numpy(array).to(device) for array in inputs))]
-            yield pa.RecordBatch.from_arrays(_arrays(columns, FEATURES), schema=FEATURES)
+            yield pa.RecordBatch.from_arrays(_arrays(columns, OF_ITEMS), schema=OF_ITEMS)
 
-    return writers.write_batches(out, FEATURES, batches())
+    return writers.write_batches(out, OF_ITEMS, batches())
 
 
 def embed_shards(model: Path, location: ShardLocation, categories: Sequence[str], split: str, out: Path) -> int:

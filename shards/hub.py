@@ -31,13 +31,13 @@ from prep.core.errors import UserError
 from prep.core.repository import NAME
 from prep.core.retry import unanswered
 
-Kind = Literal["dataset", "model"]
+RepositoryKind = Literal["dataset", "model"]
 
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN, with a token that may write there"
 _AGAIN = "run the same again, which transfers only what is missing"
 
 
-def create(name: str, kind: Kind, *, private: bool, branch: str | None) -> date:
+def create(name: str, kind: RepositoryKind, *, private: bool, branch: str | None) -> date:
     """Create a repository and a branch of it, unless they exist, and return the day on which it was created.
 
     Raises:
@@ -62,7 +62,7 @@ def create(name: str, kind: Kind, *, private: bool, branch: str | None) -> date:
     return created.date() if created else date.min
 
 
-def upload(folder: Path, name: str, kind: Kind, branch: str | None, replaced: Sequence[str]) -> str:
+def upload(folder: Path, name: str, kind: RepositoryKind, branch: str | None, replaced: Sequence[str]) -> str:
     """Upload the files of a folder, and return the commit that has them all.
 
     Args:
@@ -100,7 +100,7 @@ def download(name: str, revision: str | None, wanted: Sequence[str]) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(wanted)))
 
 
-def page(name: str, kind: Kind, branch: str | None = None) -> str:
+def page(name: str, kind: RepositoryKind, branch: str | None = None) -> str:
     """Return the address of a repository, or of a branch of it."""
     place = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
     return f"{place}/tree/{branch}" if branch else place

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from effimini.cli import app
-from effimini.embed import FEATURES, OF_SHARDS, embed_items, embed_shards
+from effimini.embed import OF_ITEMS, OF_SHARDS, embed_items, embed_shards
 from effimini.export import GRAPH
 from effimini.model import EffiMini
 from effimini.predict import ITEMS_PER_BATCH, predict
@@ -72,7 +72,7 @@ def test_an_item_has_the_same_features_from_a_csv_file_and_the_score_of_predict(
     items, out = write_csv(tmp_path / "items.csv", raw_rows(run_params, run)), tmp_path / "features.parquet"
     assert embed_items(run / "models/best", items, run / "data/pictures", out) == of_shards.num_rows
     table = pq.read_table(out)
-    assert table.schema.equals(FEATURES)
+    assert table.schema.equals(OF_ITEMS)
     assert table["parent_asin"].to_pylist() == of_shards["parent_asin"].to_pylist()
     for name in ("image_features", "text_features"):
         np.testing.assert_allclose(vectors(table, name), vectors(of_shards, name), atol=1e-4)
