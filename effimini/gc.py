@@ -16,12 +16,11 @@ from typing import Any, NamedTuple
 import msgspec
 from filelock import FileLock, Timeout
 
-from prep import demo
 from prep.catalogue.convert import images_of, place_of
 from prep.core import files
 from prep.core.errors import UserError
 from prep.core.params import Params, load_params
-from prep.source import PATHS
+from prep.source import PATHS, demo_place
 from shards import fetch
 from shards.location import ShardLocation
 from shards.manifest import Manifest
@@ -194,9 +193,9 @@ def _needs(versions: Sequence[Version]) -> Needs:
             source = params.source
             base = source.location if source.kind == "mirror" else ""
             if source.kind == "demo":
-                catalogue = f"demo/{files.fingerprint(demo.FORMAT, source.demo, [category])[:16]}"
-                needs.folders.setdefault(catalogue, name)
-                base = str(files.store() / catalogue)
+                catalogue = demo_place(source, category)
+                needs.folders.setdefault(str(catalogue.relative_to(files.store())), name)
+                base = str(catalogue)
             if source.kind == "table":
                 root, _ = place_of(source, category)
                 needs.folders.setdefault(str(root.relative_to(files.store())), name)

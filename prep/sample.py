@@ -153,14 +153,19 @@ def usable_rows(items: pa.Table, params: Params) -> list[SampleRow]:
 
     Their review_count is 0.
     """
-    found = [_sample_row(n, item | {"review_count": 0}, params, TEXTS) for n, item in enumerate(items.to_pylist())]
-    return [row for row in found if not _unusable(row, params.sample)]
+    return [row for row, reason in _filtered(items, params) if not reason]
 
 
 def unusable(items: pa.Table, params: Params) -> Counter[str]:
     """Return the number of rows of an items table that the filter drops, by reason; see `usable_rows`."""
-    rows = (_sample_row(n, item | {"review_count": 0}, params, TEXTS) for n, item in enumerate(items.to_pylist()))
-    return Counter(filter(None, (_unusable(row, params.sample) for row in rows)))
+    return Counter(reason for _, reason in _filtered(items, params) if reason)
+
+
+def _filtered(items: pa.Table, params: Params) -> Iterator[tuple[SampleRow, str]]:
+    """Yield each row of an items table with the reason to drop it, "" if it is kept."""
+    for number, item in enumerate(items.to_pylist()):
+        row = _sample_row(number, item | {"review_count": 0}, params, TEXTS)
+        yield row, _unusable(row, params.sample)
 
 
 def deviation(table: pd.DataFrame) -> dict[str, float]:

@@ -77,8 +77,8 @@ def raw_file(source: SourceParams, kind: Kind, category: str, policy: RetryPolic
     Raises:
         UserError: the file does not exist or cannot be fetched, or there is not enough disk space.
     """
-    if source.kind != "hub" and not locate(source, category).is_remote:
-        name, path = local_file(source, kind, category)
+    if source.kind != "hub" and not (location := locate(source, category)).is_remote:
+        name, path = local_file(location, kind, category)
         return _local(kind, name, path)
     name, remote = remote_file(source, kind, category, policy)
     if not source.keep_raw:
@@ -93,13 +93,12 @@ def raw_file(source: SourceParams, kind: Kind, category: str, policy: RetryPolic
     return _local(kind, name, path)
 
 
-def local_file(source: SourceParams, kind: Kind, category: str) -> tuple[str, Path]:
-    """Return the name in the layout and the path of a raw file on this machine.
+def local_file(location: SourceLocation, kind: Kind, category: str) -> tuple[str, Path]:
+    """Return the name in the layout and the path of a raw file at a location on this machine.
 
     Raises:
         UserError: the file does not exist.
     """
-    location = locate(source, category)
     plain = PATHS[kind].format(category)
     for name in variants.names(plain):
         if (path := Path(location.base) / name).is_file():
@@ -158,9 +157,14 @@ def _arriving_parquet(kind: Kind, name: str, remote: ranges.Remote, policy: Retr
         yield from variants.parquet_lines(kind, path)
 
 
+def demo_place(source: SourceParams, category: str) -> Path:
+    """Return the folder of the demo catalogue of a category, which may not exist yet."""
+    return files.store() / "demo" / files.fingerprint(demo.FORMAT, source.demo, [category])[:16]
+
+
 def _demo_catalogue(source: SourceParams, category: str) -> Path:
     """Return the demo catalogue of a category in the local store; generate it if these parameters are new."""
-    catalogue = files.store() / "demo" / files.fingerprint(demo.FORMAT, source.demo, [category])[:16]
+    catalogue = demo_place(source, category)
     if not files.intact(catalogue):
         with locks.hold(catalogue.with_suffix(".made")):
             if not files.intact(catalogue):  # another run made it, and reads it

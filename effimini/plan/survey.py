@@ -200,8 +200,8 @@ def _file(settings: SourceParams, kind: Kind, category: str) -> tuple[str, str]:
     if settings.kind == "hub":
         name = source.PATHS[kind].format(category)
         return name, hub.address(settings.revision, name)
-    if source.locate(settings, category).is_remote:
+    if (location := source.locate(settings, category)).is_remote:
         name, remote = source.remote_file(settings, kind, category, _POLICY)
         return name, remote.url
-    name, path = source.local_file(settings, kind, category)
+    name, path = source.local_file(location, kind, category)
     return name, str(path)

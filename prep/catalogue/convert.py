@@ -19,13 +19,13 @@ from typing import BinaryIO, NamedTuple
 import msgspec
 
 from prep.catalogue import mapping
-from prep.catalogue.rows import Row, Table, Unreadable, open_table
+from prep.catalogue.rows import Row, Table, Unreadable, check_columns, open_table
 from prep.core import files, locks, progress
 from prep.core.errors import UserError
 from prep.core.params import SourceParams, TableParams
+from prep.source import PATHS
 
 FORMAT = 1  # increase it when the bytes of a converted table change
-ITEMS = "raw/meta_categories/meta_{}.jsonl"
 _REPORT = "report.json"
 _MOST = 1000  # categories
 _NAMED = 20  # categories in a message
@@ -53,14 +53,13 @@ def convert(source: SourceParams, category: str) -> Converted:
         UserError: the table cannot be read, or has no rows of the category.
     """
     root, table = place_of(source, category)
-    by_column = "category" in mapping.columns_of(source.table)
     if not files.intact(root / category):
         with locks.hold(root.with_suffix(".made")):
             report = _report(root)
             known = report is not None and category not in report.rows
             if not known and not files.intact(root / category):  # else another run made it, and reads it
                 with files.atomic_folder(root) as out:
-                    _write(table, source, "" if by_column else category, out)
+                    _write(table, source, _only(source, category), out)
     report = _report(root)
     assert report is not None
     if category not in report.rows:
@@ -84,9 +83,13 @@ def place_of(source: SourceParams, category: str) -> tuple[Path, Table]:
         UserError: the table cannot be read.
     """
     table = open_table(source.location)
-    by_column = "category" in mapping.columns_of(source.table)
-    depends_on = [FORMAT, source.location, source.table, table.version, "" if by_column else category]
+    depends_on = [FORMAT, source.location, source.table, table.version, _only(source, category)]
     return files.store() / "table" / files.fingerprint(depends_on)[:16], table
+
+
+def _only(source: SourceParams, category: str) -> str:
+    """Return the category of all rows, "" if a column says which each row has."""
+    return "" if "category" in mapping.columns_of(source.table) else category
 
 
 def images_of(root: Path, category: str) -> str:
@@ -111,14 +114,14 @@ def _write(table: Table, source: SourceParams, only: str, out: Path) -> None:
     with ExitStack() as opened:
         lines: dict[str, BinaryIO] = {}
         name = only
+        (column,) = mapping.columns_of(source.table)["category"][:1] if not only else ("",)
         for row in progress.bar(table_rows(table, source), source.location, total=0):
             if not only and isinstance(row, dict):  # one that cannot be read is beside the row before it
-                name = mapping.category_name(row.get(mapping.columns_of(source.table)["category"][0]))
+                name = mapping.category_name(row.get(column))
             if (name := name or "unreadable") not in lines:
                 if len(lines) == _MOST:
-                    column = mapping.columns_of(source.table)["category"][0]
                     raise UserError(f"the column {column} has more than {_MOST} values; map category to another column")
-                path = out / name / ITEMS.format(name)
+                path = out / name / PATHS["items"].format(name)
                 path.parent.mkdir(parents=True)
                 lines[name] = opened.enter_context(path.open("wb"))
             lines[name].write(line(row, source.table, partial(_keep, out / name / "images", base, images)))
@@ -137,11 +140,7 @@ def table_rows(table: Table, source: SourceParams) -> Iterator[Row | Unreadable]
         UserError: it lacks one, or cannot be read.
     """
     wanted = dict.fromkeys(column for columns in mapping.columns_of(source.table).values() for column in columns)
-    if missing := [column for column in wanted if column not in table.columns]:
-        raise UserError(
-            f"{source.location} has no column {missing[0]!r}, which source.table.columns names; its columns are "
-            f"{', '.join(table.columns)}"
-        )
+    check_columns(source.location, table.columns, list(wanted))
     return table.rows(list(wanted))
 
 
@@ -155,22 +154,17 @@ def line(row: Row | Unreadable, params: TableParams, image: Callable[[Sequence[o
 
 
 def _keep(folder: Path, base: str, kinds: Counter[str], found: Sequence[object]) -> str | None:
-    """Return the URL of an item's image: the first one that is at hand, or else the first one."""
-    urls = []
-    for one in found:
-        if isinstance(one, bytes) and one:
-            kinds["bytes"] += 1
-            name = hashlib.sha256(one).hexdigest()
-            if not (folder / name).exists():
-                folder.mkdir(exist_ok=True)
-                (folder / name).write_bytes(one)
-            return mapping.HOST + name
-        if isinstance(one, str):
-            urls.append(one)
-    here = (one for one in urls if "://" not in one and mapping.is_file(one, base))
-    chosen = next(here, urls[0] if urls else None)
+    """Keep the content of an item's image, count its kind, and return its URL."""
+    chosen = mapping.chosen_image(found, base)
     if chosen is None:
         return None
+    if isinstance(chosen, bytes):
+        kinds["bytes"] += 1
+        name = hashlib.sha256(chosen).hexdigest()
+        if not (folder / name).exists():
+            folder.mkdir(exist_ok=True)
+            (folder / name).write_bytes(chosen)
+        return mapping.HOST + name
     url = mapping.image_name(chosen, base)
     kinds["path" if url.startswith(mapping.HOST) else "url"] += 1
     return url

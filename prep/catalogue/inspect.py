@@ -59,7 +59,7 @@ _NAMES: dict[str, str] = {
 }
 
 
-class Column(msgspec.Struct, frozen=True):
+class TableColumn(msgspec.Struct, frozen=True):
     """A column of the table, as its first rows have it."""
 
     column: str
@@ -72,7 +72,7 @@ class Inspection(msgspec.Struct, frozen=True):
     """What a table has, and what a run would make of it."""
 
     location: str
-    columns: list[Column]
+    columns: list[TableColumn]
     rating_scale: list[float]
     rows: int
     categories: dict[str, int]  # rows by category
@@ -186,12 +186,15 @@ class _Count:
 
     def _image(self, found: Sequence[object]) -> str | None:
         """Count the image of an item, and return that it has one."""
-        if not found:
+        chosen = mapping.chosen_image(found, self._folder)
+        if chosen is None:
             return None
-        paths = [one for one in found if isinstance(one, str) and "://" not in one]
-        kind = "bytes" if isinstance(found[0], bytes) else "path" if paths else "url"
-        if kind == "path" and not any(mapping.is_file(path, self._folder) for path in paths):
-            kind = "missing"
+        if isinstance(chosen, bytes):
+            kind = "bytes"
+        elif not mapping.image_name(chosen, self._folder).startswith(mapping.HOST):
+            kind = "url"
+        else:
+            kind = "path" if mapping.is_file(chosen, self._folder) else "missing"
         self.images[kind] += 1
         return f"{mapping.HOST}{kind}"
 
@@ -282,14 +285,14 @@ def _scale(cells: Sequence[Any]) -> Sequence[float]:
     return next((scale for scale in _SCALES if highest <= scale[1]), _SCALES[-1])
 
 
-def _column(name: str, rows: Sequence[Row], columns: Mapping[str, Sequence[str]]) -> Column:
+def _column(name: str, rows: Sequence[Row], columns: Mapping[str, Sequence[str]]) -> TableColumn:
     cells = _cells(rows, name)
     example = shown(cells[0]) if cells else ""
     if cells and isinstance(cells[0], (bytes, Mapping)):
         image = next(mapping.images_in(cells[0]), None)
         example = f"{len(image):,} bytes" if isinstance(image, bytes) else example
     fields = [field for field, given in columns.items() if name in given]
-    return Column(name, len(cells) / max(1, len(rows)), example, fields)
+    return TableColumn(name, len(cells) / max(1, len(rows)), example, fields)
 
 
 def _write(

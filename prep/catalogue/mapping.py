@@ -64,7 +64,8 @@ def record(row: Mapping[str, Any], table: TableParams, image: Callable[[Sequence
         table: ``source.table``.
         image: returns the URL of the image of an item, given its texts and bytes in order; None if it has none.
     """
-    cells = {name: [row.get(column) for column in columns] for name, columns in columns_of(table).items()}
+    columns_by_field = columns_of(table)
+    cells = {name: [row.get(column) for column in columns] for name, columns in columns_by_field.items()}
     found: dict[str, Any] = {"parent_asin": _joined(cells["parent_asin"]) or ""}
     found |= {name: _joined(cells[name]) for name in _TEXTS if name in cells}
     found |= {name: [text for cell in cells[name] for text in _texts(cell)] for name in _LISTS if name in cells}
@@ -76,7 +77,7 @@ def record(row: Mapping[str, Any], table: TableParams, image: Callable[[Sequence
         found["price"] = _plain(cells["price"][0])
     if "categories" in cells:
         found["categories"] = [name for cell in cells["categories"] for text in _texts(cell) for name in _levels(text)]
-    found["details"] = _details(columns_of(table).get("details", ()), cells)
+    found["details"] = _details(columns_by_field.get("details", ()), cells)
     if "images" in cells:
         url = image([one for cell in cells["images"] for one in images_in(cell)])
         found["images"] = [{"large": url}] if url else []
@@ -115,6 +116,19 @@ def stars(value: object, scale: Sequence[float]) -> object:
 def is_file(text: str, folder: str) -> bool:
     """Return whether a path names a file, whatever its characters and its length."""
     return os.path.isfile(Path(folder) / text)  # noqa: PTH113 -- Path.is_file raises if the name is too long
+
+
+def chosen_image(found: Sequence[object], folder: str) -> str | bytes | None:
+    """Return the image of an item: the first content, or else the first path that exists, or else the first text.
+
+    Args:
+        found: texts and contents, in order.
+        folder: that paths are relative to.
+    """
+    contents = (one for one in found if isinstance(one, bytes) and one)
+    texts = [one for one in found if isinstance(one, str)]
+    here = (one for one in texts if "://" not in one and is_file(one, folder))
+    return next(contents, None) or next(here, texts[0] if texts else None)
 
 
 def image_name(text: str, folder: str) -> str:

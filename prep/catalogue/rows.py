@@ -145,7 +145,7 @@ def _csv(found: Sequence[OpenFile]) -> _Opened:
         for file in found:
             records = lines(file)
             names = next(records, [])
-            _check_columns(file.path, names, columns)
+            check_columns(file.path, names, columns)
             for cells in records:
                 if len(cells) == len(names):
                     yield dict(zip(names, cells, strict=True))
@@ -188,7 +188,7 @@ def _parquet(found: Sequence[OpenFile]) -> _Opened:
     def rows(columns: Sequence[str]) -> Iterator[Row | Unreadable]:
         for file in found:
             with file as opened, pq.ParquetFile(opened) as table:
-                _check_columns(file.path, table.schema_arrow.names, columns)
+                check_columns(file.path, table.schema_arrow.names, columns)
                 for batch in table.iter_batches(_ROWS, columns=list(columns)):
                     yield from batch.to_pylist()
 
@@ -196,7 +196,12 @@ def _parquet(found: Sequence[OpenFile]) -> _Opened:
         return _Opened(table.schema_arrow.names, rows)
 
 
-def _check_columns(path: str, names: Sequence[str], columns: Sequence[str]) -> None:
+def check_columns(path: str, names: Sequence[str], columns: Sequence[str]) -> None:
+    """Check that a file or a table has the columns that are mapped.
+
+    Raises:
+        UserError: it lacks one.
+    """
     if missing := [name for name in columns if name not in names]:
         raise UserError(
             f"{path} has no column {missing[0]!r}, which source.table.columns names; its columns are {', '.join(names)}"
@@ -226,7 +231,7 @@ def _dataset(location: str, hub: re.Match[str] | None) -> Table:
 
     def rows(columns: Sequence[str]) -> Iterator[Row | Unreadable]:
         for split in splits:
-            _check_columns(location, split.column_names, columns)
+            check_columns(location, split.column_names, columns)
             chosen = split.select_columns(list(columns))
             for name, feature in chosen.features.items():
                 if isinstance(feature, datasets.Image):
