@@ -1026,7 +1026,33 @@ def compare(
     """
     from effimini import compare as stage
 
-    _show(stage.compare(first, second, repo), stage.compare_table, as_json)
+    found = stage.compare(stage.read_run(first, repo), stage.read_run(second, repo))
+    _show(found, stage.compare_table, as_json)
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RUN", help="Runs beside this one: git tags, branches, commits, experiments, folders."),
+    ] = None,
+    repo: Annotated[str, typer.Option(help="The project that the revisions belong to: a path or a git URL.")] = ".",
+    output: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("results/runs.html"),
+    params: ParamsFile = PARAMS,
+    data: Data = DATA,
+) -> None:
+    """Write the report with this run's commit and date, beside the previous run and others, and with near duplicates.
+
+    Reads results/report.html, data/predictions and data/exclusions, and the predictions of the other runs.
+
+    Examples: `effimini report`, `effimini report films-v1 by-time`
+    """
+    from effimini import run_report as stage
+
+    page = stage.run_report(runs or (), load_params(params), data, Path("results"), repo)
+    with files.atomic_write(output) as partial:
+        partial.write_text(page, encoding="utf-8")
+    typer.echo(f"Report: {output.resolve()}")
 
 
 def _open_location(url: str, params: Path) -> "ShardLocation":

@@ -1,4 +1,4 @@
-"""Example samples for the report: those with the smallest and the largest errors.
+"""Example samples for the report: those with the smallest and the largest errors, and labels to check.
 
 Input: a split and the model's stars. Output: a few samples with image, text, label and prediction. Deterministic: equal
 errors keep the order of the split.
@@ -15,6 +15,7 @@ from prep.core.templates import data_url
 from shards.stream import ShardDataset
 
 SHOWN = 6  # of each kind
+SUSPECTS = 12  # labels to check
 
 
 class Example(NamedTuple):
@@ -31,7 +32,9 @@ class Example(NamedTuple):
 
 
 def examples(split: ShardDataset, stars: Stars, fields: Sequence[str]) -> dict[str, list[Example]]:
-    """Return samples by kind: predicted too low and too high (largest error first), and nearest (smallest first).
+    """Return samples by kind, the most extreme first: predicted too low, too high, nearest, and labels to check.
+
+    Labels to check have the largest error times log(1 + rating_number): many ratings disagree with the prediction.
 
     Args:
         split: the samples.
@@ -41,10 +44,12 @@ def examples(split: ShardDataset, stars: Stars, fields: Sequence[str]) -> dict[s
     error = stars - split.labels
     order = np.argsort(error, kind="stable")
     low, high = order[:SHOWN], order[::-1][:SHOWN]
+    by_count = np.abs(error) * np.log1p(split.rating_number)
     chosen = {
         "Predicted too low": low[error[low] < 0],
         "Predicted too high": high[error[high] > 0],
         "Nearest": np.argsort(np.abs(error), kind="stable")[:SHOWN],
+        "Labels to check": np.argsort(-by_count, kind="stable")[:SUSPECTS],
     }
     return {
         kind: [_example(split, i, float(stars[i]), fields) for i in found.tolist()] for kind, found in chosen.items()

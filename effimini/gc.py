@@ -7,7 +7,6 @@ a raw file, the newest versions are taken for those of the kept revisions.
 """
 
 import shutil
-import subprocess
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 from filelock import FileLock, Timeout
 
+from effimini.git import git
 from prep.catalogue.convert import images_of, place_of
 from prep.core import files
 from prep.core.errors import UserError
@@ -159,13 +159,13 @@ def _other_versions(tags: bool, branches: bool) -> Iterator[Version]:
         UserError: there is no git repository, or the parameters of a version cannot be read.
     """
     kinds = ["refs/tags"] * tags + ["refs/heads"] * branches
-    for name in _git("for-each-ref", "--format=%(refname:short)", *kinds).splitlines() if kinds else ():
-        if not _git("ls-tree", name, "params.yaml"):
+    for name in git(files.project(), "for-each-ref", "--format=%(refname:short)", *kinds).splitlines() if kinds else ():
+        if not git(files.project(), "ls-tree", name, "params.yaml"):
             continue
         path = files.store() / "params.yaml"  # for messages, and read at once
         try:
             with files.atomic_write(path, durable=False) as partial:
-                partial.write_text(_git("show", f"{name}:params.yaml"), encoding="utf-8")
+                partial.write_text(git(files.project(), "show", f"{name}:params.yaml"), encoding="utf-8")
             params = load_params(path)
         except UserError as error:
             raise UserError(
@@ -175,14 +175,6 @@ def _other_versions(tags: bool, branches: bool) -> Iterator[Version]:
         finally:
             path.unlink(missing_ok=True)
         yield Version(name, params, f"dvc+{files.project()}@{name}#data/shards")
-
-
-def _git(*words: str) -> str:
-    words = ("git", *words)
-    done = subprocess.run(words, cwd=files.project(), capture_output=True, text=True, check=False)  # noqa: S603
-    if done.returncode:
-        raise UserError(f"git {words[1]} fails ({done.stderr.strip()}); run this in a git repository with commits")
-    return done.stdout
 
 
 def _needs(versions: Sequence[Version]) -> Needs:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import msgspec
 import numpy as np
@@ -20,7 +20,9 @@ from effimini import metrics
 from effimini.ceiling import ceiling, ceiling_interval
 from effimini.metrics import Scatter, Slice, Stars
 from prep.strata import COUNT_BUCKETS, count_bucket
-from shards.stream import ShardDataset
+
+if TYPE_CHECKING:
+    from shards.stream import ShardDataset
 
 SMALL = 30  # samples that a PLCC or a ceiling needs
 WIDE = 0.3  # the widest interval that a ceiling is shown with
@@ -48,7 +50,9 @@ class _Group(NamedTuple):
     chosen: Chosen
 
 
-def slices(test: ShardDataset, predicted: Predicted, scatter: Scatter, resamples: int, seed: int) -> tuple[Slice, ...]:
+def slices(
+    test: "ShardDataset", predicted: Predicted, scatter: Scatter, resamples: int, seed: int
+) -> tuple[Slice, ...]:
     """Return all slices that have samples; the first is the whole split.
 
     Args:
@@ -85,7 +89,7 @@ def _script_of(letter: str) -> str:
     return "Han or kana" if name in _EAST_ASIAN else name.capitalize()
 
 
-def _groups(test: ShardDataset) -> Iterator[_Group]:
+def _groups(test: "ShardDataset") -> Iterator[_Group]:
     """Yield the whole split and the groups of each grouping; some may be empty."""
     yield _Group(ALL, ALL, np.ones(len(test), bool))
     category = np.array(test.categories)
@@ -134,7 +138,7 @@ def _price_bands(price: npt.NDArray[np.float32]) -> Iterator[_Group]:
 
 
 def _measure(
-    group: _Group, test: ShardDataset, predicted: Predicted, scatter: Scatter, resampling: tuple[int, int]
+    group: _Group, test: "ShardDataset", predicted: Predicted, scatter: Scatter, resampling: tuple[int, int]
 ) -> Slice:
     """Return what is known of a group."""
     labels, ours = test.labels[group.chosen], predicted.model[group.chosen]

@@ -50,6 +50,7 @@ RUN: dict[str, str] = {
     "effimini card": "tests/shards/test_card.py",
     "effimini categories": "tests/prep/test_categories.py",
     "effimini compare": "tests/effimini/test_compare.py",
+    "effimini report": "tests/effimini/test_run_report.py",
     "effimini curve": "tests/effimini/test_curve.py",
     "effimini diff": "tests/test_sharing.py",
     "effimini embed": "tests/effimini/test_embed.py",

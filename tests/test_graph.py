@@ -273,11 +273,23 @@ def closure(stage: str) -> set[str]:
         path = todo.pop()
         found.add(path)
         todo |= imports(path) - found
-    for path in sorted(found):
-        names = re.findall(r'"(\w[\w.]*\.jinja)"', (ROOT / path).read_text())
-        found |= {str((Path(path).parent / name).as_posix()) for name in names}
-    templates = [path for path in found if path.endswith(".html.jinja")]
-    return found | ({"prep/core/page.html.jinja"} if templates else set())
+    return found | _templates(found)
+
+
+def _templates(paths: set[str]) -> set[str]:
+    """Return the templates that files use, and those that these extend or import."""
+    found: set[str] = set()
+    while paths:
+        named = {
+            (folder / name).as_posix()
+            for path in paths
+            for name in re.findall(r'"(\w[\w.]*\.jinja)"', (ROOT / path).read_text())
+            for folder in (Path(path).parent, Path("prep/core"))
+            if (ROOT / folder / name).exists()
+        }
+        paths = named - found
+        found |= named
+    return found
 
 
 @pytest.mark.parametrize("stage", STAGES)

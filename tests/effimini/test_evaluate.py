@@ -277,6 +277,9 @@ def test_examples_are_the_largest_errors_on_both_sides_and_the_smallest(small: P
     assert names["Predicted too low"] == [asins[i] for i in (5, 3, 8)]
     assert names["Predicted too high"] == asins[::-1][:6]
     assert names["Nearest"] == [asins[i] for i in (0, 1, 2, 4, 6, 7)]
+    weighted = np.abs(off) * np.log1p(test.rating_number)
+    assert names["Labels to check"] == [asins[i] for i in np.argsort(-weighted, kind="stable")[:12]]
+    assert names["Labels to check"][:6] != names["Predicted too high"]
     first = found["Nearest"][0]
     assert first.text == assemble(test.metadata(0), small.text.fields)
     assert first.image == (data_url(test.image(0)) if test.has_image[0] else "")

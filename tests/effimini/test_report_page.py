@@ -36,7 +36,7 @@ def test_every_figure_image_and_table_is_shown(run: Path, visit: Visit) -> None:
     assert set(widths) == {32}
     frame = pq.read_table(run / "data/predictions/test.parquet").to_pandas()
     off = frame["prediction"] - frame["average_rating"]
-    assert page.locator("article").count() == min(6, (off < 0).sum()) + min(6, (off > 0).sum()) + 6
+    assert page.locator("article").count() == min(6, (off < 0).sum()) + min(6, (off > 0).sum()) + 6 + 12
     assert min(table.locator("tbody tr").count() for table in page.locator("table").all()) > 0
     assert requests == []
 
@@ -91,6 +91,24 @@ def test_the_links_to_the_checks_work_next_to_the_report(run: Path, visit: Visit
         page.get_by_role("navigation", name="Data Docs").get_by_role("link", name=table, exact=True).click()
         assert page.title() == table
         page.go_back()
+    assert requests == []
+
+
+def test_an_image_is_enlarged_by_a_click_or_the_space_bar(run: Path, visit: Visit) -> None:
+    page, requests = visit(run / "results/report.html")
+    image, box = page.locator("article img").first, page.get_by_label("Enlarge the image of").first
+
+    def width() -> float:
+        return float(image.evaluate("one => one.getBoundingClientRect().width"))
+
+    small = width()
+    image.click()
+    assert width() > 5 * small
+    image.click()
+    assert width() == small
+    box.focus()
+    page.keyboard.press("Space")
+    assert width() > 5 * small
     assert requests == []
 
 
