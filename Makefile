@@ -30,7 +30,7 @@ repro: setup ## run the whole pipeline with params.yaml and print the metrics
 test: setup ## run the tests in parallel, one file per core
 	OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 8 --dist loadfile
 
-test-slow: setup ## run the tests that take a minute or more
+test-slow: setup ## run the tests that take long
 	pytest -m slow
 
 lint: setup ## check style and types

@@ -16,6 +16,8 @@ from tests.test_two_runs import OUTPUTS, link_earlier
 
 ROOT = Path(__file__).parent.parent
 STAGES = OUTPUTS | {"weights": "data/weights.json", "validate sample": "data/gates/sample"}
+QUICK = {"sample Demo_Toys", "fetch Demo_Toys"}
+OF_STAGES = [stage if stage in QUICK else pytest.param(stage, marks=pytest.mark.slow) for stage in STAGES]
 
 
 def run(
@@ -64,7 +66,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", OF_STAGES)
 def test_a_stage_that_cannot_write_says_so_and_the_next_run_goes_on(
     tmp_path: Path, undisturbed: Path, digests: Callable[[Path], dict[str, str]], stage: str
 ) -> None:
@@ -101,7 +103,7 @@ def _mounts() -> None:
 
 
 @pytest.mark.usefixtures("_mounts")
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", OF_STAGES)
 def test_a_full_disk_and_a_read_only_disk_are_one_sentence(tmp_path: Path, undisturbed: Path, stage: str) -> None:
     out = link_earlier(STAGES, stage, undisturbed, tmp_path)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ def _namespaces() -> None:
         pytest.skip("this user may not become another one with `unshare --user`")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_namespaces")
 def test_a_user_without_a_name_and_a_home_can_run_everything(tmp_path: Path) -> None:
     text = (ROOT / "params.yaml").read_text().replace("[Demo_Kitchen, Demo_Toys, Demo_Beauty]", "[Demo_Toys]")

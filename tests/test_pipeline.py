@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from effimini.cli import app
 from tests.clone import SHARDS, SMALL, Clone, commit_project
 
 
@@ -72,10 +74,10 @@ def test_a_mistake_is_an_error_with_exit_code_2(clone: Clone, words: list[str], 
     assert "Traceback" not in done.stderr
 
 
-def test_every_command_has_a_help_text_with_an_example(clone: Clone) -> None:
-    overview = clone.run("effimini", "--help").stdout
+def test_every_command_has_a_help_text_with_an_example() -> None:
+    overview = CliRunner().invoke(app, ["--help"]).stdout
     listed = re.findall(r"^│ (\w+) ", overview, re.MULTILINE)
     assert {"download", "join", "groups", "sample", "fetch", "shard", "weights", "train", "evaluate"} < set(listed)
     for command in listed:
-        text = clone.run("effimini", command, "--help").stdout
+        text = CliRunner().invoke(app, [command, "--help"]).stdout
         assert re.search(rf"^ Examples?: effimini {command}\b", text, re.MULTILINE), command

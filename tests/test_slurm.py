@@ -16,6 +16,7 @@ wait
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_recipe_gives_the_same_bytes_and_leaves_no_process(
     tmp_path: Path, digests: Callable[[Path], dict[str, str]], monkeypatch: pytest.MonkeyPatch

@@ -69,7 +69,8 @@ def undisturbed(tiny: Params, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("code", [errno.EPERM, pytest.param(errno.ENOTSUP, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP])
 def test_every_stage_works_without_links_and_locks(
     tmp_path: Path, tiny: Params, undisturbed: Path, poor: Path, digests: Callable[[Path], dict[str, str]], code: int
 ) -> None:
@@ -110,6 +111,7 @@ COMMANDS = {
     "export --model models/best --output onnx": "cannot be read or written .File too large",
     "preview": "cannot be read or written .File too large",
 }
+QUICK = {"train", "preview"}
 ITEMS = "parent_asin,main_category,title,features,description,image_paths\n" + "".join(
     f"{name},Toys,a sturdy toy,[],[],\n" for name in "ABCDEFGH"
 )
@@ -128,7 +130,9 @@ def command(words: str, params: Params, folder: Path, before: str = "", limit: i
     return done.returncode, done.stderr
 
 
-@pytest.mark.parametrize("words", COMMANDS)
+@pytest.mark.parametrize(
+    "words", [words if words in QUICK else pytest.param(words, marks=pytest.mark.slow) for words in COMMANDS]
+)
 def test_a_command_that_cannot_write_says_so(tmp_path: Path, tiny: Params, undisturbed: Path, words: str) -> None:
     if words.startswith("export"):
         pytest.importorskip("onnxruntime")
@@ -140,6 +144,7 @@ def test_a_command_that_cannot_write_says_so(tmp_path: Path, tiny: Params, undis
     assert code == 0, log
 
 
+@pytest.mark.slow
 def test_frozen_features_that_do_not_fit_on_the_disk_are_one_sentence(
     tmp_path: Path, tiny: Params, undisturbed: Path
 ) -> None:

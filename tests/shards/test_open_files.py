@@ -65,11 +65,12 @@ def run(script: str, limit: int, *words: object) -> Any:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("workers", [0, 1, 8])
+@pytest.mark.parametrize("workers", [0, *(pytest.param(workers, marks=pytest.mark.slow) for workers in (1, 8))])
 def test_threads_that_read_many_shards_keep_none_open(made: Path, workers: int) -> None:
     assert run(READ, 256, made, workers, 64) < 64
 
 
+@pytest.mark.slow
 def test_processes_that_read_many_shards_keep_none_open(made: Path) -> None:
     assert run(PROCESSES, 256, made, 4, 16) < 64
 

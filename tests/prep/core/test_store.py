@@ -59,7 +59,9 @@ def run(project: Path, *words: str) -> None:
 
 
 @pytest.mark.parametrize("folder", [pytest.param(".", marks=pytest.mark.slow), "sub"])
-@pytest.mark.parametrize("way", ["workspace", "temp", "queue"])
+@pytest.mark.parametrize(
+    "way", ["temp", *(pytest.param(way, marks=pytest.mark.slow) for way in ("workspace", "queue"))]
+)
 def test_dvc_runs_an_experiment_with_the_store_of_the_project(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, folder: str
 ) -> None:
