@@ -7,7 +7,8 @@ ports of loopback, the first of which is REHEARSAL_PORT, or 8766. Output: in bui
 JSON file for each phase, and tables. The phases: ``source`` writes the raw files; ``plan`` plans the run; ``repro``
 runs the pipeline to the report; ``profile`` compares the twin with the real rows; ``kills`` runs it in a second
 project, kills it three times, and compares all outputs with those of the first; ``push`` pushes to an S3 server, and a
-clone pulls the shards and trains; ``fraction`` goes from 20 to 40 %. Guarantees: the project has the paper's parameters
+clone pulls the shards and trains; ``fraction`` goes from 20 to 40 %; ``newest`` tests on the products that appeared
+last, and writes the report beside the run before. Guarantees: the project has the paper's parameters
 but for those that are printed; the hub, the image host and the S3 server are processes of their own; a phase that is
 complete is not run again with --resume, and a phase that was cut off continues.
 """
@@ -34,6 +35,7 @@ PHASES: dict[str, Callable[[Rehearsal], dict[str, object]]] = {
     "kills": phases.kills,
     "push": phases.push,
     "fraction": phases.fraction,
+    "newest": phases.newest,
 }
 
 

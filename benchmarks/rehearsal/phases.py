@@ -217,6 +217,17 @@ def fraction(rehearsal: Rehearsal) -> dict[str, object]:
     }
 
 
+def newest(rehearsal: Rehearsal) -> dict[str, object]:
+    """Test on the products that appeared last, and put the report beside that of the split by hash."""
+    for words in (["add", "dvc.lock", "params.yaml"], ["commit", "-q", "--allow-empty", "-m", "By hash"]):
+        rehearsal.call(["git", *words])
+    with servers(rehearsal):
+        done = rehearsal.run(["dvc", "exp", "run", "-S", "sample.split=time"])
+    _check(done, rehearsal, "project")
+    rehearsal.call(["effimini", "report", "HEAD"])
+    return {"watched": done, "compared": json.loads(rehearsal.call(["effimini", "compare", "HEAD", "--json"]))}
+
+
 @contextmanager
 def servers(rehearsal: Rehearsal) -> Iterator[None]:
     """Run the hub and the image host."""
