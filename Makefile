@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help setup repro test test-slow lint format audit corpus ablation bench-stream bench-train bench-predict bench-serve bench-fetch bench-ingest bench-scale bench-validation rehearsal bench-near-duplicates clean
+.PHONY: help setup repro test test-slow fuzz lint format audit corpus ablation bench-stream bench-train bench-predict bench-serve bench-fetch bench-ingest bench-scale bench-validation rehearsal bench-near-duplicates clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -32,6 +32,9 @@ test: setup ## run the tests in parallel, one file per core
 
 test-slow: setup ## run the tests that take long
 	pytest -m slow
+
+fuzz: setup ## read files after ten thousand random changes of each; takes an hour
+	pytest --hypothesis-profile fuzz tests/test_fuzz.py
 
 lint: setup ## check style and types
 	ruff check .

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from prep.core import files, writers
 from prep.core.buckets import ORDER_SALT, item_order
-from prep.core.errors import UserError
+from prep.core.errors import UserError, first_sentence
 from prep.core.hashes import hashes
 from prep.core.parts import REMOVED
 from prep.core.reports import Funnel
@@ -63,7 +63,9 @@ def read_removed(data: Path, category: str) -> list[Removed]:
             for row in rows.itertuples()
         ]
     except (ValueError, AttributeError, OverflowError) as error:
-        raise UserError(f"{path} is not a list of removed items ({error}); restore it with git") from None
+        raise UserError(
+            f"{path} is not a list of removed items ({first_sentence(error)}); restore it with git"
+        ) from None
 
 
 def write_removed(data: Path, category: str, removed: Iterable[Removed]) -> None:

@@ -9,11 +9,14 @@ from typing import Any, TypeAlias
 
 import msgspec
 import pytest
+from hypothesis import settings
 from playwright.sync_api import Page, Request, sync_playwright
 from ruamel.yaml import YAML
 
 from prep.core.params import Params
 from tests.cluster import Cluster
+
+settings.register_profile("fuzz", max_examples=10_000)  # make fuzz
 
 ROOT = Path(__file__).parent.parent
 Visit: TypeAlias = Callable[[Path], tuple[Page, list[str]]]
