@@ -884,12 +884,17 @@ def preview(
     weights: Annotated[
         str, typer.Option(help="The weights.json to use; by default the one next to the shards, if any.")
     ] = "",
+    predictions: Annotated[
+        Path | None,
+        typer.Option(help="A table of predictions; by default predictions/SPLIT.parquet next to the shards, if any."),
+    ] = None,
     output: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("preview.html"),
     params: ParamsIfAny = PARAMS,
 ) -> None:
-    """Write a page that shows samples: image, text, label, counts, weight, and the outcome of the image fetch.
+    """Write a page that shows samples: image, text, label, prediction, weight, and the outcome of the image fetch.
 
-    Reads the shards, and the image tables next to them if they exist; writes a self-contained HTML file.
+    Reads the shards, and the image tables and predictions next to them if they exist; writes a self-contained HTML file
+    with search, filters and a histogram of the labels.
 
     Example: `effimini preview data/shards Demo_Toys --samples 20`
     """
@@ -898,7 +903,9 @@ def preview(
     location = _open_location(shards, params)
     configured = None if categories and _is_absent(params) else _chosen(location, None, params)
     weights_file = Path(weights) if weights else None
-    html = stage.preview_page(location, categories or configured, split, samples, seed, weights_file, configured)
+    html = stage.preview_page(
+        location, categories or configured, split, samples, seed, weights_file, configured, predictions
+    )
     with files.atomic_write(output) as partial:
         partial.write_text(html, encoding="utf-8")
     typer.echo(f"Preview: {output.resolve()}")

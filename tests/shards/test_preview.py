@@ -35,6 +35,10 @@ def shards(made_data: Callable[..., Path]) -> Path:
     return made_data(**{"sample.fraction": 1.0}) / "shards"  # enough to have items without an image
 
 
+VISIBLE = """name => [...document.querySelectorAll(name)].filter(one => one.checkVisibility())
+    .map(one => one.querySelector("dl.counts code").textContent)"""
+
+
 def page(shards: Path, *args: Any, **options: Any) -> str:
     return preview.preview_page(ShardLocation(shards, 1, 1), *args, **options)
 
@@ -59,7 +63,7 @@ def test_each_sample_is_shown_once_with_its_metadata(shards: Path) -> None:
     assert sorted(MEMBERS.findall(shown)) == sorted(every)
     assert shown.count("<img ") == sum(metadata["has_image"] for metadata in every.values())
     assert shown.count(">no image<") == sum(not metadata["has_image"] for metadata in every.values()) > 0
-    for article in re.findall(r"<article>.*?</article>", shown, re.DOTALL):
+    for article in re.findall(r"<article.*?</article>", shown, re.DOTALL):
         metadata = every[MEMBERS.findall(article)[0]]
         assert f"<dd>{metadata['average_rating']} ★</dd>" in article
         assert f"<dt>rating_number</dt><dd>{metadata['rating_number']:,}</dd>" in article
@@ -196,8 +200,89 @@ def test_a_browser_shows_images_sends_no_requests_and_escapes_hostile_text(
     assert len(widths) > 3
     assert f"Title: {HOSTILE}" in str(seen.locator("pre").first.text_content())
     assert seen.title() == "12 train samples (demo data)"
-    assert seen.locator("script").count() == 0
+    assert seen.locator("script").evaluate_all("all => all.map(one => one.src)") == [""]  # the page's own
     assert asked == []
+
+
+def test_search_and_filters_show_what_matches(shards: Path, tmp_path: Path, visit: Visit) -> None:
+    every = facts_of(shards)
+    path = predictions(tmp_path / "predictions.parquet", dict.fromkeys(every, 3.0))
+    (tmp_path / "page.html").write_text(page(shards, samples=1000, predictions=path))
+    seen, asked = visit(tmp_path / "page.html")
+    seen.set_viewport_size({"width": 500, "height": 900})
+    assert seen.evaluate("document.documentElement.scrollWidth") <= 500
+
+    def shown() -> set[str]:
+        found = seen.evaluate(VISIBLE, "article")
+        assert seen.text_content("output") == f"{len(found)} of {len(every)} shown"
+        assert len(seen.evaluate(VISIBLE, "section")) == len({every[asin]["category"] for asin in found})
+        seen.click("[type=reset]")
+        assert len(seen.evaluate(VISIBLE, "article")) == len(every)
+        return set(found)
+
+    def those(condition: Callable[[dict[str, Any]], bool]) -> set[str]:
+        found = {asin for asin, metadata in every.items() if condition(metadata)}
+        assert 0 < len(found) < len(every)
+        return found
+
+    one = next(iter(every.values()))
+    seen.fill("[name=words]", f" {one['title'].upper()} {one['parent_asin'][-3:]}")
+    assert shown() == {one["parent_asin"]}
+    seen.select_option("[name=category]", "Demo_Toys")
+    assert shown() == those(lambda metadata: metadata["category"] == "Demo_Toys")
+    seen.select_option("[name=image]", "ok")
+    assert shown() == those(lambda metadata: metadata["has_image"])
+    seen.fill("[name=low]", "3.2")
+    seen.fill("[name=high]", "4.1")
+    assert shown() == those(lambda metadata: 3.2 <= metadata["average_rating"] <= 4.1)
+    seen.fill("[name=off]", "1.05")
+    assert shown() == those(lambda metadata: abs(metadata["average_rating"] - 3.0) >= 1.05)
+    seen.fill("[name=words]", "nothing has this")
+    assert shown() == set()
+    assert asked == []
+
+
+def test_the_histogram_counts_the_labels_of_the_whole_split(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = Counter(f"{metadata['average_rating']:.1f}" for metadata in facts_of(shards).values())
+    bins = re.findall(r'<i title="([\d.]+) ★: (\d+)"', page(shards, samples=2))
+    assert [stars for stars, _ in bins] == [f"{tenths / 10}" for tenths in range(10, 51)]
+    assert {stars: int(count) for stars, count in bins if count != "0"} == labels
+    monkeypatch.setattr(preview, "_REMOTE_INDEXES", 0)
+    assert page(shards, samples=2).count("<i title") == 41
+    location = ShardLocation(shards, 1, 1)
+    location.local_path = None  # as if it were remote
+    assert preview._count_labels(location, [location.manifest("Demo_Toys")], "train") == []
+
+
+def predictions(path: Path, stars: dict[str, float]) -> Path:
+    columns = {"parent_asin": list(stars), "prediction": pa.array(stars.values(), pa.float32())}
+    rows = [pa.table(columns | {"category": [category] * len(stars)}) for category in ("Demo_Kitchen", "Demo_Toys")]
+    pq.write_table(pa.concat_tables(rows), path)
+    return path
+
+
+def test_predictions_are_shown_where_they_exist(shards: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(shards, tmp_path / "shards"))
+    assert "predicted" not in page(own, samples=1000)
+    first, second, *_ = facts_of(shards)
+    (tmp_path / "predictions").mkdir()
+    predictions(tmp_path / "predictions/train.parquet", {first: 2.345, "OTHER": 1.0})
+    for shown in (
+        page(own, samples=1000),
+        page(shards, samples=1000, predictions=tmp_path / "predictions/train.parquet"),
+    ):
+        found = re.findall(r"predicted</dt><dd>(.*?)</dd>.*?<code>(\w+)</code>", shown, re.DOTALL)
+        stars = {asin: value for value, asin in found}
+        assert stars[first] == "2.35 ★"
+        assert stars[second] == "none"
+    other = predictions(tmp_path / "other.parquet", {"OTHER": 1.0})
+    with pytest.raises(UserError, match=r"other.parquet has no prediction of these train samples"):
+        page(shards, predictions=other)
+    other.write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"other.parquet cannot be read"):
+        page(shards, predictions=other)
+    with pytest.raises(UserError, match=r"none.parquet cannot be read"):
+        page(shards, predictions=tmp_path / "none.parquet")
 
 
 def test_unescaped_hostile_text_would_be_detected(tmp_path: Path, visit: Visit) -> None:
