@@ -5,7 +5,7 @@ on its drift. Guarantees: quantiles are exact for values rounded to `PROFILED_CO
 values, not with the rows; the same data gives the same numbers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from prep.core.params import Limits
 from validation.columns import chunks, rows_of, values
 from validation.verdicts import Verdict, judge
 
-_STARS, _DAY = 0.01, 86_400_000
+_STARS, DAY = 0.01, 86_400_000
 _TEXT_COLUMNS = ("title", "features", "description", "store", "details")
 # The profiled columns and the units that their values are rounded to.
 PROFILED_COLUMNS: dict[str, dict[str, float]] = {
@@ -28,8 +28,8 @@ PROFILED_COLUMNS: dict[str, dict[str, float]] = {
         "review_mean": _STARS,
         "review_spread": _STARS,
         "verified_share": 0.01,
-        "first_review": _DAY,
-        "last_review": _DAY,
+        "first_review": DAY,
+        "last_review": DAY,
         **{f"size of {name}": 1 for name in (*_TEXT_COLUMNS, "main_category", "hi_res + large")},
     },
     "sample": {
@@ -61,14 +61,32 @@ def profile(table: str, category: str, paths: Sequence[Path]) -> pd.DataFrame:
         fraction of the most frequent value), mean and quantiles (each is a value of the column). Times are in days
         since 1970, sizes of source files in thousands of bytes.
     """
-    rows = sum(map(rows_of, paths))
+    return profile_of(table, category, sum(map(rows_of, paths)), value_counts(table, paths))
+
+
+def profile_of(table: str, category: str, rows: int, counted: Mapping[str, pd.Series]) -> pd.DataFrame:
+    """Return the result of `profile` from the number of rows and the result of `value_counts`."""
     return pd.DataFrame(
         [
-            {"table": table, "category": category, "column": name, "rows": rows} | _column_profile(counted, rows)
-            for name, counted in _value_counts(paths, PROFILED_COLUMNS[table])
+            {"table": table, "category": category, "column": name, "rows": rows} | _column_profile(values, rows)
+            for name, values in counted.items()
         ],
         columns=NAMES,
     )
+
+
+def value_counts(table: str, paths: Sequence[Path]) -> dict[str, pd.Series]:
+    """Return the counts of the values of each profiled column, in the units of the profile and ordered by value."""
+    return dict(_value_counts(paths, PROFILED_COLUMNS[table]))
+
+
+def shown(table: str, column: str, value: float, what: str = "") -> str:
+    """Return a value of a column, or its statistic `what`, as text: a time is a date."""
+    if np.isnan(value):
+        return ""
+    if what != "absent" and PROFILED_COLUMNS.get(table, {}).get(column) == DAY:
+        return str(np.datetime64(int(value), "D"))
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
 
 
 def _value_counts(paths: Sequence[Path], units: dict[str, float]) -> Iterator[tuple[str, pd.Series]]:
@@ -213,7 +231,11 @@ def drift(compared: pd.DataFrame, limits: Limits) -> list[Verdict]:
     verdicts = []
     for table, rows in compared.groupby("table", sort=False):
         far = rows[rows["drift"] > limits.warn_above].sort_values("drift", ascending=False, kind="stable")
-        named = [f"{r.category} {r.column} ({r.what} {r.now:.4g}, accepted {r.accepted:.4g})" for r in far.itertuples()]
+        named = [
+            f"{row.category} {row.column} ({row.what} {now}, accepted {was})"
+            for row in far.itertuples()
+            for now, was in [(shown(str(table), row.column, value, row.what) for value in (row.now, row.accepted))]
+        ]
         failed = int((rows["drift"] > limits.fail_above).sum())
         name = f"a drift from accepted.csv of at most {limits.warn_above:g} in each column"
         verdicts.append(judge(str(table), name, len(rows), named, allowed=len(rows)))

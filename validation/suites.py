@@ -7,6 +7,7 @@ In addition to its rules, every suite expects the columns and types of `prep.cor
 are required there and, if it has a key, that the key is unique over all files of the category.
 """
 
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -27,6 +28,7 @@ from prep.core.tables.tabular import COLUMNS, PRICES
 
 # The dataset begins in May 1996; a time in seconds instead of milliseconds would be before 1995.
 TIMES = (788_918_400_000, 4_102_444_800_000)  # 1995 to 2100, ms since 1970
+_DATES = " and ".join(str(datetime.fromtimestamp(ms / 1000, UTC).date()) for ms in TIMES)
 LONGEST = 20_000  # characters of a text; those of the dataset have a few thousand
 
 
@@ -180,7 +182,7 @@ def _reviews_suite(params: Params, _: str) -> Suite:
         (),
         matches("parent_asin", KEY),
         between("rating", 0, 5, fail_above=bad),  # the dataset has a rating of 0.0
-        between("timestamp", *TIMES, fail_above=bad),
+        between("timestamp", *TIMES, fail_above=bad)._replace(name=f"timestamp between {_DATES}"),
     )
 
 

@@ -14,7 +14,7 @@ so that changing a limit does not rerun downstream stages; the same data gives t
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -112,6 +112,7 @@ def _check(table: str, gate: Gate, params: Params, data: Path) -> None:
     else:
         shutil.rmtree(data / "gates" / table, ignore_errors=True)  # it may be the gate of other data
     found: list[tuple[str, list[Verdict]]] = []  # the verdicts by folder or file
+    counted: dict[str, dict[str, pd.Series]] = {}  # values of the profiled columns by category
     try:
         if gate.check_category:
             for tables in bar(categories, f"validate {table}: categories"):
@@ -123,10 +124,10 @@ def _check(table: str, gate: Gate, params: Params, data: Path) -> None:
         found.append((str(path), gate.check_all(params, data)))
         require(*found[-1], partial(_hint, table, gate.stage, data))
         if table in profile.PROFILED_COLUMNS:
-            _write_profile(table, params, data)
+            counted = _write_profile(table, params, data)
     finally:
         if found:
-            _write_docs(table, found, params, data)
+            _write_docs(table, found, counted, params, data)
     if not missing:
         _write_gate(table, gate, params, data)
 
@@ -170,30 +171,39 @@ def _files(path: Path, data: Path) -> dict[str, _File]:
     }
 
 
-def _write_profile(table: str, params: Params, data: Path) -> None:
-    """Write the profile of a table's categories."""
+def _write_profile(table: str, params: Params, data: Path) -> dict[str, dict[str, pd.Series]]:
+    """Write the profile of a table's categories; return the counts of the values by category and column."""
     list_files = partial(bucket_files, table=table) if table == "items" else part_files
-    found = pd.concat(
-        [profile.profile(table, category, list_files(data / table / category)) for category in params.source.categories]
-    )
+    counted, found = {}, []
+    for category in params.source.categories:
+        paths = list_files(data / table / category)
+        counted[category] = profile.value_counts(table, paths)
+        found.append(profile.profile_of(table, category, sum(map(columns.rows_of, paths)), counted[category]))
     with files.atomic_write(data / "profiles" / f"{table}.csv") as out:
-        _write_csv(found, out)
+        _write_csv(pd.concat(found), out)
+    return counted
 
 
 def _write_csv(frame: pd.DataFrame, path: Path) -> None:
     frame.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
 
 
-def _write_docs(table: str, found: Sequence[tuple[str, list[Verdict]]], params: Params, data: Path) -> None:
-    """Write the Data Docs of a table."""
+def _write_docs(
+    table: str,
+    found: Sequence[tuple[str, list[Verdict]]],
+    counted: Mapping[str, Mapping[str, pd.Series]],
+    params: Params,
+    data: Path,
+) -> None:
+    """Write the Data Docs of a table; `counted` is the result of `_write_profile`, empty if there is no profile."""
     own: pd.DataFrame | None = None
     drift: pd.DataFrame | None = None
     added: Sequence[str] = ()
     if table == "profiles":
         now, accepted = profiles(data), profile.read_profile(data.parent / ACCEPTED)
         drift, added = profile.compare_profiles(now, accepted), profile.new_columns(now, accepted)
-    elif (path := data / "profiles" / f"{table}.csv").exists():
-        own = profile.read_profile(path)
+    elif counted:
+        own = profile.read_profile(data / "profiles" / f"{table}.csv")
     folder = data.parent / "results/validation"
     rows = [
         {"where": where, "level": verdict.level} | msgspec.to_builtins(verdict)
@@ -203,5 +213,7 @@ def _write_docs(table: str, found: Sequence[tuple[str, list[Verdict]]], params: 
     writers.write_json(folder / f"{table}.json", rows)
     demo = params.source.kind == "demo"
     with files.atomic_write(folder / f"{table}.html") as out:
-        page = docs.docs_page(table, list(GATES), found, demo=demo, profile=own, drift=drift, added=added)
+        page = docs.docs_page(
+            table, list(GATES), found, demo=demo, profile=own, counted=counted, drift=drift, added=added
+        )
         out.write_text(page, encoding="utf-8")
