@@ -96,6 +96,8 @@ NOT_RUN: dict[str, str] = {
     "dvc metrics show": "part of DVC: prints",
     "dvc plots show": "part of DVC: prints",
     "make setup": "`make test` does it",
+    "pip install": "of a package that is no dependency",
+    "python -c": "needs that package",
     "pre-commit install": "pre-commit is installed by those who use it",
     "pytest -q": "runs tests itself",
 }
