@@ -33,8 +33,8 @@ test: setup ## run the tests in parallel, one file per core
 test-slow: setup ## run the tests that take long
 	pytest -m slow
 
-fuzz: setup ## read files after ten thousand random changes of each; takes an hour
-	pytest --hypothesis-profile fuzz tests/test_fuzz.py
+fuzz: setup ## read files after ten thousand random changes of each; takes an hour or two
+	pytest -n auto --timeout 0 --hypothesis-profile fuzz tests/test_fuzz.py
 
 lint: setup ## check style and types
 	ruff check .
