@@ -1056,9 +1056,9 @@ def report(
     """
     from effimini import run_report as stage
 
-    page = stage.run_report(runs or (), load_params(params), data, Path("results"), repo)
+    found = stage.run_report(runs or (), load_params(params), data, Path("results"), repo)
     with files.atomic_write(output) as partial:
-        partial.write_text(page, encoding="utf-8")
+        partial.write_text(found.page, encoding="utf-8")
     typer.echo(f"Report: {output.resolve()}")
 
 

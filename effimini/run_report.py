@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import pyarrow.parquet as pq
 
-from effimini.compare import Run, compare, previous_run, read_run
+from effimini.compare import Run, RunComparison, compare, previous_run, read_run
 from effimini.slices import SMALL
 from prep.core.errors import UserError
 from prep.core.params import Params
@@ -47,8 +47,15 @@ class _Pair(NamedTuple):
     difference: float | None  # of the pictures
 
 
-def run_report(others: Sequence[str], params: Params, data: Path, results: Path, repo: str = ".") -> str:
-    """Return the page.
+class RunReport(NamedTuple):
+    """The page, and what it compares: every other run with this one."""
+
+    page: str
+    compared: list[RunComparison]
+
+
+def run_report(others: Sequence[str], params: Params, data: Path, results: Path, repo: str = ".") -> RunReport:
+    """Return the page and the comparisons that it shows.
 
     Args:
         others: runs beside this one, as `effimini.compare.read_run` names them. Before them comes the last commit with
@@ -65,19 +72,20 @@ def run_report(others: Sequence[str], params: Params, data: Path, results: Path,
     if not path.exists():
         raise UserError(f"{path} does not exist; run `dvc repro evaluate`")
     page = path.read_text(encoding="utf-8")
-    named = [read_run(name, repo) for name in others]
+    this, named = read_run(str(data.parent), shown="this run"), [read_run(name, repo) for name in others]
     commits = {run.commit for run in named}
     previous = [run for run in _previous(data.parent) if run.commit not in commits]
+    compared = [compare(other, this) for other in (*previous, *named)]
     fragments = {
         _LINKS: '<a href="#runs">Runs</a><a href="#near-duplicates">Near duplicates</a>',
-        _RUNS: _runs(read_run(str(data.parent), shown="this run"), [*previous, *named]),
+        _RUNS: _runs(this, compared),
         _NEAR_DUPLICATES: _near_duplicates(params.source.categories, data),
     }
     for mark, fragment in fragments.items():
         if page.count(mark) != 1:
             raise UserError(f"{path} was written by another version of EffiMini; run `dvc repro evaluate`")
         page = page.replace(mark, fragment)
-    return page
+    return RunReport(page, compared)
 
 
 def _previous(project: Path) -> Iterator[Run]:
@@ -89,9 +97,8 @@ def _previous(project: Path) -> Iterator[Run]:
         log.info("the previous run is left out: %s", error)
 
 
-def _runs(this: Run, others: Sequence[Run]) -> str:
+def _runs(this: Run, compared: Sequence[RunComparison]) -> str:
     """Return the section that shows the runs."""
-    compared = [compare(other, this) for other in others]
     rows: list[tuple[Any, int | None, str]] = [(this.scores, None, "")]
     for found in compared:
         ahead = ""

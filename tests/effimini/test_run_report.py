@@ -51,9 +51,10 @@ def test_other_runs_are_shown_with_their_protocol_and_a_paired_difference(
     before = (project / "results/report.html").read_bytes()
     (project / "params.yaml").write_text("sample: {split: hash, fraction: 0.2}\nevaluate: {bootstrap: 100, seed: 0}\n")
     other = other_run(project, "sample: {split: time, fraction: 0.4}\n", 0.5, 60)
-    page_text = run_report([str(other)], run_params, Path("data"), Path("results"))
+    found = run_report([str(other)], run_params, Path("data"), Path("results"))
+    assert [[run.run for run in each.runs] for each in found.compared] == [[str(other), "this run"]]
     assert (project / "results/report.html").read_bytes() == before
-    (project / "results/runs.html").write_text(page_text)
+    (project / "results/runs.html").write_text(found.page)
     page, requests = visit(project / "results/runs.html")
     table = page.get_by_role("region", name="Runs", exact=True)
     this, by_time = (table.locator("tbody tr").nth(i).get_by_role("cell").all_text_contents() for i in (0, 1))
@@ -75,7 +76,7 @@ def test_other_runs_are_shown_with_their_protocol_and_a_paired_difference(
 
 
 def test_near_duplicates_are_shown_in_pairs(project: Path, run_params: Params, visit: Visit) -> None:
-    (project / "results/runs.html").write_text(run_report([], run_params, Path("data"), Path("results")))
+    (project / "results/runs.html").write_text(run_report([], run_params, Path("data"), Path("results")).page)
     page, requests = visit(project / "results/runs.html")
     pairs = page.locator("article.pair")
     assert pairs.count() == 2
@@ -106,7 +107,7 @@ def test_the_previous_run_is_shown_once(project: Path, run_params: Params) -> No
         subprocess.run(words, env=env, check=True, capture_output=True)
 
     def rows(*others: str) -> list[tuple[str, str]]:
-        page = run_report(others, run_params, Path("data"), Path("results"))
+        page = run_report(others, run_params, Path("data"), Path("results")).page
         section = page[page.index('id="runs"') : page.index('id="model"')]
         return re.findall(r'<th scope="row">([^<]+)<small>([^,]+),', section[: section.index("</table>")])
 
