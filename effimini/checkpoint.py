@@ -1,7 +1,7 @@
 """Checkpoints: everything needed to resume a training as if it had not been interrupted.
 
-Input: model, optimizer and progress after any step. Output: one folder per checkpoint, named by the number of completed
-steps, with ``last/`` and ``best/`` (saved models), ``optimizer.pt``, ``progress.json`` and the sha256 of
+Input: model, optimizer and progress after any step. Output: one folder per checkpoint, named by the last completed
+step, with ``last/`` and ``best/`` (saved models), ``optimizer.pt``, ``progress.json`` and the sha256 of
 each. Guarantees: a checkpoint is written atomically, and the previous one is removed only afterwards, so a kill at any
 moment leaves one to resume from; one that was changed on disk is refused.
 The loader's state is small because the order of an epoch depends only on the seed. No random state is saved because
@@ -36,8 +36,10 @@ class Progress(msgspec.Struct, kw_only=True):
     """The progress of a training."""
 
     loader: LoaderState | None = None
-    steps: int = 0  # completed since the start
+    steps: int = 0  # the last completed one, counted from 1 through all epochs
     loss: float = 0.0  # weighted loss summed over the samples of the current epoch so far
+    samples: int = 0  # of the current epoch so far
+    trained: int = 0  # samples of the completed epochs
     best: float | None = None  # best validation PLCC
     best_epoch: int = 0
     stale: int = 0  # epochs since the best

@@ -465,7 +465,9 @@ def batch(
     found = stage.steps(load_params(params), shards or data / "shards").batch(step, epoch)
     typer.echo(json.dumps(msgspec.to_builtins(found)) if as_json else "\n".join(map(printable, found.ids)))
     logging.info(
-        "epoch %d, step %d (step %d of the run): %d samples", found.epoch, found.step, found.step_of_run, len(found.ids)
+        "epoch %d, step %d (step %d of the run): %d samples%s",
+        *(found.epoch, found.step, found.step_of_run, len(found.ids)),
+        ", left out by train.skip" if found.skipped else "",
     )
 
 
@@ -480,7 +482,7 @@ def where(
     shards: ShardsAt = "",
     as_json: Json = False,
 ) -> None:
-    """List the steps of the training that read an item, in each epoch.
+    """List the steps of the training that have an item, in each epoch.
 
     Reads data/shards, and no tar.
 
@@ -490,6 +492,8 @@ def where(
 
     found = stage.steps(load_params(params), shards or data / "shards").where(item, epoch or ())
     _show(found, stage.place_table, as_json)
+    if not found:
+        logging.info("no step of these epochs reads %s: its category weighs less than 1 in train.mixture", item)
 
 
 @app.command()

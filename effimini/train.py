@@ -51,6 +51,7 @@ from prep.core.errors import UserError
 from prep.core.params import Params, TrainParams, narrow
 from prep.core.progress import bar
 from prep.weights import counts_of, sample_weights
+from shards import skip
 from shards.loader import Loader
 from shards.manifest import STATED
 from shards.stream import Batch
@@ -145,8 +146,12 @@ class Trainer:
             self.progress.seconds[time_profile.FEATURES] = (
                 self.progress.seconds.get(time_profile.FEATURES, 0.0) + feature_seconds
             )
+        skip.check(recipe.skipped, len(self.loader), recipe.epochs)
         if self.progress.loader is not None:
-            self.loader.load_state_dict(self.progress.loader)
+            try:
+                self.loader.load_state_dict(self.progress.loader)
+            except UserError as error:
+                raise UserError(f"{error}: remove {self.state}") from None
         self.steps = len(self.loader) * recipe.epochs
         if dist.world_size > 1:
             self.network = DistributedDataParallel(self.network)
@@ -187,7 +192,8 @@ class Trainer:
         epoch, result = loader.epoch, None
         with self.stop.deferred():
             self.clock.start("data")
-            batches = bar(loader, f"epoch {epoch + 1}: steps", len(loader), loader.step)
+            done = len(loader) - len(list(loader.remaining()))
+            batches = bar(loader, f"epoch {epoch + 1}: steps", len(loader), done)
             for batch in batches if self.dist.rank == 0 else loader:
                 previous = result
                 result = self.step(epoch, loader.step - 1, batch)  # the loader has already counted this batch
@@ -214,7 +220,7 @@ class Trainer:
     def step(self, epoch: int, step: int, batch: Batch) -> StepResult:
         """Run one optimizer step on this rank's part of the global batch."""
         recipe, dist = self.params.train, self.dist
-        factor = schedule(epoch * len(self.loader) + step, self.steps, recipe.warmup)
+        factor = schedule(self._of_run(epoch, step) - 1, self.steps, recipe.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = group["highest"] * factor
         torch.manual_seed(seed_of(recipe.seed, epoch, step, dist.rank))  # the same dropout after a resume
@@ -244,9 +250,13 @@ class Trainer:
                 f"the {dist.device.type} is out of memory in a step of train.batch_size {recipe.batch_size} with "
                 f"train.gradient_accumulation_steps {recipe.gradient_accumulation_steps}; raise the latter"
             ) from error
-        self.progress.steps += 1
+        self.progress.steps = self._of_run(epoch, step)
         stop_requested = torch.full_like(total, float(self.stop.requested is not None))
         return StepResult(dist.all_reduce(torch.stack([total, stop_requested])), norm, batch.global_size, (epoch, step))
+
+    def _of_run(self, epoch: int, step: int) -> int:
+        """Return the number of a step in the run, from 1; those left out count."""
+        return epoch * len(self.loader) + step + 1
 
     def _check_step(self, result: StepResult) -> bool:
         """Add the loss of a step to the progress; return whether any rank got a stop request, the same on all ranks."""
@@ -256,10 +266,12 @@ class Trainer:
             epoch, step = result.place
             raise UserError(
                 f"the gradient norm of step {step + 1} in epoch {epoch + 1} is {float(result.norm)} (loss {loss}); "
-                f"lower train.learning_rate, which is {self.params.train.learning_rate:g}"
+                f"lower train.learning_rate, which is {self.params.train.learning_rate:g}, or add step "
+                f"{self._of_run(epoch, step)} to train.skip"
                 + (f"; the checkpoint of step {int(kept.name)} is kept in {kept}" if kept else "")
             )
         self.progress.loss += loss * result.size
+        self.progress.samples += result.size
         return bool(stop_requests > 0)
 
     def _validate(self) -> dict[str, float]:
@@ -280,7 +292,7 @@ class Trainer:
         unweighted = weighted_huber(stars, labels, torch.ones_like(labels), recipe.huber_delta, len(labels))
         self.clock.stop()
         metrics = {
-            "train/loss": progress.loss / len(self.data),
+            "train/loss": progress.loss / progress.samples,
             "train/learning_rate": float(self.optimizer.param_groups[0]["lr"]),
             "validation/loss": float(unweighted),
             # not clamped: early predictions below 1 star would all become 1
@@ -293,6 +305,7 @@ class Trainer:
                 progress.best, progress.best_epoch = metrics["validation/plcc"], len(progress.history)
             progress.stale = 0 if better else progress.stale + 1
             progress.history, progress.loss = [*progress.history, metrics], 0.0
+            progress.trained, progress.samples = progress.trained + progress.samples, 0
             self._save(calibrated, best=better)
         return metrics
 
@@ -342,6 +355,8 @@ class Trainer:
             workers=0 if recipe.freeze_encoders else self.params.stream.workers,
             length_bucket_batches=recipe.length_bucket_batches,
             max_damaged_fraction=self.params.stream.max_damaged_fraction,
+            mixture=recipe.mixture,
+            skip=recipe.skipped,
         )
 
 
@@ -397,9 +412,7 @@ def train(
                     len(trainer.loader.damaged),
                 )
         if dist.rank == 0:
-            profile = time_profile.time_profile(
-                progress.seconds, progress.steps * len(trainer.data) / len(trainer.loader), dist
-            )
+            profile = time_profile.time_profile(progress.seconds, progress.trained, dist)
             log.info(time_profile.describe(profile))
             with locks.hold(results):  # another training may write to the same folders
                 _publish(trainer, profile, out, results)
@@ -473,7 +486,7 @@ def _recipe(params: Params) -> list[Any]:
     contents = [
         files.sha256(file) for file in (folder / WEIGHTS_FILE, path, Path(params.model.text.weights)) if file.is_file()
     ]
-    recipe = dataclasses.replace(params.train, save_every_steps=0)
+    recipe = dataclasses.replace(params.train, save_every_steps=0, skip=())  # the loader's state has the steps left out
     return [params.model, params.images.resolution, params.text, recipe, contents]
 
 

@@ -1,10 +1,11 @@
 """The order of an epoch as a pure function: the samples of each batch of each rank.
 
-Input: the sample counts of the shards, a seed, an epoch, the batch size, and the length of each sample. Output: arrays
-of sample numbers, by step. Guarantees: each sample is in exactly one batch of one rank per epoch; all ranks have the
-same number of batches; the global batches do not depend on the number of ranks; their sizes differ by at most one
-sample, and so do the sizes of the ranks' parts of a batch. A step is computed without the steps before it, from a
-window of shards, independently of the total number of samples.
+Input: the sample counts of the shards, a seed, an epoch, the batch size, the length of each sample, and a mixture.
+Output: arrays of sample numbers, by step. Guarantees: without a mixture each sample is in exactly one batch of one rank
+per epoch, with one as often as it says; all ranks have the same number of batches, and so have all epochs; the global
+batches do not depend on the number of ranks; their sizes differ by at most one sample in an epoch, and so do the sizes
+of the ranks' parts of a batch. A step is computed without the steps before it, from a window of shards, independently
+of the total number of samples.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +13,9 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+from prep.core.errors import UserError
+from shards.mixture import Mixture
 
 SampleNumbers = npt.NDArray[np.int64]
 Lengths = Callable[[SampleNumbers], npt.NDArray[np.int64]]
@@ -23,8 +27,16 @@ WINDOW = 64  # shards whose samples are shuffled together, so that few shards ar
 class EpochSampler:
     """The global batches of an epoch: ``sampler[step]`` returns the sample numbers of a step.
 
-    The shards are shuffled and divided into windows, and the samples of each window are shuffled. Then the samples of
-    several consecutive batches may be sorted by length to reduce padding; the order of these batches is shuffled again.
+    The shards are shuffled and divided into windows, and the samples of each window are shuffled, repeats among them.
+    Then the samples of several consecutive batches may be sorted by length to reduce padding; the order of these
+    batches is shuffled again.
+
+    Attributes:
+        total: samples that the epoch reads, repeats counted.
+        fewest: samples that any epoch reads at least.
+
+    Raises:
+        UserError: an epoch of the mixture has fewer samples than steps.
     """
 
     def __init__(
@@ -37,6 +49,7 @@ class EpochSampler:
         length_bucket_batches: int = 1,
         lengths: Lengths | None = None,
         window: int = WINDOW,
+        mixture: Mixture | None = None,
     ) -> None:
         """Configure an epoch; nothing is computed before the first step is requested.
 
@@ -48,6 +61,7 @@ class EpochSampler:
             length_bucket_batches: number of batches that are sorted by length together; 1 disables sorting.
             lengths: returns the lengths of the given samples; required if `length_bucket_batches` is above 1.
             window: number of shards per window.
+            mixture: how often each sample is read; None: once.
         """
         self._seed, self._epoch, self._length_bucket_batches, self._lengths, self._width = (
             seed,
@@ -56,13 +70,21 @@ class EpochSampler:
             lengths,
             window,
         )
+        self._mixture = mixture
         self._shards = self._permuted(np.arange(len(sizes)), 0)
         self._first = np.concatenate([[0], np.cumsum(sizes)])
-        in_order = np.concatenate([[0], np.cumsum(np.asarray(sizes)[self._shards])])
+        read = np.asarray(sizes if mixture is None else mixture.sizes(epoch))
+        in_order = np.concatenate([[0], np.cumsum(read[self._shards])])
         # first position of each window in the order of the epoch, and the end
         self._windows = np.append(in_order[:-1:window], in_order[-1])
-        self._total = int(in_order[-1])
-        self._steps = max(1, -(-self._total // batch_size))
+        self.total = int(in_order[-1])
+        self.fewest, most = (self.total, self.total) if mixture is None else (mixture.fewest, mixture.most)
+        self._steps = max(1, -(-most // batch_size))
+        if self.fewest < self._steps:
+            raise UserError(
+                f"train.mixture leaves {self.fewest} samples for the {self._steps} steps of an epoch; give it larger "
+                "weights, or raise train.batch_size"
+            )
         self._drawn_windows: dict[int, SampleNumbers] = {}
         self._drawn_buckets: dict[int, list[SampleNumbers]] = {}
 
@@ -73,20 +95,21 @@ class EpochSampler:
         number, batch = divmod(step, self._length_bucket_batches)
         return _last_two(self._drawn_buckets, number, self._draw_bucket)[batch]
 
-    def step_of(self, sample: int) -> tuple[int, int]:
-        """Return the step that has a sample, and its position there."""
+    def places_of(self, sample: int) -> list[tuple[int, int]]:
+        """Return each step that has a sample, and its position there: one, or with a mixture none or several."""
         shard = int(np.searchsorted(self._first, sample, "right")) - 1
         window = int(np.flatnonzero(self._shards == shard)[0]) // self._width
         drawn = _last_two(self._drawn_windows, window, self._draw_window)
-        position = int(self._windows[window]) + int(np.flatnonzero(drawn == sample)[0])
-        least, larger = divmod(self._total, self._steps)  # the inverse of `_bound`
-        of_larger = larger * (least + 1)
-        step = position // (least + 1) if position < of_larger else larger + (position - of_larger) // least
-        first = step - step % self._length_bucket_batches
-        for near in range(first, min(first + self._length_bucket_batches, self._steps)):
-            if len(found := np.flatnonzero(self[near] == sample)):
-                return near, int(found[0])
-        raise ValueError(f"sample {sample} is in no step")
+        positions = int(self._windows[window]) + np.flatnonzero(drawn == sample)
+        near = self._length_bucket_batches
+        buckets = {self._step_at(position) // near for position in positions.tolist()}
+        steps = (step for bucket in sorted(buckets) for step in range(bucket * near, (bucket + 1) * near))
+        return [
+            (step, position)
+            for step in steps
+            if step < self._steps
+            for position in np.flatnonzero(self[step] == sample).tolist()
+        ]
 
     def shards_of(self, step: int) -> npt.NDArray[np.int64]:
         """Return the shards read around `step`, in the order of the epoch: those of its windows and of the next one."""
@@ -98,8 +121,14 @@ class EpochSampler:
 
     def _bound(self, step: int) -> int:
         """Return the first position of a step in the order of the epoch: batches are even, larger ones first."""
-        least, larger = divmod(self._total, self._steps)
+        least, larger = divmod(self.total, self._steps)
         return step * least + min(step, larger)
+
+    def _step_at(self, position: int) -> int:
+        """Return the step of a position in the order of the epoch before it is sorted: the inverse of `_bound`."""
+        least, larger = divmod(self.total, self._steps)
+        of_larger = larger * (least + 1)
+        return position // (least + 1) if position < of_larger else larger + (position - of_larger) // least
 
     def _window_at(self, position: int) -> int:
         return int(np.searchsorted(self._windows, position, "right")) - 1
@@ -112,6 +141,8 @@ class EpochSampler:
     def _draw_window(self, number: int) -> SampleNumbers:
         shards = self._shards[number * self._width : (number + 1) * self._width]
         samples = np.concatenate([np.arange(self._first[s], self._first[s + 1]) for s in shards])
+        if self._mixture is not None:
+            samples = samples.repeat(np.concatenate([self._mixture.reads(int(s), self._epoch) for s in shards]))
         return self._permuted(samples, 1, number)
 
     def _draw_bucket(self, number: int) -> list[SampleNumbers]:

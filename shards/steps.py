@@ -26,8 +26,9 @@ from prep.core.errors import UserError
 from prep.core.keys import item_id, item_key
 from prep.core.params import Params
 from prep.core.parts import TEST, TRAIN, VALIDATION
-from shards import sampler
+from shards import sampler, skip
 from shards.location import ShardLocation
+from shards.mixture import Mixture
 from shards.reader import Shards
 from shards.tokens import TokenizationConfig
 
@@ -42,6 +43,7 @@ class BatchIds(msgspec.Struct, frozen=True):
     step: int  # of the epoch
     step_of_run: int
     ids: list[str]
+    skipped: bool  # whether train.skip leaves the step out
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -53,6 +55,7 @@ class Place(msgspec.Struct, frozen=True):
     step: int  # of the epoch
     step_of_run: int
     position: int  # in the step, from 0; with n ranks, rank position modulo n reads it
+    skipped: bool  # whether train.skip leaves the step out
 
 
 class Steps:
@@ -70,7 +73,7 @@ class Steps:
             location: of its shards.
 
         Raises:
-            UserError: as `shards.reader.Shards`.
+            UserError: as `shards.reader.Shards`, or train.mixture or train.skip do not fit the shards.
         """
         self._recipe = params.train
         by_length = self._recipe.length_bucket_batches > 1
@@ -78,7 +81,13 @@ class Steps:
         self._shards = Shards(location, params.source.categories, TRAIN, tokenization if by_length else None)
         self._first = np.concatenate([[0], np.cumsum(self._shards.sizes)])
         self._index = lru_cache(_OPEN)(self._shards.unverified)
+        self._mixture = (
+            Mixture(self._shards.sizes, self._shards.categories, self._recipe.mixture, self._recipe.seed)
+            if self._recipe.mixture
+            else None
+        )
         self.per_epoch = len(self._order(1))
+        skip.check(self._recipe.skipped, self.per_epoch, self._recipe.epochs)
 
     def batch(self, step: int, epoch: int | None = None) -> BatchIds:
         """Return the ids of a step, in the order of the batch.
@@ -100,10 +109,13 @@ class Steps:
             epoch, step = before + 1, step + 1
         self._check(epoch)
         samples = self._order(epoch)[step - 1]
-        return BatchIds(epoch, step, self._of_run(epoch, step), self._ids(samples))
+        of_run = self._of_run(epoch, step)
+        return BatchIds(epoch, step, of_run, self._ids(samples), self._skipped(of_run))
 
     def where(self, identity: str, epochs: Sequence[int] = ()) -> list[Place]:
-        """Return the steps that read a sample: one in each epoch, for each category that has the id.
+        """Return the steps of a sample: one in each epoch, for each category that has the id.
+
+        With train.mixture an epoch may have none or several.
 
         Args:
             identity: ``<category>/<parent_asin>``, or a parent_asin.
@@ -119,12 +131,16 @@ class Steps:
         for epoch in epochs or range(1, self._recipe.epochs + 1):
             order = self._order(epoch)
             for sample in found:
-                step, position = order.step_of(sample)
                 shard = int(np.searchsorted(self._first, sample, "right")) - 1
                 tar = self._shards.name(shard).removeprefix(self._shards.location.full(""))
                 name = self._ids(np.array([sample]))[0]
-                places.append(Place(name, tar, epoch, step + 1, self._of_run(epoch, step + 1), position))
+                for step, position in order.places_of(sample):
+                    of_run = self._of_run(epoch, step + 1)
+                    places.append(Place(name, tar, epoch, step + 1, of_run, position, self._skipped(of_run)))
         return places
+
+    def _skipped(self, step_of_run: int) -> bool:
+        return bool(skip.skipped(self._recipe.skipped, step_of_run, step_of_run))
 
     def _check(self, epoch: int) -> None:
         if not 1 <= epoch <= self._recipe.epochs:
@@ -141,6 +157,7 @@ class Steps:
             epoch=epoch - 1,
             length_bucket_batches=self._recipe.length_bucket_batches,
             lengths=self._lengths,
+            mixture=self._mixture,
         )
 
     def _places(
@@ -249,10 +266,12 @@ def steps(params: Params, location: str | Path) -> Steps:
 def place_table(places: Sequence[Place]) -> Table:
     """Return the result of `Steps.where` as a table to print."""
     table = Table()
-    for heading in ("id", "epoch", "step", "of the run", "position", "tar"):
-        is_text = heading in {"id", "tar"}
+    skipped = any(place.skipped for place in places)
+    for heading in ("id", "epoch", "step", "of the run", "position", "tar", *["left out"] * skipped):
+        is_text = heading in {"id", "tar", "left out"}
         table.add_column(heading, justify="left" if is_text else "right", no_wrap=heading == "id", overflow="fold")
     for place in places:
         numbers = (place.epoch, place.step, place.step_of_run, place.position)
-        table.add_row(escape(place.id), *(f"{number:,}" for number in numbers), escape(place.tar))
+        left_out = ["by train.skip" if place.skipped else ""] * skipped
+        table.add_row(escape(place.id), *(f"{number:,}" for number in numbers), escape(place.tar), *left_out)
     return table

@@ -64,6 +64,8 @@ CHANGES: dict[str, Any] = {
     "train.length_bucket_batches": 4,
     "train.freeze_encoders": True,
     "train.refit": True,
+    "train.mixture": {"Demo_Toys": 2},
+    "train.skip": ["1-2", 5],
     "evaluate.bootstrap": 200,
     "evaluate.seed": 1,
 }

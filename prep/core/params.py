@@ -13,12 +13,13 @@ import re
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal, cast, get_type_hints
 
 import msgspec
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
@@ -38,6 +39,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Width = Annotated[int, Field(ge=1, le=65_536)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
 TabularColumn = Annotated[str, Field(pattern=f"^({'|'.join(TABULAR_NAMES)})$")]
+Weight = Annotated[float, Field(gt=0, le=1000)]
 TextField = Literal["main_category", "title", "features", "description", "store", "details"]
 TableField = Literal[
     "parent_asin",
@@ -104,6 +106,15 @@ RENAMED = {
     "validation.twins": "validation.near_duplicate_fraction",
 }
 
+
+def _steps(value: Any) -> Any:
+    """Refuse what is neither a step nor a range of steps, before its type is looked at."""
+    if type(value) not in (int, str) or not re.fullmatch("[1-9][0-9]{0,14}(-[1-9][0-9]{0,14})?", str(value)):
+        raise ValueError(f"{reprlib.repr(value)} is neither a step from 1 on nor a range of steps, such as 1200-1210")
+    return value
+
+
+StepRange = Annotated[int | str, BeforeValidator(_steps)]
 
 _UNKNOWN = "unexpected_keyword_argument"  # pydantic's error type for an unknown key
 _LONGEST, _VALUES = 1_000_000, 10_000  # characters and values of a parameter file
@@ -351,7 +362,27 @@ class TrainParams:
     freeze_encoders: bool
     refit: bool
     sync_batchnorm: bool
+    mixture: dict[Name, Weight]
+    skip: tuple[StepRange, ...]
     save_every_steps: NonNegativeInt
+
+    def __post_init__(self) -> None:
+        """Check that the ranges of steps to leave out are in order, and have no step in common."""
+        ranges = self.skipped
+        if reversed_ := next((f"{first}-{last}" for first, last in ranges if first > last), ""):
+            raise ValueError(
+                f"skip has the range {reversed_}, whose first step is after its last; write the smaller first"
+            )
+        for (_, last), (first, end) in pairwise(ranges):
+            if first <= last:
+                raise ValueError(
+                    f"skip names step {first} twice; write each step once, such as {first}-{max(last, end)}"
+                )
+
+    @property
+    def skipped(self) -> list[tuple[int, int]]:
+        """The steps that are left out, in order: the first and the last step of each range."""
+        return sorted((int(first), int(last or first)) for first, _, last in (str(r).partition("-") for r in self.skip))
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -445,6 +476,24 @@ class Params:
             raise ValueError(
                 f"model.kernel is {self.model.kernel} and train.freeze_encoders is false, but a kernel needs "
                 "frozen encoders; set model.kernel to 0, or train.freeze_encoders to true"
+            )
+        self._check_steps()
+
+    def _check_steps(self) -> None:
+        """Check that what decides which samples a step reads can hold."""
+        categories = self.source.categories
+        if unknown := next((name for name in self.train.mixture if name not in categories), ""):
+            raise ValueError(
+                f"train.mixture names {unknown}, which is not in source.categories ({', '.join(categories)}); name one "
+                "of these"
+            )
+        setting = "mixture" if self.train.mixture else "skip" if self.train.skip else ""
+        closed_form = "hashed_ngrams" if self.model.hashed_ngrams else "kernel" if self.model.kernel else ""
+        if setting and closed_form:
+            value = getattr(self.model, closed_form)
+            raise ValueError(
+                f"train.{setting} is set and model.{closed_form} is {value}, but that part is fitted to all samples at "
+                f"once, without steps; set model.{closed_form} to 0, or leave train.{setting} empty"
             )
 
 

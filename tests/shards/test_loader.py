@@ -102,7 +102,7 @@ def _at_epoch(dataset: ShardDataset, epoch: int) -> Loader:
 def test_a_state_is_small_and_that_of_another_run_is_rejected(dataset: ShardDataset, tmp_path: Path) -> None:
     state = loader(dataset).state_dict()
     assert json.loads(json.dumps(state)) == state
-    assert len(state) == 6
+    assert len(state) == 8
     for name, change in {"batch_size": 4, "seed": 2, "length_bucket_batches": 1}.items():
         with pytest.raises(UserError, match=f"the state to resume has {name} "):
             loader(dataset, **{name: change}).load_state_dict(state)

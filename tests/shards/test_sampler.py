@@ -31,8 +31,8 @@ def test_each_sample_once_and_even_batches_on_any_ranks(
     sizes_of_steps = [len(step) for step in steps]
     assert max(sizes_of_steps) <= batch_size
     assert max(sizes_of_steps) - min(sizes_of_steps) <= 1
-    at = [[epoch.step_of(sample) for sample in step.tolist()] for step in steps]
-    assert at == [[(number, position) for position in range(len(step))] for number, step in enumerate(steps)]
+    at = [[epoch.places_of(sample) for sample in step.tolist()] for step in steps]
+    assert at == [[[(number, position)] for position in range(len(step))] for number, step in enumerate(steps)]
     for step in steps:
         shares = [rank_slice(step, rank, world_size) for rank in range(world_size)]
         assert sorted(np.concatenate(shares)) == sorted(step)
