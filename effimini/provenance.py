@@ -29,6 +29,8 @@ _OF_THE_MODEL = (
     *(key for field in fields(TrainParams) if (key := f"train.{field.name}") not in DECIDES_NO_BYTE),
 )
 
+_MIXTURE = "train.mixture"  # a mapping of which a missing key is a difference
+
 
 class Training(msgspec.Struct, frozen=True, kw_only=True):
     """The data and parameters of a training: the content of training.json."""
@@ -149,7 +151,7 @@ def _parameter_differences(
 ) -> Iterator[tuple[str, Any, Any]]:
     """Yield each dotted key that both have with different values, and the values; keys of only one are ignored."""
     for key in sorted(one.keys() & other.keys()):
-        if isinstance(one[key], Mapping) and isinstance(other[key], Mapping):
+        if isinstance(one[key], Mapping) and isinstance(other[key], Mapping) and f"{prefix}{key}" != _MIXTURE:
             yield from _parameter_differences(one[key], other[key], f"{prefix}{key}.")
         elif one[key] != other[key]:
             yield f"{prefix}{key}", one[key], other[key]

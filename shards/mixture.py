@@ -54,47 +54,44 @@ class Mixture:
             )
         if wrong := [name for name, weight in weights.items() if not weight > 0]:
             raise UserError(f"train.mixture.{wrong[0]} is {weights[wrong[0]]}; set it above 0")
-        self._sizes = np.asarray(sizes, np.int64)
-        parts = [_Category(name, Fraction(str(weights.get(name, 1)))) for name in dict.fromkeys(categories)]
-        of_name = {part.name: part for part in parts}
-        self._categories = [of_name[name] for name in categories]
-        self._first = np.empty(len(self._sizes), np.int64)  # position of each shard's samples in its category
-        for shard, (size, part) in enumerate(zip(self._sizes.tolist(), self._categories, strict=True)):
-            self._first[shard] = part.samples
-            part.samples += size
-        for part in parts:
-            part.place(0 if seed is None else seed)
+        self._sizes, names = np.asarray(sizes, np.int64), np.asarray(categories)
+        self._first = np.empty_like(self._sizes)  # position of each shard's samples in its category
+        self._parts: list[tuple[_Category, npt.NDArray[np.intp]]] = []  # with their shards
+        self._part_of: dict[str, _Category] = {}
+        self._categories = categories
+        for name in dict.fromkeys(categories):
+            own = np.flatnonzero(names == name)
+            ends = np.cumsum(self._sizes[own])
+            self._first[own] = ends - self._sizes[own]
+            self._part_of[name] = _Category(int(ends[-1]), Fraction(str(weights.get(name, 1))), seed or 0)
+            self._parts.append((self._part_of[name], own))
         self.fewest, self.most = (
-            sum(rounded(part.samples * part.weight) for part in parts) for rounded in (floor, ceil)
+            sum(rounded(part.samples * part.weight) for part, _ in self._parts) for rounded in (floor, ceil)
         )
 
     def sizes(self, epoch: int) -> Counts:
         """Return how many samples of each shard the epoch reads, repeats counted."""
         found = np.empty_like(self._sizes)
-        for part in dict.fromkeys(self._categories):
-            own = np.array([other is part for other in self._categories])
+        for part, own in self._parts:
             first = self._first[own]
-            ends = [part.reads_before(edge, epoch) for edge in (first, first + self._sizes[own])]
-            found[own] = ends[1] - ends[0]
+            begins, ends = (part.reads_before(edge, epoch) for edge in (first, first + self._sizes[own]))
+            found[own] = ends - begins
         return found
 
     def reads(self, shard: int, epoch: int) -> Counts:
         """Return how often the epoch reads each sample of a shard."""
         first = int(self._first[shard])
-        return self._categories[shard].reads(np.arange(first, first + int(self._sizes[shard])), epoch)
+        samples = np.arange(first, first + int(self._sizes[shard]))
+        return self._part_of[self._categories[shard]].reads(samples, epoch)
 
 
 class _Category:
     """The samples of a category, numbered from 0 through its shards, and their weight."""
 
-    def __init__(self, name: str, weight: Fraction) -> None:
-        self.name, self.weight, self.samples = name, weight, 0
-
-    def place(self, seed: int) -> None:
-        """Choose the step and the shift of the offsets."""
-        n = self.samples
-        self._step = next(step for step in count(max(1, round(_GOLDEN * n))) if gcd(step, n) == 1)
-        self._shift = int(np.random.default_rng(seed).integers(n))
+    def __init__(self, samples: int, weight: Fraction, seed: int) -> None:
+        self.samples, self.weight = samples, weight
+        self._step = next(step for step in count(max(1, round(_GOLDEN * samples))) if gcd(step, samples) == 1)
+        self._shift = int(np.random.default_rng(seed).integers(samples)) if samples else 0
 
     def reads(self, samples: Counts, epoch: int) -> Counts:
         """Return how often the epoch reads each of `samples`."""

@@ -210,7 +210,7 @@ def in_dvc(words: list[str], *, whole: bool) -> Iterator[str]:
             yield f"dvc {shlex.join(words)}: DVC rejects it"
         return
     for setting in getattr(parsed, "set_param", None) or ():
-        yield from in_key(setting.partition("=")[0])
+        yield from in_key(setting.partition("=")[0].removeprefix("+"))  # of a key that is added
     for target in (getattr(parsed, "targets", None) or ()) if parsed.cmd != "remote" else ():
         if target.partition("@")[0] not in STAGES and not target.startswith(("data/", "models", "results")):
             yield f"dvc {shlex.join(words)}: {target} is neither a stage nor an output"

@@ -28,6 +28,7 @@ ASSUMPTIONS = (
     "the cores are as fast as one core alone; training on a CPU gets faster in proportion to their number",
     "the source refuses or breaks off three of eleven requests, as that of the rehearsal does",
     "training ends after train.epochs; a process of torchrun more, or another device, is not taken into account",
+    "an epoch reads each training sample once, whatever train.mixture says",
     "nothing is there yet: DVC's cache and the local store also keep the results of earlier parameters",
 )
 _DASK_MB = 130.0  # of the process of a stage that waits for the workers

@@ -373,10 +373,10 @@ class TrainParams:
             raise ValueError(
                 f"skip has the range {reversed_}, whose first step is after its last; write the smaller first"
             )
-        for (_, last), (first, end) in pairwise(ranges):
+        for (begin, last), (first, end) in pairwise(ranges):
             if first <= last:
                 raise ValueError(
-                    f"skip names step {first} twice; write each step once, such as {first}-{max(last, end)}"
+                    f"skip names step {first} twice; write each step once, such as {begin}-{max(last, end)}"
                 )
 
     @property

@@ -161,6 +161,101 @@ def test_a_training_stopped_after_any_step_resumes_with_the_losses_of_an_uninter
     assert not any((files.store() / "train").iterdir()), "the checkpoint is removed when the training is done"
 
 
+def skipping(params: Params, *steps: int | str) -> Params:
+    return replace(params, train={"skip": steps})
+
+
+def test_steps_to_skip_are_neither_read_nor_taken_and_change_no_other(small: Params, data: Path) -> None:
+    """The result is that of a training that reads these batches and ignores them."""
+    params = replace(small, train={"epochs": 2})
+    left_out, taken = {2, 3, 5, 6}, []
+
+    class Ignoring(Trainer):
+        def step(self, epoch: int, step: int, batch: Batch) -> StepResult:
+            taken.append((epoch * len(self.loader) + step + 1, batch.keys))
+            if taken[-1][0] in left_out and not self.params.train.skip:
+                return StepResult(torch.zeros(2), torch.zeros(()), 0, (epoch, step))
+            return super().step(epoch, step, batch)
+
+    ends = []
+    for asked in (params, skipping(params, "2-3", 6, 5)):
+        trainer = Ignoring(asked, data / "shards", data / "weights.json", ONE)
+        history = list(trainer.run())
+        ends.append((history, {name: value.tolist() for name, value in trainer.model.state_dict().items()}))
+        shutil.rmtree(trainer.state)
+    assert ends[0] == ends[1]
+    steps = 2 * len(trainer.loader)
+    assert taken[steps:] == [(step, keys) for step, keys in taken[:steps] if step not in left_out]
+
+
+@pytest.mark.parametrize(("after", "skip"), [(1, ("4", "8-9")), (4, ("7-9",)), (7, (10,))])
+def test_a_training_stopped_before_the_steps_to_skip_resumes_like_one_that_skips_them_from_the_start(
+    small: Params, data: Path, tmp_path: Path, after: int, skip: tuple[int | str, ...]
+) -> None:
+    params = replace(small, train={"epochs": 2})  # of 5 steps
+    whole = trained(skipping(params, *skip), data, tmp_path / "whole")
+    assert interrupted(params, data, after) < skipping(params, *skip).train.skipped[0][0]
+    assert trained(skipping(params, *skip), data, tmp_path / "resumed") == whole
+
+
+def test_steps_that_a_checkpoint_has_trained_cannot_be_skipped(small: Params, data: Path) -> None:
+    params = skipping(small, 2)
+    saved = interrupted(params, data, 4)
+    for skip, message in (
+        ((2, 3), "took step 3, which train.skip names"),
+        ((), "left out step 2, which train.skip does not"),
+    ):
+        with pytest.raises(
+            UserError, match=rf"the state to resume, of after step {saved}, {message}.*new run: remove /"
+        ):
+            Trainer(skipping(params, *skip), data / "shards", data / "weights.json", ONE)
+    for skip, message in (
+        ((16,), "train.skip names step 16, and the run has 15 steps; name steps from 1 to 15"),
+        (("4-11",), "train.skip leaves out all 5 steps of epoch 2; leave it one"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Trainer(skipping(params, *skip), data / "shards", data / "weights.json", ONE)
+
+
+def test_a_killed_training_resumes_with_steps_to_skip(small: Params, data: Path, tmp_path: Path) -> None:
+    """The purpose: from step 10 on something is wrong, and the checkpoint of step 9 is good."""
+    params = replace(small, train={"epochs": 2, "save_every_steps": 3, "mixture": {"Alpha": 1.5}})  # of 7 steps
+    (tmp_path / "given").write_bytes(pickle.dumps((params, data)))
+    command = [sys.executable, "-m", "tests.effimini.two_ranks", tmp_path / "given", tmp_path, "12", "KILL"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    killed = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    skip = skipping(params, "10-11", 13)
+    assert Trainer(skip, data / "shards", data / "weights.json", ONE).progress.steps == 9
+    resumed = trained(skip, data, tmp_path / "resumed")
+    assert trained(skip, data, tmp_path / "whole") == resumed
+
+
+def test_a_training_on_a_mixture_resumes_with_the_losses_of_an_uninterrupted_one(
+    small: Params, data: Path, tmp_path: Path
+) -> None:
+    params = replace(small, train={"epochs": 2, "mixture": {"Alpha": 0.5, "Beta": 2}})
+    whole = trained(params, data, tmp_path / "whole")
+    for after in (2, 8):
+        interrupted(params, data, after)
+        trainer = Trainer(params, data / "shards", data / "weights.json", ONE)
+        assert trainer.progress.steps >= after
+        assert trained(params, data, tmp_path / str(after)) == whole
+    assert trained(small, data, tmp_path / "plain")[0] != whole[0]
+
+
+def test_a_mixture_weighs_the_features_of_frozen_encoders(small: Params, data: Path) -> None:
+    params = replace(small, train={"freeze_encoders": True, "epochs": 1, "mixture": {"Alpha": 3}})
+    trainer = Trainer(params, data / "shards", data / "weights.json", ONE)
+    read = [key for batch in trainer.loader for key in batch.keys]
+    assert {key: read.count(key) for key in read} == {
+        key: 3 if key.startswith("Alpha/") else 1 for key in trainer.data.keys
+    }
+    trainer.loader.epoch = 0
+    next(trainer.run())
+    assert trainer.progress.trained == len(read) == 4 * len(trainer.data) // 2
+
+
 def test_a_checkpoint_is_saved_every_few_steps_and_replaces_the_last(small: Params, data: Path) -> None:
     params = replace(small, train={"save_every_steps": 2})
     trainer = Trainer(params, data / "shards", data / "weights.json", ONE)
@@ -447,7 +542,7 @@ def on_two_ranks(params: Params, data: Path, out: Path, after: int = 0) -> subpr
 
 def test_two_ranks_take_the_step_of_one(small: Params, data: Path, tmp_path: Path) -> None:
     # odd: the parts of the ranks differ in size, and their micro-batches too
-    params = replace(small, train={"batch_size": 15, "epochs": 2, "gradient_accumulation_steps": 2})
+    params = replace(small, train={"batch_size": 15, "epochs": 2, "gradient_accumulation_steps": 2, "skip": ("8-9",)})
     done = on_two_ranks(params, data, tmp_path)
     assert done.returncode == 0, done.stderr
 
@@ -466,7 +561,8 @@ def test_two_ranks_take_the_step_of_one(small: Params, data: Path, tmp_path: Pat
     assert found["validation"]["plcc"] == pytest.approx(plcc(stars, validation.labels), abs=1e-5)
 
     # a signal to one rank stops both after the same step, and they resume with the losses of an uninterrupted training
-    stopped = on_two_ranks(params, data, tmp_path / "again", after=3)
+    # that skips from the start what the second command skips
+    stopped = on_two_ranks(skipping(params), data, tmp_path / "again", after=3)
     assert stopped.returncode != 0
     assert stopped.stderr.count("stopped by a signal after step 5") == 2, stopped.stderr
     assert not (tmp_path / "again/models").exists()

@@ -1,7 +1,8 @@
 """Run under torchrun: the gradients of one step on all ranks, and a whole training.
 
 Input: a pickled (parameters, data folder), an output folder, and the step after which rank 1 gets a SIGTERM, 0 for
-none. Output: gradients.pt of rank 0, models and results of the training.
+none; with KILL after it, a single process gets a SIGKILL. Output: gradients.pt of rank 0, models and results of the
+training.
 """
 
 import os
@@ -23,11 +24,12 @@ class Interrupted(Trainer):
     """A trainer whose process gets a SIGTERM while it computes a step; `after` counts from 1, 0 for never."""
 
     after = 0
+    signal = signal.SIGTERM
 
     def step(self, epoch: int, step: int, batch: Batch) -> StepResult:
         result = super().step(epoch, step, batch)
         if self.progress.steps == self.after:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.signal)
         return result
 
 
@@ -46,7 +48,10 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     stage.Trainer = Interrupted
     with init_distributed() as dist:
-        Interrupted.after = after if dist.rank == 1 else 0
+        if sys.argv[4:] == ["KILL"]:
+            Interrupted.after, Interrupted.signal = after, signal.SIGKILL
+        else:
+            Interrupted.after = after if dist.rank == 1 else 0
         if not after:
             found = gradients(params, data, dist)
             if dist.rank == 0:

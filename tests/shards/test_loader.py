@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from collections import Counter
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -59,21 +60,69 @@ def test_each_sample_once_in_the_same_global_batches(dataset: ShardDataset, worl
     assert sorted(key for batch in expected for key in batch) == sorted(dataset.keys)
 
 
+WEIGHED: dict[str, Any] = {"mixture": {"Second": 1.5}, "skip": [(2, 3), (5, 5)]}  # 5 is the last step of some
+
+
 @pytest.mark.parametrize("workers", [0, 1, 2, 3])
+@pytest.mark.parametrize("changes", [{}, WEIGHED], ids=["plain", "weighed"])
 def test_a_loader_resumed_after_any_step_continues_like_an_uninterrupted_one(
-    dataset: ShardDataset, workers: int
+    dataset: ShardDataset, workers: int, changes: dict[str, Any]
 ) -> None:
-    running, states, taken = loader(dataset), [], []
-    for _ in range(2):
+    running, states, epochs = loader(dataset, **changes), [], []
+    for epoch in range(2):
+        epochs.append([])
         for batch in running:
-            taken.append(batch.keys)
+            epochs[epoch].append(batch.keys)
             states.append(json.dumps(running.state_dict()))
-    for step, state in enumerate(states[: len(states) // 2]):
-        resumed = loader(dataset, workers=workers)
+    for step, state in enumerate(states[: len(epochs[0])]):
+        resumed = loader(dataset, workers=workers, **changes)
         resumed.load_state_dict(json.loads(state))
-        rest = taken[step + 1 : len(running)]
-        assert keys(resumed) == (rest or taken[len(running) :])  # after the last step comes the next epoch
-    assert taken[: len(running)] != taken[len(running) :]
+        assert keys(resumed) == (epochs[0][step + 1 :] or epochs[1])  # after the last step comes the next epoch
+    assert epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_a_mixture_reads_a_category_as_often_as_it_says_on_any_ranks(dataset: ShardDataset, world_size: int) -> None:
+    ranks = [
+        loader(dataset, rank=rank, world_size=world_size, workers=rank, mixture={"Second": 1.5})
+        for rank in range(world_size)
+    ]
+    in_two_epochs: Counter[str] = Counter()
+    for _ in range(2):
+        in_epoch = Counter(key for rank in ranks for batch in rank for key in batch.keys)
+        assert {in_epoch[key] for key in dataset.keys if key.startswith("Second/")} == {1, 2}
+        in_two_epochs += in_epoch
+    assert in_two_epochs == {key: 3 if key.startswith("Second/") else 2 for key in dataset.keys}
+
+
+def test_a_step_that_is_left_out_is_missing_and_no_other_changes(dataset: ShardDataset) -> None:
+    left_out = loader(dataset, skip=[(2, 3), (len(loader(dataset)) + 1,) * 2])
+    whole = loader(dataset)
+    for missing in ({1, 2}, {0}):
+        batches = keys(whole)
+        assert list(left_out.remaining()) == [step for step in range(len(whole)) if step not in missing]
+        assert keys(left_out) == [batch for step, batch in enumerate(batches) if step not in missing]
+
+
+def test_steps_are_left_out_after_a_state_and_not_before_it(dataset: ShardDataset) -> None:
+    running = loader(dataset, skip=[(1, 1)])
+    batches = keys(running)
+    running = loader(dataset, skip=[(1, 1)])
+    next(iter(running))
+    state = json.loads(json.dumps(running.state_dict()))  # of after step 2
+    resumed = loader(dataset, skip=[(1, 1), (3, 3)])
+    resumed.load_state_dict(state)
+    assert keys(resumed) == batches[2:]
+    for skip, message in {
+        (
+            (1, 2),
+        ): "the state to resume, of after step 2, took step 2, which train.skip names; change train.skip from step 3",
+        (): "the state to resume, of after step 2, left out step 1, which train.skip does not name",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            loader(dataset, skip=skip).load_state_dict(state)
+    older = {name: value for name, value in loader(dataset).state_dict().items() if name not in {"mixture", "skip"}}
+    loader(dataset).load_state_dict(older)
 
 
 def test_a_loader_can_be_resumed_repeatedly_on_other_ranks_and_workers(dataset: ShardDataset) -> None:
@@ -103,7 +152,8 @@ def test_a_state_is_small_and_that_of_another_run_is_rejected(dataset: ShardData
     state = loader(dataset).state_dict()
     assert json.loads(json.dumps(state)) == state
     assert len(state) == 8
-    for name, change in {"batch_size": 4, "seed": 2, "length_bucket_batches": 1}.items():
+    others = {"batch_size": 4, "seed": 2, "length_bucket_batches": 1, "mixture": {"Second": 2.0}}
+    for name, change in others.items():
         with pytest.raises(UserError, match=f"the state to resume has {name} "):
             loader(dataset, **{name: change}).load_state_dict(state)
     other = ShardDataset(make_shards(tmp_path, {"train": [9]}), ["Made"], "train")

@@ -1,10 +1,14 @@
 """The order of an epoch over ranks, shards, length buckets and uneven sizes, on sample numbers only."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prep.core.errors import UserError
+from shards.mixture import Mixture
 from shards.sampler import EpochSampler, SampleNumbers, rank_slice
 
 SIZES = {1: [37], 7: [5, 1, 9, 2, 11, 3, 8], 64: [(7 * i) % 11 + 1 for i in range(64)]}
@@ -56,6 +60,58 @@ def test_a_step_is_the_same_without_the_steps_before_it(length_bucket_batches: i
     at_random = epoch()
     for step in np.random.default_rng(0).permutation(len(in_turn)):
         assert tuple(at_random[step]) == in_turn[step]
+
+
+def test_the_order_is_that_of_earlier_versions() -> None:
+    """A training that resumes after an upgrade reads the rest of its epoch."""
+    given: dict[str, Any] = {"batch_size": 5, "seed": 42, "epoch": 1, "length_bucket_batches": 2, "lengths": lengths}
+    epoch = EpochSampler([5, 1, 9, 2, 11, 3, 8], window=3, **given)
+    expected = [
+        [23, 34, 31, 17, 25], [33, 19, 35, 32, 26], [0, 36, 2, 24, 21], [18, 1, 37, 20, 3], [11, 22, 5, 16, 27],
+        [38, 7, 4, 12, 6], [8, 30, 13, 10, 29], [15, 9, 28, 14],
+    ]  # fmt: skip
+    assert [epoch[step].tolist() for step in range(len(epoch))] == expected
+    ones = Mixture(SIZES[7], ["A"] * 7, {"A": 1.0}, 42)
+    weighted = EpochSampler(SIZES[7], window=3, mixture=ones, **given)
+    assert [weighted[step].tolist() for step in range(len(weighted))] == expected
+
+
+@pytest.mark.parametrize("shards", [7, 64])
+@pytest.mark.parametrize("batch_size", [4, 7, 32])
+@pytest.mark.parametrize("length_bucket_batches", [1, 3, 1000])
+@pytest.mark.parametrize("seed", [1, None])
+@pytest.mark.parametrize("weight", [0.3, 2.25])
+def test_a_mixture_gives_even_batches_and_the_same_number_of_them_in_each_epoch(
+    shards: int, batch_size: int, length_bucket_batches: int, seed: int | None, weight: float
+) -> None:
+    sizes, categories = SIZES[shards], [str(shard % 2) for shard in range(shards)]
+    mixture = Mixture(sizes, categories, {"1": weight}, seed)
+    numbers = set()
+    for number in range(3):
+        given = {"length_bucket_batches": length_bucket_batches, "lengths": lengths, "window": 3, "mixture": mixture}
+        epoch, other = (EpochSampler(sizes, batch_size=batch_size, seed=seed, epoch=number, **given) for _ in range(2))  # type: ignore[arg-type]
+        steps = [epoch[step] for step in range(len(epoch))]
+        numbers.add(len(steps))
+        reads = np.concatenate([mixture.reads(shard, number) for shard in range(shards)])
+        found = np.bincount(np.concatenate(steps), minlength=sum(sizes))
+        assert found.tolist() == reads.tolist()
+        assert epoch.total == reads.sum()
+        lasts = [len(step) for step in steps]
+        assert max(lasts) <= batch_size
+        assert max(lasts) - min(lasts) <= 1
+        places: dict[int, list[tuple[int, int]]] = {sample: [] for sample in range(sum(sizes))}
+        for step, samples in enumerate(steps):
+            assert other[len(steps) - 1 - step].tolist() == steps[-1 - step].tolist()  # in any order of the steps
+            for position, sample in enumerate(samples.tolist()):
+                places[sample].append((step, position))
+        assert all(other.places_of(sample) == at for sample, at in places.items())
+    assert len(numbers) == 1
+
+
+def test_a_mixture_that_leaves_steps_without_samples_is_an_error() -> None:
+    mixture = Mixture([9], ["A"], {"A": 0.1}, 1)
+    with pytest.raises(UserError, match=r"train.mixture leaves 0 samples for the 1 steps of an epoch; give it larger"):
+        EpochSampler([9], batch_size=4, seed=1, mixture=mixture)
 
 
 def test_the_order_depends_on_epoch_and_seed_only() -> None:

@@ -1,5 +1,6 @@
 """The steps that `batch` and `where` name are those of a real loader, on any ranks and workers and after a resume."""
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -29,8 +30,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_shards(both, {"train": [5, 1, 9, 2], "test": [1]}, "Second")
 
 
-@pytest.fixture(params=[1, 3, 1000])
+MIXTURE = {"First": 0.9, "Second": 2.25}
+SKIP = (3, "24-26", 40)  # over the end of the first epoch
+
+
+@pytest.fixture(params=[(1, {}, ()), (3, {}, SKIP), (1000, {}, ()), (1, MIXTURE, ()), (3, MIXTURE, SKIP)], ids=str)
 def of(request: pytest.FixtureRequest, make_params: Callable[..., Params], folder: Path) -> Params:
+    length_bucket_batches, mixture, skip = request.param
     changes = {
         "source.categories": ["First", "Second"],
         "model.text.name": MINILM,
@@ -39,7 +45,10 @@ def of(request: pytest.FixtureRequest, make_params: Callable[..., Params], folde
         "train.batch_size": 8,
         "train.epochs": EPOCHS,
         "train.seed": 5,
-        "train.length_bucket_batches": request.param,
+        "train.length_bucket_batches": length_bucket_batches,
+        "train.mixture": mixture,
+        "train.skip": skip,
+        "model.hashed_ngrams": 0,
     }
     return make_params(**changes)
 
@@ -47,29 +56,32 @@ def of(request: pytest.FixtureRequest, make_params: Callable[..., Params], folde
 def loader(params: Params, folder: Path, **where: int) -> Loader:
     dataset = ShardDataset(folder, params.source.categories, "train", HOW)
     recipe = params.train
-    bucket = recipe.length_bucket_batches
-    return Loader(dataset, batch_size=8, seed=recipe.seed, length_bucket_batches=bucket, **where)
+    bucket, skip = recipe.length_bucket_batches, recipe.skipped
+    settings = {"length_bucket_batches": bucket, "mixture": recipe.mixture, "skip": skip}
+    return Loader(dataset, batch_size=8, seed=recipe.seed, **settings, **where)  # type: ignore[arg-type]
 
 
-def seen(params: Params, folder: Path, world_size: int, workers: int, resumed_after: int) -> list[list[str]]:
-    """Return the ids of each step of a run on some ranks, resumed on others after a number of steps of each epoch."""
-    found = []
+def seen(params: Params, folder: Path, world_size: int, workers: int, resumed_after: int) -> dict[int, list[str]]:
+    """Return the ids of each step of a run on some ranks, resumed on others after a number of batches of each epoch."""
+    found = {}
     for epoch in range(EPOCHS):
         ranks = [loader(params, folder, rank=r, world_size=world_size, workers=workers) for r in range(world_size)]
         for rank in ranks:
             rank.epoch = epoch
-        first = [[batch.keys for batch, _ in zip(rank, range(resumed_after), strict=False)] for rank in ranks]
-        state = json.loads(json.dumps(ranks[0].state_dict())) | {"epoch": epoch, "step": resumed_after}
+        # a loader is at the step after its batch; the range comes first, so that no further batch is taken
+        first = [[(rank.step, batch.keys) for _, batch in zip(range(resumed_after), rank)] for rank in ranks]  # noqa: B905
+        state = json.loads(json.dumps(ranks[0].state_dict()))
         others = [loader(params, folder, rank=r, world_size=3, workers=1) for r in range(3)]
         for rank in others:
             rank.load_state_dict(state)
-        rest = [[batch.keys for batch in rank] for rank in others]
+        rest = [[(rank.step, batch.keys) for batch in rank] for rank in others]
         for ranks_of in (first, rest):
             for shares in zip(*ranks_of, strict=True):
-                whole = [""] * sum(map(len, shares))
-                for rank, share in enumerate(shares):
+                (step,) = {step for step, _ in shares}
+                whole = [""] * sum(len(share) for _, share in shares)
+                for rank, (_, share) in enumerate(shares):
                     whole[rank :: len(shares)] = share
-                found.append(whole)
+                found[epoch * len(others[0]) + step] = whole
     return found
 
 
@@ -79,27 +91,35 @@ def test_the_steps_are_those_of_a_loader(
 ) -> None:
     asked = steps(of, folder)
     run = seen(of, folder, world_size, workers, resumed_after)
-    assert len(run) == EPOCHS * asked.per_epoch
-    assert [asked.batch(step + 1).ids for step in range(len(run))] == run
-    for step, ids in enumerate(run):
-        epoch, step_of_epoch = divmod(step, asked.per_epoch)
+    steps_of_run = range(1, EPOCHS * asked.per_epoch + 1)
+    assert set(run) == set(steps_of_run) - ({3, 24, 25, 26, 40} if of.train.skip else set())
+    without_skip = steps(dataclasses.replace(of, train=dataclasses.replace(of.train, skip=())), folder)
+    for step in steps_of_run:
+        found = asked.batch(step)
+        assert found.skipped is (step not in run)
+        assert found.ids == (without_skip.batch(step).ids if found.skipped else run[step])
+        if step % 7:
+            continue
+        epoch, step_of_epoch = divmod(step - 1, asked.per_epoch)
         again = asked.batch(step_of_epoch + 1, epoch + 1)
-        assert (again.epoch, again.step, again.step_of_run, again.ids) == (epoch + 1, step_of_epoch + 1, step + 1, ids)
+        assert again == found
+        assert (again.epoch, again.step, again.step_of_run) == (epoch + 1, step_of_epoch + 1, step)
 
 
 def test_where_is_the_inverse_of_batch(of: Params, folder: Path) -> None:
     asked = steps(of, folder)
-    places = {}
+    places: dict[str, list[tuple[int, int, int, int, bool]]] = {}
     for step in range(1, EPOCHS * asked.per_epoch + 1):
         found = asked.batch(step)
         for position, item in enumerate(found.ids):
-            places[item, found.epoch] = (found.step, step, position)
-    for item in {item for item, _ in places}:
+            places.setdefault(item, []).append((found.epoch, found.step, step, position, found.skipped))
+    in_epochs = {len({epoch for epoch, *_ in at}) for at in places.values()}
+    assert in_epochs == ({EPOCHS} if not of.train.mixture else {EPOCHS - 1, EPOCHS})
+    for item, at in list(places.items())[::6]:
         told = asked.where(item)
-        assert [place.id for place in told] == [item] * EPOCHS
-        assert {place.epoch: (place.step, place.step_of_run, place.position) for place in told} == {
-            epoch: places[item, epoch] for epoch in range(1, EPOCHS + 1)
-        }
+        assert {place.id for place in told} == {item}
+        found_at = [(place.epoch, place.step, place.step_of_run, place.position, place.skipped) for place in told]
+        assert found_at == at
         assert all(place.tar.startswith(f"{item.partition('/')[0]}/train-") for place in told)
         assert asked.where(item, [2]) == [place for place in told if place.epoch == 2]
 
@@ -171,7 +191,11 @@ def test_a_damaged_index_is_an_error(make_params: Callable[..., Params], tmp_pat
 
 
 def test_the_commands_print_ids_and_places(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     text = (Path(__file__).parents[2] / "params.yaml").read_text()
     (tmp_path / "p.yaml").write_text(text.replace("[Demo_Kitchen, Demo_Toys, Demo_Beauty]", "[First, Second]"))
@@ -190,3 +214,16 @@ def test_the_commands_print_ids_and_places(
     places = json.loads(run("where", ids[3], "--epoch", "1", "--json"))
     assert [(place["id"], place["step"], place["position"]) for place in places] == [(ids[3], 2, 3)]
     assert ids[3] in run("where", ids[3], "--epoch", "1")
+    changed = text.replace("hashed_ngrams: 65536", "hashed_ngrams: 0").replace(
+        "[Demo_Kitchen, Demo_Toys, Demo_Beauty]", "[First]"
+    )
+    (tmp_path / "p.yaml").write_text(
+        changed.replace("skip: []", "skip: [1-3]").replace("mixture: {}", "mixture: {First: 0.5}")
+    )
+    caplog.set_level("INFO")
+    (item, *_), _ = run("batch", "--step", "2").splitlines(), caplog.clear()
+    assert json.loads(run("batch", "--step", "2", "--json"))["skipped"] is True
+    assert "left out by train.skip" in caplog.text
+    assert "left out" in run("where", item, "--epoch", "1")
+    assert json.loads(run("where", item, "--epoch", "2", "--json")) == []
+    assert f"no step of these epochs reads {item}" in caplog.text

@@ -53,6 +53,27 @@ def test_the_paper_preset_has_the_papers_values() -> None:
         ("Demo_Toys", "Demo_Kitchen", r"source: categories has duplicates"),
         ("validation: 0.1", "validation: 0.95", r"leave no training items"),
         ("scheduler: synchronous", "scheduler: fast", r"dask\.scheduler: .*found 'fast'"),
+        (
+            "skip: []",
+            "skip: [5-3]",
+            r"train: skip has the range 5-3, whose first step is after its last; write the smaller",
+        ),
+        ("skip: []", "skip: [1-3, 7, 3-5]", r"train: skip names step 3 twice; write each step once, such as 1-5"),
+        (
+            "skip: []",
+            "skip: [0-3]",
+            r"train\.skip\.0: '0-3' is neither a step from 1 on nor a range of steps, such as 1200",
+        ),
+        ("skip: []", "skip: [2, 3.5]", r"train\.skip\.1: 3\.5 is neither a step"),
+        ("skip: []", "skip: 1200-1210", r"train\.skip: must be a valid array, found '1200-1210'"),
+        ("skip: []", "skip: [7]", r"train\.skip is set and model\.hashed_ngrams is 65536, .* leave train\.skip empty"),
+        ("mixture: {}", "mixture: {Demo_Toys: 2}", r"train\.mixture is set and model\.hashed_ngrams is 65536, but"),
+        ("mixture: {}", "mixture: {Demo_Toys: 0}", r"train\.mixture\.Demo_Toys: must be greater than 0, found 0"),
+        (
+            "mixture: {}",
+            "mixture: {Toys: 2}",
+            r"train\.mixture names Toys, which is not in source\.categories \(Demo_K",
+        ),
         ("sample:\n", "sample: [\n", r"is not valid YAML: .*line"),
         (
             "max_grad_norm: 1.0",
@@ -88,6 +109,13 @@ def test_a_revision_that_can_move_is_an_error(tmp_path: Path, revision: str) -> 
 def test_the_error_of_a_missing_file_says_how_to_create_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist; .*effimini preset paper.*dvc get URL params.yaml"):
         load_params(tmp_path / "params.yaml")
+
+
+def test_steps_to_skip_are_read_in_any_order(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    text = DEMO.replace("hashed_ngrams: 65536", "hashed_ngrams: 0")
+    path.write_text(text.replace("skip: []", "skip: [1200-1210, '9', 1300, 7-8]"))
+    assert load_params(path).train.skipped == [(7, 8), (9, 9), (1200, 1210), (1300, 1300)]
 
 
 def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
