@@ -121,7 +121,7 @@ class _Category:
 def _floor_sums(counts: Counts, divisor: int, factor: int, offset: int) -> Counts:
     """Return the sum of floor((factor * i + offset) / divisor) over 0 <= i < n, for each n of `counts`.
 
-    The algorithm of Graham, Knuth and Patashnik, Concrete Mathematics, section 3.5, in Euclid's O(log divisor) rounds.
+    As floor_sum of the AtCoder Library: Euclid's algorithm, in O(log divisor) rounds.
     """
     found, n, offsets = np.zeros_like(counts), counts, np.full_like(counts, offset)
     while n.any():
