@@ -85,6 +85,20 @@ def test_an_absent_mirror_is_an_error(
         categories.of_source(source(kind="mirror", location=str(tmp_path / location)), tmp_path)
 
 
+def test_a_server_that_lacks_the_files_or_does_not_respond_is_an_error(
+    tmp_path: Path, source: Callable[..., SourceParams], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Hub({}) as hub:
+        point_at(hub, monkeypatch)
+        mirror, of_hub = source(kind="mirror", location=hub.cdn.url), source(kind="hub", revision=COMMIT)
+        with pytest.raises(UserError, match="meta_Toys.jsonl responded with HTTP 404; check source.location"):
+            categories.of_source(mirror, tmp_path)
+    with pytest.raises(UserError, match="cannot be fetched after 2 attempts"):
+        categories.of_source(mirror, tmp_path)
+    with pytest.raises(UserError, match="does not respond after 2 attempts"):
+        categories.of_source(of_hub, tmp_path)
+
+
 def test_the_command_prints_a_table_or_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
