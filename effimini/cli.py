@@ -36,7 +36,21 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-CategoryArgument = Annotated[str, typer.Argument(help="One of source.categories.")]
+
+def _complete_category(context: typer.Context, incomplete: str) -> list[str]:
+    """Return the categories of the parameter file, for the shell; none without a valid file."""
+    try:
+        known = load_params(context.params.get("params") or PARAMS).source.categories
+    except UserError:
+        return []
+    return [category for category in known if category.startswith(incomplete)]
+
+
+def _complete_preset(incomplete: str) -> list[str]:
+    return [name for name in presets.names(presets.own_folder()) if name.startswith(incomplete)]
+
+
+CategoryArgument = Annotated[str, typer.Argument(help="One of source.categories.", autocompletion=_complete_category)]
 ParamsFile = Annotated[Path, typer.Option("--params", help="The parameter file.")]
 ParamsIfAny = Annotated[
     Path, typer.Option("--params", help="The parameter file; without one, all that is needed is read from the shards.")
@@ -48,7 +62,11 @@ ShardsAt = Annotated[
     typer.Option("--shards", help="Read shards from a folder, an http(s) or s3 URL, or dvc+URL@REVISION#FOLDER."),
 ]
 CategoriesArgument = Annotated[
-    list[str] | None, typer.Argument(help="The categories to read; all by default.", show_default=False)
+    list[str] | None,
+    typer.Argument(
+        help="The categories to read; all by default.", show_default=False, autocompletion=_complete_category
+    ),
+PARAMS, DATA = Path("params.yaml"), Path("data")
 ]
 INTERRUPTED = 128 + signal.SIGINT  # exit code
 KEPT = {  # by a stage that is stopped; the others begin again, and keep their earlier output
@@ -56,7 +74,6 @@ KEPT = {  # by a stage that is stopped; the others begin again, and keep their e
     "fetch": "all fetched images",
     "shard": "the tars in the local store and earlier shards",
 }
-PARAMS, DATA = Path("params.yaml"), Path("data")
 
 
 def main() -> None:
@@ -185,7 +202,10 @@ def categories(
 
 @app.command()
 def preset(
-    name: Annotated[str, typer.Argument(help="The name of a file in params/, without its extension.")],
+    name: Annotated[
+        str,
+        typer.Argument(help="The name of a file in params/, without its extension.", autocompletion=_complete_preset),
+    ],
     force: Annotated[bool, typer.Option("--force", help="Overwrite values that no preset contains.")] = False,
 ) -> None:
     """Write params.yaml from a preset and update dvc.yaml to match.

@@ -11,8 +11,10 @@ from pathlib import Path
 import msgspec
 import pytest
 from ruamel.yaml import YAML
+from typer.testing import CliRunner
 
 import effimini
+from effimini.cli import app
 from prep.core.params import Params, load_params
 from tests.clone import ROOT
 from tests.prep.hub_server import Hub
@@ -64,6 +66,40 @@ def test_the_command_runs_as_a_module_and_tells_its_version(words: list[str], tm
         else "Usage" in done.stdout
     )
     assert not done.stderr
+
+
+INTERRUPTED = """
+import sys
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "typer":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupt())
+from effimini.__main__ import main
+main()
+"""
+
+
+def test_ctrl_c_while_modules_are_imported_ends_with_one_line(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "effimini: stopped\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("effimini download Demo_K", "Demo_Kitchen"),
+        ("effimini fetch --params params/electronics.yaml El", "Electronics"),
+        ("effimini fetch --params none.yaml Demo_K", ""),
+        ("effimini preset cha", "challenge"),
+    ],
+)
+def test_the_shell_completes_categories_and_presets(line: str, completed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    shell = {"_EFFIMINI_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+    assert CliRunner().invoke(app, env=shell, prog_name="effimini").stdout.strip() == completed
 
 
 class Installed:
