@@ -205,7 +205,7 @@ def measure(fit: Callable[[Integers], Stars], items: int, seed: int) -> tuple[li
     orders = [random.permutation(items) for _ in range(DRAWS)]
     sizes = [round(fraction * items) for fraction in ITEM_FRACTIONS]
     runs = [(order, size) for order in orders for size in sizes]
-    stars = [fit(np.sort(order[:size])) for order, size in bar([*runs, (orders[0], items)], "fit")]
+    stars = [fit(np.sort(order[:size])) for order, size in bar([*runs, (orders[0], items)], "curve: fits")]
     of_draws = np.stack(stars[:-1]).reshape(DRAWS, len(sizes), -1)
     of_all = np.broadcast_to(stars[-1], (DRAWS, 1, len(stars[-1])))
     return [*sizes, items], np.concatenate([of_draws, of_all], axis=1)

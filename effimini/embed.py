@@ -70,7 +70,7 @@ def embed_items(model: Path, items: Path, images: Path, out: Path, strict: bool 
     report_faults(items, rows, strict)
 
     def batches() -> Iterator[pa.RecordBatch]:
-        for first in bar(range(0, len(rows), ITEMS_PER_BATCH), "embed"):
+        for first in bar(range(0, len(rows), ITEMS_PER_BATCH), f"embed: batches of {ITEMS_PER_BATCH} items"):
             batch = rows[first : first + ITEMS_PER_BATCH]
             inputs = batch_inputs(network.config, network.tokenizer, batch)
             ids, has_image = [item.id for item in batch], inputs[3]
@@ -112,7 +112,9 @@ def embed_shards(model: Path, location: ShardLocation, categories: Sequence[str]
     loader = Loader(data, batch_size=ITEMS_PER_BATCH, seed=None, workers=1)
 
     def batches() -> Iterator[pa.RecordBatch]:
-        for batch in bar(loader, f"embed {split}", len(loader)):
+        nonlocal without_image
+        for batch in bar(loader, f"embed {split}: batches of {ITEMS_PER_BATCH} items", len(loader)):
+            without_image += int((~batch.has_image).sum())
             names = zip(*(key.split("/", 1) for key in batch.keys), strict=True)
             category, keys = (list(name) for name in names)
             found = _embed(network, *to_device(batch, device))

@@ -115,7 +115,7 @@ def predict(
         writer = csv.writer(file, lineterminator="\n")
         ends = ["low", "high"] if interval is not None else []
         writer.writerow(["item_id", "score", "params", "flops", *ends, *(["image_fault"] if image_faults else [])])
-        for first in bar(range(0, len(rows), ITEMS_PER_BATCH), "predict"):
+        for first in bar(range(0, len(rows), ITEMS_PER_BATCH), f"predict: batches of {ITEMS_PER_BATCH} items"):
             batch = rows[first : first + ITEMS_PER_BATCH]
             stars = stars_of(scorer, batch)
             for item, score, low_high in zip(batch, stars.tolist(), intervals(batch, stars), strict=True):
@@ -258,7 +258,7 @@ def read_items(path: Path, images: Path, config: Config, counts: bool = False) -
         log.warning("%s has no column %s, which the model was trained with", path, ", ".join(missing))
     return [
         item_of(row, config, counts, *_readable_image(row["image_paths"], images, config))
-        for _, row in bar(rows, "check images")
+        for _, row in bar(rows, "check images: items")
     ]
 
 

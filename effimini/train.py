@@ -192,8 +192,9 @@ class Trainer:
         epoch, result = loader.epoch, None
         with self.stop.deferred():
             self.clock.start("data")
+            what = f"train, epoch {epoch + 1} of {self.params.train.epochs}: steps"
             done = len(loader) - len(list(loader.remaining()))
-            batches = bar(loader, f"epoch {epoch + 1}: steps", len(loader), done)
+            batches = bar(loader, what, len(loader), done)
             for batch in batches if self.dist.rank == 0 else loader:
                 previous = result
                 result = self.step(epoch, loader.step - 1, batch)  # the loader has already counted this batch

@@ -76,7 +76,7 @@ def download(category: str, params: Params, data: Path = Path("data")) -> dict[K
             notes[kind] = _examples(placed)
             pieces[kind] = [(piece.path, lines) for piece, lines in placed]
         calls = [(pieces, number, out) for number in range(params.download.buckets)]
-        pool.map(_gather_bucket, calls, f"{category}: buckets")
+        pool.map(_gather_bucket, calls, f"download {category}: buckets")
         shutil.rmtree(out / "work")
         writers.write_table(out / "rejects.parquet", pa.concat_tables(rejects))
         writers.write_json(out / "report.json", {"stage": "download", "category": category, "tables": tables})

@@ -69,10 +69,10 @@ def groups(params: Params, data: Path = Path("data")) -> None:
     with files.atomic_folder(data / "groups") as out, dask_pool(params.dask, out) as pool:
         work = out / "work"
         keyed = [(number, [paths[number] for _, paths in item_buckets], count, work) for number in range(count)]
-        items = sum(pool.map(_write_keys, keyed, "groups: keys"))
+        items = sum(pool.map(_write_keys, keyed, "groups, keys: buckets"))
         pieces = [work / f"keys-{number:03d}.arrow" for number in range(count)]
         links = [(pieces, number, params.groups.max_items_per_key) for number in range(count)]
-        linked = pool.map(_link, links, "groups: links")
+        linked = pool.map(_link, links, "groups, links: buckets")
         grouped = _components(pa.concat_tables([one.edges for one in linked]))
         order = buckets.item_order(grouped.items["parent_asin"])
         buckets.write_piece(work / "grouped.arrow", grouped.items, buckets.bucket_of(order, count), count)
@@ -82,7 +82,7 @@ def groups(params: Params, data: Path = Path("data")) -> None:
                 ([paths[number] for _, paths in item_buckets], grouped.items, work / f"days-{number:03d}.parquet")
                 for number in range(count)
             ]
-            when = appearance.appearance(pool.map(appearance.count_days, days, "groups: times"))
+            when = appearance.appearance(pool.map(appearance.count_days, days, "groups, times: buckets"))
             if when is None:
                 raise UserError(
                     "sample.split is time, but no item has one: neither a review nor the detail Date First Available; "
@@ -93,7 +93,7 @@ def groups(params: Params, data: Path = Path("data")) -> None:
             for category, paths in item_buckets
             for number, (path, name) in enumerate(zip(paths, bucket_names("groups", count), strict=True))
         ]
-        rows = sum(pool.map(_write_groups, placed, "groups: rows"))
+        rows = sum(pool.map(_write_groups, placed, "groups, rows: buckets"))
         shutil.rmtree(work)
         report = {
             "stage": "groups",

@@ -59,7 +59,7 @@ def join(category: str, params: Params, data: Path = Path("data")) -> None:
     raw = [all_buckets(data / "raw" / category, table, count, stage) for table in ("items", "reviews")]
     with files.atomic_folder(data / "items" / category) as out, dask_pool(params.dask, out) as pool:
         calls = [(items, reviews, out / items.name, params.join.reviews) for items, reviews in zip(*raw, strict=True)]
-        counted = pool.map(_join_bucket, calls, f"{category} join")
+        counted = pool.map(_join_bucket, calls, f"join {category}: buckets")
         items = Funnel.of(sum(c.items for c in counted), sum((c.dropped_items for c in counted), Counter()))
         reviews = Funnel.of(sum(c.reviews for c in counted), sum((c.dropped_reviews for c in counted), Counter()))
         report = {

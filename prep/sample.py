@@ -101,7 +101,7 @@ def sample(category: str, params: Params, data: Path = Path("data")) -> None:
         calls = list(zip(items, groups, slim, [params] * len(items), strict=True))
         removed = removals.read_removed(data, category)
         ranked = [(*call, removed) for call in calls]
-        dropped = sum(pool.map(_rank, ranked, f"{category} sample: filter"), Counter[str]())
+        dropped = sum(pool.map(_rank, ranked, f"sample {category}, filter: buckets"), Counter[str]())
         usable = pa.concat_tables([pq.read_table(path) for path in slim])
         removed = [one for one in removed if one.stratum >= 0]
         gone = _ranks(removed, params.sample)
@@ -118,9 +118,9 @@ def sample(category: str, params: Params, data: Path = Path("data")) -> None:
             (*call, category, placed.band[rows], placed.part[rows], len(placed.parts))
             for call, rows in zip(calls, slices, strict=True)
         ]
-        pieces = pool.map(_scatter, scattered, f"{category} sample: texts")
+        pieces = pool.map(_scatter, scattered, f"sample {category}, texts: buckets")
         gathered = [(pieces, number, out / f"{part}.parquet") for number, part in enumerate(placed.parts)]
-        counts = pool.map(_gather_part, gathered, f"{category} sample: parts")
+        counts = pool.map(_gather_part, gathered, f"sample {category}: parts")
         shutil.rmtree(work)
         _write_slots(removed, placed, out)
         table = _strata(usable, gone, placed)

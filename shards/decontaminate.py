@@ -72,7 +72,7 @@ def find_exclusions(
         work: a folder for temporary files.
         pool: runs the comparisons.
     """
-    described = pool.map(describe, [(part, work) for part in parts if reasons], "decontaminate: descriptors")
+    described = pool.map(describe, [(part, work) for part in parts if reasons], "decontaminate, descriptors: parts")
     # sorted, so that the choice among equal ones does not depend on the order of the categories
     described.sort(key=lambda each: (each.part.split, each.part.category, each.part.sample.name))
     calls = [

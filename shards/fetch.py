@@ -105,7 +105,9 @@ def fetch(category: str, params: Params, data: Path = Path("data"), retry: Colle
     worker_folder = store.with_suffix(".spools")
     with Journal(store, _fetch_conditions(params, base)) as journal:
         _merge_worker_journals(journal, worker_folder)  # left by a killed run
-        missing = _missing(progress.bar(parts, f"{category}: images to fetch"), params.images.request, journal, retry)
+        missing = _missing(
+            progress.bar(parts, f"fetch {category}, what is missing: parts"), params.images.request, journal, retry
+        )
         tasks = min(len(missing), params.fetch.connections)  # at least one connection per task
         items = [item for part in missing for item in part]
         # start workers only if there is work for more than one
@@ -114,7 +116,7 @@ def fetch(category: str, params: Params, data: Path = Path("data"), retry: Colle
             found = Fetched()
             look = _look_at_notes(worker_folder) if scattered else lambda: found.copy().look()
             try:
-                with progress.shown(f"{category}: images", len(items), look):
+                with progress.shown(f"fetch {category}: images", len(items), look):
                     if scattered:
                         for one in _scatter(missing, tasks, params, base, worker_folder, pool):
                             found.add(one)
@@ -123,11 +125,12 @@ def fetch(category: str, params: Params, data: Path = Path("data"), retry: Colle
                 if scattered:
                     _merge_worker_journals(journal, worker_folder)
             except KeyboardInterrupt:
-                log.warning("%s: stopped when the images of %d of %d items were done", category, look()[0], len(items))
+                done = look()[0]
+                log.warning("fetch %s: stopped when the images of %d of %d items were done", category, done, len(items))
                 raise
             finally:
                 for error, count in found.errors.most_common(5):
-                    log.warning("%d x %s", count, error)
+                    log.warning("fetch %s: %d x %s", category, count, error)
         _write_images(category, parts, params, journal, found.refusals, data)
 
 
@@ -399,12 +402,12 @@ def _write_images(
     """
     outcomes: Counter[str] = Counter()
     with files.atomic_folder(data / "images" / category) as partial:
-        for part in progress.bar(parts, f"{category}: tables"):
+        for part in progress.bar(parts, f"fetch {category}, tables: parts"):
             outcomes.update(_write_image_part(part, params.images.request, journal, partial / part.name))
         rows = outcomes.total()
         failures = Counter({outcome: n for outcome, n in outcomes.items() if outcome not in {OK, NO_URL}})
         for outcome, count in outcomes.most_common():
-            log.info("%s: %s %d (%.1f %%)", category, outcome, count, 100 * count / rows)
+            log.info("fetch %s: %s %d (%.1f %%)", category, outcome, count, 100 * count / rows)
         if refusals and not outcomes[OK]:
             raise UserError(refusals[0])
         check_budget(

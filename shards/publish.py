@@ -92,7 +92,7 @@ def _link(location: ShardLocation, manifest: Manifest, folder: Path) -> None:
     """Link the files that a manifest lists, and the manifest, into a folder, after verifying them."""
     assert location.local_path is not None
     source = (location.local_path / manifest.category).absolute()
-    for shard in bar(manifest.shards, f"verify {manifest.category}"):
+    for shard in bar(manifest.shards, f"publish {manifest.category}, verify: shards"):
         location.content(File(f"{manifest.category}/{shard.name}", shard.bytes, shard.sha256))
         location.content(index_file(manifest.category, shard))
         for name in (shard.name, shard.index):

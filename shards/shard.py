@@ -61,7 +61,7 @@ def shard(category: str, params: Params, data: Path = Path("data")) -> int:
             )
             for part in parts
         ]
-        written = [shard for shards in pool.map(_write_shards, calls, f"{category} shards") for shard in shards]
+        written = [shard for shards in pool.map(_write_shards, calls, f"shard {category}: parts") for shard in shards]
         shards = [shard for shard, _ in written]
         about = Manifest(
             format=manifest.FORMAT,

@@ -484,7 +484,7 @@ def test_what_is_wrong_with_an_image_is_counted_by_its_type(host, caplog):
     write_sample({"test": [[f"{REAL}{n}.jpg"] for n in range(3)]})
     with pytest.raises(UserError, match="not_an_image 3"):
         fetch("C", parameters(host.url, images={"max_bad_fraction": 0.5}))
-    assert "3 x not_an_image: HEIC, which is not read" in caplog.messages
+    assert "fetch C: 3 x not_an_image: HEIC, which is not read" in caplog.messages
 
 
 def test_only_the_given_outcomes_are_retried(host):
@@ -583,8 +583,8 @@ def test_the_outcomes_and_the_most_frequent_errors_are_logged_once(host, schedul
     )
     with caplog.at_level(logging.INFO):
         fetch("C", dataclasses.replace(settings, dask=pool))
-    assert "C: ok 4 (66.7 %)" in caplog.messages
-    assert warnings == ["2 x HTTP 403"]
+    assert "fetch C: ok 4 (66.7 %)" in caplog.messages
+    assert warnings == ["fetch C: 2 x HTTP 403"]
 
 
 @pytest.mark.parametrize("scheduler", ["synchronous", "threads", "processes"])
@@ -608,7 +608,7 @@ def test_a_slow_fetch_says_how_far_it_is(host, scheduler, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("prep.core.progress"), "info", line)
     fetch("C", dataclasses.replace(settings, dask=pool))
     line = next(line for line in found if "4 of 6" in line)
-    assert line.startswith("C: images: 4 of 6 (66.7 %), ")
+    assert line.startswith("fetch C: images: 4 of 6 (66.7 %), ")
     assert " left, " in line
     assert line.endswith("50.0 % of images ok, refused 2, most frequent error: HTTP 403 (2 times)")
 
