@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 import typer
 
-from effimini import __version__
 from prep.core import files, open_files, presets
 from prep.core import pipeline as dvc
 from prep.core.errors import UserError, of_system, printable
@@ -87,6 +86,7 @@ def main() -> None:
     for library in ("httpx", "httpx2", "aiobotocore", "botocore"):
         logging.getLogger(library).setLevel(logging.WARNING)
     logging.getLogger("huggingface_hub").propagate = False  # it has its own handler
+    logging.getLogger("torch").setLevel(logging.WARNING)  # it counts its caches when it ends
     files.ensure_home()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, so that nothing is left half-written
     try:
@@ -169,6 +169,8 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def of_all_commands(
+        from effimini import __version__
+
     _: Annotated[
         bool, typer.Option("--version", help="Print the version and end.", callback=_print_version, is_eager=True)
     ] = False,

@@ -274,6 +274,12 @@ def _start_server() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def _end_server() -> None:
+    """End the fork server, which would start the workers that it was asked for when this process no longer waits."""
+    if pid := getattr(forkserver, "_forkserver")._forkserver_pid:  # noqa: B009 -- there is no public name
+        os.kill(pid, signal.SIGKILL)
+
+
 @contextmanager
 def dask_pool(settings: DaskParams, folder: Path | None = None) -> Iterator[DaskPool]:
     """Open the Dask pool of a stage; workers that it starts end with it.
@@ -302,6 +308,7 @@ def dask_pool(settings: DaskParams, folder: Path | None = None) -> Iterator[Dask
     warnings.simplefilter("ignore", distributed.versions.VersionMismatchWarning)  # `check` names the versions
     site = _Site(str(Path.cwd()), str(files.store()), (), {})
     with ExitStack() as stack:
+        stack.push(lambda kind, *_: _end_server() if kind is KeyboardInterrupt else None)  # last, when workers are told
         stack.enter_context(dask.config.set(_SETTINGS))
         if settings.scheduler in {"threads", "processes"}:
             yield DaskPool(stack.enter_context(_local(settings, stack)), site)

@@ -171,30 +171,49 @@ INTERRUPTED = """
 import os
 import signal
 import sys
+import time
 from multiprocessing import forkserver
 
-from prep.core.cluster import dask_pool
+import psutil
+
+from prep.core import cluster
 from prep.core.params import DaskParams
 
 start = forkserver.ensure_running
 
-def interrupted():
+def interrupted(*_):
     start()
     os.kill(os.getpid(), signal.SIGINT)
+
+def server_ends():
+    server, = psutil.Process().children()[-1:]
+    until = time.monotonic() + 30
+    while server.status() != psutil.STATUS_ZOMBIE and time.monotonic() < until:
+        time.sleep(0.01)
+    return server.status() == psutil.STATUS_ZOMBIE
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.argv[1] == "interrupted":
         forkserver.ensure_running = interrupted
+    if sys.argv[1] == "asked for workers":
+        cluster._local = interrupted
     try:
-        with dask_pool(DaskParams(scheduler="processes", workers=1)) as pool:
+        with cluster.dask_pool(DaskParams(scheduler="processes", workers=1)) as pool:
             print(pool.map(signal.pthread_sigmask, [(signal.SIG_BLOCK, [])]))
     except KeyboardInterrupt:
-        print("stopped")
+        print("stopped", sys.argv[1] == "interrupted" or server_ends())
 """
 
 
-@pytest.mark.parametrize(("moment", "printed"), [("interrupted", "stopped"), ("never", "[{<Signals.SIGINT: 2>}]")])
+@pytest.mark.parametrize(
+    ("moment", "printed"),
+    [
+        ("interrupted", "stopped True"),
+        ("asked for workers", "stopped True"),  # which the server, while it imports, would start too late
+        ("never", "[{<Signals.SIGINT: 2>}]"),
+    ],
+)
 def test_an_interrupt_ends_a_stage_that_starts_workers_and_leaves_workers_alone(
     tmp_path: Path, moment: str, printed: str
 ) -> None:
