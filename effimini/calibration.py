@@ -23,6 +23,7 @@ from msgspec import Meta
 from scipy import optimize, special
 
 from effimini.metrics import Floats, Stars, Values
+from effimini.precheck import COVERAGES
 from effimini.ridge import evenly_spaced
 from prep.core.tables.shards import COUNTS, STARS
 
@@ -30,7 +31,6 @@ FEWEST = 20  # samples that a line or an interval is fitted to
 WHY_NONE = f"the validation split has fewer than {FEWEST} samples, or higher scores do not mean higher ratings on it"
 # Samples, evenly spaced, for the distribution and for its tails; more would only take longer.
 SHAPED, MEASURED = 1_000, 20_000
-COVERAGES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)  # for which tails are measured; between them, linear
 _ROUNDING = 0.05  # stars; half the step that average ratings are rounded to
 _OUTLIERS = 0.01  # fraction of labels that the fit takes to be anything, so that no single one decides it
 _SLOPES, _INTERCEPT = (1e-3, 1e2), 1e3  # beyond, float32 would blur the scores

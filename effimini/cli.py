@@ -65,8 +65,8 @@ CategoriesArgument = Annotated[
     typer.Argument(
         help="The categories to read; all by default.", show_default=False, autocompletion=_complete_category
     ),
-PARAMS, DATA = Path("params.yaml"), Path("data")
 ]
+PARAMS, DATA = Path("params.yaml"), Path("data")
 INTERRUPTED = 128 + signal.SIGINT  # exit code
 KEPT = {  # by a stage that is stopped; the others begin again, and keep their earlier output
     "download": "the bytes of raw files in the local store (source.keep_raw) and earlier tables",
@@ -129,23 +129,30 @@ def _load_project_params(path: Path) -> Params:
     return settings
 
 
-def _run(stage: Callable[[str, Params, Path], Any], category: str, params: Path, table: Path, as_json: bool) -> Any:
-    """Run a stage on one category, log its row counts, and return its result; `table` is the stage's output folder.
-
-    A mapping that the stage returns has a note for each of its tables.
-    """
-    settings = _load_project_params(params)
+def _load_params_of(category: str, path: Path) -> Params:
+    """As `_load_project_params`, and check that the parameters have a category."""
+    settings = _load_project_params(path)
     if category not in settings.source.categories:
         known = ", ".join(settings.source.categories)
         raise UserError(f"{category} is not in source.categories ({known}); name one of them, or add it there")
-    result = stage(category, settings, table.parent)
-    _report(table / category / "report.json", as_json, result if isinstance(result, Mapping) else None)
+    return settings
+
+
+def _run(stage: Callable[[str, Params, Path], Any], category: str, params: Params, table: Path, as_json: bool) -> Any:
+    """Run a stage on one category, log or print its report, and return its result; `table` is its output folder.
+
+    A mapping that the stage returns has a note for each of its tables.
+    """
+    result = stage(category, params, table.parent)
+    report = _report(table / category, result if isinstance(result, Mapping) else None)
+    if as_json:
+        _print_json(report)
     return result
 
 
-def _report(path: Path, as_json: bool, notes: Mapping[Any, str] | None = None) -> None:
-    """Log the rows in, out and dropped of a stage's report, and the notes; print the whole report if `as_json`."""
-    report = json.loads(path.read_text(encoding="utf-8"))
+def _report(folder: Path, notes: Mapping[Any, str] | None = None) -> Any:
+    """Log the rows in, out and dropped of the report of a stage's output folder, and the notes; return the report."""
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     for table, funnel in report["tables"].items():
         dropped = ", ".join(f"{reason} {count}" for reason, count in funnel["dropped"].items())
         name = " ".join(filter(None, [report["stage"], report.get("category"), table]))
@@ -157,20 +164,19 @@ def _report(path: Path, as_json: bool, notes: Mapping[Any, str] | None = None) -
             dropped and f" ({dropped})",
             notes.get(table, "") if notes else "",
         )
-    if as_json:
-        typer.echo(json.dumps(report))
+    return report
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from effimini import __version__
+
         typer.echo(f"effimini {__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def of_all_commands(
-        from effimini import __version__
-
     _: Annotated[
         bool, typer.Option("--version", help="Print the version and end.", callback=_print_version, is_eager=True)
     ] = False,
@@ -303,9 +309,10 @@ def plan(
 
     Example: `effimini plan`
     """
+    settings = load_params(params)
     from effimini.plan import plan as stage
 
-    found = stage.plan(load_params(params), data, cores)
+    found = stage.plan(settings, data, cores)
     _show(found, stage.plan_table, as_json)
     for warning in found.warnings:
         logging.warning("warning: %s", warning)
@@ -319,9 +326,10 @@ def download(category: CategoryArgument, params: ParamsFile = PARAMS, data: Data
 
     Example: `effimini download Demo_Toys`
     """
+    settings = _load_params_of(category, params)
     from prep import download as stage
 
-    _run(stage.download, category, params, data / "raw", as_json)
+    _run(stage.download, category, settings, data / "raw", as_json)
 
 
 @app.command()
@@ -332,9 +340,10 @@ def join(category: CategoryArgument, params: ParamsFile = PARAMS, data: Data = D
 
     Example: `effimini join Demo_Toys`
     """
+    settings = _load_params_of(category, params)
     from prep import join as stage
 
-    _run(stage.join, category, params, data / "items", as_json)
+    _run(stage.join, category, settings, data / "items", as_json)
 
 
 @app.command()
@@ -345,10 +354,13 @@ def groups(params: ParamsFile = PARAMS, data: Data = DATA, as_json: Json = False
 
     Example: `effimini groups`
     """
+    settings = _load_project_params(params)
     from prep import groups as stage
 
-    stage.groups(_load_project_params(params), data)
-    _report(data / "groups" / "report.json", as_json)
+    stage.groups(settings, data)
+    report = _report(data / "groups")
+    if as_json:
+        _print_json(report)
 
 
 @app.command()
@@ -359,9 +371,10 @@ def sample(category: CategoryArgument, params: ParamsFile = PARAMS, data: Data =
 
     Example: `effimini sample Demo_Toys`
     """
+    settings = _load_params_of(category, params)
     from prep import sample as stage
 
-    _run(stage.sample, category, params, data / "sample", as_json)
+    _run(stage.sample, category, settings, data / "sample", as_json)
     found = json.loads((data / "sample" / category / "report.json").read_text(encoding="utf-8"))["largest_deviation"]
     logging.info(
         "largest difference between the training sample and its population: %.2f %% by rating, %.2f %% by rating count",
@@ -386,12 +399,13 @@ def fetch(
 
     Examples: `effimini fetch Demo_Toys`, `effimini fetch Demo_Toys --retry gone,timeout`
     """
+    settings = _load_params_of(category, params)
     from shards import fetch as stage
 
     outcomes = frozenset(filter(None, retry.split(","))) or stage.TRANSIENT
     if unknown := sorted(outcomes - stage.FAILURES):
         raise UserError(f"--retry {unknown[0]} is not an outcome; choose from {', '.join(sorted(stage.FAILURES))}")
-    _run(partial(stage.fetch, retry=outcomes), category, params, data / "images", as_json)
+    _run(partial(stage.fetch, retry=outcomes), category, settings, data / "images", as_json)
     if Path(".dvc").is_dir() and "DVC_STAGE" not in os.environ:  # DVC sets it for the stages that it runs
         logging.info("run `dvc commit --force fetch@%s` to keep these images, then `dvc repro`", category)
 
@@ -404,12 +418,13 @@ def decontaminate(params: ParamsFile = PARAMS, data: Data = DATA, as_json: Json 
 
     Example: `effimini decontaminate`
     """
+    settings = _load_project_params(params)
     from shards import decontaminate as stage
 
-    settings = _load_project_params(params)
     stage.decontaminate(settings, data)
-    for category in settings.source.categories:
-        _report(data / "exclusions" / category / "report.json", as_json)
+    reports = [_report(data / "exclusions" / category) for category in settings.source.categories]
+    if as_json:
+        _print_json(reports)
 
 
 @app.command()
@@ -420,23 +435,29 @@ def shard(category: CategoryArgument, params: ParamsFile = PARAMS, data: Data = 
 
     Example: `effimini shard Demo_Toys`
     """
+    settings = _load_params_of(category, params)
     from shards import shard as stage
 
-    written = _run(stage.shard, category, params, data / "shards", as_json)
+    written = _run(stage.shard, category, settings, data / "shards", as_json)
     logging.info("%d tars written, the others were in the local store", written)
 
 
 @app.command()
-def weights(params: ParamsFile = PARAMS, data: Data = DATA) -> None:
+def weights(params: ParamsFile = PARAMS, data: Data = DATA, as_json: Json = False) -> None:
     """Compute the normalization constant of the sample weights from the rating counts.
 
     Reads data/sample and data/exclusions; writes data/weights.json.
 
     Example: `effimini weights`
     """
+    settings = _load_project_params(params)
     from prep import weights as stage
 
-    stage.weights(_load_project_params(params), data)
+    stage.weights(settings, data)
+    found = stage.read_weights(data / "weights.json")
+    logging.info("weights of %d training samples: %s", found.samples, found.formula)
+    if as_json:
+        _print_json(found)
 
 
 @app.command()
@@ -448,6 +469,7 @@ def train(
         Literal["none", "tensorboard", "mlflow", "wandb"],
         typer.Option(envvar="EFFIMINI_TRACKER", help="Send each epoch's metrics to a tracker, too."),
     ] = "none",
+    as_json: Json = False,
 ) -> None:
     """Train the model; an interrupted run is resumed.
 
@@ -462,9 +484,12 @@ def train(
     settings, location = _load_project_params(params), shards or data / "shards"
     precheck.shards(location, settings)
     from effimini import train as stage
+    from effimini.distributed import first_rank
 
     weights_file = None if shards else data / "weights.json"
-    stage.train(settings, location, weights_file, tracker=tracker)
+    trained = stage.train(settings, location, weights_file, tracker=tracker)
+    if as_json and first_rank():
+        _print_json(trained)
 
 
 @app.command()
@@ -485,7 +510,10 @@ def batch(
     from shards import steps as stage
 
     found = stage.steps(load_params(params), shards or data / "shards").batch(step, epoch)
-    typer.echo(json.dumps(msgspec.to_builtins(found)) if as_json else "\n".join(map(printable, found.ids)))
+    if as_json:
+        _print_json(found)
+    else:
+        typer.echo("\n".join(map(printable, found.ids)))
     logging.info(
         "epoch %d, step %d (step %d of the run): %d samples%s",
         *(found.epoch, found.step, found.step_of_run, len(found.ids)),
@@ -519,7 +547,7 @@ def where(
 
 
 @app.command()
-def evaluate(params: ParamsFile = PARAMS, data: Data = DATA, shards: ShardsAt = "") -> None:
+def evaluate(params: ParamsFile = PARAMS, data: Data = DATA, shards: ShardsAt = "", as_json: Json = False) -> None:
     """Evaluate the best model and the baselines on the test split, and write the report.
 
     Reads models/best, data/shards and data/weights.json; writes data/predictions and results. With --shards, the
@@ -533,8 +561,13 @@ def evaluate(params: ParamsFile = PARAMS, data: Data = DATA, shards: ShardsAt = 
     precheck.saved_model(Path("models/best"))
     precheck.shards(shards or data / "shards", settings)
     from effimini import evaluate as stage
+    from effimini.distributed import first_rank
 
-    stage.evaluate(settings, data, shards=shards or None)
+    found = stage.evaluate(settings, data, shards=shards or None)
+    if first_rank():
+        logging.info("results/report.html was written; `effimini results` prints the metrics")
+        if as_json:
+            _print_json(found)
 
 
 @app.command()
@@ -572,6 +605,7 @@ def validate(
     ] = "",
     params: ParamsFile = PARAMS,
     data: Data = DATA,
+    as_json: Json = False,
 ) -> None:
     """Validate a table over all categories, and write the gate that the next stage depends on.
 
@@ -580,19 +614,32 @@ def validate(
 
     Examples: `effimini validate sample`, `effimini validate team/data/shards`
     """
-    from validation import validate as stage
-
     settings, place = _load_project_params(params), Path(table)
+    from validation import validate as stage
+    from validation.verdicts import FailedError
+
     if len(place.parts) > 1:
         table, data = place.stem, place.parent
+    found, failure = [], None
     for name in [table] if table else stage.present_tables(data):
-        stage.validate(name, settings, data)
-        pages = data.parent / "results/validation"
-        logging.info("%s passed; every expectation is listed in %s", name, pages / f"{name}.html")
+        try:
+            stage.validate(name, settings, data)
+        except FailedError as error:
+            failure = error
+        page = data.parent / "results/validation" / f"{name}.html"
+        verdicts = files.read_json(page.with_suffix(".json"))
+        found.append({"table": name, "passed": failure is None, "page": str(page), "verdicts": verdicts})
+        if failure:
+            break
+        logging.info("%s passed; every expectation is listed in %s", name, page)
+    if as_json:
+        _print_json(found)
+    if failure:
+        raise failure
 
 
 @app.command()
-def accept(data: Data = DATA) -> None:
+def accept(data: Data = DATA, as_json: Json = False) -> None:
     """Accept the column profiles of this run as the reference for the drift checks of later runs.
 
     Reads data/profiles; writes accepted.csv, which should be committed.
@@ -601,7 +648,10 @@ def accept(data: Data = DATA) -> None:
     """
     from validation import validate as stage
 
-    logging.info("%s was written; commit it", stage.accept(data))
+    accepted = stage.accept(data)
+    logging.info("%s was written; commit it", accepted)
+    if as_json:
+        _print_json({"output": str(accepted)})
 
 
 @app.command()
@@ -624,6 +674,7 @@ def predict(
         int | None,
         typer.Option(help="Ratings that the interval's average is of, instead of the column rating_number."),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Predict the average rating of each item of a CSV file.
 
@@ -636,11 +687,15 @@ def predict(
     from effimini import precheck
     from effimini.input_csv import check_begin
 
+    precheck.interval_options(interval, ratings)
     precheck.any_model(model)
     check_begin(input_csv)
     from effimini import predict as stage
 
-    stage.predict(model, input_csv, images, output_csv, strict, image_faults, interval, ratings)
+    written = stage.predict(model, input_csv, images, output_csv, strict, image_faults, interval, ratings)
+    logging.info("%d items: %s", written.items, output_csv)
+    if as_json:
+        _print_json(written)
 
 
 @app.command()
@@ -657,6 +712,7 @@ def embed(
     shards: ShardsAt = "",
     split: Annotated[Literal["train", "validation", "test"], typer.Option(help="The split of the shards.")] = "test",
     params: ParamsIfAny = PARAMS,
+    as_json: Json = False,
 ) -> None:
     """Write the features of both encoders, and the score, of each item of a CSV file or of a split of shards.
 
@@ -674,15 +730,19 @@ def embed(
     precheck.any_model(model)
     if input_csv is not None:
         check_begin(input_csv)
-    from effimini import embed as stage
+        from effimini import embed as stage
 
-    if input_csv is not None:
-        rows = stage.embed_items(model, input_csv, images, output, strict)
+        written = stage.embed_items(model, input_csv, images, output, strict)
     else:
         location = _open_location(shards, params)
         chosen = _chosen(location, categories, params) or location.categories()
-        rows = stage.embed_shards(model, location, chosen, split, output)
-    logging.info("%d items: %s", rows, output)
+        precheck.manifests(location, chosen)
+        from effimini import embed as stage
+
+        written = stage.embed_shards(model, location, chosen, split, output)
+    logging.info("%d items: %s", written.items, output)
+    if as_json:
+        _print_json(written)
 
 
 @app.command()
@@ -723,6 +783,7 @@ def serve(
 def export(
     model: Annotated[Path, typer.Option(help="A model folder, for example models/best.")],
     output: Annotated[Path, typer.Option(help="The folder to create; an earlier export is replaced.")],
+    as_json: Json = False,
 ) -> None:
     """Export a model to ONNX, which `effimini predict` runs with onnxruntime; needs `effimini[onnx]`.
 
@@ -734,9 +795,12 @@ def export(
     from effimini import precheck
 
     precheck.saved_model(model)
+    precheck.to_export(model, output)
     from effimini import export as stage
 
-    stage.export(model, output)
+    exported = stage.export(model, output)
+    if as_json:
+        _print_json(exported)
 
 
 @app.command("import")
@@ -744,6 +808,7 @@ def import_weights(
     weights: Annotated[Path, typer.Argument(help="The state dict, for example best_model.pt.")],
     output: Annotated[Path, typer.Option(help="The model folder to create.")],
     params: Annotated[Path, typer.Option(help="The parameters that describe the model.")] = Path("params/paper.yaml"),
+    as_json: Json = False,
 ) -> None:
     """Import trained weights of the paper's code as a model folder.
 
@@ -752,9 +817,15 @@ def import_weights(
 
     Example: `effimini import best_model.pt --output build/paper`
     """
+    from effimini import precheck
+
+    settings = load_params(params)
+    precheck.to_import(weights, output)
     from effimini import import_weights as stage
 
-    stage.import_weights(weights, load_params(params), output)
+    parameters = stage.import_weights(weights, settings, output)
+    if as_json:
+        _print_json({"model": str(output), "parameters": parameters})
 
 
 @app.command()
@@ -785,7 +856,7 @@ def lint(
         for violation in found.violations if not as_json else ():
             typer.echo(printable(f"{violation.where}: {violation.what}"))
     if as_json:
-        typer.echo(json.dumps({"violations": [f._asdict() for f in violations], "shards": tars, "samples": samples}))
+        _print_json({"violations": [f._asdict() for f in violations], "shards": tars, "samples": samples})
     logging.info("%d violations in %d shards, %d samples read", len(violations), tars, samples)
     if violations:
         raise typer.Exit(1)
@@ -825,6 +896,8 @@ def info(
 
     if model:
         precheck.saved_model(model)
+    else:
+        load_params(params)  # an error in it comes before what takes long to import
     from effimini import info as stage
 
     _show(stage.of_folder(model) if model else stage.info(load_params(params)), stage.info_table, as_json)
@@ -865,6 +938,7 @@ def publish(
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     revision: Annotated[str, typer.Option(metavar="BRANCH", help="Publish on this branch; main by default.")] = "",
     params: ParamsIfAny = PARAMS,
+    as_json: Json = False,
 ) -> None:
     """Publish shards as a dataset, or a model, on the Hugging Face hub.
 
@@ -874,11 +948,12 @@ def publish(
     Examples: `effimini publish team/products --license cc-by-4.0`, `effimini publish team/labels --without-content`,
     `effimini publish --model models/best team/rating`
     """
-    from shards import hub
-
     if model and (shards or without_content):
         raise UserError(f"both the model {model} and shards are to be published in {name}; publish one of them")
     if model:
+        from effimini import precheck
+
+        precheck.saved_model(model.absolute())  # not one of the hub
         from effimini import publish_model
 
         commit = publish_model.publish(model, name, licence, private=private, branch=revision or None)
@@ -895,7 +970,13 @@ def publish(
             private=private,
             branch=revision or None,
         )
-    typer.echo(f"Published: {hub.page(name, 'model' if model else 'dataset', revision or 'main')} (commit {commit})")
+    from shards import hub
+
+    url = hub.page(name, "model" if model else "dataset", revision or "main")
+    if as_json:
+        _print_json({"repository": name, "url": url, "commit": commit})
+    else:
+        typer.echo(f"Published: {url} (commit {commit})")
 
 
 @app.command()
@@ -916,6 +997,7 @@ def preview(
     ] = None,
     output: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("preview.html"),
     params: ParamsIfAny = PARAMS,
+    as_json: Json = False,
 ) -> None:
     """Write a page that shows samples: image, text, label, prediction, weight, and the outcome of the image fetch.
 
@@ -934,7 +1016,10 @@ def preview(
     )
     with files.atomic_write(output) as partial:
         partial.write_text(html, encoding="utf-8")
-    typer.echo(f"Preview: {output.resolve()}")
+    if as_json:
+        _print_json({"output": str(output)})
+    else:
+        typer.echo(f"Preview: {output.resolve()}")
 
 
 @app.command()
@@ -973,6 +1058,7 @@ def remove(
     verify: Annotated[bool, typer.Option("--verify", help="Change nothing; name every file that holds one.")] = False,
     params: ParamsFile = PARAMS,
     data: Data = DATA,
+    as_json: Json = False,
 ) -> None:
     """Take items out of the project, for example because someone asks for their deletion.
 
@@ -992,14 +1078,18 @@ def remove(
         raise UserError("no item is named; give ids, or a text file with an id per line (--file)")
     settings = load_params(params)
     if not verify:
-        steps = stage.remove(names, settings, data)
-        return logging.info("next:\n%s", "\n".join(f"    {step}" for step in steps))
-    count = 0
+        done = stage.remove(names, settings, data)
+        logging.info("next:\n%s", "\n".join(f"    {step}" for step in done.next))
+        return _print_json(done) if as_json else None
+    holders = []
     for path, held in stage.holding(names, settings, data, [file] if file else []):
-        count += 1
-        typer.echo(printable(f"{path}: {held}"))
-    logging.info("%d files hold one of %d items", count, len(names))
-    if count:
+        holders.append({"file": str(path), "holds": held})
+        if not as_json:
+            typer.echo(printable(f"{path}: {held}"))
+    if as_json:
+        _print_json({"items": len(names), "files": holders})
+    logging.info("%d files hold one of %d items", len(holders), len(names))
+    if holders:
         raise typer.Exit(1)
     return None
 
@@ -1037,9 +1127,11 @@ def results(as_json: Json = False) -> None:
 
     Example: `effimini results`
     """
+    path = Path("results/evaluation.json")
+    files.read_json(path)  # an error if it is missing, before what takes long to import
     from effimini import report as stage
 
-    _show(stage.read_evaluation(Path("results/evaluation.json")), stage.result_tables, as_json)
+    _show(stage.read_evaluation(path), stage.result_tables, as_json)
     if not as_json:
         typer.echo(f"Report: {Path('results/report.html').resolve()}")
 
@@ -1073,6 +1165,7 @@ def report(
     output: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("results/runs.html"),
     params: ParamsFile = PARAMS,
     data: Data = DATA,
+    as_json: Json = False,
 ) -> None:
     """Write the report with this run's commit and date, beside the previous run and others, and with near duplicates.
 
@@ -1085,7 +1178,10 @@ def report(
     found = stage.run_report(runs or (), load_params(params), data, Path("results"), repo)
     with files.atomic_write(output) as partial:
         partial.write_text(found.page, encoding="utf-8")
-    typer.echo(f"Report: {output.resolve()}")
+    if as_json:
+        _print_json({"output": str(output), "compared": found.compared})
+    else:
+        typer.echo(f"Report: {output.resolve()}")
 
 
 def _open_location(url: str, params: Path) -> "ShardLocation":
@@ -1131,9 +1227,14 @@ def _show(content: Any, table: Any, as_json: bool) -> None:
     from rich.console import Console
 
     if as_json:
-        typer.echo(json.dumps(msgspec.to_builtins(content)))
+        _print_json(content)
     else:
         Console().print(_Printable(table(content)))
+
+
+def _print_json(content: Any) -> None:
+    """Print structs and plain values as JSON in ASCII; NaN, which JSON lacks, is null."""
+    typer.echo(json.dumps(msgspec.json.decode(msgspec.json.encode(content))))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,16 @@ from effimini.inference import clamp, to_device
 from effimini.metrics import Array
 from effimini.model import WEIGHTS_FILE, EffiMini, image_width
 from effimini.precheck import GRAPH
-from effimini.predict import ITEMS_PER_BATCH, batch_inputs, load_network, read_items, report_faults, warn_of_demo
+from effimini.predict import (
+    ITEMS_PER_BATCH,
+    Written,
+    batch_inputs,
+    load_network,
+    read_items,
+    report_faults,
+    warn_of_demo,
+    written,
+)
 from prep.core import writers
 from prep.core.errors import UserError
 from prep.core.keys import item_id
@@ -52,8 +61,8 @@ OF_SHARDS = pa.schema(
 )
 
 
-def embed_items(model: Path, items: Path, images: Path, out: Path, strict: bool = False) -> int:
-    """Write `OF_ITEMS` of each item of a CSV file, and return the number of items.
+def embed_items(model: Path, items: Path, images: Path, out: Path, strict: bool = False) -> Written:
+    """Write `OF_ITEMS` of each item of a CSV file.
 
     Args:
         model: a folder written by `EffiMini.save_pretrained`.
@@ -77,11 +86,12 @@ def embed_items(model: Path, items: Path, images: Path, out: Path, strict: bool 
             columns = [ids, has_image, *_embed(network, *(torch.from_numpy(array).to(device) for array in inputs))]
             yield pa.RecordBatch.from_arrays(_arrays(columns, OF_ITEMS), schema=OF_ITEMS)
 
-    return writers.write_batches(out, OF_ITEMS, batches())
+    writers.write_batches(out, OF_ITEMS, batches())
+    return written(out, rows)
 
 
-def embed_shards(model: Path, location: ShardLocation, categories: Sequence[str], split: str, out: Path) -> int:
-    """Write `OF_SHARDS` of each sample of a split, and return the number of samples.
+def embed_shards(model: Path, location: ShardLocation, categories: Sequence[str], split: str, out: Path) -> Written:
+    """Write `OF_SHARDS` of each sample of a split.
 
     Args:
         model: as of `embed_items`.
@@ -110,6 +120,7 @@ def embed_shards(model: Path, location: ShardLocation, categories: Sequence[str]
             "trained on such shards"
         )
     loader = Loader(data, batch_size=ITEMS_PER_BATCH, seed=None, workers=1)
+    without_image = 0
 
     def batches() -> Iterator[pa.RecordBatch]:
         nonlocal without_image
@@ -128,7 +139,7 @@ def embed_shards(model: Path, location: ShardLocation, categories: Sequence[str]
             ]
             yield pa.RecordBatch.from_arrays(_arrays(columns, OF_SHARDS), schema=OF_SHARDS)
 
-    return writers.write_batches(out, OF_SHARDS, batches())
+    return Written(str(out), writers.write_batches(out, OF_SHARDS, batches()), without_image, [])
 
 
 def _network(model: Path) -> tuple[EffiMini, torch.device]:

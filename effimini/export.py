@@ -12,11 +12,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from effimini import cost
+from effimini import cost, precheck
 from effimini.metrics import Array
 from effimini.model import EffiMini
 from effimini.precheck import CONFIG_FILE, GRAPH
@@ -33,6 +34,14 @@ CHECKED = ((1, 1), (1, None), (3, 7), (8, None))  # batch sizes and numbers of t
 # `TABULAR` too, float32 [B, C].
 INPUTS = {"images": "tensor(uint8)", "tokens": "tensor(int64)", "mask": "tensor(int64)", "has_image": "tensor(bool)"}
 OUTPUT = "stars"  # float32 [B], not clamped
+
+
+class Exported(msgspec.Struct, frozen=True):
+    """An exported model: what `effimini export --json` prints."""
+
+    model: str  # the folder
+    bytes: int  # of the graph
+    difference: float  # largest one of its scores from torch's, stars
 
 
 class Graph:
@@ -87,7 +96,7 @@ class Graph:
         return np.asarray(stars, np.float32)
 
 
-def export(model: Path, out: Path) -> None:
+def export(model: Path, out: Path) -> Exported:
     """Export the model in the folder `model` to ONNX in the folder `out`.
 
     Args:
@@ -100,10 +109,7 @@ def export(model: Path, out: Path) -> None:
     """
     for name in ("onnx", "onnxruntime", "onnxscript"):
         package(name, "is needed by `effimini export`")
-    if out.exists() and not (out / GRAPH).exists():  # it would be replaced with all its content
-        raise UserError(f"{out} exists and is not an exported model; set --output to a new folder")
-    if out.resolve() == model.resolve():
-        raise UserError(f"{out} is the model folder itself, which would be replaced; set --output to another folder")
+    precheck.to_export(model, out)
     network = EffiMini.from_pretrained(model)
     if missing := [name for name in BESIDE if not (model / name).exists()]:
         raise UserError(
@@ -121,6 +127,7 @@ def export(model: Path, out: Path) -> None:
         for name in BESIDE:
             (partial / name).write_bytes((model / name).read_bytes())
     log.info("%s: %.1f MB, scores within %.1g stars of torch's", out / GRAPH, len(graph) / 1e6, difference)
+    return Exported(str(out), len(graph), difference)
 
 
 def package(name: str, purpose: str) -> Any:

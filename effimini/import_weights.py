@@ -17,6 +17,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from effimini import precheck
 from effimini.model import EffiMini, build
 from prep.core.errors import UserError, first_sentence
 from prep.core.params import Params
@@ -28,8 +29,8 @@ _DERIVED = "position_ids"  # of BERT in older versions of transformers: the numb
 _OURS = ("feature_mean", "feature_scale")  # buffers that the paper's model has not; they keep their neutral values
 
 
-def import_weights(path: Path, params: Params, out: Path) -> None:
-    """Write the model with the weights in `path` to the folder `out`.
+def import_weights(path: Path, params: Params, out: Path) -> int:
+    """Write the model with the weights in `path` to the folder `out`, and return its number of parameters.
 
     Args:
         path: the state dict.
@@ -39,14 +40,15 @@ def import_weights(path: Path, params: Params, out: Path) -> None:
     Raises:
         UserError: the file cannot be read, a tensor is not one of this model, or `out` exists; nothing is written.
     """
-    if out.exists():
-        raise UserError(f"{out} exists; set --output to a new folder")
+    precheck.to_import(path, out)
     model = build(params, random=True)
     model.load_state_dict(_matched(_read(path), model, path), strict=False)
     # The paper's code squashes the original itself, and keeps no JPEG of it.
     model.config = msgspec.structs.replace(model.config, request=0, quality=0)
     model.eval().save_pretrained(out)
-    log.info("%s: %d parameters from %s", out, sum(tensor.numel() for tensor in model.parameters()), path)
+    parameters = sum(tensor.numel() for tensor in model.parameters())
+    log.info("%s: %d parameters from %s", out, parameters, path)
+    return parameters
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -57,8 +59,6 @@ def _read(path: Path) -> dict[str, Tensor]:
     """
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; set it to a state dict, for example best_model.pt") from None
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(
             f"{path} cannot be read as a state dict ({first_sentence(error)}); save it with "

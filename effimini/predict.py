@@ -19,8 +19,7 @@ import pyarrow as pa
 import torch
 from tokenizers import Tokenizer
 
-from effimini import calibration, cost
-from effimini.calibration import COVERAGES
+from effimini import calibration, cost, precheck
 from effimini.export import Graph
 from effimini.input_csv import csv_rows
 from effimini.metrics import Array
@@ -63,6 +62,15 @@ class Item(NamedTuple):
     ratings: int | None = None  # its rating_number, if intervals are wanted and it has one
 
 
+class Written(msgspec.Struct, frozen=True):
+    """A table of scores or features: what `effimini predict --json` and `effimini embed --json` print."""
+
+    output: str  # the file
+    items: int
+    without_image: int  # the items that have none, or none that can be read
+    image_faults: list[dict[str, str]]  # item_id and fault of those that have none that can be read
+
+
 class Scorer(NamedTuple):
     """A loaded model, run by torch or onnxruntime."""
 
@@ -82,7 +90,7 @@ def predict(
     image_faults: bool = False,
     interval: float | None = None,
     ratings: int | None = None,
-) -> None:
+) -> Written:
     """Write a score for each item of the CSV file `items` to `out`.
 
     Args:
@@ -105,7 +113,7 @@ def predict(
         UserError: the model or the file cannot be read, a row or an option is invalid, the model has no interval, or
             `strict` and an item's images cannot be read; nothing is written.
     """
-    check_options(interval, ratings)
+    precheck.interval_options(interval, ratings)
     scorer = load(model)
     intervals = intervals_of(scorer.config, model, interval, ratings)
     rows = read_items(items, images, scorer.config, counts=interval is not None and ratings is None)
@@ -121,6 +129,13 @@ def predict(
             for item, score, low_high in zip(batch, stars.tolist(), intervals(batch, stars), strict=True):
                 numbers = [f"{score:.2f}", *costs, *(f"{end:.2f}" for end in low_high)]
                 writer.writerow([item.id, *numbers, *([item.fault] if image_faults else [])])
+    return written(out, rows)
+
+
+def written(out: Path, items: Sequence[Item]) -> Written:
+    """Return what was written to `out`."""
+    faults = [{"item_id": item.id, "fault": item.fault} for item in items if item.fault]
+    return Written(str(out), len(items), sum(item.image is None for item in items), faults)
 
 
 def load(model: Path) -> Scorer:
@@ -149,22 +164,6 @@ def stars_of(scorer: Scorer, batch: Sequence[Item]) -> npt.NDArray[np.float32]:
         OSError, Unusable: an image file was replaced by one that cannot be read.
     """
     return np.clip(scorer.score(*batch_inputs(scorer.config, scorer.tokenizer, batch)), *STARS)
-
-
-def check_options(interval: float | None, ratings: int | None, dashes: str = "--") -> None:
-    """Check the options of intervals, whose names begin with `dashes` in the message.
-
-    Raises:
-        UserError: one is out of its range, or there are `ratings` without an `interval`.
-    """
-    if interval is not None and not COVERAGES[0] <= interval <= COVERAGES[-1]:  # also true for NaN
-        raise UserError(f"{dashes}interval is {interval:g}; give a fraction from {COVERAGES[0]:g} to {COVERAGES[-1]:g}")
-    if ratings is not None and interval is None:
-        raise UserError(
-            f"{dashes}ratings is {ratings} but there is no {dashes}interval; add {dashes}interval 0.9, or leave it out"
-        )
-    if ratings is not None and not 1 <= ratings <= COUNTS[1]:
-        raise UserError(f"{dashes}ratings is {ratings}; give a whole number from 1 to 2**53")
 
 
 def intervals_of(

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -26,7 +27,7 @@ from prep import removed, strata
 from prep.core import files, locks, pipeline
 from prep.core.buckets import bucket_files, bucket_of, item_order
 from prep.core.errors import UserError
-from prep.core.keys import item_key
+from prep.core.keys import item_id, item_key
 from prep.core.params import Params
 from prep.core.parts import part_files
 from prep.core.tables.groups import GROUPS
@@ -56,16 +57,22 @@ class Found(NamedTuple):
         return removed.item_hash(self.asin)
 
 
-def remove(ids: Sequence[str], params: Params, data: Path = Path("data")) -> list[str]:
+class Removal(msgspec.Struct, frozen=True):
+    """What was removed: what `effimini remove --json` prints."""
+
+    found: list[str]  # the ids that the raw tables had
+    added: int  # items that were not on a list before
+    same_product: list[str]  # ids of other items of the same products, which stay
+    next: list[str]  # the commands to run next
+
+
+def remove(ids: Sequence[str], params: Params, data: Path = Path("data")) -> Removal:
     """Add items to the lists of removed items, and take them out of ``data/raw`` and the local store.
 
     Args:
         ids: parent_asins; those that were removed before are taken out of what came since.
         params: all parameters.
         data: the folder of the stages' tables.
-
-    Returns:
-        The commands to run next.
 
     Raises:
         UserError: an id is in no table, or a table is missing.
@@ -92,18 +99,21 @@ def remove(ids: Sequence[str], params: Params, data: Path = Path("data")) -> lis
         _clean_store(names, [one for c in categories for one in removed.read_removed(data, c)], data)
         changed |= {category for category in categories if removed.drop(category, data)}
         log.info("%d items were added to %s", len(new), removed.path_of(data, "").parent)
+        same = []
         for one in found:
             for asin, category in one.same_product:
                 if asin not in ids:
+                    same.append(asin)
                     log.info("%s of %s is the same product as %s, and stays", asin, category, one.asin)
     commit = [f"dvc commit --force download@{category}" for category in categories if category in changed]
-    return [
+    steps = [
         *commit,
         "dvc repro",
         f"git add {removed.FOLDER} dvc.yaml dvc.lock && git commit -m 'Remove items'",
         "dvc gc --workspace",
         f"effimini remove --verify {shlex.join(names)}",
     ]
+    return Removal([item_id(one.asin) for one in found], len(new), list(map(item_id, same)), steps)
 
 
 def holding(

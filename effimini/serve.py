@@ -31,10 +31,10 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Message
 
-from effimini import __version__, serve_request
+from effimini import __version__, precheck, serve_request
 from effimini.batcher import Batcher, Full
 from effimini.input_csv import INPUT_COLUMNS
-from effimini.predict import Item, Scorer, check_options, intervals_of, item_of, load, stars_of
+from effimini.predict import Item, Scorer, intervals_of, item_of, load, stars_of
 from effimini.serve_request import Asked
 from prep.core.errors import UserError, first_sentence
 from prep.core.templates import DEMO_NOTICE, render
@@ -111,7 +111,7 @@ class Service:
                 413 if asked.rows else 422,
                 f"the request has {len(asked.rows)} items; send 1 to {self.limits.items} at once",
             )
-        check_options(asked.interval, asked.ratings, "")
+        precheck.interval_options(asked.interval, asked.ratings, "")
         config = self.scorer.config
         intervals = intervals_of(config, self.model, asked.interval, asked.ratings, "")
         with self.batcher.reserve(len(asked.rows)):

@@ -77,6 +77,16 @@ class StepResult(NamedTuple):
     place: tuple[int, int]  # epoch and step, from 0
 
 
+class Trained(msgspec.Struct, frozen=True):
+    """A finished training: what `effimini train --json` prints."""
+
+    model: str  # folder of the best model
+    best_epoch: int  # from 1
+    validation_plcc: float | None  # of the best epoch
+    steps: int
+    epochs: list[dict[str, float]]  # metrics of each epoch
+
+
 class Trainer:
     """A training run: model, data, optimizer and progress.
 
@@ -368,8 +378,8 @@ def train(
     out: Path = Path("models"),
     results: Path = Path("results/train"),
     tracker: str = "none",
-) -> list[dict[str, float]]:
-    """Train, write the best and the last model to `out` and the curves to `results`, and return each epoch's metrics.
+) -> Trained:
+    """Train, write the best and the last model to `out` and the curves to `results`, and return what came of it.
 
     Run it in one process, or in each process of torchrun.
 
@@ -418,7 +428,7 @@ def train(
             with locks.hold(results):  # another training may write to the same folders
                 _publish(trainer, profile, out, results)
         dist.barrier()
-    return progress.history
+    return Trained(str(out / "best"), progress.best_epoch + 1, progress.best, progress.steps, progress.history)
 
 
 def schedule(step: int, total: int, warmup: float) -> float:

@@ -18,6 +18,10 @@ log = logging.getLogger(__name__)
 EXAMPLES_SHOWN = 5  # example keys in messages and results
 
 
+class FailedError(UserError):
+    """A table does not meet an expectation."""
+
+
 class Verdict(msgspec.Struct, frozen=True):
     """The result of one expectation for one table."""
 
@@ -68,7 +72,7 @@ def require(where: str, verdicts: Iterable[Verdict], hint: Callable[[], str]) ->
         hint: returns what to do next; called only if a verdict failed.
 
     Raises:
-        UserError: a verdict failed; the message describes the first and names the others.
+        FailedError: a verdict failed; the message describes the first and names the others.
     """
     failed = []
     for verdict in verdicts:
@@ -80,4 +84,4 @@ def require(where: str, verdicts: Iterable[Verdict], hint: Callable[[], str]) ->
         return
     first, *others = failed
     also = f"; also failed: {', '.join(f'{v.table}: {v.expectation}' for v in others)}" if others else ""
-    raise UserError(f"{where}, {first}{also}; {hint()}")
+    raise FailedError(f"{where}, {first}{also}; {hint()}")

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from effimini import calibration
-from effimini.calibration import COVERAGES, Interval, Line, apply_line, bounds, covered, fit_interval, fit_line
+from effimini.calibration import Interval, Line, apply_line, bounds, covered, fit_interval, fit_line
 from effimini.metrics import plcc, rmse
 from effimini.model import EffiMini, build
+from effimini.precheck import COVERAGES
 from prep.core import files
 from prep.core.errors import UserError
 from prep.core.params import Params

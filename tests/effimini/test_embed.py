@@ -70,7 +70,7 @@ def test_an_item_has_the_same_features_from_a_csv_file_and_the_score_of_predict(
     run_params: Params, run: Path, of_shards: pa.Table, tmp_path: Path
 ) -> None:
     items, out = write_csv(tmp_path / "items.csv", raw_rows(run_params, run)), tmp_path / "features.parquet"
-    assert embed_items(run / "models/best", items, run / "data/pictures", out) == of_shards.num_rows
+    assert embed_items(run / "models/best", items, run / "data/pictures", out).items == of_shards.num_rows
     table = pq.read_table(out)
     assert table.schema.equals(OF_ITEMS)
     assert table["parent_asin"].to_pylist() == of_shards["parent_asin"].to_pylist()

@@ -199,10 +199,10 @@ def test_validation_is_scored_as_before_the_refit(small: Params, data: Path, tmp
             train={"freeze_encoders": True, "epochs": 2, "refit": refit},
         )
         shutil.copytree(data, run / "data")
-        history = train(params, run / "data/shards", run / "data/weights.json", run / "models", run / "results/train")
+        trained = train(params, run / "data/shards", run / "data/weights.json", run / "models", run / "results/train")
         found[refit] = evaluate(params, run / "data", run / "models", run / "results")
         table = pq.read_table(run / "data/predictions/validation.parquet")
-        of_best = max(metrics["validation/plcc"] for metrics in history)
+        of_best = max(metrics["validation/plcc"] for metrics in trained.epochs)
         assert found[refit].validation.plcc == pytest.approx(of_best, abs=0.01)  # calibrated and clamped
         assert plcc(table["prediction"].to_numpy(), table["average_rating"].to_numpy()) == pytest.approx(
             found[refit].validation.plcc, abs=1e-6

@@ -1,4 +1,5 @@
 import csv
+import json
 import logging
 import os
 import resource
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 
 from effimini.calibration import Line
 from effimini.cli import app
-from effimini.export import BESIDE, Graph, export
+from effimini.export import BESIDE, TOLERANCE, Graph, export
 from effimini.model import EffiMini, build
 from effimini.precheck import GRAPH
 from effimini.predict import predict
@@ -39,10 +40,12 @@ def exported(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model, exported by the command line under a umask of 022."""
     out = tmp_path_factory.mktemp("exported") / "onnx"
     before = os.umask(0o022)
-    done = CliRunner().invoke(app, ["export", "--model", str(model), "--output", str(out)])
+    done = CliRunner().invoke(app, ["export", "--model", str(model), "--output", str(out), "--json"])
     os.umask(before)
     assert done.exit_code == 0, done
-    assert done.stdout == ""
+    found = json.loads(done.stdout)
+    assert (found["model"], found["bytes"]) == (str(out), (out / GRAPH).stat().st_size)
+    assert found["difference"] <= TOLERANCE
     return out
 
 

@@ -128,4 +128,4 @@ def test_an_existing_folder_and_a_missing_file_are_errors(params: Params, tmp_pa
     with pytest.raises(UserError, match="none.pt does not exist"):
         import_weights(tmp_path / "none.pt", params, tmp_path / "out")
     with pytest.raises(UserError, match="exists; set --output to a new folder"):
-        import_weights(tmp_path / "none.pt", params, tmp_path)
+        import_weights(Path(__file__), params, tmp_path)

@@ -25,15 +25,30 @@ LACKS = "does not exist; run `dvc repro train` to train a model, correct the pat
         ((*PREDICT, "--model", "nowhere", "--input", "good.csv"), LACKS),
         ((*PREDICT, "--model", "exported", "--input", "bad.csv"), "bad.csv, line 1: no column parent_asin, "),
         ((*PREDICT, "--model", "exported", "--input", "none.csv"), "none.csv does not exist"),
+        (
+            (*PREDICT, "--model", "exported", "--input", "good.csv", "--interval", "2"),
+            "--interval is 2; give a fraction",
+        ),
         (("export", "--model", "nowhere", "--output", "onnx"), LACKS),
+        (("export", "--model", "saved", "--output", "saved"), "saved exists and is not an exported model"),
+        (("import", "none.pt", "--output", "new"), "none.pt does not exist"),
         (("info", "--model", "nowhere"), LACKS),
         (("embed", "--model", "nowhere", "--input", "good.csv", "--output", "f.parquet"), LACKS),
+        (
+            ("embed", "--model", "saved", "--shards", "nowhere", "--output", "f.parquet"),
+            "has no <category>/manifest.json",
+        ),
         (("serve", "--model", "exported/model"), LACKS),
         (("info", "nowhere"), "has no <category>/manifest.json"),
         (("lint", "nowhere"), "has no <category>/manifest.json"),
         (("train",), "data/shards/Demo_Kitchen/manifest.json does not exist"),
         (("curve",), "data/shards/Demo_Kitchen/manifest.json does not exist"),
         (("evaluate",), LACKS),
+        (("shard", "Demo_Toy"), "Demo_Toy is not in source.categories"),
+        (("info", "--params", "wrong.yaml"), "wrong.yaml: sources is not a parameter"),
+        (("plan", "--params", "wrong.yaml"), "wrong.yaml: sources is not a parameter"),
+        (("results",), "results/evaluation.json does not exist"),
+        (("publish", "team/rating", "--model", "team/other"), "team/other does not exist"),
     ],
 )
 def test_a_mistake_is_an_error_before_what_takes_long_to_import(
@@ -43,7 +58,10 @@ def test_a_mistake_is_an_error_before_what_takes_long_to_import(
     (tmp_path / "bad.csv").write_text("id,title\nA,t\n")
     (tmp_path / "exported").mkdir()
     (tmp_path / "exported/model.onnx").touch()
-    stage = command[0] in {"train", "curve", "evaluate"}
+    (tmp_path / "wrong.yaml").write_text("sources: {}\n")
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved/config.json").touch()
+    stage = command[0] in {"train", "curve", "evaluate", "import", "shard"}
     options = ("--params", str(ROOT / "params.yaml")) if stage else ()
     ended = subprocess.run(
         [sys.executable, "-c", SCRIPT, *command, *options],

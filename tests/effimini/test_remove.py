@@ -96,7 +96,7 @@ def test_a_removed_item_is_in_no_file_after_the_next_run_and_only_its_tars_chang
         *("raw", "items", "groups", "sample", "images", "shards")
     }
     assert any(path.suffix == ".journal" for path in held)
-    steps = remove(ids, params, data)
+    steps = remove(ids, params, data).next
     commits = [f"dvc commit --force download@{category}" for category in params.source.categories]
     assert steps[:3] == [*commits, "dvc repro"]  # of all: the first removal gives each a list
     assert steps[-1] == f"effimini remove --verify {' '.join(ids)}"
@@ -128,7 +128,7 @@ def test_another_item_is_removed_later_and_the_first_stays_away(
     remove([first], params, data)
     run_to(params, data)
     remove([second, head], params, data)
-    assert remove([first, second], params, data)[0] == "dvc repro"  # again
+    assert remove([first, second], params, data).next[0] == "dvc repro"  # again
     shutil.rmtree(Path(".effimini/shards"))
     Path(".effimini/shards").mkdir()
     Path(".effimini/shards/late.tar").write_text(first)
@@ -271,7 +271,7 @@ def test_a_product_of_a_table_is_removed_by_its_own_id(
     run_to(params, folder / "data")
     before = places(folder / "data")
     name = "SKU-003/ä.1"
-    assert remove([name], params, folder / "data")[-1] == f"effimini remove --verify '{name}'"
+    assert remove([name], params, folder / "data").next[-1] == f"effimini remove --verify '{name}'"
     run_to(params, folder / "data")
     after = places(folder / "data")
     assert before.keys() - after.keys() == {item_key(name)}

@@ -45,7 +45,7 @@ def trained_on(params: Params) -> TokenizationConfig:
 
 
 def trained(params: Params, data: Path, out: Path) -> tuple[list[dict[str, float]], dict[str, str]]:
-    history = train(params, data / "shards", data / "weights.json", out / "models", out / "results/train")
+    history = train(params, data / "shards", data / "weights.json", out / "models", out / "results/train").epochs
     (out / "results/train/time.json").unlink()  # times differ between runs
     return history, tree(out)
 
