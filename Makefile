@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help setup repro test test-slow fuzz lint format audit corpus ablation bench-stream bench-train bench-predict bench-serve bench-fetch bench-ingest bench-scale bench-validation rehearsal bench-near-duplicates clean
+.PHONY: help setup repro test test-slow fuzz lint format audit corpus ablation bench-stream bench-train bench-predict bench-serve bench-fetch bench-ingest bench-scale bench-validation rehearsal bench-near-duplicates device-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -34,7 +34,7 @@ test-slow: setup ## run the tests that take long
 	pytest -m slow
 
 fuzz: setup ## read files after ten thousand random changes of each; takes an hour or two
-	pytest -n auto --timeout 0 --hypothesis-profile fuzz tests/test_fuzz.py
+	FUZZ=10000 pytest -n auto --timeout 0 tests/test_fuzz.py
 
 lint: setup ## check style and types
 	ruff check .
@@ -102,6 +102,10 @@ bench-validation: setup ## measure the gates on up to 10 M synthetic rows per ta
 bench-near-duplicates: setup ## measure which near-duplicate pictures are found, and both searches in millions
 	python -m benchmarks.near_duplicates
 	python -m benchmarks.near_duplicate_titles
+
+# without `setup`, for a machine where nothing can be installed
+device-check: ## check speed, memory and exact resume on a GPU, in ten minutes; a small size without one
+	python3 -m benchmarks.device_check $(addprefix --size ,$(SIZE)) $(addprefix --out ,$(OUT))
 
 rehearsal: setup ## rehearse the paper's run on a synthetic twin of its data, in build/rehearsal; takes hours
 	python -m benchmarks.rehearsal --resume

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 import torch
-from dvclive import Live  # type: ignore[attr-defined]  # its module has no __all__
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -503,6 +502,8 @@ def _recipe(params: Params) -> list[Any]:
 
 def _publish(trainer: Trainer, profile: Spent, out: Path, results: Path) -> None:
     """Write the models with their cards, the curves and the time profile, then remove the checkpoint."""
+    from dvclive import Live  # type: ignore[attr-defined]  # noqa: PLC0415 -- takes long; its module has no __all__
+
     params, progress = trainer.params, trainer.progress
     newest = checkpoint.newest_checkpoint(trainer.state)
     assert newest is not None, trainer.state

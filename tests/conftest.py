@@ -5,21 +5,21 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 import pytest
-from hypothesis import settings
-from playwright.sync_api import Page, Request, sync_playwright
 from ruamel.yaml import YAML
 
 from prep.core.params import Params
-from tests.cluster import Cluster
 
-settings.register_profile("fuzz", max_examples=10_000)  # make fuzz
+if TYPE_CHECKING:  # the tests that need a GPU run where these are not installed
+    from playwright.sync_api import Page, Request
+
+    from tests.cluster import Cluster
 
 ROOT = Path(__file__).parent.parent
-Visit: TypeAlias = Callable[[Path], tuple[Page, list[str]]]
+Visit: TypeAlias = "Callable[[Path], tuple[Page, list[str]]]"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -123,8 +123,10 @@ def corpus() -> Path:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Cluster]":
     """A running cluster."""
+    from tests.cluster import Cluster
+
     started = Cluster(tmp_path_factory.mktemp("cluster"))
     yield started
     started.stop()
@@ -135,15 +137,17 @@ def visit() -> Iterator[Visit]:
     """Open a file in Chromium, offline; return the page and the growing list of URLs that pages request."""
     if CHROMIUM is None:
         pytest.skip("no Chromium on the path; `.ci/run` installs it")
+    from playwright.sync_api import sync_playwright
+
     requested: list[str] = []
 
-    def note(request: Request) -> None:
+    def note(request: "Request") -> None:
         if not request.is_navigation_request() and not request.url.startswith("data:"):
             requested.append(request.url)
 
     with ExitStack() as stack:
 
-        def open_file(path: Path) -> tuple[Page, list[str]]:
+        def open_file(path: Path) -> "tuple[Page, list[str]]":
             driver = stack.enter_context(sync_playwright())  # only now: while it runs, tests cannot call asyncio.run
             browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
             stack.callback(browser.close)

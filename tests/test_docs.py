@@ -79,6 +79,7 @@ RUN: dict[str, str] = {
     "git commit": "tests/test_team.py",
     "git tag": "tests/test_sharing.py",
     "make audit": ".ci/run",
+    "make device-check": "tests/test_device_check.py",
     "make lint": ".ci/run",
     "make repro": ".ci/run",
     "make test": ".ci/run",

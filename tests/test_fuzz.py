@@ -5,6 +5,7 @@ A test changes each file a hundred times, `make fuzz` ten thousand times.
 
 import asyncio
 import io
+import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -43,6 +44,7 @@ from tests.shards import damage
 from tests.shards.made import make_shards
 
 ROOT = Path(__file__).parent.parent
+EXAMPLES = int(os.environ.get("FUZZ", "100"))
 PICTURES = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP")
 ANSWER = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nETag: "ab"\r\nContent-Length: '
 BRANCH = {"name": "main", "ref": "refs/heads/main", "targetCommit": "ab" * 20}
@@ -239,7 +241,11 @@ def test_a_valid_file_is_read(files: Files, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", READERS)
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(edits=EDITS)
 def test_a_changed_file_is_read_or_one_sentence(files: Files, name: str, edits: Edits) -> None:
     try:
