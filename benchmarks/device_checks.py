@@ -122,7 +122,7 @@ def matrix_products(size: Size, folder: Path, deadline: float) -> Iterator[Row]:
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         a = torch.randn(side, side, device="cuda" if GPU else "cpu", dtype=dtype)
-        product = Side(lambda a=a: a @ a)
+        product = Side(lambda a=a: (a @ a, synchronize()))  # or a turn would queue products for many seconds
         product.step()
         rates = in_turns({"": product}, 2 * side**3, size, deadline)[""]
         value = median_range([rate / 1e12 for rate in rates], ".3g")
@@ -227,9 +227,12 @@ def training(size: Size, folder: Path, deadline: float) -> Iterator[Row]:
         try:
             yield from _trained(sides, size, folder, shards, name, batch, end)
         except Exception as error:  # the trainer wraps the error of torch
-            if not is_out_of_memory(error):
+            if "DataLoader worker" in str(error):  # most often /dev/shm is too small for its batches
+                yield Row("training", setting, "", f"{SKIPPED}of the plain loop: {' '.join(str(error).split())[:150]}")
+            elif is_out_of_memory(error):
+                yield Row("training", setting, "", f"{SKIPPED}the GPU is out of memory")
+            else:
                 raise
-            yield Row("training", setting, "", f"{SKIPPED}the GPU is out of memory")
 
 
 def _trained(

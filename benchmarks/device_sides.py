@@ -47,7 +47,6 @@ MANY, FEW = "Many", "Few"  # categories: one to measure speed on, one for whole 
 FIELDS = ("title", "description")
 PICTURES = 256  # different ones
 DROP_PATH, DROPOUT = 0.2, 0.1
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -255,7 +254,7 @@ class Interrupted(Trainer):
 
 
 class PlainData(Dataset[dict[str, Any]]):
-    """Samples as a plain loop reads them: Pillow, float32."""
+    """Samples as a plain loop reads them, with Pillow."""
 
     def __init__(self, size: Size) -> None:
         self._samples = samples(size)
@@ -266,9 +265,11 @@ class PlainData(Dataset[dict[str, Any]]):
     def __getitem__(self, i: int) -> dict[str, Any]:
         sample = self._samples[i]
         pixels = np.array(Image.open(io.BytesIO(sample.jpeg)).convert("RGB"))
-        image = torch.from_numpy(pixels).permute(2, 0, 1).float().div(255)
-        image = (image - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
-        return {"image": image, "text": assemble(sample.metadata, FIELDS), **sample.metadata}
+        return {
+            "image": torch.from_numpy(pixels).permute(2, 0, 1),
+            "text": assemble(sample.metadata, FIELDS),
+            **sample.metadata,
+        }
 
 
 class PlainNetwork(nn.Module):
@@ -298,7 +299,10 @@ class PlainNetwork(nn.Module):
 
 
 class Plain:
-    """Steps of a plain loop: a DataLoader, float32 images, autocast if it is bf16, and a look at each loss."""
+    """Steps of a plain loop: a DataLoader, autocast if it is bf16, and a look at each loss.
+
+    Images go to the device as uint8, as ours do; float32 would take four times the shared memory of its workers.
+    """
 
     def __init__(
         self, params: Params, size: Size, folder: Path, like: EffiMini | None = None, dropout: float | None = None
@@ -307,12 +311,14 @@ class Plain:
         self._tokenizer = tokens.load_tokenizer(str(text_encoder(size, folder)))
         self._tokenizer.enable_truncation(size.tokens)
         self._tokenizer.enable_padding()
-        self._given = self._batches()  # its workers are forked before other threads run
+        self._given = self._batches()
         self.network = PlainNetwork(size, folder, dropout)
         if like is not None:
             own = self.network.state_dict()
             self.network.load_state_dict({name: value for name, value in like.state_dict().items() if name in own})
         self.network.to(DEVICE).train()
+        settings = self.network.image.pretrained_cfg
+        self._mean, self._std = (torch.tensor(settings[name]).view(1, 3, 1, 1).to(DEVICE) for name in ("mean", "std"))
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=params.train.learning_rate)
         self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, 1_000_000)
         self.kept: tuple[Tensor, ...] | None = None
@@ -361,7 +367,7 @@ class Plain:
         """Take a step; return its loss and the norm of its gradient."""
         images, ids, mask, labels, weights = (tensor.to(DEVICE, non_blocking=True) for tensor in batch)
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=self.params.train.precision == "bf16"):
-            stars = self.network(images, ids, mask)
+            stars = self.network((images.float() / 255 - self._mean) / self._std, ids, mask)
         loss = (nn.functional.huber_loss(stars, labels, reduction="none") * weights).mean()
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -373,8 +379,7 @@ class Plain:
 
 def as_plain(batch: Batch, trainer: Trainer) -> tuple[Tensor, ...]:
     """Return a batch of ours as the plain loop has it."""
-    images = (batch.images.float() / 255 - trainer.model.mean.cpu()) / trainer.model.std.cpu()
-    return images, batch.tokens, batch.mask, batch.label, weights_of(batch, trainer)
+    return batch.images, batch.tokens, batch.mask, batch.label, weights_of(batch, trainer)
 
 
 def weights_of(batch: Batch, trainer: Trainer) -> Tensor:

@@ -12,6 +12,7 @@ import logging
 import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -22,12 +23,15 @@ from effimini.metrics import Stars
 from effimini.model import WEIGHTS_FILE, EffiMini
 from effimini.predictions import VALIDATION_FILE, write_predictions
 from prep.core import files, writers
-from prep.core.errors import UserError, first_sentence
+from prep.core.errors import UserError, check_format, first_sentence
 from shards.loader import LoaderState
 from shards.stream import ShardDataset
 
 log = logging.getLogger(__name__)
 
+FORMAT = 1  # increment it when an older reader would misread a checkpoint
+NEEDS = "0.1.0"  # the first version of EffiMini that reads it
+_READABLE = (FORMAT,)
 PROGRESS = "progress.json"
 HASHES = "sha256.json"  # of the other files, so that no damaged one is used
 
@@ -35,6 +39,8 @@ HASHES = "sha256.json"  # of the other files, so that no damaged one is used
 class Progress(msgspec.Struct, kw_only=True):
     """The progress of a training."""
 
+    format: int = FORMAT
+    needs: str = NEEDS  # the first version of EffiMini that reads it
     loader: LoaderState | None = None
     steps: int = 0  # the last completed one, counted from 1 through all epochs
     loss: float = 0.0  # weighted loss summed over the samples of the current epoch so far
@@ -45,6 +51,13 @@ class Progress(msgspec.Struct, kw_only=True):
     stale: int = 0  # epochs since the best
     history: list[dict[str, float]] = []  # metrics of each completed epoch
     seconds: dict[str, float] = {}  # time spent, by activity
+
+
+class _Head(msgspec.Struct):
+    """What every version reads of a progress."""
+
+    format: Any = 1
+    needs: Any = None
 
 
 def save_checkpoint(
@@ -97,16 +110,20 @@ def load_checkpoint(folder: Path, model: EffiMini, optimizer: torch.optim.Optimi
     """Load the newest checkpoint in `folder` into model and optimizer, and return its progress; a new one if none.
 
     Raises:
-        UserError: the checkpoint is damaged.
+        UserError: the checkpoint is damaged, or of a format that this version does not read.
     """
     path = newest_checkpoint(folder)
     if path is None:
         return Progress()
     try:
         _check_hashes(path)
+        head = msgspec.json.decode((path / PROGRESS).read_bytes(), type=_Head)
+        check_format(head.format, head.needs, _READABLE, f"the checkpoint in {path}", f"remove {folder} to start again")
         model.load_state_dict(load_file(path / "last" / WEIGHTS_FILE))
         optimizer.load_state_dict(torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True))
-        return msgspec.json.decode((path / PROGRESS).read_bytes(), type=Progress)
+        progress = msgspec.json.decode((path / PROGRESS).read_bytes(), type=Progress)
+        progress.format, progress.needs = FORMAT, NEEDS  # of what it is written as next
+        return progress
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
         raise UserError(
             f"the checkpoint in {path} cannot be read ({first_sentence(error)}); remove {folder} to start again"

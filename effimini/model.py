@@ -36,13 +36,16 @@ from effimini.precheck import CONFIG_FILE
 from effimini.words import Words
 from prep import hub
 from prep.core import files, writers
-from prep.core.errors import UserError, first_sentence
+from prep.core.errors import UserError, check_format, first_sentence
 from prep.core.params import EncoderParams, Params
 from shards import tokens
 
 log = logging.getLogger(__name__)
 
 WEIGHTS_FILE = "model.safetensors"
+FORMAT = 1  # of a model folder; increment it when an older reader would misread one
+NEEDS = "0.1.0"  # the first version of EffiMini that reads it
+_READABLE = (FORMAT,)
 FILES = (CONFIG_FILE, WEIGHTS_FILE, "tokenizer.json", "tokenizer_config.json")  # of a saved model
 # BERT's pooler is not used, and weights of sentence encoders may lack it; it counts as parameters.
 _UNUSED = ("pooler.",)
@@ -57,6 +60,8 @@ _RENAMED = {
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The content of config.json: everything needed to rebuild a trained model and to prepare its input."""
 
+    format: int = FORMAT
+    needs: str = NEEDS  # the first version of EffiMini that reads it
     source: str  # source.kind of the training data: demo, mirror, hub
     image: str  # timm's name of the architecture
     mean: tuple[float, ...]  # normalization of the image encoder's input, by channel, in [0, 1]
@@ -214,7 +219,8 @@ class EffiMini(nn.Module):
             save_weights(partial / WEIGHTS_FILE, state)
             kernel = self.closed_form.kernel if self.closed_form is not None else None
             landmarks = len(kernel.landmarks) if kernel is not None else 0  # fewer if there are fewer training samples
-            writers.write_json(partial / CONFIG_FILE, msgspec.structs.replace(self.config, kernel=landmarks))
+            config = msgspec.structs.replace(self.config, kernel=landmarks, format=FORMAT, needs=NEEDS)
+            writers.write_json(partial / CONFIG_FILE, config)
             (partial / "tokenizer.json").write_text(self.tokenizer.to_str() + "\n", encoding="utf-8")
             settings = {
                 "tokenizer_class": "PreTrainedTokenizerFast",
@@ -235,12 +241,7 @@ class EffiMini(nn.Module):
         """
         folder = model_folder(folder, revision, FILES)
         precheck.saved_model(folder)
-        try:
-            config = msgspec.json.decode((folder / CONFIG_FILE).read_bytes(), type=Config)
-        except msgspec.DecodeError as error:
-            raise UserError(
-                f"{folder / CONFIG_FILE} is not a model configuration ({error}); run `dvc checkout` or train again"
-            ) from None
+        config = read_config(folder / CONFIG_FILE, "a model configuration", "run `dvc checkout` or train again")
         image = _timm(config.image, config.size, pretrained=False)
         settings = dict(config.text)
         text = _random_text(AutoConfig.for_model(settings.pop("model_type"), **settings))
@@ -249,6 +250,33 @@ class EffiMini(nn.Module):
         model = cls(config, image, text, tokenizer)
         _load_weights(model, folder / WEIGHTS_FILE, optional=())
         return model.eval()
+
+
+class _Head(msgspec.Struct):
+    """What every version reads of config.json."""
+
+    format: Any = 1
+    needs: Any = None
+
+
+def read_config(path: Path, what: str, otherwise: str) -> Config:
+    """Read the config.json of a saved or an exported model.
+
+    Args:
+        path: the file.
+        what: what it should be, for the message.
+        otherwise: what to do if it cannot be read, for the message.
+
+    Raises:
+        UserError: it cannot be read, or has a format that this version does not read.
+    """
+    try:
+        content = path.read_bytes()
+        head = msgspec.json.decode(content, type=_Head)
+        check_format(head.format, head.needs, _READABLE, str(path), otherwise)
+        return msgspec.json.decode(content, type=Config)
+    except (OSError, msgspec.DecodeError) as error:
+        raise UserError(f"{path} is not {what} ({error}); {otherwise}") from None
 
 
 def build(params: Params, *, random: bool = False) -> EffiMini:

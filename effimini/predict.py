@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias, cast
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -23,7 +22,7 @@ from effimini import calibration, cost, precheck
 from effimini.export import Graph
 from effimini.input_csv import csv_rows
 from effimini.metrics import Array
-from effimini.model import Config, EffiMini
+from effimini.model import Config, EffiMini, read_config
 from effimini.precheck import CONFIG_FILE, GRAPH
 from prep.core import files, memory
 from prep.core.errors import UserError, first_sentence, shown
@@ -216,13 +215,7 @@ def load_network(folder: Path) -> tuple[EffiMini, torch.device]:
 
 def _exported(folder: Path) -> Scorer:
     """Load an exported model, which onnxruntime runs."""
-    try:
-        config = msgspec.json.decode((folder / CONFIG_FILE).read_bytes(), type=Config)
-    except (OSError, msgspec.DecodeError) as error:
-        raise UserError(
-            f"{folder / CONFIG_FILE} is not the configuration of an exported model ({error}); "
-            "run `effimini export` again"
-        ) from None
+    config = read_config(folder / CONFIG_FILE, "the configuration of an exported model", "run `effimini export` again")
     graph = Graph(folder / GRAPH, config.size)
     tokenizer = tokens.load_tokenizer(str(folder))
     tokens.check_vocabulary(tokenizer, config.text["vocab_size"], str(folder))

@@ -10,15 +10,18 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
-from prep.core.errors import UserError
+from prep.core.errors import VERSION, UserError, check_format
 from prep.core.fields import LABELS
 from prep.core.params import rename_keys
 from prep.core.parts import TEST, TRAIN, VALIDATION
 
 FORMAT = 5  # increment it when an older reader would misread a manifest or an index
 _READABLE = (2, 3, 4, FORMAT)  # before 5, shards have no tabular columns
+# The first version of EffiMini that reads FORMAT; set it when FORMAT is incremented. Unset, so that no byte of the
+# manifests of this format changes: 0.1.0.
+NEEDS: str | UnsetType = UNSET
 MANIFEST_FILE = "manifest.json"
 LIMIT = 100_000_000  # bytes of a manifest that are read; one of 100,000 shards has a third of it
 # The parameters that a manifest records: those that the samples depend on.
@@ -88,6 +91,7 @@ class Manifest(Struct, frozen=True):
     tokens: Tokenization
     shards: Annotated[tuple[Shard, ...], Meta(min_length=1, max_length=1_000_000)]
     tabular: Annotated[tuple[Name, ...], Meta(max_length=1000)] = ()  # names of the tabular columns, in order
+    needs: Annotated[str, Meta(pattern=rf"^{VERSION}\Z")] | UnsetType = NEEDS  # version of EffiMini, to read it
 
     @property
     def image_size(self) -> int:
@@ -130,14 +134,10 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         UserError: it is not a manifest, or has an unknown format.
     """
     try:
-        version = msgspec.json.decode(content, type=_Version).format
-        if version not in _READABLE:
-            raise UserError(
-                f"{where} has format {version!r:.20} and this version reads {', '.join(map(str, _READABLE))}; run "
-                "`dvc repro shard`, or use the version of EffiMini that wrote it"
-            )
+        head = msgspec.json.decode(content, type=_Head)
+        check_format(head.format, head.needs, _READABLE, where, "make the shards again with `dvc repro shard`")
         manifest = msgspec.json.decode(content, type=Manifest)
-        if version != FORMAT:
+        if manifest.format != FORMAT:
             rename_keys(manifest.parameters)
         _read(manifest)
         return manifest
@@ -145,8 +145,11 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         raise UserError(f"{where} is not a manifest ({error}); run `dvc checkout` or `dvc repro shard`") from None
 
 
-class _Version(Struct):
+class _Head(Struct):
+    """What every version reads of a manifest."""
+
     format: Any = None
+    needs: Any = None
 
 
 def problems(about: Manifest, category: str) -> Iterator[str]:

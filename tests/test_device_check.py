@@ -106,9 +106,16 @@ def test_the_tests_that_need_a_gpu_are_run(monkeypatch: pytest.MonkeyPatch, tmp_
     ):
         text = f"import pytest\n@pytest.mark.cuda\ndef test_it() -> None:\n    {body}\ndef test_other(): assert 0\n"
         (tmp_path / "test_one.py").write_text(text)
-        row = device_check.cuda_tests()
+        row = device_check.cuda_tests(60)
         assert (row.value.startswith(value), row.failed) == (True, failed), row
+    assert device_check.cuda_tests(0.01).value == f"{SKIPPED}stopped after its limit of 0 s"
     assert (ROOT / "tests/test_cuda.py").exists()
+
+
+def test_without_torch_it_ends_with_one_sentence(stubs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (stubs / "stubs/torch.py").write_text("raise ModuleNotFoundError('No module named torch', name='torch')")
+    with pytest.raises(SystemExit, match="device_check: torch cannot be imported"):
+        main(monkeypatch, stubs / "out")
 
 
 @pytest.mark.slow

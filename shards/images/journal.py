@@ -5,11 +5,14 @@ complete record is in the file, so a killed process loses none; a truncated last
 record is skipped, and its URL is requested again; one process writes at a time.
 
 A record in the file is MAGIC, the length and the CRC-32 of what follows (both unsigned 32 bits, little endian), and a
-`Record` as msgpack. The in-memory index takes about 250 bytes per URL.
+`Record` as msgpack. The in-memory index takes about 250 bytes per URL. A later version may append fields to `Record`,
+which others skip. A store that this version would misread begins with the first three bytes of MAGIC, a later letter,
+the first version of EffiMini that reads it, and a line feed; it is refused and stays as it is.
 """
 
 import logging
 import os
+import re
 import struct
 import zlib
 from collections.abc import Collection, Iterator
@@ -21,8 +24,10 @@ from typing import BinaryIO, Self
 import msgspec
 
 from prep.core import files, locks
+from prep.core.errors import VERSION, UserError, version
 
 MAGIC = b"\xf1EMJ"
+_LATER = re.compile(rb"\xf1EM[K-Z](%s)\n" % VERSION.encode())
 _HEAD = struct.Struct("<4sII")
 _LONGEST = 1 << 26  # bytes; a record with a larger length is damaged
 _BLOCK = 1 << 20
@@ -125,7 +130,7 @@ class Journal:
     def _read_through(self) -> int:
         """Index the intact records; return the offset at which the last one ends."""
         end = offset = 0
-        with self._path.open("rb", buffering=_BLOCK) as file:
+        with _opened(self._path) as file:
             while True:
                 body = _read_record(file, offset)
                 if body is None:
@@ -145,9 +150,25 @@ class Journal:
         return end
 
 
+def _opened(path: Path) -> BinaryIO:
+    """Open an image store to read.
+
+    Raises:
+        UserError: it is of a later format.
+    """
+    file = path.open("rb", buffering=_BLOCK)
+    if later := _LATER.match(file.read(64)):
+        file.close()
+        raise UserError(
+            f"{path} has a later format than EffiMini {version()} reads; install EffiMini {later[1].decode()} or "
+            "newer, or fetch images into another store with EFFIMINI_STORE"
+        )
+    return file
+
+
 def urls(path: Path) -> list[str]:
     """Return the URL of each intact record of an image store, in order, repetitions included."""
-    with path.open("rb", buffering=_BLOCK) as file:
+    with _opened(path) as file:
         return [msgspec.msgpack.decode(body, type=Record).url for body in _bodies(file)]
 
 
@@ -156,7 +177,7 @@ def forget(path: Path, gone: Collection[str]) -> int:
 
     Damaged bytes are left out too, since they may be of such a record. A run that uses the store is waited for.
     """
-    with locks.hold(path), path.open("rb", buffering=_BLOCK) as file, files.atomic_write(path) as partial:
+    with locks.hold(path), _opened(path) as file, files.atomic_write(path) as partial:
         left_out = 0
         with partial.open("wb") as kept:
             for body in _bodies(file):

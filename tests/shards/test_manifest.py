@@ -41,8 +41,26 @@ def test_shards_of_older_formats_are_read_as_before(tmp_path: Path, version: int
 def test_shards_of_an_unknown_format_are_rejected(tmp_path: Path, version: int | None) -> None:
     folder = make_shards(tmp_path, {"train": [3]})
     rewrite(folder, format=version)
-    with pytest.raises(UserError, match=f"has format {version!r} and this version reads 2, 3, 4, 5"):
+    with pytest.raises(UserError, match=f"has format {version!r} and EffiMini [0-9.]+ reads 2, 3, 4, 5; ") as error:
         ShardDataset(folder, ["Made"], "train")
+    assert ("install a newer version of EffiMini, or " in str(error.value)) is (version == manifest.FORMAT + 1)
+
+
+@pytest.mark.parametrize(
+    ("needs", "told"),
+    [
+        ("0.2.0", "install EffiMini 0.2.0 or newer, or make the shards again with `dvc repro shard`"),
+        ("\x1b[2J", "install a newer version of EffiMini, or make"),  # strangers write manifests
+        (7, "install a newer version of EffiMini, or make"),
+    ],
+)
+def test_shards_of_a_newer_format_name_the_version_that_reads_them(tmp_path: Path, needs: object, told: str) -> None:
+    folder = make_shards(tmp_path, {"train": [3]})
+    assert "needs" not in json.loads((folder / "Made" / manifest.MANIFEST_FILE).read_text())
+    rewrite(folder, format=manifest.FORMAT + 1, needs=needs, shards="in a way that this version does not know")
+    with pytest.raises(UserError) as error:
+        ShardDataset(folder, ["Made"], "train")
+    assert told in str(error.value)
 
 
 def test_tabular_values_are_read_with_their_names_and_nan_where_missing(tmp_path: Path) -> None:

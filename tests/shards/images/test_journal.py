@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from prep.core.errors import UserError
 from shards.images.journal import MAGIC, Journal, Record, forget, urls
 
 
@@ -152,3 +153,31 @@ def test_forgotten_urls_leave_no_byte_and_the_others_stay(tmp_path):
         assert journal.outcome("https://h/1") is None
         journal.append(records(2)[1])
     assert len((tmp_path / "j").read_bytes()) == len(whole)
+
+
+def test_a_store_of_a_later_format_is_refused_and_kept(tmp_path):
+    later = MAGIC[:3] + b"K0.2.0\n" + bytes(range(256))
+    for use in (lambda path: Journal(path, "t"), urls, lambda path: forget(path, ["https://h/1"])):
+        (tmp_path / "j").write_bytes(later)
+        with pytest.raises(
+            UserError, match=r"j has a later format than EffiMini .* reads; install EffiMini 0\.2\.0 or"
+        ):
+            use(tmp_path / "j")
+        assert (tmp_path / "j").read_bytes() == later
+
+
+def test_a_damaged_first_record_is_not_taken_for_a_later_format(tmp_path):
+    filled(tmp_path / "j")
+    whole = (tmp_path / "j").read_bytes()
+    (tmp_path / "j").write_bytes(MAGIC[:3] + b"K" + whole[4:])
+    assert held(tmp_path / "j") == [f"https://h/{n}" for n in range(1, 5)]
+
+
+def test_fields_that_a_later_version_appends_are_skipped(tmp_path):
+    class Longer(Record, frozen=True, array_like=True):
+        licence: str = "unknown"
+
+    with Journal(tmp_path / "j", "t") as journal:
+        journal.append(Longer("https://h/1", "t", "ok", image=b"x"))
+    with Journal(tmp_path / "j", "t") as journal:
+        assert journal.get("https://h/1") == Record("https://h/1", "t", "ok", image=b"x")
