@@ -260,7 +260,10 @@ def _commit_of(folder: Path, table: Path) -> tuple[str, str]:
     """Return the commit of a folder's run, and its date; no commit, and the date of its predictions, if it has none."""
     try:
         commit, seconds = git(folder, "log", "-1", "--format=%h %ct").split()
-        if not git(folder, "status", "--porcelain", "--untracked-files=no", "--", "dvc.lock", "params.yaml"):
+        is_tracked = git(folder, "ls-files", "--", "params.yaml")  # not so in a copy within another project
+        if is_tracked and not git(
+            folder, "status", "--porcelain", "--untracked-files=no", "--", "dvc.lock", "params.yaml"
+        ):
             return commit, _utc(int(seconds))
     except (UserError, ValueError):
         return "", _utc(table.stat().st_mtime)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias, cast
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa

@@ -112,6 +112,8 @@ def test_revisions_are_read_from_dvc(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [run["commit"] for run in here["runs"]] == [commit.stdout.strip()] * 2
     (tmp_path / "params.yaml").write_text("train: {seed: 3}\n")
     assert read_run(".").commit == ""  # not committed
+    write(tmp_path / "copy", range(3), 1.0)
+    assert read_run("copy").commit == ""  # within another project
     with pytest.raises(UserError, match="has no revision v3"):
         read_run("v3")
 
