@@ -77,7 +77,7 @@ def test_weights_of_another_sample_are_refused(run_params: Params, project: Path
 
 
 def test_a_model_of_other_shards_or_another_recipe_is_not_evaluated(run_params: Params, project: Path) -> None:
-    with pytest.raises(UserError, match=r"trained with train\.mixture {} and the parameters say {'Alpha': 2}"):
+    with pytest.raises(UserError, match=r"trained with train\.mixture {} and the parameters say {'Alpha': 2\.0}"):
         evaluate(replace(run_params, train={"mixture": {"Alpha": 2}}))
     with pytest.raises(UserError, match=r"models/best was trained with train\.epochs 10 and the parameters say 3"):
         evaluate(replace(run_params, train={"epochs": 3}))
