@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from dvc.utils.hydra import apply_overrides
 from ruamel.yaml import YAML
 
 from prep.core.errors import UserError
@@ -116,6 +117,15 @@ def test_steps_to_skip_are_read_in_any_order(tmp_path: Path) -> None:
     text = DEMO.replace("hashed_ngrams: 65536", "hashed_ngrams: 0")
     path.write_text(text.replace("skip: []", "skip: [1200-1210, '9', 1300, 7-8]"))
     assert load_params(path).train.skipped == [(7, 8), (9, 9), (1200, 1210), (1300, 1300)]
+
+
+def test_dvc_sets_steps_to_skip_and_a_mixture_as_the_documentation_says(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(DEMO.replace("hashed_ngrams: 65536", "hashed_ngrams: 0"))
+    apply_overrides(path, ["train.skip=[1200-1210,1300]", "+train.mixture={Demo_Toys: 2, Demo_Beauty: 0.5}"])
+    found = load_params(path).train
+    assert found.skipped == [(1200, 1210), (1300, 1300)]
+    assert found.mixture == {"Demo_Toys": 2, "Demo_Beauty": 0.5}
 
 
 def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
