@@ -298,7 +298,7 @@ def _stage_reports(test: ShardDataset) -> list[StageReport]:
         name = f"{manifest.category}/report.json"
         try:
             stage_report = msgspec.json.decode(location.read(name), type=StageReport)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise UserError(
                 f"{location.full(name)} is not a valid stage report ({error}); run `dvc checkout`"
             ) from None

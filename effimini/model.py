@@ -275,7 +275,7 @@ def read_config(path: Path, what: str, otherwise: str) -> Config:
         head = msgspec.json.decode(content, type=_Head)
         check_format(head.format, head.needs, _READABLE, str(path), otherwise)
         return msgspec.json.decode(content, type=Config)
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not {what} ({error}); {otherwise}") from None
 
 

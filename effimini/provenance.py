@@ -69,7 +69,7 @@ def read_training(folder: Path) -> Training | None:
         return training
     except FileNotFoundError:
         return None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a valid training record ({error}); run `dvc checkout`") from None
 
 

@@ -153,7 +153,7 @@ class Service:
                 return serve_request.of_form(*await _in_time(_form(limited, self.limits.body)))
         except ClientDisconnect:
             raise HTTPException(400, "the body was cut off") from None
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise HTTPException(400, f"the body is not JSON ({first_sentence(error)}); correct it") from None
         finally:
             self.held -= taken

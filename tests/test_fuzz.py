@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from effimini.input_csv import INPUT_COLUMNS, csv_rows
+from effimini.model import Config, read_config
 from effimini.provenance import Training, read_training
 from prep import demo, records, removed
 from prep.core.errors import UserError
@@ -52,6 +53,10 @@ ANSWERS = {
     "image.http": bytes(200),
     "hub.http": msgspec.json.encode({"tags": [], "converts": [], "branches": [BRANCH]}),
 }
+CONFIG = Config(
+    source="demo", image="test_efficientnet", mean=(0.5,) * 3, std=(0.5,) * 3, text={"model_type": "bert", "ids": [1]},
+    hidden=(8,), dropout=0.1, size=32, fit="squash", quality=90, max_pixels=1000, fields=("title",), max_tokens=16,
+)  # fmt: skip
 Edits = list[tuple[str, float, int, bytes]]
 Reader = Callable[["Files", str, bytes], None]
 VALUES = ("-1", "0", "1e999", "9" * 30, "null", "true", '""', "[]", "{}", '"' + "x" * 300 + '"')
@@ -123,6 +128,7 @@ class Files:
             "weights.json": msgspec.json.encode(weights),
             "training.json": msgspec.json.encode(training),
             **{name: ANSWER + b"%d\r\n\r\n%b" % (len(body), body) for name, body in ANSWERS.items()},
+            "config.json": msgspec.json.encode(CONFIG),
             "removed.csv": b"item,images,stratum,split,order,slot,group\n12,3 4,5,0.25,6,7,8\n13,,5,0.5,6,7,9\n",
         }
 
@@ -226,6 +232,7 @@ READERS: dict[str, Reader] = {
     "params.yaml": _file(load_params),
     "weights.json": _file(read_weights),
     "training.json": _file(lambda path: read_training(path.parent)),
+    "config.json": _file(lambda path: read_config(path, "a configuration", "train again")),
     "removed.csv": _file(lambda path: removed.read_removed(path.parent.parent / "data", path.stem)),
 }
 
@@ -243,6 +250,7 @@ def test_a_valid_file_is_read(files: Files, name: str) -> None:
 @pytest.mark.parametrize("name", READERS)
 @settings(
     max_examples=EXAMPLES,
+    derandomize="FUZZ" not in os.environ,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -583,7 +583,7 @@ def read_yaml(path: Path, extended_by: tuple[Path, ...] = ()) -> CommentedMap:
         raise UserError(f"{path} is a folder; name a parameter file, such as params.yaml") from None
     except RecursionError:
         raise UserError(f"{path} is nested too deeply to be a parameter file; write it like params/base.yaml") from None
-    except (YAMLError, ValueError) as error:
+    except (YAMLError, ValueError, NotImplementedError) as error:  # the last of comments where ruamel expects none
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     _check_size(content, path)
     if isinstance(content, CommentedMap) and (extended := content.pop("extends", None)):

@@ -198,6 +198,7 @@ BOMB = "a0: &a0 [1, 2]\n" + "".join(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}']
         ("a: 1\na: 2\n", "is not valid YAML"),
         ("", "the whole file"),
         ("\x00", "is not valid YAML"),
+        ("a: # b\n  c:0\n\nd: 1\n", "is not valid YAML"),
     ],
 )
 def test_a_file_that_is_none_of_parameters_gets_one_sentence(tmp_path: Path, content: str, expected: str) -> None:
