@@ -406,8 +406,10 @@ def forwarding(seen: list[bytes], credentials: str = "") -> Callable[[socket.soc
         with socket.create_connection((name.decode(), int(port))) as server:
             server.sendall(b" ".join([method, b"/" + path, version]) + b"\r\n" + rest)
             server.shutdown(socket.SHUT_WR)  # so that it closes the connection after its response
+            closing = b"\r\nConnection: close\r\n"  # or the client may use the connection again before it sees its end
             while got := server.recv(1 << 16):
-                connection.sendall(got)
+                connection.sendall(got.replace(b"\r\n", closing, 1) if closing else got)
+                closing = b""
         connection.shutdown(socket.SHUT_RDWR)
 
     return answer

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from playwright.sync_api import expect
 
 from prep.core import writers
 from prep.core.errors import UserError
@@ -217,6 +218,7 @@ def test_search_and_filters_show_what_matches(shards: Path, tmp_path: Path, visi
         assert seen.text_content("output") == f"{len(found)} of {len(every)} shown"
         assert len(seen.evaluate(VISIBLE, "section")) == len({every[asin]["category"] for asin in found})
         seen.click("[type=reset]")
+        expect(seen.locator("output")).to_have_text(f"{len(every)} of {len(every)} shown")  # once the form is reset
         assert len(seen.evaluate(VISIBLE, "article")) == len(every)
         return set(found)
 
