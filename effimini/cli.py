@@ -896,11 +896,15 @@ def info(
 
     if model:
         precheck.saved_model(model)
-    else:
-        load_params(params)  # an error in it comes before what takes long to import
-    from effimini import info as stage
+        from effimini import info as stage
 
-    _show(stage.of_folder(model) if model else stage.info(load_params(params)), stage.info_table, as_json)
+        found = stage.of_folder(model)
+    else:
+        settings = load_params(params)
+        from effimini import info as stage
+
+        found = stage.info(settings)
+    _show(found, stage.info_table, as_json)
 
 
 @app.command()

@@ -7,6 +7,7 @@ Guarantees: a difference is paired by item, and is stated only where both runs t
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -178,7 +179,7 @@ def compare_table(found: RunComparison) -> Group:
         numbers = (f"{value:.3f}" for value in (run.srcc, run.mae, run.rmse))
         name = f"{escape(run.run)}\n{run.commit or 'not committed'}, {run.date[:10]}"
         scores.add_row(name, f"{run.samples:,}", f"{run.plcc:.3f}", _interval(run.interval), *numbers)
-    shown: list[Any] = [scores, sentence(found)]
+    shown: list[Any] = [scores, _sentence(found)]
     if any(group.difference is not None for group in found.groups):
         shown.append(_groups_table(found.groups))
     if found.parameters:
@@ -209,17 +210,21 @@ def _interval(interval: LowHigh, sign: str = "") -> str:
     return f"{low:{sign}.3f} to {high:{sign}.3f}"
 
 
-def sentence(found: RunComparison) -> str:
-    """Return the difference of two runs in words, with the markup of rich."""
+def paired(found: RunComparison) -> str:
+    """Return the paired difference of two runs with its interval as text; empty if too few items are shared."""
+    if found.difference is None or found.interval is None:
+        return ""
+    return f"{found.difference:+.3f} ({_interval(found.interval, '+')})"
+
+
+def _sentence(found: RunComparison) -> str:
     of = f"{found.shared:,} items that both test" + (
         f", and {found.relabelled:,} with another label are left out" if found.relabelled else ""
     )
-    if found.difference is None or found.interval is None:
+    if found.difference is None:
         return f"There are {of}: fewer than {SMALL}, so the runs are not compared item by item."
-    return (
-        f"On {of}, the PLCC of {escape(found.runs[1].run)} less that of {escape(found.runs[0].run)} is "
-        f"{found.difference:+.3f} ({_interval(found.interval, '+')})."
-    )
+    first, second = (escape(run.run) for run in found.runs)
+    return f"On {of}, the PLCC of {second} less that of {first} is {paired(found)}."
 
 
 def _groups(shared: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
@@ -258,15 +263,12 @@ def _read_folder(folder: Path, name: str) -> Run:
 
 def _commit_of(folder: Path, table: Path) -> tuple[str, str]:
     """Return the commit of a folder's run, and its date; no commit, and the date of its predictions, if it has none."""
-    try:
+    with suppress(UserError, ValueError):  # no repository, or no commit
         commit, seconds = git(folder, "log", "-1", "--format=%h %ct").split()
         is_tracked = git(folder, "ls-files", "--", "params.yaml")  # not so in a copy within another project
-        if is_tracked and not git(
-            folder, "status", "--porcelain", "--untracked-files=no", "--", "dvc.lock", "params.yaml"
-        ):
+        changes = git(folder, "status", "--porcelain", "--untracked-files=no", "--", "dvc.lock", "params.yaml")
+        if is_tracked and not changes:
             return commit, _utc(int(seconds))
-    except (UserError, ValueError):
-        return "", _utc(table.stat().st_mtime)
     return "", _utc(table.stat().st_mtime)
 
 

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import pandas as pd
 import pyarrow.parquet as pq
 
-from effimini.compare import Run, RunComparison, compare, previous_run, read_run
+from effimini.compare import Run, RunComparison, compare, paired, previous_run, read_run
 from effimini.slices import SMALL
 from prep.core.errors import UserError
 from prep.core.params import Params
 from prep.core.parts import part_files
-from prep.core.tables.exclusions import SAME_PICTURE, SAME_PRODUCT_TITLE
+from prep.core.tables.exclusions import EXCLUSIONS, SAME_PICTURE, SAME_PRODUCT_TITLE
 from prep.core.templates import data_url, render
 
 log = logging.getLogger(__name__)
@@ -100,11 +100,7 @@ def _previous(project: Path) -> Iterator[Run]:
 def _runs(this: Run, compared: Sequence[RunComparison]) -> str:
     """Return the section that shows the runs."""
     rows: list[tuple[Any, int | None, str]] = [(this.scores, None, "")]
-    for found in compared:
-        ahead = ""
-        if found.difference is not None and found.interval is not None:
-            ahead = "{:+.3f} ({:+.3f} to {:+.3f})".format(found.difference, *found.interval)
-        rows.append((found.runs[0], found.shared, ahead))
+    rows += [(found.runs[0], found.shared, paired(found)) for found in compared]
     return render("effimini", "runs.html.jinja", {"runs": rows, "compared": compared, "small": SMALL})
 
 
@@ -115,9 +111,11 @@ def _near_duplicates(categories: Sequence[str], data: Path) -> str:
         for category in categories
         for path in part_files(data / "exclusions" / category)
     ]
-    excluded = pd.concat(tables) if tables else pd.DataFrame({"reason": []})
+    none = EXCLUSIONS.empty_table().to_pandas().assign(category="", part="")
+    excluded = pd.concat(tables or [none]).sort_values(
+        ["difference", "category", "parent_asin"], ascending=[False, True, True]
+    )
     reasons = {reason: excluded[excluded["reason"] == reason] for reason in (SAME_PICTURE, SAME_PRODUCT_TITLE)}
-    order = ["difference", "category", "parent_asin"]
     return render(
         "effimini",
         "near_duplicates.html.jinja",
@@ -125,13 +123,7 @@ def _near_duplicates(categories: Sequence[str], data: Path) -> str:
             "most": SHOWN,
             "counts": {reason: len(rows) for reason, rows in reasons.items()},
             "pairs": {
-                reason: [
-                    _pair(row, data)
-                    for row in rows.sort_values(order, ascending=[False, True, True]).head(SHOWN).itertuples()
-                ]
-                if len(rows)
-                else []
-                for reason, rows in reasons.items()
+                reason: [_pair(row, data) for row in rows.head(SHOWN).itertuples()] for reason, rows in reasons.items()
             },
         },
     )

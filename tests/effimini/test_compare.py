@@ -1,9 +1,7 @@
 """Two runs are compared item by item where both test the same items with the same label."""
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from effimini.cli import app
 from effimini.compare import RunComparison, compare, previous_run, read_run
 from prep.core.errors import UserError
 from prep.core.tables.predictions import PREDICTIONS
+from tests.clone import Clone
 
 
 def write(folder: Path, numbers: Sequence[int], noise: float, params: str = "train: {seed: 1}\n") -> None:
@@ -87,12 +86,7 @@ def test_other_labels_and_few_items_are_not_compared(tmp_path: Path) -> None:
 
 
 def test_revisions_are_read_from_dvc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(*words: str) -> None:
-        names = {f"GIT_{role}_{what}": "a@b" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        env = os.environ | names | {"DVC_NO_ANALYTICS": "1", "PATH": path}
-        subprocess.run(words, cwd=tmp_path, env=env, check=True, capture_output=True)
-
+    run = Clone(tmp_path).run
     run("git", "init", "-q")
     run("dvc", "init", "-q")
     for tag, noise in (("v1", 2.0), ("v2", 0.5)):
@@ -130,10 +124,7 @@ def test_a_run_without_predictions_is_an_error(tmp_path: Path) -> None:
 
 def test_the_previous_run_is_the_last_commit_with_other_predictions(tmp_path: Path) -> None:
     def git(*words: str) -> str:
-        names = {f"GIT_{role}_{what}": "a@b" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-        words = ("git", *words)
-        done = subprocess.run(words, cwd=tmp_path, env=os.environ | names, check=True, capture_output=True, text=True)
-        return done.stdout.strip()
+        return Clone(tmp_path).run("git", *words).stdout.strip()
 
     def lock(predictions: str, other: str) -> None:
         outs = [{"path": "data/predictions", "md5": predictions}, {"path": "results", "md5": other}]

@@ -1,10 +1,8 @@
 """The report beside other runs: both protocols, paired differences, near duplicates with their images."""
 
-import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,6 +14,7 @@ from effimini.run_report import run_report
 from prep.core.errors import UserError
 from prep.core.params import Params
 from prep.core.tables.exclusions import EXCLUSIONS
+from tests.clone import Clone
 from tests.conftest import Visit
 
 
@@ -100,11 +99,7 @@ def test_a_missing_or_an_older_report_is_an_error(project: Path, run_params: Par
 
 
 def test_the_previous_run_is_shown_once(project: Path, run_params: Params) -> None:
-    def run(*words: str) -> None:
-        names = {f"GIT_{role}_{what}": "a@b" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        env = os.environ | names | {"DVC_NO_ANALYTICS": "1", "PATH": path}
-        subprocess.run(words, env=env, check=True, capture_output=True)
+    run = Clone(project).run
 
     def rows(*others: str) -> list[tuple[str, str]]:
         page = run_report(others, run_params, Path("data"), Path("results")).page
