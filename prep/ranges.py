@@ -4,19 +4,21 @@ Input: a `Remote` with the expected size, version and sha256 of the file.
 Output: the bytes of the file in order, or the file on disk.
 Guarantees: the bytes have the announced size, are from one version of the file (its ETag), and have the source's sha256
 if it publishes one. An interrupted response is resumed at the byte where it stopped. A file has its final name only
-when it is complete, and bytes that a killed run downloaded are not requested again. A file that was changed on disk
-is downloaded again; one whose sha256 the store has under another revision is not. Memory is bounded by one block.
+when it is complete, and ranges that a killed run downloaded are not requested again, except the last one: if the power
+failed, it may not be on disk. A file that was changed on disk is downloaded again; one whose sha256 the store has under
+another revision is not. Memory is bounded by one block.
 """
 
 import errno
 import hashlib
 import logging
+import os
 import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import httpx
 
@@ -165,15 +167,16 @@ def download_file(remote: Remote, path: Path, policy: RetryPolicy = DEFAULT_POLI
     with locks.hold(path):  # another run may download the same file
         if files.intact(path) or _is_known(remote, path) or _is_linked(remote, path):
             return
-        done = partial.stat().st_size if partial.exists() else 0
-        _check_disk_space(remote, done, path.parent)
+        size = partial.stat().st_size if partial.exists() else 0
+        _check_disk_space(remote, size, path.parent)
+        done = max(0, size - 1) // RANGE * RANGE  # the bytes before it were flushed; others may be zeros by now
         try:
             with partial.open("a+b") as file:
+                file.truncate(done)
                 file.seek(0)
                 digest = hashlib.file_digest(file, "sha256")
                 for got in read_ranges(remote, done, digest, policy):
-                    file.write(got)
-                    file.flush()  # so that these bytes survive a kill
+                    _append(file, got)
         except CorruptError:
             partial.unlink()  # otherwise the next run would resume it
             raise
@@ -184,6 +187,18 @@ def download_file(remote: Remote, path: Path, policy: RetryPolicy = DEFAULT_POLI
             raise
         files.seal(path, digest.hexdigest())
         files.commit(partial, path)
+
+
+def _append(file: BinaryIO, got: bytes) -> None:
+    """Append bytes to a partial file, so that they survive a kill; flush each whole range to disk before the next."""
+    rest = memoryview(got)
+    while rest:
+        room = RANGE - file.tell() % RANGE
+        file.write(rest[:room])
+        file.flush()
+        if len(rest) >= room:
+            os.fsync(file.fileno())
+        rest = rest[room:]
 
 
 def _is_known(remote: Remote, path: Path) -> bool:
