@@ -1,9 +1,9 @@
 """Checkpoints: everything needed to resume a training as if it had not been interrupted.
 
 Input: model, optimizer and progress after any step. Output: one folder per checkpoint, named by the last completed
-step, with ``last/`` and ``best/`` (saved models), ``optimizer.pt``, ``progress.json`` and the sha256 of
-each. Guarantees: a checkpoint is written atomically, and the previous one is removed only afterwards, so a kill at any
-moment leaves one to resume from; one that was changed on disk is refused.
+step (and a plus after validation, if there was one), with ``last/`` and ``best/`` (saved models), ``optimizer.pt``,
+``progress.json`` and the sha256 of each. Guarantees: a checkpoint is written atomically, and the previous one is
+removed only afterwards, so a kill at any moment leaves one to resume from; one that was changed on disk is refused.
 The loader's state is small because the order of an epoch depends only on the seed. No random state is saved because
 each step is seeded by (seed, epoch, step, rank).
 """
@@ -83,6 +83,8 @@ def save_checkpoint(
         UserError: the checkpoint cannot be written, for example because the disk is full; the previous one is kept.
     """
     previous, path = newest_checkpoint(folder), folder / f"{progress.steps:09d}"
+    if path == previous:  # as after validation: that one stays until this one is complete
+        path = folder / f"{path.name}+"
     try:
         with files.atomic_folder(path) as partial:
             model.save_pretrained(partial / "last")
@@ -96,7 +98,7 @@ def save_checkpoint(
             writers.write_json(partial / PROGRESS, progress)
             writers.write_json(partial / HASHES, _hashes(partial))
     except (OSError, SafetensorError, RuntimeError) as error:  # torch.save and safetensors raise their own errors
-        kept = f"the checkpoint of step {int(previous.name)} is kept" if previous else "there is no earlier checkpoint"
+        kept = f"the checkpoint of step {steps_of(previous)} is kept" if previous else "there is no earlier checkpoint"
         raise UserError(
             f"the checkpoint cannot be written to {path} ({first_sentence(error)}); {kept}: free disk space and run "
             "the same command to resume"
@@ -133,6 +135,11 @@ def load_checkpoint(folder: Path, model: EffiMini, optimizer: torch.optim.Optimi
 def newest_checkpoint(folder: Path) -> Path | None:
     """Return the path of the newest checkpoint in `folder`, None if there is none."""
     return max((path for path in folder.glob("[0-9]*") if path.is_dir()), default=None)
+
+
+def steps_of(path: Path) -> int:
+    """Return the number of steps of a checkpoint."""
+    return int(path.name.rstrip("+"))
 
 
 def link(source: Path, target: Path) -> None:

@@ -278,7 +278,7 @@ class Trainer:
                 f"the gradient norm of step {step + 1} in epoch {epoch + 1} is {float(result.norm)} (loss {loss}); "
                 f"lower train.learning_rate, which is {self.params.train.learning_rate:g}, or add step "
                 f"{self._of_run(epoch, step)} to train.skip"
-                + (f"; the checkpoint of step {int(kept.name)} is kept in {kept}" if kept else "")
+                + (f"; the checkpoint of step {checkpoint.steps_of(kept)} is kept in {kept}" if kept else "")
             )
         self.progress.loss += loss * result.size
         self.progress.samples += result.size
@@ -424,8 +424,7 @@ def train(
         if dist.rank == 0:
             profile = time_profile.time_profile(progress.seconds, progress.trained, dist)
             log.info(time_profile.describe(profile))
-            with locks.hold(results):  # another training may write to the same folders
-                _publish(trainer, profile, out, results)
+            _publish(trainer, profile, out, results)
         dist.barrier()
     return Trained(str(out / "best"), progress.best_epoch + 1, progress.best, progress.steps, progress.history)
 
@@ -507,7 +506,7 @@ def _publish(trainer: Trainer, profile: Spent, out: Path, results: Path) -> None
     params, progress = trainer.params, trainer.progress
     newest = checkpoint.newest_checkpoint(trainer.state)
     assert newest is not None, trainer.state
-    with files.atomic_folder(out) as partial:
+    with files.atomic_folder(results) as curves, files.atomic_folder(out) as partial:
         for name, epoch in (("best", progress.best_epoch), ("last", len(progress.history) - 1)):
             shutil.copytree(newest / name, partial / name)
             # that of the epoch, with its calibration
@@ -519,12 +518,13 @@ def _publish(trainer: Trainer, profile: Spent, out: Path, results: Path) -> None
             )
             (partial / name / model_card.MODEL_CARD_FILE).write_text(text, encoding="utf-8")
             writers.write_json(partial / name / provenance.TRAINING_FILE, trainer.training)
-    with Live(dir=str(results), dvcyaml=None, save_dvc_exp=False, report=None) as live:
-        for metrics in progress.history:
-            for name in sorted(metrics):  # sorted, because a resumed training reads its metrics back in this order
-                live.log_metric(name, metrics[name])
-            live.next_step()
-        live.summary["source"] = params.source.kind
-        live.summary["best"] = {"epoch": progress.best_epoch + 1, "validation_plcc": progress.best}
-    writers.write_json(results / "time.json", profile)
+        with Live(dir=str(curves), dvcyaml=None, save_dvc_exp=False, report=None) as live:
+            for metrics in progress.history:
+                for name in sorted(metrics):  # sorted, because a resumed training reads its metrics back in this order
+                    live.log_metric(name, metrics[name])
+                live.next_step()
+            live.summary["source"] = params.source.kind
+            live.summary["best"] = {"epoch": progress.best_epoch + 1, "validation_plcc": progress.best}
+        writers.write_json(curves / "time.json", profile)
+    newest.replace(newest.with_name(f".{newest.name}.old.partial"))  # a kill must not leave half of it to resume from
     shutil.rmtree(trainer.state)

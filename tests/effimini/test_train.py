@@ -142,7 +142,7 @@ def interrupted(params: Params, data: Path, after: int) -> int:
     assert stopped.value.code == 128 + signal.SIGTERM
     state = checkpoint.newest_checkpoint(trainer.state)
     assert state is not None
-    return int(state.name)
+    return checkpoint.steps_of(state)
 
 
 def test_a_training_stopped_after_any_step_resumes_with_the_losses_of_an_uninterrupted_one(
@@ -325,6 +325,57 @@ def test_a_full_disk_keeps_the_previous_checkpoint(small: Params, data: Path, tm
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert trained(small, data, tmp_path / "resumed") == whole
+
+
+def test_a_kill_while_the_checkpoint_is_removed_does_not_stop_the_next_run(
+    small: Params, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, remove = trained(small, data, tmp_path / "whole"), shutil.rmtree
+
+    def killed(folder: Path, **how: bool) -> None:
+        if folder.parent.name == "train":
+            next(folder.rglob("optimizer.pt")).unlink()
+            raise KeyboardInterrupt
+        remove(folder, **how)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed)
+        trained(small, data, tmp_path / "again")
+    assert trained(small, data, tmp_path / "again") == whole
+    assert list((files.store() / "train").iterdir()) == []
+
+
+def test_the_checkpoint_of_a_step_stays_until_the_next_one_of_that_step_is_complete(
+    small: Params, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every_step = replace(small, train={"save_every_steps": 1})
+    trainer = Trainer(every_step, data / "shards", data / "weights.json", ONE)
+    publish, seen = files._publish, list[set[str]]()
+
+    def published(new: Path, path: Path, old: Path) -> None:
+        if path.parent == trainer.state:
+            seen.append({one.name for one in path.parent.glob("[0-9]*")})
+        publish(new, path, old)
+
+    monkeypatch.setattr(files, "_publish", published)
+    next(trainer.run())
+    steps = len(trainer.loader)
+    assert seen[-1] == {f"{steps:09d}"}
+    assert {one.name for one in trainer.state.iterdir()} == {f"{steps:09d}+"}
+    assert Trainer(every_step, data / "shards", data / "weights.json", ONE).progress.steps == steps
+
+
+def test_curves_appear_whole_or_not_at_all(
+    small: Params, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, sync = set[Path](), files._sync
+    monkeypatch.setattr(files, "_sync", lambda path: (synced.add(path), sync(path)))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("dvclive.Live.next_step", lambda live: (_ for _ in ()).throw(KeyboardInterrupt))
+        trained(small, data, tmp_path)
+    assert not (tmp_path / "results/train").exists()
+    trained(small, data, tmp_path)
+    assert "plcc.tsv" in {path.name for path in synced}
 
 
 def test_a_damaged_checkpoint_is_an_error(small: Params, data: Path) -> None:
