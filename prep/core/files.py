@@ -88,9 +88,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     this run wrote.
     """
     with locks.hold(path) as alone:
-        if alone:  # otherwise they may be those of a run on another machine
-            for leftover in _leftovers(path):
-                shutil.rmtree(leftover, ignore_errors=True)
+        _remove_leftovers(path, alone)
         token = secrets.token_hex(4)
         new, old = (path.with_name(f".{path.name}.{state}-{token}.partial") for state in ("new", "old"))
         try:
@@ -104,10 +102,17 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 shutil.rmtree(old, ignore_errors=True)
 
 
-def _leftovers(path: Path) -> list[Path]:
-    """Return the temporary folders of killed runs that wrote the folder `path`."""
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary folders of killed runs that wrote the folder `path`; another run that does is waited for."""
+    with locks.hold(path) as alone:
+        _remove_leftovers(path, alone)
+
+
+def _remove_leftovers(path: Path, alone: bool) -> None:
     name = re.compile(rf"\.{re.escape(path.name)}\.(new|old)(-[0-9a-f]{{8}})?\.partial")
-    return [other for other in path.parent.iterdir() if name.fullmatch(other.name)]
+    for other in list(path.parent.iterdir()) if alone else ():  # otherwise they may be of a run on another machine
+        if name.fullmatch(other.name):
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def _publish(new: Path, path: Path, old: Path) -> None:

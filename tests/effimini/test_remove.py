@@ -144,6 +144,16 @@ def test_another_item_is_removed_later_and_the_first_stays_away(
     assert places(data) == {key: tar for key, tar in before.items() if key not in {first, second, head}}
 
 
+def test_what_a_killed_removal_left_is_gone_after_the_next_one(project: tuple[Path, Params]) -> None:
+    data, params = project
+    item = chosen(data)[0]
+    before = {category: data / f"raw/.{category}.old-01234567.partial" for category in params.source.categories}
+    for category, left in before.items():
+        shutil.copytree(data / "raw" / category, left)
+        remove([item], params, data)
+        assert not left.exists()
+
+
 def test_the_list_names_no_item_and_an_unknown_id_changes_nothing(project: tuple[Path, Params]) -> None:
     data, params = project
     with pytest.raises(UserError, match="B000NOTHERE is in no category of .*raw, and was not removed before"):
