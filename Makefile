@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help setup repro test test-slow fuzz lint format audit corpus ablation bench-stream bench-train bench-predict bench-serve bench-fetch bench-ingest bench-scale bench-validation rehearsal bench-near-duplicates device-check clean
+.PHONY: help setup repro test test-slow fuzz crash-points lint format audit corpus ablation bench-stream bench-train bench-predict bench-serve bench-fetch bench-ingest bench-scale bench-validation rehearsal bench-near-duplicates device-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -35,6 +35,9 @@ test-slow: setup ## run the tests that take long
 
 fuzz: setup ## read files after ten thousand random changes of each; takes an hour or two
 	FUZZ=10000 pytest -n auto --timeout 0 tests/test_fuzz.py
+
+crash-points: setup ## run each stage after every crash, with the loss of what was not flushed; takes an hour or two
+	CRASH_POINTS=0 OMP_NUM_THREADS=1 pytest -n auto --timeout 0 -rP tests/test_crash_points.py
 
 lint: setup ## check style and types
 	ruff check .

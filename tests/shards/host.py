@@ -42,6 +42,12 @@ class Request(BaseHTTPRequestHandler):
     def serve(self):
         self.answer(200, self.server.files[self.path])
 
+    def ranged(self, body):
+        """Answer a request for a range of bytes."""
+        first, _, last = self.headers["Range"].removeprefix("bytes=").partition("-")
+        part = body[int(first) : int(last) + 1]
+        self.answer(206, part, {"Content-Range": f"bytes {first}-{last}/{len(body)}"})
+
     def reset(self):
         """Close the connection with a TCP reset."""
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
