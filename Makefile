@@ -36,7 +36,7 @@ test-slow: setup ## run the tests that take long
 fuzz: setup ## read files after ten thousand random changes of each; takes an hour or two
 	FUZZ=10000 pytest -n auto --timeout 0 tests/test_fuzz.py
 
-crash-points: setup ## run each stage after every crash, with the loss of what was not flushed; takes an hour or two
+crash-points: setup ## run each stage after every crash, with the loss of what was not flushed; takes long
 	CRASH_POINTS=0 OMP_NUM_THREADS=1 pytest -n auto --timeout 0 -rP tests/test_crash_points.py
 
 lint: setup ## check style and types
