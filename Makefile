@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help setup repro test test-slow fuzz crash-points lint format audit corpus ablation bench-stream bench-train bench-predict bench-serve bench-fetch bench-ingest bench-scale bench-validation rehearsal bench-near-duplicates device-check clean
+.PHONY: help setup repro test test-slow fuzz crash-points state-machine lint format audit corpus ablation bench-stream bench-train bench-predict bench-serve bench-fetch bench-ingest bench-scale bench-validation rehearsal bench-near-duplicates device-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -38,6 +38,9 @@ fuzz: setup ## read files after ten thousand random changes of each; takes an ho
 
 crash-points: setup ## run each stage after every crash, with the loss of what was not flushed; takes long
 	CRASH_POINTS=0 OMP_NUM_THREADS=1 pytest -n auto --timeout 0 -rP tests/test_crash_points.py
+
+state-machine: setup ## try random histories of a whole project; takes hours: make state-machine HISTORIES=200
+	STATE_MACHINE=$(or $(HISTORIES),100) pytest --timeout 0 --log-cli-level INFO tests/test_state_machine.py
 
 lint: setup ## check style and types
 	ruff check .

@@ -28,12 +28,13 @@ SMALL = {
 class Clone:
     """A checkout with a separate DVC cache and local store."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, programs: Path = BIN) -> None:
         self.folder = folder
+        self.programs = programs  # the folder of `effimini` and `dvc`
 
     def run(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         env = os.environ | {
-            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            "PATH": f"{self.programs}{os.pathsep}{os.environ['PATH']}",
             "EFFIMINI_STORE": str(self.folder / ".effimini"),
             "DVC_NO_ANALYTICS": "1",
         }
@@ -49,10 +50,10 @@ class Clone:
     def cloned(self, folder: Path) -> "Clone":
         """Clone the project to `folder`, with an empty DVC cache and store."""
         self.run("git", "clone", "-q", str(self.folder), str(folder))
-        return Clone(folder)
+        return Clone(folder, self.programs)
 
 
-def commit_project(folder: Path, changes: Mapping[str, Any]) -> Clone:
+def commit_project(folder: Path, changes: Mapping[str, Any], programs: Path = BIN) -> Clone:
     """Commit the working tree, with parameters (dotted names) changed, to a new repository in `folder`."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True
@@ -71,7 +72,7 @@ def commit_project(folder: Path, changes: Mapping[str, Any]) -> Clone:
         section[last] = value
     yaml.dump(params, folder / "params.yaml")
     pipeline.update_dvc_yaml(load_params(folder / "params.yaml"), folder / "dvc.yaml")
-    clone = Clone(folder)
+    clone = Clone(folder, programs)
     clone.run("git", "init", "-q")
     clone.run("git", "add", "-A")
     clone.run("git", "commit", "-qm", "start")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # the tests that need a GPU run where these are not installed
     from playwright.sync_api import Page, Request
 
     from tests.cluster import Cluster
+    from tests.warm import Warm
 
 ROOT = Path(__file__).parent.parent
 Visit: TypeAlias = "Callable[[Path], tuple[Page, list[str]]]"
@@ -130,6 +131,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Cluster]":
     started = Cluster(tmp_path_factory.mktemp("cluster"))
     yield started
     started.stop()
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Warm]":
+    """A process in whose forks `effimini` and `dvc` start at once."""
+    from tests.warm import Warm
+
+    started = Warm(tmp_path_factory.mktemp("warm") / "w")
+    yield started
+    started.close()
 
 
 @pytest.fixture

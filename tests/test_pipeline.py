@@ -10,12 +10,13 @@ from typer.testing import CliRunner
 
 from effimini.cli import app
 from tests.clone import SHARDS, SMALL, Clone, commit_project
+from tests.warm import Warm
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+def clone(tmp_path_factory: pytest.TempPathFactory, warm: Warm) -> Clone:
     """Write the shards of small parameters in a new repository."""
-    made = commit_project(tmp_path_factory.mktemp("clone"), SMALL)
+    made = commit_project(tmp_path_factory.mktemp("clone"), SMALL, warm.bin)
     made.run("dvc", "repro", "-q", "validate_shards", "weights")
     made.run("git", "add", "dvc.lock")
     made.run("git", "commit", "-qm", "shards")
