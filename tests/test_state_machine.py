@@ -110,15 +110,15 @@ class History(RuleBasedStateMachine):
 
     world: World
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(seed=st.integers(0, 1000))
+    def begin(self, seed: int) -> None:
         for name in ("one", "remote", "other"):
             shutil.rmtree(self.world.folder / name, ignore_errors=True)
         for name in ("one", "remote"):
             # with times and hard links: DVC notices changes by times and inodes
             subprocess.run(["cp", "-a", self.world.start / name, self.world.folder / name], check=True)
-        log.info("a new history")
-        self.steps = self.times = 0
+        log.info("a new history: %d", seed)
+        self.seed, self.steps, self.times = seed, 0, 0
         self.changed = set[str]()
         self.world.grow(0)
         self.one = Project(self.world.folder / "one", self.world.warm)
@@ -173,7 +173,7 @@ class History(RuleBasedStateMachine):
         if len(self.commits) > 1 or not self.up_to_date:
             possible.append(self.check_out_a_commit)
         self.steps += 1
-        Random(self.steps).shuffle(possible)  # the first history takes what is first: so each step another one
+        self._shuffle(possible)
         action = data.draw(st.sampled_from([action.__name__ for action in possible]))
         log.info("step: %s", action)
         try:
@@ -181,6 +181,10 @@ class History(RuleBasedStateMachine):
         except AssertionError as error:
             log.info("failed, and is tried again with fewer steps: %s", error)
             raise
+
+    def _shuffle(self, choices: list[Any]) -> None:
+        """Bring choices into another order in each step and history, as Hypothesis takes the first one often."""
+        Random(f"{self.seed} {self.steps}").shuffle(choices)
 
     def repro(self, _: st.DataObject) -> None:
         self._repro(self.one)
@@ -203,11 +207,13 @@ class History(RuleBasedStateMachine):
     def _stage(self, data: st.DataObject) -> Stage:
         stages = self.one.stages()
         names = list(stages)
-        return stages[data.draw(st.sampled_from(names[: names.index(LAST) + 1]))]
+        names = names[: names.index(LAST) + 1]
+        self._shuffle(names)
+        return stages[data.draw(st.sampled_from(names))]
 
     def change_a_parameter(self, data: st.DataObject) -> None:
         keys = [key for key in sorted(OTHER) if key not in self.changed] or sorted(OTHER)
-        Random(self.steps).shuffle(keys)
+        self._shuffle(keys)
         key = data.draw(st.sampled_from(keys))
         self.changed.add(key)
         before = _value(Project(self.world.start / "one", self.world.warm), key)
