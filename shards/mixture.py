@@ -106,9 +106,8 @@ class _Category:
         n, step, shift = self.samples, self._step, self._shift
         found = np.zeros_like(samples)
         for sign, whole, start in self._edges(epoch):
-            # rank >= start where (g * step + shift + n - start) // n is one more than (g * step + shift) // n
-            above = _floor_sums(samples, n, step, shift + n - start) - _floor_sums(samples, n, step, shift)
-            found += sign * (whole * samples + above)
+            # (g * step + shift - start) // n is one more where rank >= start; the rest of the sum is in both edges
+            found += sign * (whole * samples + _floor_sums(samples, n, step, shift - start))
         return found
 
     def _edges(self, epoch: int) -> Iterator[tuple[int, int, int]]:

@@ -59,6 +59,20 @@ def test_half_of_a_category_is_spread_over_its_shards_and_the_other_half_follows
     assert 0.1 < differ.mean() < 0.9
 
 
+def test_the_same_seed_gives_the_same_samples_and_none_is_zero() -> None:
+    def reads(seed: int | None) -> list[int]:
+        return Mixture([99], ["A"], {"A": 0.5}, seed).reads(0, 0).tolist()
+
+    assert reads(3) == reads(3)
+    assert reads(None) == reads(0) != reads(3)
+
+
+def test_a_category_may_have_no_samples() -> None:
+    mixture = Mixture([0, 4, 0], ["A", "B", "B"], {"A": 2.0, "B": 0.5}, 1)
+    assert mixture.sizes(0).tolist() == [0, 2, 0]
+    assert mixture.reads(0, 0).tolist() == []
+
+
 def test_a_billion_samples_are_counted_exactly() -> None:
     mixture = Mixture([10**6] * 1000, ["A"] * 1000, {"A": 1.234567}, 2**62)
     for epoch in (0, 999):
