@@ -26,12 +26,19 @@ def test_a_constant_prediction_has_plcc_zero() -> None:
     assert metrics.plcc(np.full(3, 4.2, np.float32), labels) == 0
     assert metrics.plcc_interval(np.full(3, 4.2), labels, 100, 0) == (0, 0)
     assert metrics.plcc(labels[:1], labels[:1]) == 0
+    assert metrics.plcc(labels[:2], labels[:2]) == pytest.approx(1)
 
 
 def test_the_errors_of_a_worked_example() -> None:
     predictions, labels = np.array([1.0, 2.0, 5.0]), np.array([2.0, 2.0, 3.0])
     assert metrics.mae(predictions, labels) == pytest.approx(1.0)
     assert metrics.rmse(predictions, labels) == pytest.approx(math.sqrt(5 / 3))
+
+
+def test_float32_is_computed_with_in_double_precision() -> None:
+    predictions, labels = np.random.default_rng(3).uniform(1, 5, (2, 1000)).astype(np.float32)
+    for metric in (metrics.plcc, metrics.mae, metrics.rmse):
+        assert metric(predictions, labels) == metric(predictions.astype(np.float64), labels.astype(np.float64))
 
 
 def test_the_interval_contains_the_value_narrows_with_samples_and_depends_on_the_seed() -> None:
@@ -44,6 +51,13 @@ def test_the_interval_contains_the_value_narrows_with_samples_and_depends_on_the
     assert few_high - few_low > high - low
     assert metrics.plcc_interval(predictions, labels, 300, 0) == (low, high)
     assert metrics.plcc_interval(predictions, labels, 300, 1) != (low, high)
+    draws = np.random.default_rng(2).integers(0, 400, (4000, 400))
+    drawn = np.array([metrics.plcc(predictions[rows], labels[rows]) for rows in draws])
+    low, high = metrics.plcc_interval(predictions, labels, 4000, 0)
+    assert (drawn < low).mean() == pytest.approx(0.025, abs=0.005)
+    assert (drawn > high).mean() == pytest.approx(0.025, abs=0.005)
+    two = np.array([1.0, 2.0])  # a resample has both in half of the cases, and no correlation otherwise
+    assert metrics.plcc_interval(two, two, 100, 0) == (0, pytest.approx(1))
 
 
 def test_a_lead_is_paired_by_sample() -> None:
@@ -56,6 +70,8 @@ def test_a_lead_is_paired_by_sample() -> None:
     assert 0 < low < lead < high
     alone = metrics.plcc_interval(ours, labels, 300, 0)
     assert high - low < (alone[1] - alone[0]) / 2
+    assert metrics.lead(ours, theirs, labels, 300, 0) == (lead, low, high)
+    assert metrics.lead(ours, theirs, labels, 300, 1)[1:] != (low, high)
     assert metrics.lead(ours, ours, labels, 50, 0) == (0, 0, 0)
 
 
