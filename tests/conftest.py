@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -18,6 +18,13 @@ if TYPE_CHECKING:  # the tests that need a GPU run where these are not installed
 
     from tests.cluster import Cluster
     from tests.warm import Warm
+
+with suppress(ImportError):
+    from hypothesis import settings
+
+    # by default an example that takes 0.2 s fails, and so do tests on a busy machine
+    settings.register_profile("tests", settings.default, deadline=None)
+    settings.load_profile("tests")
 
 ROOT = Path(__file__).parent.parent
 Visit: TypeAlias = "Callable[[Path], tuple[Page, list[str]]]"

@@ -1,5 +1,6 @@
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -64,6 +65,7 @@ def test_the_minimum_selects_no_more_bands_than_needed() -> None:
     assert strata.limit(bands, 0.05, 20, 31) == 4
     assert strata.limit(bands, 0.5, 20, 31) == 10
     assert strata.limit(bands, 0.05, 20, 10**6) == 20
+    assert strata.limit(bands[:0], 0.05, 20, 10) == 1
 
 
 @given(ITEMS, st.floats(0.05, 1), st.integers(0, 200))
@@ -76,6 +78,30 @@ def test_a_minimum_of_evaluation_items_is_reached_and_not_exceeded(items: list, 
 def test_positions_that_are_equal_still_reach_the_minimum() -> None:
     assert strata.least(np.array([0.5, 0.5, 0.75]), 0.1, 1) == np.nextafter(0.5, 1)
     assert strata.least(np.empty(0), 0.1, 5) == 1
+
+
+def test_any_minimum_is_reached_exactly() -> None:
+    u = np.random.default_rng(0).permutation(np.arange(1000) / 1000)
+    assert [(u < strata.least(u, 0.0, minimum)).sum() for minimum in range(1001)] == list(range(1001))
+
+
+def test_strata_of_one_item_are_selected_without_bias() -> None:
+    many = np.arange(1000, dtype=np.int16)
+    u = strata.positions(many, many.astype(np.uint64), pa.array([f"I{i}" for i in many]), "s")
+    assert abs((u < 0.3).mean() - 0.3) < 0.05  # over three standard deviations
+
+
+def test_no_position_is_rounded_to_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strata, "units", lambda _, keys: np.full(len(keys), np.nextafter(1, 0)))
+    assert max(place([(0, 40, 1), (1, 40, 1)]).values()) < 1
+
+
+def test_a_stratum_is_a_rating_and_a_count_bucket() -> None:
+    found = strata.stratum_of(np.array([4.3, 1.0, 4.3, 3.9]), np.array([0, 2, 700, 10**6]))
+    assert found.dtype == np.int16
+    stars, counts = strata.names_of(found)
+    assert stars.tolist() == [4.3, 1.0, 4.3, 3.9]
+    assert counts.tolist() == [0, 2, 100, 1000]
 
 
 def test_items_of_a_stratum_are_sorted_by_group_hash_then_by_id() -> None:
@@ -92,6 +118,20 @@ def test_splits_have_their_fractions_and_depend_only_on_the_group() -> None:
     assert abs(splits.count("test") / 20_000 - 0.2) < 0.01  # over three standard deviations
     assert splits[:100] == strata.split_of(groups[:100], "s", 0.1, 0.2).tolist()
     assert splits != strata.split_of(groups, "pepper", 0.1, 0.2).tolist()
+
+
+def test_a_position_at_a_bound_is_in_the_split_above_it() -> None:
+    positions = np.array([0, np.nextafter(0.25, 0), 0.25, np.nextafter(0.75, 0), 0.75, 1])
+    expected = ["test", "test", "validation", "validation", "train", "train"]
+    assert strata.split_at(positions, 0.5, 0.25).tolist() == expected
+    assert strata.split_at(positions, 0.0, 0.0).tolist() == ["train"] * 6
+
+
+def test_the_groups_that_appeared_last_have_the_smallest_positions() -> None:
+    u = strata.time_positions(np.array([0.0, 0.3, 0.9, 1.0, np.nan]))
+    assert np.allclose(u, [1, 0.7, 0.1, 0, 1], atol=1e-9)
+    assert u[2] < 0.1  # so 10 % are the tenth that appeared last
+    assert u[4] == 1
 
 
 def test_counts_are_assigned_to_buckets() -> None:
