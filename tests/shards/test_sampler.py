@@ -153,6 +153,31 @@ def test_shards_of_returns_the_shards_read_around_a_step(length_bucket_batches: 
         assert set(shard[epoch[step]]) <= set(epoch.shards_of(step))
 
 
+@pytest.mark.parametrize("near", [1, 4])
+def test_shards_of_returns_the_windows_of_a_bucket_and_the_next_one(near: int) -> None:
+    epoch = EpochSampler(SIZES[64], batch_size=7, seed=None, length_bucket_batches=near, lengths=lengths, window=4)
+    shard = np.repeat(np.arange(64), SIZES[64])
+    for step in range(len(epoch)):
+        begin = step - step % near
+        read = np.concatenate([shard[epoch[s]] for s in range(begin, min(begin + near, len(epoch)))])
+        expected = range(read.min() // 4 * 4, min((read.max() // 4 + 2) * 4, 64))
+        assert epoch.shards_of(step).tolist() == list(expected)
+
+
+def test_a_step_draws_no_window_but_its_own_and_an_epoch_each_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [10] * 40
+    mixture = Mixture(sizes, ["A"] * 40, {"A": 1.0}, 1)
+    reads, drawn = mixture.reads, []
+    monkeypatch.setattr(mixture, "reads", lambda shard, epoch: (drawn.append(shard), reads(shard, epoch))[1])
+    epoch = EpochSampler(sizes, batch_size=16, seed=1, length_bucket_batches=3, window=4, mixture=mixture)
+    assert len(epoch[len(epoch) - 1]) == 16
+    assert len(drawn) == 4
+    drawn.clear()
+    for step in range(len(epoch)):
+        assert len(epoch[step]) == 16
+    assert sorted(drawn) == list(range(40))
+
+
 def test_samples_of_a_window_are_shuffled() -> None:
     epoch = EpochSampler([500, 500], batch_size=500, seed=3)
     assert 200 < (epoch[0] < 500).sum() < 300
