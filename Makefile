@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help setup repro test test-slow fuzz crash-points state-machine lint format audit corpus ablation bench-stream bench-train bench-predict bench-serve bench-fetch bench-ingest bench-scale bench-validation rehearsal bench-near-duplicates device-check clean
+.PHONY: help setup repro test test-slow fuzz crash-points state-machine mutate lint format audit corpus ablation bench-stream bench-train bench-predict bench-serve bench-fetch bench-ingest bench-scale bench-validation rehearsal bench-near-duplicates device-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -41,6 +41,11 @@ crash-points: setup ## run each stage after every crash, with the loss of what w
 
 state-machine: setup ## try random histories of a whole project; takes hours: make state-machine HISTORIES=200
 	STATE_MACHINE=$(or $(HISTORIES),100) pytest --timeout 0 --log-cli-level INFO tests/test_state_machine.py
+
+mutate: setup ## change the code that decides samples, order, loss and verdicts, and see whether a test fails; takes hours: make mutate MODULES=prep/strata.py
+	test -d build/mutate/venv || $(PYTHON) -m venv build/mutate/venv
+	build/mutate/venv/bin/pip install -q --disable-pip-version-check -c constraints.txt mutmut==3.8.1 -e '.[dev]'
+	build/mutate/venv/bin/python -m benchmarks.mutation $(MODULES)
 
 lint: setup ## check style and types
 	ruff check .

@@ -1,0 +1,89 @@
+"""mutmut with one pytest session: tests are collected once, and each mutant's process is a fork that runs its own.
+
+Input: a folder with a configuration of mutmut, and the arguments of its command line. mutmut starts pytest anew in each
+fork, which takes ten times as long as most tests here.
+"""
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import mutmut.__main__ as command
+import pytest
+from _pytest.config import _prepareconfig
+from _pytest.main import Session
+from _pytest.runner import runtestprotocol
+from mutmut.configuration import config
+from mutmut.runners.harness import ListAllTestsResult, TestRunner
+from mutmut.state import state
+from mutmut.utils.file_utils import change_cwd
+from mutmut.workers.isolation import ForkRunner, MutantRunner
+
+
+class SessionRunner(TestRunner):
+    """Runs collected tests."""
+
+    def __init__(self) -> None:
+        given = config()
+        with change_cwd("mutants"):
+            arguments = ["-q", *given.pytest_add_cli_args, *given.pytest_add_cli_args_test_selection]
+            self._config = _prepareconfig(arguments)
+            self._config._do_configure()
+            session = Session.from_config(self._config)
+            self._config.hook.pytest_sessionstart(session=session)
+            session.perform_collect()
+        self._tests = {item.nodeid: item for item in session.items}
+
+    def run_stats(self, *, tests: Iterable[str]) -> int:
+        """Run tests, all if none is named, and note their seconds and the functions that they call."""
+        for name in tests or self._tests:
+            state()._stats.clear()
+            reports = self._run([name])
+            if any(report.failed for report in reports):
+                return 1
+            state().duration_by_test[name] = sum(report.duration for report in reports)
+            for function in state()._stats:
+                state().tests_by_mangled_function_name[function].add(name)
+        return 0
+
+    def run_tests(self, *, mutant_name: str | None, tests: Iterable[str]) -> int:
+        """Return 1 if a test fails; if none is named, run the fastest, for all have passed in `run_stats`."""
+        seconds = state().duration_by_test
+        fastest = sorted(set().union(*state().tests_by_mangled_function_name.values()), key=seconds.__getitem__)[:20]
+        ordered = sorted(tests or fastest, key=list(self._tests).index)  # so that no fixture is made twice
+        return int(any(report.failed for report in self._run(ordered)))
+
+    def run_forced_fail(self) -> int:
+        """Return 1 if a test fails."""
+        return self.run_tests(mutant_name=None, tests=[])
+
+    def list_all_tests(self) -> ListAllTestsResult:
+        """Return the names of the tests."""
+        return ListAllTestsResult(ids=set(self._tests))
+
+    def _run(self, tests: Iterable[str]) -> list[pytest.TestReport]:
+        """Run tests up to the first that fails, in a temporary folder of their own."""
+        reports: list[pytest.TestReport] = []
+        items = [self._tests[name] for name in tests]
+        factory: Any = self._config._tmp_path_factory  # type: ignore[attr-defined]
+        factory._basetemp = Path(tempfile.mkdtemp())
+        with change_cwd("mutants"):
+            for item, after in zip(items, [*items[1:], None], strict=True):
+                reports += runtestprotocol(item, log=False, nextitem=after)
+                if any(report.failed for report in reports):
+                    break
+        shutil.rmtree(factory._basetemp, ignore_errors=True)
+        return reports
+
+
+def runner(max_workers: int = 1) -> MutantRunner:
+    """Return the runner of mutmut."""
+    return ForkRunner(max_workers=max_workers, test_runner=SessionRunner(), debug=config().debug)
+
+
+if __name__ == "__main__":
+    command.get_mutant_runner = runner
+    command.cli(sys.argv[1:])
