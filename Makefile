@@ -42,7 +42,7 @@ crash-points: setup ## run each stage after every crash, with the loss of what w
 state-machine: setup ## try random histories of a whole project; takes hours: make state-machine HISTORIES=200
 	STATE_MACHINE=$(or $(HISTORIES),100) pytest --timeout 0 --log-cli-level INFO tests/test_state_machine.py
 
-mutate: setup ## change the code that decides samples, order, loss and verdicts, and see whether a test fails; takes hours: make mutate MODULES=prep/strata.py
+mutate: setup ## change code in one place at a time, and see whether a test fails; takes hours: make mutate MODULES=prep/strata.py
 	test -d build/mutate/venv || $(PYTHON) -m venv build/mutate/venv
 	build/mutate/venv/bin/pip install -q --disable-pip-version-check -c constraints.txt mutmut==3.8.1 -e '.[dev]'
 	build/mutate/venv/bin/python -m benchmarks.mutation $(MODULES)
