@@ -5,7 +5,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import pytest
 
 from shards.images.journal import Journal
 from tests.test_two_runs import OUTPUTS, link_earlier
+from tests.warm import Warm
 
 ROOT = Path(__file__).parent.parent
 STAGES = OUTPUTS | {"weights": "data/weights.json", "validate sample": "data/gates/sample"}
@@ -21,7 +22,12 @@ OF_STAGES = [stage if stage in QUICK else pytest.param(stage, marks=pytest.mark.
 
 
 def run(
-    stage: str, folder: Path, scheduler: str = "synchronous", before: str = "", limit: int | None = None
+    stage: str,
+    folder: Path,
+    scheduler: str = "synchronous",
+    before: str = "",
+    limit: int | None = None,
+    program: Sequence[str | Path] = (sys.executable, "-m", "effimini.cli"),
 ) -> subprocess.CompletedProcess[str]:
     """Run a stage in a folder.
 
@@ -31,11 +37,12 @@ def run(
         scheduler: of Dask.
         before: a shell command to run before, in a mount namespace of its own.
         limit: the largest file that it may write, bytes.
+        program: `effimini`, or another program that has its arguments.
     """
     text = (ROOT / "params.yaml").read_text().replace("[Demo_Kitchen, Demo_Toys, Demo_Beauty]", "[Demo_Toys]")
     text = text.replace("effimini/minilm", str(ROOT / "effimini/minilm"))
     (folder / "params.yaml").write_text(text.replace("scheduler: synchronous", f"scheduler: {scheduler}"))
-    command = [sys.executable, "-m", "effimini.cli", *stage.split()]
+    command = [*program, *stage.split()]
     if before:
         command = ["unshare", "--mount", "sh", "-ec", f'{before}; exec "$@"', "sh", *command]
     env = os.environ | {"EFFIMINI_STORE": str(folder / "store"), "PYTHONPATH": str(ROOT)}
@@ -57,11 +64,11 @@ def contents(folder: Path, digests: Callable[[Path], dict[str, str]]) -> object:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, warm: Warm) -> Path:
     """A folder in which every stage ran."""
     folder = tmp_path_factory.mktemp("undisturbed")
     for stage in STAGES:
-        ended = run(stage, folder)
+        ended = run(stage, folder, program=[warm.bin / "effimini"])
         assert ended.returncode == 0, ended.stderr
     return folder
 

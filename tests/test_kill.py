@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from prep.core.params import load_params
+from tests.warm import Warm
 
 ROOT = Path(__file__).parent.parent
 STAGES = {
@@ -28,9 +29,11 @@ STAGES = {
 }
 
 
-def start(stage: str, data: Path, params: Path) -> subprocess.Popen[bytes]:
+def start(stage: str, data: Path, params: Path, *program: str | Path) -> subprocess.Popen[bytes]:
+    """Start a stage, with `effimini` or another program that has its arguments."""
     env = os.environ | {"EFFIMINI_STORE": str(data / "store")}
-    command = [sys.executable, "-m", "effimini.cli", *stage.split(), "--params", str(params), "--data", str(data)]
+    program = program or (sys.executable, "-m", "effimini.cli")
+    command = [*program, *stage.split(), "--params", str(params), "--data", str(data)]
     return subprocess.Popen(
         command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
@@ -47,7 +50,7 @@ def killed_while_writing(process: subprocess.Popen[bytes], out: Path) -> bool:
 
 
 def test_a_killed_stage_leaves_no_output_and_the_next_run_gives_the_same_bytes(
-    tmp_path: Path, digests: Callable[[Path], dict[str, str]]
+    tmp_path: Path, warm: Warm, digests: Callable[[Path], dict[str, str]]
 ) -> None:
     params = tmp_path / "params.yaml"
     demo = (ROOT / "params.yaml").read_text()
@@ -59,7 +62,7 @@ def test_a_killed_stage_leaves_no_output_and_the_next_run_gives_the_same_bytes(
             kills += 1
             assert not (disturbed / out).exists()
         for data in (tmp_path / "undisturbed", disturbed):
-            assert start(stage, data, params).wait() == 0
+            assert start(stage, data, params, warm.bin / "effimini").wait() == 0
         assert digests(disturbed / out) == digests(tmp_path / "undisturbed" / out)
     assert kills >= 4  # a stage may end before it is seen writing
     leftovers = [path for path in (tmp_path / "disturbed").rglob("*.partial") if "store" not in path.parts]

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.warm import Warm
+
 ROOT = Path(__file__).parent.parent
 OUTPUTS = {
     "download Demo_Toys": "data/raw/Demo_Toys",
@@ -27,12 +29,13 @@ STAGES = OUTPUTS | {"validate sample": "results/validation/sample"}
 QUICK = {"sample Demo_Toys", "fetch Demo_Toys"}
 
 
-def start(stage: str, folder: Path) -> subprocess.Popen[str]:
+def start(stage: str, folder: Path, *program: str | Path) -> subprocess.Popen[str]:
+    """Start a stage in a folder, with `effimini` or another program that has its arguments."""
     params = folder / "params.yaml"
     if not params.exists():
         demo = (ROOT / "params.yaml").read_text()
         params.write_text(demo.replace("[Demo_Kitchen, Demo_Toys, Demo_Beauty]", "[Demo_Toys]"))
-    command = [sys.executable, "-m", "effimini.cli", *stage.split(), "--params", str(params)]
+    command = [*(program or (sys.executable, "-m", "effimini.cli")), *stage.split(), "--params", str(params)]
     env = os.environ | {"EFFIMINI_STORE": str(folder / "store")}
     return subprocess.Popen(
         [*command, "--data", str(folder / "data")],
@@ -95,11 +98,11 @@ def waiting(stage: str, folder: Path, first: subprocess.Popen[str]) -> subproces
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, warm: Warm) -> Path:
     """A folder in which every stage ran once, alone."""
     folder = tmp_path_factory.mktemp("undisturbed")
     for stage in STAGES:
-        _, log = (process := start(stage, folder)).communicate()
+        _, log = (process := start(stage, folder, warm.bin / "effimini")).communicate()
         assert process.returncode == 0, log
     return folder
 
