@@ -75,6 +75,8 @@ class SessionRunner(TestRunner):
                 reports += runtestprotocol(item, log=False, nextitem=after)
                 if any(report.failed for report in reports):
                     break
+            # a test that fails leaves fixtures for the next one, in the folder that is removed here
+            items[0].session._setupstate.teardown_exact(None)
         shutil.rmtree(factory._basetemp, ignore_errors=True)
         return reports
 
