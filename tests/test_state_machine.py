@@ -65,7 +65,7 @@ OTHER: dict[str, Any] = {  # another value of a parameter
     "source.table.rating_scale": [1, 10],
     "text.fields": ["title", "store"],
     "text.max_tokens": 16,
-    "validation.near_duplicate_fraction.fail_above": 0.0,
+    "validation.near_duplicate_fraction": {"warn_above": 0.0, "fail_above": 0.0},
     "weights.clip": 0.5,
     "weights.count": "none",
     "weights.half_at": 50,
