@@ -4,6 +4,7 @@ import base64
 import logging
 import os
 import random
+import re
 import shutil
 import socket
 import subprocess
@@ -400,6 +401,13 @@ def forwarding(seen: list[bytes], credentials: str = "") -> Callable[[socket.soc
         if credentials and wanted.lower() not in request.lower():
             connection.sendall(b"HTTP/1.1 407 Who are you\r\nProxy-Authenticate: Basic\r\nContent-Length: 0\r\n\r\n")
             return
+        head, _, body = request.partition(b"\r\n\r\n")
+        length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
+        while length and len(body) < int(length[1]):  # it may come after the headers
+            got = connection.recv(1 << 16)
+            if not got:
+                return
+            body, rest = body + got, rest + got
         method, url, version = line.split()
         host, _, path = url.removeprefix(b"http://").partition(b"/")
         name, _, port = host.partition(b":")
