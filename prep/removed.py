@@ -115,9 +115,9 @@ def drop(category: str, data: Path) -> int:
     """
     folder = data.absolute() / "raw" / category
     gone = _gone(category, data)
+    if folder.parent.exists():
+        files.remove_leftovers(folder)  # a run that was killed may have left a table that still has the items
     if not sum(_rows(path, gone) for path in _tables(folder)):
-        if folder.parent.exists():
-            files.remove_leftovers(folder)  # a run that was killed may have left a table that still has the items
         return 0
     with files.atomic_folder(folder) as out:
         for path in sorted(path for path in folder.iterdir() if path.is_file()):

@@ -103,7 +103,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove the temporary folders of killed runs that wrote the folder `path`; another run that does is waited for."""
+    """Remove the temporary folders of killed runs that wrote the folder `path`; another run that does is waited for.
+
+    If a run was killed after it had moved the old folder away and before it had put the new one there, the old one is
+    moved back.
+    """
     with locks.hold(path) as alone:
         _remove_leftovers(path, alone)
 
@@ -111,7 +115,10 @@ def remove_leftovers(path: Path) -> None:
 def _remove_leftovers(path: Path, alone: bool) -> None:
     name = re.compile(rf"\.{re.escape(path.name)}\.(new|old)(-[0-9a-f]{{8}})?\.partial")
     for other in list(path.parent.iterdir()) if alone else ():  # otherwise they may be of a run on another machine
-        if name.fullmatch(other.name):
+        found = name.fullmatch(other.name)
+        if found and found[1] == "old" and not path.exists():
+            other.replace(path)
+        elif found:
             shutil.rmtree(other, ignore_errors=True)
 
 

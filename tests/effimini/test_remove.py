@@ -154,6 +154,18 @@ def test_what_a_killed_removal_left_is_gone_after_the_next_one(project: tuple[Pa
         assert not left.exists()
 
 
+def test_a_table_that_a_killed_removal_had_moved_away_is_back_after_the_next_one(project: tuple[Path, Params]) -> None:
+    data, params = project
+    item = chosen(data)[0]
+    remove([item], params, data)
+    tables = {category: data / "raw" / category for category in params.source.categories}
+    before = {category: sorted(path.name for path in table.iterdir()) for category, table in tables.items()}
+    for category, table in tables.items():
+        table.rename(data / f"raw/.{category}.old-01234567.partial")
+        remove([item], params, data)
+        assert sorted(path.name for path in table.iterdir()) == before[category]
+
+
 def test_the_list_names_no_item_and_an_unknown_id_changes_nothing(project: tuple[Path, Params]) -> None:
     data, params = project
     with pytest.raises(UserError, match="B000NOTHERE is in no category of .*raw, and was not removed before"):
