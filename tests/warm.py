@@ -151,8 +151,8 @@ def _command(name: str, words: list[str], folder: str, env: dict[str, str], fds:
         else:
             from effimini.__main__ import main
 
-            if limit := int(env.get("WARM_FILE_LIMIT", 0)):
-                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            if limit := env.get("WARM_FILE_LIMIT"):
+                resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
             code = main() or 0
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
