@@ -1,10 +1,12 @@
 """A clone of the project with a separate DVC cache and local store, in which tests run DVC as a user does."""
 
+import operator
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,13 @@ class Clone:
         return Clone(folder, self.programs)
 
 
+def set_params(params: Any, changes: Mapping[str, Any]) -> None:
+    """Change parameters (dotted names) in the content of a params.yaml."""
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        reduce(operator.getitem, sections, params)[last] = value
+
+
 def commit_project(folder: Path, changes: Mapping[str, Any], programs: Path = BIN) -> Clone:
     """Commit the working tree, with parameters (dotted names) changed, to a new repository in `folder`."""
     listed = subprocess.run(
@@ -64,12 +73,7 @@ def commit_project(folder: Path, changes: Mapping[str, Any], programs: Path = BI
             shutil.copyfile(ROOT / name, folder / name)
     yaml = YAML()
     params = yaml.load(folder / "params.yaml")
-    for key, value in changes.items():
-        *sections, last = key.split(".")
-        section = params
-        for part in sections:
-            section = section[part]
-        section[last] = value
+    set_params(params, changes)
     yaml.dump(params, folder / "params.yaml")
     pipeline.update_dvc_yaml(load_params(folder / "params.yaml"), folder / "dvc.yaml")
     clone = Clone(folder, programs)

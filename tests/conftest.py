@@ -12,6 +12,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from prep.core.params import Params
+from tests.clone import set_params
 
 if TYPE_CHECKING:  # the tests that need a GPU run where these are not installed
     from playwright.sync_api import Page, Request
@@ -53,12 +54,7 @@ def make_params() -> Callable[..., Params]:
             "validation.near_duplicate_fraction.fail_above": 1.0,
             "model.text.name": str(ROOT / "effimini/minilm"),
         }
-        for key, value in (small | changes).items():
-            *sections, name = key.split(".")
-            section = raw
-            for part in sections:
-                section = section[part]
-            section[name] = value
+        set_params(raw, small | changes)
         return msgspec.convert(raw, Params)
 
     return make

@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import pickle
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 
 from prep.core.params import Limits, Params
 from tests.effimini.conftest import ROOT, replace, small, small_text
+from tests.preload import built
 
 __all__ = ["small", "small_text"]
 MOST = int(os.environ.get("CRASH_POINTS", "3"))  # points of each stage; 0: all
@@ -30,13 +30,7 @@ STAGES = (  # those first that take long
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The library that records changes of files."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None or sys.platform != "linux":
-        pytest.skip("there is no C compiler on the path, or this is not Linux")
-    built = tmp_path_factory.mktemp("library") / "crash_points.so"
-    source = ROOT / "tests/crash_points.c"
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", str(built), str(source), "-ldl"], check=True)
-    return built
+    return built(ROOT / "tests/crash_points.c", tmp_path_factory.mktemp("library"))
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ import msgspec
 import pytest
 
 from prep.core.params import Limits, Params
+from tests.preload import built
 
 from .conftest import ROOT, replace
 
@@ -39,13 +40,7 @@ def tiny(small: Params) -> Params:
 @pytest.fixture(scope="module")
 def poor(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The library that takes away what a file system may lack."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("there is no C compiler on the path to build the file system's faults with")
-    library = tmp_path_factory.mktemp("library") / "poor.so"
-    source = ROOT / "tests/poor_file_system.c"
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl"], check=True)
-    return library
+    return built(ROOT / "tests/poor_file_system.c", tmp_path_factory.mktemp("library"))
 
 
 def every_stage(params: Params, folder: Path, **environment: str) -> str:

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 from PIL import Image
@@ -22,7 +22,7 @@ from ruamel.yaml import YAML
 
 from prep import demo
 from prep.core.files import fingerprint, sha256
-from tests.clone import commit_project
+from tests.clone import commit_project, set_params
 from tests.state_machine.promises import check_nested, check_promises
 from tests.warm import Warm
 
@@ -48,11 +48,6 @@ BASE: dict[str, Any] = {
     "sample.validation": 0.2,
     "sample.test": 0.2,
     "images.resolution": 32,
-    "model.image.name": "test_efficientnet",
-    "model.hidden": [8],
-    "model.hashed_ngrams": 0,
-    "train.epochs": 1,
-    "evaluate.bootstrap": 100,
 }
 TIMEOUT = 300  # of a command, s
 
@@ -160,12 +155,7 @@ class Project:
         path = self.folder / "params.yaml"
         yaml = YAML()
         content = yaml.load(path.read_text())
-        for key, value in changes.items():
-            *sections, name = key.split(".")
-            section = content
-            for part in sections:
-                section = section[part]
-            section[name] = value
+        set_params(content, changes)
         yaml.dump(content, path)
         self.run("effimini", "pipeline")
 
@@ -181,19 +171,18 @@ class Project:
                     name = next(iter(text)) if isinstance(text, dict) else str(text)
                     return name.replace("${item.category}", category)
 
-                outs = [filled(out) for kind in ("outs", "metrics", "plots") for out in stage.get(kind, [])]
+                outs = [out for out in map(filled, stage.get("outs", [])) if out.startswith("data/")]
                 deps = [filled(dep) for dep in stage["deps"]]
                 result[f"{name}@{category}" if category else name] = Stage(filled(stage["cmd"]).split(), deps, outs)
         return result
 
 
-class Stage:
+class Stage(NamedTuple):
     """A stage of dvc.yaml."""
 
-    def __init__(self, command: list[str], deps: list[str], outs: list[str]) -> None:
-        self.command = command
-        self.deps = deps
-        self.outs = outs
+    command: list[str]
+    deps: list[str]
+    outs: list[str]  # in data: the pages have dates
 
 
 def written(folder: Path, outs: Sequence[str]) -> dict[str, str]:
