@@ -45,7 +45,7 @@ state-machine: setup ## try random histories of a whole project; takes hours: ma
 mutate: setup ## change code in one place at a time, and see whether a test fails; takes hours: make mutate MODULES=prep/strata.py
 	test -d build/mutate/venv || $(PYTHON) -m venv build/mutate/venv
 	build/mutate/venv/bin/pip install -q --disable-pip-version-check -c constraints.txt mutmut==3.8.1 -e '.[dev]'
-	build/mutate/venv/bin/python -m benchmarks.mutation $(MODULES)
+	build/mutate/venv/bin/python -m benchmarks.mutation $(addprefix --sample ,$(SAMPLE)) $(MODULES)
 
 lint: setup ## check style and types
 	ruff check .

@@ -1,8 +1,9 @@
 """Change the code that decides samples, order, loss, metrics and verdicts in one place at a time, and run its tests.
 
-Input: the committed files. Output: a table with the mutants of each module, and how many of them the tests that mirror
-it kill; the lines of each survivor that `equivalents.csv` does not name. What was killed is not run again:
-results stay in ``build/mutate`` until the function changes. Messages of errors are not mutated.
+Input: the committed files. Output: a table with the mutants of each module, how many of them were run, and how many of
+those the tests that mirror the module kill; the lines of each survivor that `equivalents.csv` does not name. What was
+killed is not run again: results stay in ``build/mutate`` until the function changes. Messages of errors are not
+mutated.
 """
 
 import csv
@@ -40,7 +41,7 @@ TESTS = {
     "validation/links.py": GATES,
     "validation/checks.py": GATES,
 }
-SURVIVED = {0, 5, 33, None}  # exit codes of mutmut: survived, no tests, not run
+SURVIVED = {0, 5, 33}  # exit codes of mutmut: survived, no tests; None if it was not run
 SETUP = """\
 [mutmut]
 source_paths =
@@ -65,6 +66,7 @@ timeout_multiplier = 3.0
 def main(
     modules: Annotated[list[str] | None, typer.Argument(help="Paths of modules; all by default.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Mutants at the same time.")] = 1,
+    sample: Annotated[int | None, typer.Option(min=1, help="Run as many mutants of a module, drawn at random.")] = None,
     *,
     show: Annotated[bool, typer.Option(help="Run nothing; show what was found.")] = False,
 ) -> None:
@@ -73,20 +75,22 @@ def main(
     rows, survivors = [], []
     for module in modules or TESTS:
         if not show:
-            run(module, jobs)
+            run(module, jobs, sample)
         counts, diffs = results(module)
         equivalent = [diff for diff in diffs if (module, *diff) in known]
         survivors += [(module, *diff) for diff in diffs if diff not in equivalent]
-        rows.append((module, counts["all"], counts["killed"], len(equivalent), len(diffs) - len(equivalent)))
-    print("| module | mutants | killed | equivalent | survived | killed of the others |")
-    print("|---|---:|---:|---:|---:|---:|")
-    for name, mutants, killed, equal, survived in [*rows, ("all", *map(sum, list(zip(*rows, strict=True))[1:]))]:
-        print(f"| `{name}` | {mutants} | {killed} | {equal} | {survived} | {killed / max(mutants - equal, 1):.1%} |")
+        numbers = counts["all"], counts["run"], counts["killed"], len(equivalent), len(diffs) - len(equivalent)
+        rows.append((module, *numbers))
+    print("| module | mutants | run | killed | equivalent | survived | killed of those not equivalent |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    for name, mutants, tried, killed, equal, survived in [*rows, ("all", *map(sum, list(zip(*rows, strict=True))[1:]))]:
+        share = killed / max(tried - equal, 1)
+        print(f"| `{name}` | {mutants} | {tried} | {killed} | {equal} | {survived} | {share:.1%} |")
     csv.writer(sys.stdout).writerows(survivors)
 
 
-def run(module: str, jobs: int) -> None:
-    """Run the mutants of a module in its folder, but for those that were killed before."""
+def run(module: str, jobs: int, sample: int | None) -> None:
+    """Run the mutants of a module, or a sample of them, in its folder, but for those that were killed before."""
     folder = BUILD / Path(module).stem
     (folder / "mutants").mkdir(parents=True, exist_ok=True)  # before it is on the path of a process
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -110,6 +114,8 @@ def run(module: str, jobs: int) -> None:
     # with CI, hypothesis draws the same examples each time, and sets no deadline
     environment = os.environ | {"PYTHONPATH": str(folder / "mutants"), "OMP_NUM_THREADS": "1", "CI": "1"}
     environment.pop("EFFIMINI_CORPUS", None)
+    if sample:
+        environment["MUTANTS"] = str(sample)
     command = [sys.executable, Path(__file__).with_name("session.py"), "run", "--max-children", str(jobs)]
     with tempfile.TemporaryDirectory() as temporary:  # pytest keeps, and then cleans, what earlier sessions left
         subprocess.run(command, cwd=folder, env=environment | {"PYTEST_DEBUG_TEMPROOT": temporary}, check=True)
@@ -119,12 +125,13 @@ def results(module: str) -> tuple[Counter[str], list[tuple[str, str]]]:
     """Return the number of mutants of a module and of those killed, and the lines before and after of the survivors."""
     folder = BUILD / Path(module).stem
     codes = json.loads((folder / f"mutants/{module}.meta").read_text())["exit_code_by_key"]
-    counts = Counter({"all": len(codes), "killed": 0})
+    counts = Counter({"all": len(codes), "run": 0, "killed": 0})
     diffs = []
     for name, code in codes.items():
+        counts["run"] += code is not None
         if code in SURVIVED:
             diffs.append(diff(folder, name))
-        else:  # a test failed, or it ran for too long
+        elif code is not None:  # a test failed, or it ran for too long
             counts["killed"] += 1
     return counts, diffs
 

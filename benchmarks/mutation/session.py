@@ -1,9 +1,11 @@
 """mutmut with one pytest session: tests are collected once, and each mutant's process is a fork that runs its own.
 
-Input: a folder with a configuration of mutmut, and the arguments of its command line. mutmut starts pytest anew in each
-fork, which takes ten times as long as most tests here.
+Input: a folder with a configuration of mutmut, the arguments of its command line, and in ``MUTANTS`` how many mutants
+are run; without it, all are. mutmut starts pytest anew in each fork, which takes ten times as long as most tests here.
 """
 
+import os
+import random
 import shutil
 import sys
 import tempfile
@@ -21,6 +23,8 @@ from mutmut.runners.harness import ListAllTestsResult, TestRunner
 from mutmut.state import state
 from mutmut.utils.file_utils import change_cwd
 from mutmut.workers.isolation import ForkRunner, MutantRunner
+
+collect = command.collect_source_file_mutation_data
 
 
 class SessionRunner(TestRunner):
@@ -81,6 +85,13 @@ class SessionRunner(TestRunner):
         return reports
 
 
+def sampled(**arguments: Any) -> tuple[list[Any], Any]:
+    """Return the same random mutants each time, in place of all."""
+    mutants, files = collect(**arguments)
+    count = int(os.environ.get("MUTANTS", len(mutants)))
+    return random.Random(0).sample(mutants, min(count, len(mutants))), files
+
+
 def runner(max_workers: int = 1) -> MutantRunner:
     """Return the runner of mutmut."""
     return ForkRunner(max_workers=max_workers, test_runner=SessionRunner(), debug=config().debug)
@@ -88,4 +99,5 @@ def runner(max_workers: int = 1) -> MutantRunner:
 
 if __name__ == "__main__":
     command.get_mutant_runner = runner
+    command.collect_source_file_mutation_data = sampled
     command.cli(sys.argv[1:])
