@@ -99,8 +99,8 @@ class Loader:
 
     @property
     def padding(self) -> float:
-        """Fraction of the tokens of the current epoch that is padding."""
-        return 1 - self._tokens / max(1, self._places)
+        """Fraction of the tokens of the current epoch that is padding; 0 before its first batch."""
+        return 1 - self._tokens / self._places if self._places else 0.0
 
     def __iter__(self) -> Iterator[Batch]:
         self.damaged, self._tokens, self._places = [], 0, 0

@@ -93,13 +93,13 @@ class EpochSampler:
 
     def __getitem__(self, step: int) -> SampleNumbers:
         number, batch = divmod(step, self._length_bucket_batches)
-        return _last_two(self._drawn_buckets, number, self._draw_bucket)[batch]
+        return _latest(self._drawn_buckets, number, self._draw_bucket)[batch]
 
     def places_of(self, sample: int) -> list[tuple[int, int]]:
         """Return each step that has a sample, and its position there: one, or with a mixture none or several."""
         shard = int(np.searchsorted(self._first, sample, "right")) - 1
         window = int(np.flatnonzero(self._shards == shard)[0]) // self._width
-        drawn = _last_two(self._drawn_windows, window, self._draw_window)
+        drawn = _latest(self._drawn_windows, window, self._draw_window)
         positions = int(self._windows[window]) + np.flatnonzero(drawn == sample)
         near = self._length_bucket_batches
         buckets = {self._step_at(position) // near for position in positions.tolist()}
@@ -136,7 +136,7 @@ class EpochSampler:
     def _of_window(self, number: int, begin: int, end: int) -> SampleNumbers:
         """Return the samples of a window at positions `begin` to `end` in the order of the epoch."""
         first = int(self._windows[number])
-        return _last_two(self._drawn_windows, number, self._draw_window)[max(0, begin - first) : end - first]
+        return _latest(self._drawn_windows, number, self._draw_window)[max(0, begin - first) : end - first]
 
     def _draw_window(self, number: int) -> SampleNumbers:
         shards = self._shards[number * self._width : (number + 1) * self._width]
@@ -168,10 +168,9 @@ def rank_slice(batch: SampleNumbers, rank: int, world_size: int) -> SampleNumber
     return batch[rank::world_size]
 
 
-def _last_two(drawn: dict[int, Drawn], number: int, draw: Callable[[int], Drawn]) -> Drawn:
-    """Return entry `number`, computed if necessary; two entries are kept, because a bucket may span two windows."""
+def _latest(drawn: dict[int, Drawn], number: int, draw: Callable[[int], Drawn]) -> Drawn:
+    """Return entry `number`, drawn if it is not the latest one, which is kept: steps are mostly read in order."""
     if number not in drawn:
-        while len(drawn) > 1:
-            del drawn[next(iter(drawn))]
+        drawn.clear()
         drawn[number] = draw(number)
     return drawn[number]

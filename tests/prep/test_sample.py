@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from prep.core.errors import UserError
 from prep.core.params import Params
 from prep.groups import groups
-from prep.sample import candidate_urls, sample
+from prep.sample import candidate_urls, sample, unusable, usable_rows
 from tests.prep.joined import write_items
 
 ITEM = st.tuples(
@@ -140,6 +142,32 @@ def test_the_url_of_the_preferred_kind_comes_first() -> None:
     assert candidate_urls("h", "l", "large") == ["l", "h"]
     assert candidate_urls(None, "l", "hi_res") == ["l"]
     assert candidate_urls("same", "same", "large") == ["same"]
+
+
+def test_a_table_is_filtered_as_by_the_stage(
+    made_data: Callable[..., Path], make_params: Callable[..., Params]
+) -> None:
+    """What `effimini plan`, `remove` and `inspect` count is what the stage keeps."""
+    changes = {"sample.fraction": 1.0, "sample.eval_fraction": 1.0, "sample.min_chars": 150}
+    data, params = made_data("sample", **changes), make_params(**changes)
+    for category in params.source.categories:
+        report = json.loads((data / f"sample/{category}/report.json").read_text())["tables"]["items"]
+        items = pa.concat_tables(
+            [pq.read_table(path) for path in sorted((data / "items" / category).glob("*.parquet"))]
+        )
+        kept = {row.parent_asin: row for row in usable_rows(items, params)}
+        drawn = pd.concat([pd.read_parquet(path) for path in (data / "sample" / category).glob("*.parquet")])
+        assert sorted(kept) == sorted(drawn["parent_asin"])
+        for row in drawn.to_dict("records"):
+            one = kept[row["parent_asin"]]
+            assert (one.average_rating, one.rating_number, one.review_count) == (
+                row["average_rating"], row["rating_number"], 0
+            )  # fmt: skip
+            assert {name: row[name] for name in one.texts} == one.texts
+            assert one.image_urls == list(row["image_urls"])
+        dropped = unusable(items, params)
+        assert dropped == report["dropped"]
+        assert {"short_text", "no_main_category"} <= set(dropped)
 
 
 def test_the_papers_filter_accounts_for_every_real_row(

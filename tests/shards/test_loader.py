@@ -2,9 +2,11 @@
 
 import json
 import pickle
+import weakref
 from collections import Counter
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -93,6 +95,14 @@ def test_a_mixture_reads_a_category_as_often_as_it_says_on_any_ranks(dataset: Sh
         assert {in_epoch[key] for key in dataset.keys if key.startswith("Second/")} == {1, 2}
         in_two_epochs += in_epoch
     assert in_two_epochs == {key: 3 if key.startswith("Second/") else 2 for key in dataset.keys}
+
+
+def test_the_seed_decides_which_samples_of_a_mixture_are_read_twice(dataset: ShardDataset) -> None:
+    def twice(seed: int) -> set[str]:
+        read = Counter(chain.from_iterable(keys(loader(dataset, seed=seed, mixture={"Second": 1.5}))))
+        return {key for key, times in read.items() if times == 2}
+
+    assert len({frozenset(twice(seed)) for seed in range(5)}) > 1
 
 
 def test_a_step_that_is_left_out_is_missing_and_no_other_changes(dataset: ShardDataset) -> None:
@@ -186,6 +196,33 @@ def test_a_batch_matches_its_samples(dataset: ShardDataset) -> None:
     assert running.padding == pytest.approx(1 - tokens / places)
 
 
+def test_without_options_a_loader_has_read_nothing_and_sorts_nothing(dataset: ShardDataset) -> None:
+    plain = Loader(dataset, batch_size=8, seed=1)
+    assert (plain.damaged, plain.padding) == ([], 0)
+    assert keys(plain) == keys(loader(dataset, length_bucket_batches=1))
+
+
+@pytest.mark.parametrize("workers", [None, 0, 1, 2])
+def test_workers_are_threads_that_read_ahead_and_without_them_a_batch_is_read_on_demand(
+    dataset: ShardDataset, workers: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads, batch = [], ShardDataset.batch
+
+    def noted(*args: Any) -> Any:
+        threads.append(get_ident())
+        return batch(*args)
+
+    monkeypatch.setattr(ShardDataset, "batch", noted)
+    running = loader(dataset) if workers is None else loader(dataset, workers=workers)
+    next(batches := iter(running))
+    if not workers:
+        assert threads == [get_ident()]
+    list(batches)
+    assert len(threads) == len(running)
+    assert get_ident() not in threads if workers else set(threads) == {get_ident()}
+    assert len(set(threads)) == max(1, workers or 0)
+
+
 def test_length_bucketing_reduces_padding_and_changes_no_sample(tmp_path: Path) -> None:
     dataset = ShardDataset(make_shards(tmp_path, {"train": [200]}, words=28), ["Made"], "train")
     drawn, pooled = loader(dataset, length_bucket_batches=1), loader(dataset, length_bucket_batches=25)
@@ -217,6 +254,26 @@ def test_a_batch_is_never_overwritten_and_the_memory_of_a_dropped_one_is_used_ag
     for _ in loader(dataset, workers=workers):
         pass
     assert len({id(memory) for memory in taken}) <= 2 + (DEPTH + 1) * workers < len(taken)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_memory_of_many_dropped_batches_is_given_back(
+    tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = ShardDataset(make_shards(tmp_path, {"train": [400]}), ["Made"], "train")
+    taken, take = [], Pool.take
+
+    def noted(pool: Pool, *shape: int) -> Any:
+        array = take(pool, *shape)
+        taken.append(weakref.ref(array.base))
+        return array
+
+    monkeypatch.setattr(Pool, "take", noted)
+    running = iter(loader(dataset, workers=workers))
+    held = list(islice(running, 40))
+    assert len({id(memory()) for memory in taken if memory() is not None}) >= 40
+    del held
+    assert len({id(memory()) for memory in taken if memory() is not None}) <= 2 + 2 * (DEPTH + 1) * max(1, workers)
 
 
 def test_workers_and_epochs_share_open_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,6 +313,10 @@ def test_a_damaged_image_stops_or_is_counted_within_a_budget(tmp_path: Path, wor
     ranks = [list(loader(dataset, rank=r, world_size=2, max_damaged_fraction=0.2)) for r in range(2)]
     assert len(ranks[0]) == len(ranks[1])
     assert sum(len(batch.keys) for rank in ranks for batch in rank) == 20
+    # and has the budget of its own samples
+    with pytest.raises(UserError, match="1 images cannot be read, over the budget of 5.0%"):
+        for r in range(2):
+            list(loader(dataset, workers=workers, rank=r, world_size=2, max_damaged_fraction=0.05))
 
 
 def test_an_image_of_another_size_is_damaged(tmp_path: Path) -> None:
@@ -278,6 +339,7 @@ def test_a_missing_file_is_a_one_line_error_with_any_number_of_workers(tmp_path:
         ShardDataset(tmp_path, ["Made"], "other")
     with pytest.raises(UserError, match="leave some of 9 ranks without work; raise train.batch_size"):
         loader(dataset, world_size=9)
+    assert len(loader(dataset, world_size=6)) == 3  # batches of 7, 7 and 6 samples
     (tmp_path / "Made/train-000.tar").unlink()
     with pytest.raises(UserError, match=r"^[^\n]*train-000.tar does not exist; run `dvc checkout`[^\n]*$"):
         list(loader(dataset, workers=workers))

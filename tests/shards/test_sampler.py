@@ -96,6 +96,8 @@ def test_a_mixture_gives_even_batches_and_the_same_number_of_them_in_each_epoch(
         found = np.bincount(np.concatenate(steps), minlength=sum(sizes))
         assert found.tolist() == reads.tolist()
         assert epoch.total == reads.sum()
+        assert epoch.fewest == mixture.fewest
+        assert len(epoch) == max(1, -(-mixture.most // batch_size))
         lasts = [len(step) for step in steps]
         assert max(lasts) <= batch_size
         assert max(lasts) - min(lasts) <= 1
@@ -122,6 +124,8 @@ def test_the_order_depends_on_epoch_and_seed_only() -> None:
     orders = {(s, e): order(s, e) for s in range(3) for e in range(3)}
     assert len(set(orders.values())) == 9
     assert order(2, 1) == orders[2, 1]
+    first = EpochSampler(SIZES[7], batch_size=4, seed=2)
+    assert tuple(int(sample) for step in range(len(first)) for sample in first[step]) == orders[2, 0]
 
 
 def test_without_a_seed_the_order_is_that_of_the_shards() -> None:
@@ -205,3 +209,12 @@ def test_length_bucketing_groups_similar_lengths_and_shuffles_the_batches() -> N
     assert padding(drawn) > 0.4
     means = np.array([long[pooled[s]].mean() for s in steps])
     assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.3
+
+
+@pytest.mark.parametrize("near", [1, 3])
+def test_samples_of_equal_length_and_those_of_a_batch_that_is_sorted_alone_keep_their_order(near: int) -> None:
+    def steps(**given: Any) -> list[list[int]]:
+        epoch = EpochSampler(SIZES[64], batch_size=40, seed=1, length_bucket_batches=near, **given)
+        return [epoch[step].tolist() for step in range(len(epoch))]
+
+    assert steps(lengths=lengths if near == 1 else np.zeros_like) == steps()

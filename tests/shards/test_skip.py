@@ -28,3 +28,9 @@ def test_steps_that_leave_each_epoch_one_pass(ranges: list[tuple[int, int]]) -> 
 def test_steps_that_are_not_there_or_all_of_an_epoch_are_an_error(ranges: list[tuple[int, int]], message: str) -> None:
     with pytest.raises(UserError, match=message):
         check(ranges, per_epoch=3, epochs=2)
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_the_only_step_of_an_epoch_stays(step: int) -> None:
+    with pytest.raises(UserError, match=f"train.skip leaves out all 1 steps of epoch {step}; leave it one"):
+        check([(step, step)], per_epoch=1, epochs=2)

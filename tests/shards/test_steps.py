@@ -1,6 +1,7 @@
 """The steps that `batch` and `where` name are those of a real loader, on any ranks and workers and after a resume."""
 
 import dataclasses
+import io
 import json
 import sys
 from collections.abc import Callable
@@ -9,13 +10,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from rich.console import Console
 
 from effimini import cli
 from prep.core import buckets
 from prep.core.errors import UserError
 from prep.core.params import Params
+from shards import steps as steps_module
 from shards.loader import Loader
-from shards.steps import Steps, steps
+from shards.steps import Place, Steps, place_table, steps
 from shards.stream import ShardDataset
 from tests.shards import made
 from tests.shards.made import HOW, MINILM, make_shards, sample
@@ -135,19 +138,69 @@ def test_few_indexes_of_shards_in_item_order_are_read(
     """The shards of this project are so; `make_shards` makes others, of which all are read."""
     keys = pa.array([f"B{number:09d}" for number in range(400)])
     ordered = keys.take(pa.array(np.argsort(buckets.item_order(keys)))).to_pylist()
-    numbers = iter(ordered)
+    numbers = iter(2 * ordered)
     monkeypatch.setattr(
         made, "sample", lambda *given: (sample(*given)[0] | {"parent_asin": next(numbers)}, sample(*given)[1])
     )
-    folder = make_shards(tmp_path, {"train": [10] * 40})
-    asked = steps(make_params(**{"source.categories": ["Made"], "train.length_bucket_batches": 1}), folder)
+    for category in ("One", "Two"):
+        make_shards(tmp_path, {"train": [10] * 40}, category)
+    asked = steps(make_params(**{"source.categories": ["One", "Two"], "train.length_bucket_batches": 1}), tmp_path)
     read: list[int] = []
     unverified = asked._shards.unverified
     monkeypatch.setattr(asked._shards, "unverified", lambda shard: (read.append(shard), unverified(shard))[1])
-    for number in (0, 57, 211, 399):
+    least = []
+    for number in range(0, 400, 3):
         read.clear()
-        assert Path(asked.where(ordered[number], [1])[0].tar).name == f"train-{number // 10:03d}.tar"
-        assert len(read) < 10
+        places = asked.where(ordered[number], [1])
+        assert {place.tar for place in places} == {f"{name}/train-{number // 10:03d}.tar" for name in ("One", "Two")}
+        least.append(len(set(read)))
+        assert least[-1] <= 12
+    assert np.mean(least) <= 6  # 3 of the 40 of a category
+    read.clear()
+    with pytest.raises(UserError, match="B00000000x is not in the training split of One, Two in "):
+        asked.where("B00000000x")
+    assert set(read) == set(range(80))  # an id that is nowhere
+
+
+def test_token_ids_of_another_tokenizer_give_other_lengths(make_params: Callable[..., Params], folder: Path) -> None:
+    changes = {"source.categories": ["First", "Second"], "train.batch_size": 8, "train.length_bucket_batches": 5}
+    changes |= {"text.fields": ["description"], "text.max_tokens": 5, "model.text.name": MINILM}
+    params = make_params(**changes)
+    dataset = ShardDataset(folder, ["First", "Second"], "train", HOW._replace(fields=("description",), max_tokens=5))
+    read = [batch.keys for batch in Loader(dataset, batch_size=8, seed=params.train.seed, length_bucket_batches=5)]
+    assert [steps(params, folder).batch(step + 1).ids for step in range(len(read))] == read
+    assert [batch.keys for batch in loader(params, folder)] != read
+
+
+def test_the_cache_and_the_connections_are_those_of_the_parameters(
+    make_params: Callable[..., Params], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[object] = []
+    location = steps_module.ShardLocation
+    monkeypatch.setattr(steps_module, "ShardLocation", lambda *args: (given.extend(args), location(*args))[1])
+    changes = {"source.categories": ["First"], "train.length_bucket_batches": 1, "stream.connections": 3}
+    params = make_params(**changes)
+    steps(params, folder)
+    assert given == [folder, params.stream.cache_bytes, 3]
+
+
+def test_places_are_printed_with_numbers_to_the_right() -> None:
+    places = [
+        Place("Books/B000000001", "Books/train-000.tar", 1, 2, 2, 13, skipped=False),
+        Place("Books/B000000001", "Books/train-000.tar", 2, 1204, 2408, 0, skipped=True),
+    ]
+    printed = io.StringIO()
+    Console(width=100, file=printed).print(place_table(places))
+    header, _, *rows = printed.getvalue().replace("┃", "│").splitlines()[1:-1]
+    assert [header, *rows] == [
+        "│ id               │ epoch │  step │ of the run │ position │ tar                 │ left out      │",
+        "│ Books/B000000001 │     1 │     2 │          2 │       13 │ Books/train-000.tar │               │",
+        "│ Books/B000000001 │     2 │ 1,204 │      2,408 │        0 │ Books/train-000.tar │ by train.skip │",
+    ]
+    narrow = io.StringIO()
+    Console(width=60, file=narrow).print(place_table(places))
+    assert narrow.getvalue().count("│ Books/B000000001 │") == 2  # an id is never broken, and nothing is cut off
+    assert "…" not in narrow.getvalue()
 
 
 def test_an_id_without_a_category_is_found_in_each(asked: Steps) -> None:
@@ -174,6 +227,7 @@ def test_no_file_is_read_but_manifests_and_indexes(asked: Steps, folder: Path) -
         (lambda asked: asked.batch(1, 99), r"--epoch is 99, and train.epochs is "),
         (lambda asked: asked.batch(0), "--step is 0, and the run has "),
         (lambda asked: asked.batch(10**6, 1), "--step is 1000000, and an epoch has "),
+        (lambda asked: asked.batch(asked.per_epoch + 1, 1), r"--step is \d+, and an epoch has "),
     ],
 )
 def test_what_is_not_there_is_an_error(asked: Steps, ask: Callable[[Steps], object], message: str) -> None:
