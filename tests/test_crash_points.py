@@ -50,7 +50,7 @@ def tiny(small: Params) -> Params:
     )
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(600 if MOST else 0)
 @pytest.mark.parametrize("stages", [QUICK] if MOST else [[stage] for stage in STAGES], ids=" and ".join)
 def test_after_every_crash_the_next_run_ends_as_an_undisturbed_one(
     tmp_path: Path, library: Path, tiny: Params, stages: list[str]
