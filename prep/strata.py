@@ -69,7 +69,7 @@ def stratum_of(ratings: npt.NDArray[np.float64], counts: npt.NDArray[np.int64]) 
         ratings: average_rating, stars.
         counts: rating_number.
     """
-    return (np.rint(ratings * 10).astype(np.int16) * len(COUNT_BUCKETS) + count_bucket(counts)).astype(np.int16)
+    return (np.rint(ratings * 10) * len(COUNT_BUCKETS) + count_bucket(counts)).astype(np.int16)
 
 
 def names_of(strata: npt.NDArray[np.int16]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
@@ -133,4 +133,4 @@ def limit(bands: npt.NDArray[np.integer], fraction: float, count: int, minimum: 
         minimum: ``sample.min_per_category``.
     """
     reached = np.cumsum(np.bincount(bands, minlength=count)) >= min(minimum, len(bands))
-    return max(round(fraction * count), int(np.argmax(reached)) + 1 if minimum else 0)
+    return max(round(fraction * count), int(np.argmax(reached)) + 1)

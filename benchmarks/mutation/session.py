@@ -9,7 +9,8 @@ import random
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -39,26 +40,40 @@ class SessionRunner(TestRunner):
             session = Session.from_config(self._config)
             self._config.hook.pytest_sessionstart(session=session)
             session.perform_collect()
+        self._config.pluginmanager.register(self)
         self._tests = {item.nodeid: item for item in session.items}
 
     def run_stats(self, *, tests: Iterable[str]) -> int:
-        """Run tests, all if none is named, and note their seconds and the functions that they call."""
-        for name in tests or self._tests:
-            state()._stats.clear()
-            reports = self._run([name])
-            if any(report.failed for report in reports):
+        """Run tests, all if none is named, and note their seconds and the functions that they call.
+
+        What the fixtures of a file call, is called for each of its tests.
+        """
+        for _, names in groupby(tests or self._tests, key=lambda name: name.partition("::")[0]):
+            called: dict[str, set[str]] = {}
+            self._of_fixtures: set[str] = set()
+
+            def note(name: str, reports: list[pytest.TestReport]) -> None:
+                state().duration_by_test[name] = sum(report.duration for report in reports)
+                called[name] = set(state()._stats)  # noqa: B023 -- it is called here only
+                state()._stats.clear()
+
+            if not self._pass(names, note):
                 return 1
-            state().duration_by_test[name] = sum(report.duration for report in reports)
-            for function in state()._stats:
-                state().tests_by_mangled_function_name[function].add(name)
+            for name, functions in called.items():
+                for function in functions | self._of_fixtures:
+                    state().tests_by_mangled_function_name[function].add(name)
         return 0
+
+    def pytest_runtest_call(self) -> None:
+        """Note what was called before a test."""
+        self._of_fixtures |= set(state()._stats)
 
     def run_tests(self, *, mutant_name: str | None, tests: Iterable[str]) -> int:
         """Return 1 if a test fails; if none is named, run the fastest, for all have passed in `run_stats`."""
         seconds = state().duration_by_test
         fastest = sorted(set().union(*state().tests_by_mangled_function_name.values()), key=seconds.__getitem__)[:20]
         ordered = sorted(tests or fastest, key=list(self._tests).index)  # so that no fixture is made twice
-        return int(any(report.failed for report in self._run(ordered)))
+        return int(not self._pass(ordered))
 
     def run_forced_fail(self) -> int:
         """Return 1 if a test fails."""
@@ -68,21 +83,25 @@ class SessionRunner(TestRunner):
         """Return the names of the tests."""
         return ListAllTestsResult(ids=set(self._tests))
 
-    def _run(self, tests: Iterable[str]) -> list[pytest.TestReport]:
-        """Run tests up to the first that fails, in a temporary folder of their own."""
-        reports: list[pytest.TestReport] = []
+    def _pass(
+        self,
+        tests: Iterable[str],
+        note: Callable[[str, list[pytest.TestReport]], None] = lambda name, reports: None,
+    ) -> bool:
+        """Run tests up to the first that fails, in a temporary folder of their own; return whether none does."""
         items = [self._tests[name] for name in tests]
         factory: Any = self._config._tmp_path_factory  # type: ignore[attr-defined]
         factory._basetemp = Path(tempfile.mkdtemp())
         with change_cwd("mutants"):
             for item, after in zip(items, [*items[1:], None], strict=True):
-                reports += runtestprotocol(item, log=False, nextitem=after)
-                if any(report.failed for report in reports):
+                reports = runtestprotocol(item, log=False, nextitem=after)
+                note(item.nodeid, reports)
+                if failed := any(report.failed for report in reports):
                     break
             # a test that fails leaves fixtures for the next one, in the folder that is removed here
             items[0].session._setupstate.teardown_exact(None)
         shutil.rmtree(factory._basetemp, ignore_errors=True)
-        return reports
+        return not failed
 
 
 def sampled(**arguments: Any) -> tuple[list[Any], Any]:
