@@ -7,7 +7,7 @@ import pytest
 
 from validation import columns, links
 from validation.suites import PREDICT_INPUT_SUITE, Suite
-from validation.verdicts import Verdict
+from validation.verdicts import FailedError, Verdict, judge, require
 
 ITEMS = 200
 GROUPS = pa.table(
@@ -58,3 +58,10 @@ def test_equal_keys_are_in_the_same_part_of_each_table(monkeypatch: pytest.Monke
         True
     ] * 7
     assert sum(map(len, ours)) == ITEMS
+
+
+def test_the_first_check_that_fails_is_described_and_the_others_are_named() -> None:
+    checks = [judge("items", name, 9, ["a row"] * wrong) for name, wrong in [("a", 0), ("b", 2), ("c", 1), ("d", 1)]]
+    with pytest.raises(FailedError, match=r"^here, .*\bb\b.*; also failed: items: c, items: d; do this$"):
+        require("here", checks, lambda: "do this")
+    require("here", checks[:1], lambda: pytest.fail("it is called only if a check failed"))
