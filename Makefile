@@ -27,7 +27,7 @@ repro: setup ## run the whole pipeline with params.yaml and print the metrics
 	dvc repro
 	@effimini results
 
-test: setup ## run the tests in parallel, one file per core
+test: setup ## run the tests in parallel, a file at a time in each process
 	OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 8 --dist loadfile
 
 test-slow: setup ## run the tests that take long

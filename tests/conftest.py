@@ -32,6 +32,12 @@ Visit: TypeAlias = "Callable[[Path], tuple[Page, list[str]]]"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which is not there on a machine with only a GPU's libraries
+def pytest_xdist_auto_num_workers() -> int:
+    """Return the number of workers of `-n auto`: one more than cores, for tests wait a quarter of their time."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
 @pytest.fixture(autouse=True)
 def _own_store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give each test an empty local store, so that tests do not share results."""

@@ -40,6 +40,7 @@ class SessionRunner(TestRunner):
             session = Session.from_config(self._config)
             self._config.hook.pytest_sessionstart(session=session)
             session.perform_collect()
+        self._of_fixtures: set[str] = set()  # functions that fixtures of a file call
         self._config.pluginmanager.register(self)
         self._tests = {item.nodeid: item for item in session.items}
 
@@ -50,7 +51,7 @@ class SessionRunner(TestRunner):
         """
         for _, names in groupby(tests or self._tests, key=lambda name: name.partition("::")[0]):
             called: dict[str, set[str]] = {}
-            self._of_fixtures: set[str] = set()
+            self._of_fixtures.clear()
 
             def note(name: str, reports: list[pytest.TestReport]) -> None:
                 state().duration_by_test[name] = sum(report.duration for report in reports)
