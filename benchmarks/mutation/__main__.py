@@ -33,7 +33,7 @@ TESTS = {
     "shards/skip.py": ("shards/test_skip.py",),
     "shards/loader.py": ("shards/test_loader.py",),
     "shards/steps.py": ("shards/test_steps.py",),
-    "prep/sample.py": ("prep/test_sample.py", "prep/test_properties.py"),
+    "prep/sample.py": ("prep/test_sample.py", "prep/test_properties.py", "effimini/test_remove.py"),
     "validation/verdicts.py": GATES,
     "validation/weights.py": GATES,
     "validation/proportions.py": GATES,

@@ -129,6 +129,22 @@ def test_an_item_without_a_required_field_is_dropped_with_its_reason(
     assert report == {"rows_in": 31, "rows_out": 30, "dropped": {reason: 1}}
 
 
+def test_an_item_without_a_count_is_kept_with_0_ratings_where_no_count_is_required(
+    tmp_path: Path, make_params: Callable[..., Params]
+) -> None:
+    rows = [{"parent_asin": f"I{i}", "title": f"product {i}", "rating_number": i or None} for i in range(30)]
+    write_items(tmp_path, "Toys", rows, 4)
+    params = make_params(**BASE, **{"sample.require": ["title"], "sample.fraction": 1.0, "sample.eval_fraction": 1.0})
+    groups(params, tmp_path)
+    sample("Toys", params, tmp_path)
+    counts = {
+        row["parent_asin"]: row["rating_number"]
+        for path in (tmp_path / "sample/Toys").glob("*.parquet")
+        for row in pq.read_table(path).to_pylist()
+    }
+    assert counts == {f"I{i}": i for i in range(30)}
+
+
 def test_a_category_without_training_items_is_an_error(tmp_path: Path, make_params: Callable[..., Params]) -> None:
     write(tmp_path, [(1, 4.0, 3)])
     params = make_params(**BASE, **{"sample.require": ["image"]})
