@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -86,11 +87,18 @@ def chosen(data: Path) -> list[str]:
     return [train, test, head, next(one for one in sorted(group) if one not in where and one not in repeated)]
 
 
+def strata_of(data: Path, category: str) -> pd.DataFrame:
+    """Return the strata of a category, by split, rating and count."""
+    table = pd.read_csv(data / f"sample/{category}/strata.csv")
+    return table.set_index(["split", "average_rating", "rating_number_from"])
+
+
 def test_a_removed_item_is_in_no_file_after_the_next_run_and_only_its_tars_change(
     project: tuple[Path, Params], digests: Digests, run_to: Callable[..., None]
 ) -> None:
     data, params = project
     ids, before, old = chosen(data), places(data), digests(data / "shards")
+    populations = {category: strata_of(data, category) for category in params.source.categories}
     held = {path for path, _ in holding(ids, params, data)}
     assert {path.relative_to(data).parts[0] for path in held if path.is_relative_to(data)} >= {
         *("raw", "items", "groups", "sample", "images", "shards")
@@ -116,6 +124,10 @@ def test_a_removed_item_is_in_no_file_after_the_next_run_and_only_its_tars_chang
         validate(table, params, data)
     reports = [json.loads(path.read_text()) for path in (data / "raw").rglob("report.json")]
     assert sum(report["tables"]["items"]["dropped"].get("removed", 0) for report in reports) == len(ids)
+    for name, had in populations.items():
+        now_has = strata_of(data, name)
+        fewer = had["population"].reindex(now_has.index) - now_has["population"]
+        assert fewer.tolist() == now_has.get("removed", 0 * fewer).tolist()
 
 
 @pytest.mark.slow
