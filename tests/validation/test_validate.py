@@ -18,6 +18,7 @@ import pytest
 from prep.core import files, params, writers
 from prep.core.errors import UserError
 from prep.core.tables.shards import INDEX, METADATA_FIELDS
+from prep.weights import weights
 from shards.lint import LintRule
 from tests.shards import damage
 from tests.validation import tree
@@ -564,6 +565,24 @@ def test_a_warning_is_logged_and_written_and_stops_nothing(data: Path, caplog: p
     page = (data.parent / "results/validation/items.html").read_text()
     assert name in page
     assert found[0]["examples"][0] in page
+
+
+@pytest.mark.parametrize(("warn_above", "levels"), [(0.0, {"pass", "warn"}), (0.9, {"pass"})])
+def test_a_fraction_of_near_duplicates_above_the_first_limit_is_a_warning(
+    warn_above: float, levels: set[str], data: Path
+) -> None:
+    limits = params.Limits(warn_above=warn_above, fail_above=1.0)
+    run = dataclasses.replace(PARAMS.validation, near_duplicate_fraction=limits)
+    validate("exclusions", dataclasses.replace(PARAMS, validation=run), data)
+    few = [e["level"] for e in results(data, "exclusions") if "few near duplicates" in e["expectation"]]
+    assert set(few) == levels  # some parts have none
+
+
+def test_weights_that_level_off_pass(data: Path) -> None:
+    run = dataclasses.replace(PARAMS, weights=dataclasses.replace(PARAMS.weights, half_at=50))
+    weights(run, data)
+    validate("weights", run, data)
+    assert {e["level"] for e in results(data, "weights")} == {"pass"}
 
 
 @pytest.mark.parametrize("table", GATES)
