@@ -28,6 +28,7 @@ from validation.checks import GATES
 from validation.profile import PROFILED_COLUMNS
 from validation.suites import PREDICT_INPUT_SUITE, SUITES, suite
 from validation.validate import accept, validate
+from validation.verdicts import FailedError
 
 PARAMS = tree.small_params()
 
@@ -576,6 +577,13 @@ def test_a_fraction_of_near_duplicates_above_the_first_limit_is_a_warning(
     validate("exclusions", dataclasses.replace(PARAMS, validation=run), data)
     few = [e["level"] for e in results(data, "exclusions") if "few near duplicates" in e["expectation"]]
     assert set(few) == levels  # some parts have none
+
+
+def test_a_sample_without_parts_is_not_that_of_its_strata(data: Path) -> None:
+    for part in (data / "sample" / ONE).glob("*.parquet"):
+        part.unlink()
+    with pytest.raises(FailedError, match=r"sampled items of each stratum in strata.csv = items in the parts"):
+        validate("sample", PARAMS, data)
 
 
 def test_weights_that_level_off_pass(data: Path) -> None:
