@@ -1,6 +1,7 @@
 """Comparing keys in parts gives the same verdicts as comparing all at once."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -65,3 +66,8 @@ def test_the_first_check_that_fails_is_described_and_the_others_are_named() -> N
     with pytest.raises(FailedError, match=r"^here, .*\bb\b.*; also failed: items: c, items: d; do this$"):
         require("here", checks, lambda: "do this")
     require("here", checks[:1], lambda: pytest.fail("it is called only if a check failed"))
+
+
+def test_parts_of_only_one_table_are_named(tmp_path: Path) -> None:
+    found = links.aligned([tmp_path / "train-00.parquet"], [tmp_path / "train-01.parquet"])
+    assert found.examples == ("train-00.parquet (missing)", "train-01.parquet (unknown)")
