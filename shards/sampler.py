@@ -9,7 +9,7 @@ of the total number of samples.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,6 @@ from shards.mixture import Mixture
 
 SampleNumbers = npt.NDArray[np.int64]
 Lengths = Callable[[SampleNumbers], npt.NDArray[np.int64]]
-Drawn = TypeVar("Drawn")
 
 WINDOW = 64  # shards whose samples are shuffled together, so that few shards are read at a time
 
@@ -85,21 +84,22 @@ class EpochSampler:
                 f"train.mixture leaves {self.fewest} samples for the {self._steps} steps of an epoch; give it larger "
                 "weights, or raise train.batch_size"
             )
-        self._drawn_windows: dict[int, SampleNumbers] = {}
-        self._drawn_buckets: dict[int, list[SampleNumbers]] = {}
+        # steps are mostly read in order
+        self._window = lru_cache(1)(self._draw_window)
+        self._bucket = lru_cache(1)(self._draw_bucket)
 
     def __len__(self) -> int:
         return self._steps
 
     def __getitem__(self, step: int) -> SampleNumbers:
         number, batch = divmod(step, self._length_bucket_batches)
-        return _latest(self._drawn_buckets, number, self._draw_bucket)[batch]
+        return self._bucket(number)[batch]
 
     def places_of(self, sample: int) -> list[tuple[int, int]]:
         """Return each step that has a sample, and its position there: one, or with a mixture none or several."""
         shard = int(np.searchsorted(self._first, sample, "right")) - 1
         window = int(np.flatnonzero(self._shards == shard)[0]) // self._width
-        drawn = _latest(self._drawn_windows, window, self._draw_window)
+        drawn = self._window(window)
         positions = int(self._windows[window]) + np.flatnonzero(drawn == sample)
         near = self._length_bucket_batches
         buckets = {self._step_at(position) // near for position in positions.tolist()}
@@ -136,7 +136,7 @@ class EpochSampler:
     def _of_window(self, number: int, begin: int, end: int) -> SampleNumbers:
         """Return the samples of a window at positions `begin` to `end` in the order of the epoch."""
         first = int(self._windows[number])
-        return _latest(self._drawn_windows, number, self._draw_window)[max(0, begin - first) : end - first]
+        return self._window(number)[max(0, begin - first) : end - first]
 
     def _draw_window(self, number: int) -> SampleNumbers:
         shards = self._shards[number * self._width : (number + 1) * self._width]
@@ -166,11 +166,3 @@ class EpochSampler:
 def rank_slice(batch: SampleNumbers, rank: int, world_size: int) -> SampleNumbers:
     """Return the samples of a global batch that belong to rank `rank` of `world_size`."""
     return batch[rank::world_size]
-
-
-def _latest(drawn: dict[int, Drawn], number: int, draw: Callable[[int], Drawn]) -> Drawn:
-    """Return entry `number`, drawn if it is not the latest one, which is kept: steps are mostly read in order."""
-    if number not in drawn:
-        drawn.clear()
-        drawn[number] = draw(number)
-    return drawn[number]
