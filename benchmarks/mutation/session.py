@@ -49,19 +49,20 @@ class SessionRunner(TestRunner):
 
         What the fixtures of a file call, is called for each of its tests.
         """
-        for _, names in groupby(tests or self._tests, key=lambda name: name.partition("::")[0]):
-            called: dict[str, set[str]] = {}
+        called: dict[str, set[str]] = {}
+
+        def note(name: str, reports: list[pytest.TestReport]) -> None:
+            state().duration_by_test[name] = sum(report.duration for report in reports)
+            called[name] = set(state()._stats)
+            state()._stats.clear()
+
+        for _, group in groupby(tests or self._tests, key=lambda name: name.partition("::")[0]):
             self._of_fixtures.clear()
-
-            def note(name: str, reports: list[pytest.TestReport]) -> None:
-                state().duration_by_test[name] = sum(report.duration for report in reports)
-                called[name] = set(state()._stats)  # noqa: B023 -- it is called here only
-                state()._stats.clear()
-
+            names = list(group)
             if not self._pass(names, note):
                 return 1
-            for name, functions in called.items():
-                for function in functions | self._of_fixtures:
+            for name in names:
+                for function in called[name] | self._of_fixtures:
                     state().tests_by_mangled_function_name[function].add(name)
         return 0
 
