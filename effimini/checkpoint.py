@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from effimini.metrics import Stars
 from effimini.model import WEIGHTS_FILE, EffiMini
 from effimini.predictions import VALIDATION_FILE, write_predictions
+from effimini.training_curve import TrainingCurve
 from prep.core import files, writers
 from prep.core.errors import UserError, check_format, first_sentence
 from shards.loader import LoaderState
@@ -50,6 +51,7 @@ class Progress(msgspec.Struct, kw_only=True):
     best_epoch: int = 0
     stale: int = 0  # epochs since the best
     history: list[dict[str, float]] = []  # metrics of each completed epoch
+    curve: TrainingCurve = msgspec.field(default_factory=TrainingCurve)
     seconds: dict[str, float] = {}  # time spent, by activity
 
 

@@ -467,7 +467,7 @@ def train(
     shards: ShardsAt = "",
     tracker: Annotated[
         Literal["none", "tensorboard", "mlflow", "wandb"],
-        typer.Option(envvar="EFFIMINI_TRACKER", help="Send each epoch's metrics to a tracker, too."),
+        typer.Option(envvar="EFFIMINI_TRACKER", help="Send the metrics to a tracker while the model trains."),
     ] = "none",
     as_json: Json = False,
 ) -> None:

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from effimini.metrics import Scores
+from effimini.training_curve import STEPS_FILE
 
 _INK = "#010203"  # replaced by the page's text color, so that plots follow light and dark mode
 _BLUE, _RED, _GREY = "#4477aa", "#cc6677", "#999999"  # legible in both modes
@@ -132,26 +133,30 @@ def plot_curve(curve: pd.DataFrame) -> Markup:
 
 
 def plot_curves(train: Path) -> Markup:
-    """Plot the curves that DVCLive logged by epoch; the loss of both splits is in one plot."""
+    """Plot the curves of a training: the metrics that DVCLive logged by epoch, and the points of steps.csv."""
     folder = train / "plots" / "metrics"
     curves = {
         path.relative_to(folder).with_suffix("").as_posix(): pd.read_csv(path, sep="\t")
         for path in sorted(folder.rglob("*.tsv"))
     }
+    steps = pd.read_csv(train / STEPS_FILE) if (train / STEPS_FILE).exists() else pd.DataFrame()
     panels = [
-        ("loss", {"train/loss": _BLUE, "validation/loss": _RED}),
-        ("validation PLCC", {"validation/plcc": _RED, "validation/plcc_of_network": _GREY}),
-        ("learning rate", {"train/learning_rate": _BLUE}),
+        ("loss", "loss", {"train/loss": _BLUE, "validation/loss": _RED}),
+        ("validation PLCC", None, {"validation/plcc": _RED, "validation/plcc_of_network": _GREY}),
+        ("gradient norm", "gradient_norm", {}),
+        ("learning rate", "learning_rate", {}),
     ]
     labels = {"validation/plcc": "with closed form", "validation/plcc_of_network": "network only"}
-    figure = Figure(figsize=(9.0, 2.6), layout="constrained")
-    for number, (title, names) in enumerate(panels, 1):
+    figure = Figure(figsize=(10.0, 2.6), layout="constrained")
+    for number, (title, by_step, by_epoch) in enumerate(panels, 1):
         axes = _axes(figure, 1, len(panels), number)
         axes.set(title=title, xlabel="epoch")
         axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4))
         axes.yaxis.get_offset_text().set(color=_INK, size=8)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        for name, colour in names.items():
+        if by_step in steps:
+            axes.plot(steps["epoch"], steps[by_step], linewidth=0.8, color=_BLUE, alpha=0.6, label="train, steps")
+        for name, colour in by_epoch.items():
             if name in curves:
                 curve = curves[name]
                 axes.plot(

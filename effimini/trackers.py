@@ -1,6 +1,6 @@
 """Send the metrics of a training to TensorBoard, MLflow or Weights & Biases, besides DVCLive's files.
 
-Input: the name of a tracker, the settings of the run, and the metrics of each epoch. Output: what the tracker keeps:
+Input: the name of a tracker, the settings of the run, and metrics by step. Output: what the tracker keeps:
 event files in ``build/tensorboard``, or a run where its own environment variables say. Guarantees: a tracker changes no
 byte of the training; one that fails later is named once in the log and left alone.
 """
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 EVENTS = Path("build/tensorboard")  # a folder for each run, by its start
 PROJECT = "effimini"
 
-Log: TypeAlias = Callable[[Mapping[str, float], int], None]  # of the metrics of an epoch, and its number from 0
+Log: TypeAlias = Callable[[Mapping[str, float], int], None]  # of metrics, and the last step that they include, from 1
 Settings: TypeAlias = Mapping[str, Any]
 
 
@@ -36,10 +36,14 @@ def start(name: str, settings: Settings) -> AbstractContextManager[Log]:
         UserError: the name is another one. On entry: the tracker's library is not installed, or it does not start.
     """
     if name == "none":
-        return nullcontext(lambda metrics, epoch: None)
+        return nullcontext(discard)
     if name not in TRACKERS:
         raise UserError(f"there is no tracker {name}; choose from none, {', '.join(TRACKERS)}")
     return _started(name, settings)
+
+
+def discard(metrics: Mapping[str, float], step: int) -> None:
+    """Send nothing."""
 
 
 @contextmanager
@@ -58,12 +62,12 @@ def _started(name: str, settings: Settings) -> Iterator[Log]:
             ) from error
         failed = False
 
-        def careful(metrics: Mapping[str, float], epoch: int) -> None:
+        def careful(metrics: Mapping[str, float], step: int) -> None:
             nonlocal failed
             if failed:
                 return
             try:
-                send(metrics, epoch)
+                send(metrics, step)
             except Exception as error:  # noqa: BLE001 -- as above; hours of training are worth more
                 failed = True
                 log.warning("the tracker %s failed (%s); training goes on without it", name, first_sentence(error))
@@ -77,9 +81,9 @@ def _tensorboard(settings: Settings) -> Iterator[Log]:
     with library.SummaryWriter(str(EVENTS / time.strftime("%Y%m%d-%H%M%S"))) as writer:
         writer.add_text("settings", "\n".join(f"    {name}: {value}" for name, value in settings.items()))
 
-        def send(metrics: Mapping[str, float], epoch: int) -> None:
+        def send(metrics: Mapping[str, float], step: int) -> None:
             for name, value in metrics.items():
-                writer.add_scalar(name, value, epoch)
+                writer.add_scalar(name, value, step)
             writer.flush()
 
         yield send
@@ -90,14 +94,14 @@ def _mlflow(settings: Settings) -> Iterator[Log]:
     library = import_module("mlflow")
     with library.start_run():
         library.log_params(settings)
-        yield lambda metrics, epoch: library.log_metrics(dict(metrics), step=epoch)
+        yield lambda metrics, step: library.log_metrics(dict(metrics), step=step)
 
 
 @contextmanager
 def _wandb(settings: Settings) -> Iterator[Log]:
     library = import_module("wandb")
     with library.init(project=os.environ.get("WANDB_PROJECT", PROJECT), config=dict(settings)) as run:
-        yield lambda metrics, epoch: run.log(dict(metrics), step=epoch)
+        yield lambda metrics, step: run.log(dict(metrics), step=step)
 
 
 TRACKERS: Mapping[str, Callable[[Settings], AbstractContextManager[Log]]] = {

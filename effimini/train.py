@@ -1,7 +1,7 @@
 """Training on shards, in one process or in those started by torchrun.
 
 Input: ``data/shards/``, ``data/weights.json`` and the parameters. Output: ``models/best/`` and ``models/last/`` (saved
-models), DVCLive's metrics and curves in ``results/train/``, and the time profile in ``results/train/time.json``.
+models) and, in ``results/train/``, DVCLive's metrics by epoch, the curve by step (steps.csv) and the time profile.
 Guarantees: the same inputs on the same machine give the same losses; a training that was interrupted after any step
 resumes from its last checkpoint with the losses of an uninterrupted one; SIGTERM and SIGINT save a checkpoint first;
 the gradient of a step is that of the loss summed over the global batch and divided by its size, for any number of ranks
@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from hashlib import blake2b
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +46,7 @@ from effimini.model import WEIGHTS_FILE, Config, EffiMini, build
 from effimini.precheck import CONFIG_FILE
 from effimini.stop import Stop, Stopped
 from effimini.time_profile import Spent
+from effimini.training_curve import POINTS, STEPS_FILE, write_points
 from prep.core import files, locks, writers
 from prep.core.errors import UserError
 from prep.core.params import Params, TrainParams, narrow
@@ -74,6 +76,7 @@ class StepResult(NamedTuple):
     norm: Tensor  # float32 [], norm of the gradient before clipping
     size: int  # number of samples of the global batch
     place: tuple[int, int]  # epoch and step, from 0
+    learning_rate: float  # of the encoders
 
 
 class Trained(msgspec.Struct, frozen=True):
@@ -93,6 +96,7 @@ class Trainer:
         params, shards, weights: as for `train`.
         dist: the ranks of this training.
         held: keeps other runs of the same training waiting until it is closed; None if there are none.
+        track: is given each point of the training curve, and its step.
     """
 
     def __init__(
@@ -102,8 +106,9 @@ class Trainer:
         weights: Path | None,
         dist: Distributed,
         held: ExitStack | None = None,
+        track: trackers.Log = trackers.discard,
     ) -> None:
-        self.params, self.dist = params, dist
+        self.params, self.dist, self.track = params, dist, track
         recipe = params.train
         tokenization = TokenizationConfig(params.model.text.name, params.text.fields, params.text.max_tokens)
         self.data, self.validation = (
@@ -262,7 +267,8 @@ class Trainer:
             ) from error
         self.progress.steps = self._of_run(epoch, step)
         stop_requested = torch.full_like(total, float(self.stop.requested is not None))
-        return StepResult(dist.all_reduce(torch.stack([total, stop_requested])), norm, batch.global_size, (epoch, step))
+        sums = dist.all_reduce(torch.stack([total, stop_requested]))
+        return StepResult(sums, norm, batch.global_size, (epoch, step), recipe.learning_rate * factor)
 
     def _of_run(self, epoch: int, step: int) -> int:
         """Return the number of a step in the run, from 1; those left out count."""
@@ -271,22 +277,32 @@ class Trainer:
     def _check_step(self, result: StepResult) -> bool:
         """Add the loss of a step to the progress; return whether any rank got a stop request, the same on all ranks."""
         loss, stop_requests = result.sums.tolist()
-        if not torch.isfinite(result.norm):
+        norm, (epoch, step) = float(result.norm), result.place
+        if not math.isfinite(norm):
             kept = checkpoint.newest_checkpoint(self.state)
-            epoch, step = result.place
             raise UserError(
-                f"the gradient norm of step {step + 1} in epoch {epoch + 1} is {float(result.norm)} (loss {loss}); "
+                f"the gradient norm of step {step + 1} in epoch {epoch + 1} is {norm} (loss {loss}); "
                 f"lower train.learning_rate, which is {self.params.train.learning_rate:g}, or add step "
                 f"{self._of_run(epoch, step)} to train.skip"
                 + (f"; the checkpoint of step {checkpoint.steps_of(kept)} is kept in {kept}" if kept else "")
             )
         self.progress.loss += loss * result.size
         self.progress.samples += result.size
+        self.progress.curve.add(self._of_run(epoch, step), loss, norm, result.learning_rate, result.size)
+        if self.progress.curve.steps == math.ceil(len(self.loader) / POINTS):
+            self._close_point()
         return bool(stop_requests > 0)
+
+    def _close_point(self) -> None:
+        """Add the steps since the last point of the curve to it, and send the point to the tracker."""
+        point = self.progress.curve.close(len(self.loader))
+        if point is not None:
+            self.track(point.metrics(), point.step)
 
     def _validate(self) -> dict[str, float]:
         """Evaluate the model on the validation split, save a checkpoint, and return the metrics of the epoch."""
         recipe, progress = self.params.train, self.progress
+        self._close_point()
         self.clock.start("validation")
         if self.closed_form:
             self.closed_form[0].fraction.zero_()  # score with only the network
@@ -389,7 +405,7 @@ def train(
             which may have been made with other parameters: the weighting is computed from their indexes.
         out: the folder for best/ and last/.
         results: the folder for the metrics and curves.
-        tracker: where each epoch's metrics are sent as well, as of `effimini.trackers.start`.
+        tracker: where metrics and curve are sent while the model trains, as of `effimini.trackers.start`.
 
     Raises:
         UserError: the tracker does not start, shards or weights are missing or belong to another run, an encoder
@@ -402,16 +418,18 @@ def train(
     with init_distributed() as dist, ExitStack() as held:
         settings = {"source": params.source.kind} | dataclasses.asdict(params.train)
         track = held.enter_context(trackers.start(tracker if dist.rank == 0 else "none", settings))
-        trainer = Trainer(params, shards, weights, dist, held)
-        progress = trainer.progress
-        for epoch, metrics in enumerate(progress.history):  # of before an interruption
-            track(metrics, epoch)
+        trainer = Trainer(params, shards, weights, dist, held, track)
+        progress, steps = trainer.progress, len(trainer.loader)
+        before = [(point.metrics(), point.step) for point in progress.curve.points]  # of before an interruption
+        before += [(metrics, epoch * steps) for epoch, metrics in enumerate(progress.history, 1)]
+        for metrics, step in sorted(before, key=itemgetter(1)):
+            track(metrics, step)
         if params.source.kind == "demo":
             log.warning("demo data: the products are synthetic, so these metrics say nothing about real ones")
         if progress.steps:
             log.info("resuming an interrupted training after step %d of %d", progress.steps, trainer.steps)
         for metrics in trainer.run():
-            track(metrics, len(progress.history) - 1)
+            track(metrics, len(progress.history) * steps)
             if dist.rank == 0:
                 log.info(
                     "epoch %d of %d: %s  padding %.1f %%  images damaged %d",
@@ -525,6 +543,7 @@ def _publish(trainer: Trainer, profile: Spent, out: Path, results: Path) -> None
                 live.next_step()
             live.summary["source"] = params.source.kind
             live.summary["best"] = {"epoch": progress.best_epoch + 1, "validation_plcc": progress.best}
+        write_points(progress.curve.points, curves / STEPS_FILE)
         writers.write_json(curves / "time.json", profile)
     newest.replace(newest.with_name(f".{newest.name}.old.partial"))  # a kill must not leave half of it to resume from
     shutil.rmtree(trainer.state)

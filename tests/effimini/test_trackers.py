@@ -1,4 +1,4 @@
-"""Trackers get the metrics of DVCLive, and change no byte of a training."""
+"""Trackers get the metrics of DVCLive and the curve by step, and change no byte of a training."""
 
 import csv
 import logging
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from effimini import trackers
@@ -56,18 +57,24 @@ def test_tensorboard_gets_the_metrics_of_dvclive_and_no_byte_changes(
     metrics = of_dvclive(out / "results/train")
     (out / "results/train/time.json").unlink()
     assert tree(out) == expected
+    curve = pd.read_csv(out / "results/train/steps.csv")
     found = of_events(trackers.EVENTS)
-    assert found.keys() == metrics.keys()
+    by_step = {f"steps/{name}": name for name in ("loss", "gradient_norm", "learning_rate")}
+    assert found.keys() == metrics.keys() | by_step.keys()
     assert {"train/loss", "validation/plcc"} <= found.keys()
-    for name, steps in metrics.items():
-        assert [step for step, _ in found[name]] == list(range(small.train.epochs))
-        assert found[name] == [(step, pytest.approx(value, rel=1e-6)) for step, value in steps]  # float32
+    last = [int(curve["step"].max()) * epoch // small.train.epochs for epoch in range(1, small.train.epochs + 1)]
+    for name, values in metrics.items():
+        expected_values = [pytest.approx(value, rel=1e-6) for _, value in values]  # float32
+        assert found[name] == list(zip(last, expected_values, strict=True))
+    for name, column in by_step.items():
+        expected_values = [pytest.approx(value, rel=1e-5) for value in curve[column]]
+        assert found[name] == list(zip(curve["step"], expected_values, strict=True))
 
 
 @contextmanager
 def recorded(sent: list[tuple[int, float]], settings: Mapping[str, Any]) -> Iterator[trackers.Log]:
     assert settings["source"] == "demo"
-    yield lambda metrics, epoch: sent.append((epoch, metrics["train/loss"]))
+    yield lambda metrics, step: sent.append((step, metrics.get("steps/loss") or metrics["train/loss"]))
 
 
 def test_a_resumed_training_sends_the_epochs_before_it_again(
@@ -93,15 +100,20 @@ def test_a_resumed_training_sends_the_epochs_before_it_again(
         train(*words)
     monkeypatch.setattr(Trainer, "run", run)
     history = train(*words).epochs
-    assert runs[1] == [(epoch, metrics["train/loss"]) for epoch, metrics in enumerate(history)]
-    assert runs[0] == runs[1][:1]
+    curve = pd.read_csv(tmp_path / "results/steps.csv")
+    steps = len(curve) // small.train.epochs
+    expected = [(step, pytest.approx(loss, rel=1e-5)) for step, loss in zip(curve["step"], curve["loss"], strict=True)]
+    for epoch, metrics in reversed(list(enumerate(history, 1))):  # after the points of each epoch
+        expected.insert(epoch * steps, (epoch * steps, metrics["train/loss"]))
+    assert runs[1] == expected
+    assert runs[0] == runs[1][: steps + 1]
     assert len(history) == small.train.epochs > 1
 
 
 def test_a_tracker_that_fails_is_named_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     @contextmanager
     def broken(_: trackers.Settings) -> Iterator[trackers.Log]:
-        def send(metrics: Mapping[str, float], epoch: int) -> None:
+        def send(metrics: Mapping[str, float], step: int) -> None:
             raise ConnectionError("no route. Try later.")
 
         yield send
