@@ -266,7 +266,7 @@ def _imports(tree: ast.AST) -> set[str]:
 def closure(stage: str) -> set[str]:
     """Return the files of the project that a stage's command imports, and the templates that they use."""
     command = stage.partition("_")[0]
-    cli = ast.parse((ROOT / "effimini/cli.py").read_text())
+    cli = ast.parse((ROOT / "effimini/cli/stages.py").read_text())
     todo = _imports(next(node for node in cli.body if isinstance(node, ast.FunctionDef) and node.name == command))
     found: set[str] = set()
     while todo:

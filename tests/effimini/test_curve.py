@@ -176,7 +176,7 @@ def test_at_all_items_it_is_the_closed_form_that_a_training_fits(
 def test_the_command_prints_the_table_or_json(
     hashed: Params, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("effimini.cli.load_params", lambda _: hashed)
+    monkeypatch.setattr("effimini.cli.common.load_params", lambda _: hashed)
     monkeypatch.setattr("prep.core.pipeline.check_dvc_yaml", lambda _: None)
     options = ["--data", str(data), "--output", str(tmp_path / "out")]
     shown = CliRunner().invoke(app, ["curve", *options], catch_exceptions=False)

@@ -117,7 +117,7 @@ def test_a_file_without_a_state_dict_is_an_error_and_runs_no_code(
 def test_the_command_reads_the_parameters_of_the_model(
     theirs: State, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("effimini.cli.load_params", lambda path: params if path == Path("mine.yaml") else None)
+    monkeypatch.setattr("effimini.cli.models.load_params", lambda path: params if path == Path("mine.yaml") else None)
     path = saved(theirs, tmp_path)
     arguments = ["import", str(path), "--output", str(tmp_path / "out"), "--params", "mine.yaml"]
     assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0

@@ -175,7 +175,7 @@ def test_the_tracker_is_an_option_or_a_variable(monkeypatch: pytest.MonkeyPatch,
     from effimini.cli import app
 
     asked: list[str] = []
-    monkeypatch.setattr("effimini.cli._load_project_params", lambda path: small)
+    monkeypatch.setattr("effimini.cli.stages.load_project_params", lambda path: small)
     monkeypatch.setattr("effimini.precheck.shards", lambda *words: None)
     monkeypatch.setattr("effimini.train.train", lambda *words, tracker: asked.append(tracker))
     for words, variable in (([], {}), (["--tracker", "mlflow"], {}), ([], {"EFFIMINI_TRACKER": "wandb"})):

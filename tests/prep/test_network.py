@@ -545,13 +545,13 @@ def test_no_control_character_of_a_server_reaches_the_terminal(tmp_path: Path, n
 
 def test_no_control_character_reaches_the_log_or_a_traceback(tmp_path: Path) -> None:
     code = (
-        "import logging, sys; from effimini import cli\n"
+        "import logging, sys; from effimini.cli import program\n"
         "def app():\n"
         "    logging.warning('%s', sys.argv[1])\n"
         "    try: raise ValueError(sys.argv[1])\n"
         "    except ValueError: logging.exception('x')\n"
         "    raise ValueError(sys.argv[1])\n"
-        "cli.app = app; cli.main()"
+        "program.app = app; program.main()"
     )
     done = subprocess.run([sys.executable, "-c", code, EVIL], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
