@@ -82,7 +82,7 @@ def plan(
 ) -> None:
     """Estimate what a run will take on this machine: time, memory, disk and network, for each stage.
 
-    Reads a few rows of each category of the source, requests 64 images, and measures this machine for less than a
+    Reads a few rows of each category of the source, requests 256 images, and measures this machine for less than a
     minute. Warns if the disk or the memory is too small, with the parameter to change.
 
     Example: `effimini plan`

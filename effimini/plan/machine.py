@@ -35,7 +35,7 @@ from prep.sample import SampleRow
 from shards import tokens
 from shards.fetch import fetch_some, image_base
 
-PICTURES = 64
+PICTURES = 256  # several for each connection, so that opening these is a small part of the time
 _ROUNDS = 20  # of the work that a core is measured by
 _STEPS, _STEP_SECONDS = 3, 5.0  # minimum number and time of the measured steps
 _BATCHES = 9  # whose longest text is measured
