@@ -16,11 +16,11 @@ import statistics
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+from benchmarks.hogs import hogs
 from benchmarks.tables import median_range, table
 
 POLICIES = {"spin (default)": None, "sleep": "PASSIVE"}
@@ -53,12 +53,8 @@ def measure(policy: str, others: int, steps: int) -> float:
     environment.pop("OMP_WAIT_POLICY", None)
     if value := POLICIES[policy]:
         environment["OMP_WAIT_POLICY"] = value
-    with ExitStack() as stack:
-        for _ in range(others):
-            busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-            stack.callback(busy.wait)
-            stack.callback(busy.kill)
-        command = [sys.executable, "-m", "benchmarks.spinning", "--worker", "--steps", str(steps)]
+    command = [sys.executable, "-m", "benchmarks.spinning", "--worker", "--steps", str(steps)]
+    with hogs(others):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return float(done.stdout.splitlines()[-1])
 

@@ -55,6 +55,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import stream_data as data
+from benchmarks.hogs import hogs
 from benchmarks.tables import median_range, table
 from shards import manifest
 
@@ -278,22 +279,9 @@ WRITERS = {  # modules imported before the clock starts, and the writer
 }
 
 
-@contextmanager
-def hogs(apart: bool | None) -> Iterator[None]:
-    """Run `HOGS` processes that use all the time they get, in sessions of their own if `apart`; None runs none."""
-    command = [sys.executable, "-c", "while True: pass"]
-    running = [subprocess.Popen(command, start_new_session=apart) for _ in range(HOGS if apart is not None else 0)]
-    try:
-        yield
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
-
-
 def measure_busy(apart: bool | None, **given: Any) -> dict[str, float]:
-    """Return `measure_read` beside the `hogs`."""
-    with hogs(apart):
+    """Return `measure_read` beside `HOGS` busy processes, in sessions of their own if `apart`; None runs none."""
+    with hogs(0 if apart is None else HOGS, apart=bool(apart)):
         return measure_read(**given)
 
 
