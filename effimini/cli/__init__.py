@@ -5,10 +5,7 @@ a log on stderr, and on stdout only results that a program may parse. Guarantees
 command imports only what it needs, so that --help is fast.
 """
 
-from effimini.cli import stages  # isort: skip -- the help lists commands in this order
-from effimini.cli import project  # isort: skip
-from effimini.cli import shards  # isort: skip
-from effimini.cli import models  # isort: skip
+from effimini.cli import stages, project, shards, models  # isort: skip -- the help lists commands in this order
 from effimini.cli.program import app, main
 
 __all__ = ["app", "main", "models", "project", "shards", "stages"]
