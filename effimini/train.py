@@ -268,7 +268,7 @@ class Trainer:
         self.progress.steps = self._of_run(epoch, step)
         stop_requested = torch.full_like(total, float(self.stop.requested is not None))
         sums = dist.all_reduce(torch.stack([total, stop_requested]))
-        return StepResult(sums, norm, batch.global_size, (epoch, step), recipe.learning_rate * factor)
+        return StepResult(sums, norm, batch.global_size, (epoch, step), self.optimizer.param_groups[0]["lr"])
 
     def _of_run(self, epoch: int, step: int) -> int:
         """Return the number of a step in the run, from 1; those left out count."""
