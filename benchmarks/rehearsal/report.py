@@ -1,7 +1,7 @@
 """The tables of the rehearsal.
 
 Input: the JSON files of the phases, of one rehearsal and of smaller ones. Output: Markdown on stdout and in
-``report.md``. Guarantees: no figure that was not measured, but for the column that says it is extrapolated.
+``report.md``. Guarantees: no figure that was not measured.
 """
 
 import io
@@ -27,6 +27,7 @@ ROWS = {
     "validate_predictions": ("train",), "dvc": (),
 }  # fmt: skip
 ITEMS = 1_520_000  # of the whole rehearsal; of these, 0.4 pass the paper's filter
+LONG = 60.0  # seconds; shorter stages have no growth
 
 
 def print_tables(build: Path, against: Sequence[Path]) -> None:
@@ -34,7 +35,7 @@ def print_tables(build: Path, against: Sequence[Path]) -> None:
 
     Args:
         build: folder of the rehearsal.
-        against: folders of smaller rehearsals, for the slopes.
+        against: folders of smaller rehearsals, the smallest first, for the growth.
     """
     text = io.StringIO()
     with redirect_stdout(text):
@@ -63,12 +64,11 @@ def _repro(result: Any) -> None:
     print(f"\n```diff\n{result['parameters']}\n```")
     rows = []
     for stage, usage in watched["stages"].items():
-        of = sum(counts.get(name, 0) for name in ROWS.get(stage, ()))
-        speed = f"{of / usage['wall']:,.0f}" if of and usage["wall"] else ""
+        of = _rows(stage, counts)
         rows.append(
             (
                 f"`{stage}`", f"{usage['calls']}", f"{usage['wall']:.1f}", f"{usage['cpu']:.1f}",
-                f"{of:,}" if of else "",                 speed, f"{usage['process']:,.0f}",
+                f"{of:,}" if of else "", _speed(of, usage["wall"]), f"{usage['process']:,.0f}",
                 f"{usage['together']:,.0f}", f"{usage['disk']:+,.0f}",
             )
         )  # fmt: skip
@@ -129,36 +129,41 @@ def _fraction(result: Any) -> None:
 
 
 def _growth(results: Sequence[Any]) -> None:
-    """Print how the stages grow from one size to the next, and the line through the last two sizes."""
-    sizes = [result["items"] for result in results]
+    """Print what each stage took at each size, how its time grows, and its figures at the last size."""
+    sizes, watched = [result["items"] for result in results], [result["watched"] for result in results]
     rows = []
-    totals: dict[str, list[float]] = {"wall": [], "cpu": []}
-    for stage in results[-1]["watched"]["stages"]:
-        usages = [result["watched"]["stages"].get(stage) for result in results]
-        if not all(usages):
-            continue
-        cells = [f"`{stage}`"]
-        for figure, unit in (("wall", 60), ("cpu", 60), ("process", 1)):
-            values = [usage[figure] for usage in usages]
-            full = _extrapolated(values, sizes)
-            totals.setdefault(figure, []).append(full / unit)
-            exponent = np.log(max(values[-1], 0.1) / max(values[-2], 0.1)) / np.log(sizes[-1] / sizes[-2])
-            cells += [*(f"{value:,.1f}" for value in values), f"{exponent:.2f}", f"{full / unit:,.1f}"]
-        rows.append(cells)
-    measured = len(sizes) + 1
-    last = ["all"]
-    for figure in ("wall", "cpu"):
-        last += [*[""] * measured, f"{sum(totals[figure]):,.1f}"]
-    rows.append([*last, *[""] * measured, f"{max(totals['process']):,.0f}"])
-    head = ["stage"]
-    for figure, unit in (("wall", "min"), ("CPU", "min"), ("largest process", "MB")):
-        head += [*(f"{figure}, {size:,}" for size in sizes), "exponent", f"to {ITEMS:,}, {unit}"]
-    table('Growth (seconds, MB); the columns "to" are extrapolated on the line through the last two sizes', head, rows)
+    for stage in ROWS:
+        usages = [one["stages"][stage] for one in watched]
+        seconds, last = [usage["wall"] for usage in usages], usages[-1]
+        growth = f"{_growth_of(seconds, sizes):.1f}" if len(sizes) > 2 and seconds[-1] > LONG else ""
+        speed = _speed(_rows(stage, results[-1]["rows"]), last["wall"])
+        memory = (f"{usage['process']:,.0f}" for usage in usages)
+        times = (f"{value:,.0f}" for value in seconds)
+        rows.append((f"`{stage}`", *times, growth, f"{last['cpu']:,.0f}", speed, f"{last['disk']:+,.0f}", *memory))
+    totals = (f"{one['wall']:,.0f}" for one in watched)
+    peaks = (f"{max(usage['process'] for usage in one['stages'].values()):,.0f}" for one in watched)
+    cpu = sum(usage["cpu"] for usage in watched[-1]["stages"].values())
+    rows.append(("all", *totals, "", f"{cpu:,.0f}", "", "", *peaks))
+    names = [f"{size:,} items" for size in sizes]
+    times = (f"wall s, {name}" for name in names)
+    memory = (f"largest process, MB, {name}" for name in names)
+    title = "Growth: what an item more costs between the last two sizes, by what it costs between the two before"
+    table(title, ("stage", *times, "growth", "CPU s", "rows/s", "disk, MB", *memory), rows)
 
 
-def _extrapolated(values: Sequence[float], sizes: Sequence[int]) -> float:
-    slope = (values[-1] - values[-2]) / (sizes[-1] - sizes[-2])
-    return max(values[-1], values[-1] + slope * (ITEMS - sizes[-1]))
+def _growth_of(values: Sequence[float], sizes: Sequence[int]) -> float:
+    """Return the slope of the last piece of a line through points, divided by the slope of the piece before."""
+    before, last = (np.diff(values) / np.diff(sizes))[-2:]
+    return float(last / before)
+
+
+def _rows(stage: str, counts: dict[str, int]) -> int:
+    """Return the number of rows that a stage reads."""
+    return sum(counts.get(name, 0) for name in ROWS.get(stage, ()))
+
+
+def _speed(rows: int, seconds: float) -> str:
+    return f"{rows / seconds:,.0f}" if rows and seconds else ""
 
 
 def _listed(counts: dict[str, int]) -> str:
