@@ -20,7 +20,7 @@ _MODULES = {"EffiMini": "effimini.model", "Loader": "shards.loader", "ShardDatas
 def __getattr__(name: str) -> Any:
     """Import a public name (PEP 562)."""
     if name == "__version__":
-        return import_module("prep.core.errors").version()  # takes longer to import than this package
+        return import_module("prep.core.formats").version()  # takes longer to import than this package
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_MODULES[name]), name)

@@ -12,7 +12,6 @@ import logging
 import pickle
 import shutil
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch
@@ -24,7 +23,8 @@ from effimini.model import WEIGHTS_FILE, EffiMini
 from effimini.predictions import VALIDATION_FILE, write_predictions
 from effimini.training_curve import TrainingCurve
 from prep.core import files, writers
-from prep.core.errors import UserError, check_format, first_sentence
+from prep.core.errors import UserError, first_sentence
+from prep.core.formats import check_format
 from shards.loader import LoaderState
 from shards.stream import ShardDataset
 
@@ -53,13 +53,6 @@ class Progress(msgspec.Struct, kw_only=True):
     history: list[dict[str, float]] = []  # metrics of each completed epoch
     curve: TrainingCurve = msgspec.field(default_factory=TrainingCurve)
     seconds: dict[str, float] = {}  # time spent, by activity
-
-
-class _Head(msgspec.Struct):
-    """What every version reads of a progress."""
-
-    format: Any = 1
-    needs: Any = None
 
 
 def save_checkpoint(
@@ -121,11 +114,11 @@ def load_checkpoint(folder: Path, model: EffiMini, optimizer: torch.optim.Optimi
         return Progress()
     try:
         _check_hashes(path)
-        head = msgspec.json.decode((path / PROGRESS).read_bytes(), type=_Head)
-        check_format(head.format, head.needs, _READABLE, f"the checkpoint in {path}", f"remove {folder} to start again")
+        content = (path / PROGRESS).read_bytes()
+        check_format(content, _READABLE, f"the checkpoint in {path}", f"remove {folder} to start again")
         model.load_state_dict(load_file(path / "last" / WEIGHTS_FILE))
         optimizer.load_state_dict(torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True))
-        progress = msgspec.json.decode((path / PROGRESS).read_bytes(), type=Progress)
+        progress = msgspec.json.decode(content, type=Progress)
         progress.format, progress.needs = FORMAT, NEEDS  # of what it is written as next
         return progress
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError) as error:

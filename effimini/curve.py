@@ -34,7 +34,7 @@ from effimini.model import build
 from effimini.scaling_law import Forecast, forecast
 from effimini.slices import SMALL
 from effimini.train import READS, prepare
-from prep.core import files
+from prep.core import files, writers
 from prep.core.errors import UserError
 from prep.core.params import Params, narrow
 from prep.core.progress import bar
@@ -186,8 +186,7 @@ def curve(
     sizes, stars = measure(fit, len(recipe.train), params.evaluate.seed)
     found = of_runs(sizes, stars, recipe.test.labels, recipe.ceiling)
     table = as_frame(found)
-    with files.atomic_write(out / "curve.csv") as partial:
-        table.to_csv(partial, index=False, float_format="%.6g", lineterminator="\n")
+    writers.write_csv(out / "curve.csv", table)
     with files.atomic_write(out / "curve.svg") as partial:
         partial.write_text(plots.plot_curve(table), encoding="utf-8")
     return found

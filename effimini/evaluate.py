@@ -282,8 +282,7 @@ def _write_tables(
         "weights": weights_by_count(splits.train, weights),
     }
     for name, table in tables.items():
-        with files.atomic_write(folder / f"{name}.csv") as partial:
-            table.to_csv(partial, index=False, float_format="%.6g", lineterminator="\n")
+        writers.write_csv(folder / f"{name}.csv", table)
     return tables
 
 

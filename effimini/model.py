@@ -36,7 +36,8 @@ from effimini.precheck import CONFIG_FILE
 from effimini.words import Words
 from prep import hub
 from prep.core import files, writers
-from prep.core.errors import UserError, check_format, first_sentence
+from prep.core.errors import UserError, first_sentence
+from prep.core.formats import check_format
 from prep.core.params import EncoderParams, Params
 from shards import tokens
 
@@ -252,13 +253,6 @@ class EffiMini(nn.Module):
         return model.eval()
 
 
-class _Head(msgspec.Struct):
-    """What every version reads of config.json."""
-
-    format: Any = 1
-    needs: Any = None
-
-
 def read_config(path: Path, what: str, otherwise: str) -> Config:
     """Read the config.json of a saved or an exported model.
 
@@ -272,8 +266,7 @@ def read_config(path: Path, what: str, otherwise: str) -> Config:
     """
     try:
         content = path.read_bytes()
-        head = msgspec.json.decode(content, type=_Head)
-        check_format(head.format, head.needs, _READABLE, str(path), otherwise)
+        check_format(content, _READABLE, str(path), otherwise)
         return msgspec.json.decode(content, type=Config)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not {what} ({error}); {otherwise}") from None

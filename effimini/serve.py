@@ -7,16 +7,13 @@ service after the requests that it has.
 """
 
 import asyncio
-import base64
 import contextlib
 import functools
-import hashlib
 import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -37,7 +34,7 @@ from effimini.input_csv import INPUT_COLUMNS
 from effimini.predict import Item, Scorer, intervals_of, item_of, load, stars_of
 from effimini.serve_request import Asked
 from prep.core.errors import UserError, first_sentence
-from prep.core.templates import DEMO_NOTICE, render
+from prep.core.templates import DEMO_NOTICE, read_script, render
 
 log = logging.getLogger(__name__)
 
@@ -197,17 +194,8 @@ def _answer(item: Item, stars: float, ends: tuple[float, ...]) -> dict[str, Any]
 
 @functools.cache
 def _page(source: str, interval: bool) -> str:
-    script = resources.files("effimini").joinpath("serve.js").read_text(encoding="utf-8")
-    return render(
-        "effimini",
-        "serve.html.jinja",
-        {
-            "coverage": COVERAGE if interval else None,
-            "demo": DEMO_NOTICE if source == "demo" else "",
-            "digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-            "script": script,
-        },
-    )
+    values = {"coverage": COVERAGE if interval else None, "demo": DEMO_NOTICE if source == "demo" else ""}
+    return render("effimini", "serve.html.jinja", values | read_script("effimini", "serve.js"))
 
 
 async def _refused(_: Request, error: Exception) -> Response:

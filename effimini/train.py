@@ -96,7 +96,7 @@ class Trainer:
         params, shards, weights: as for `train`.
         dist: the ranks of this training.
         held: keeps other runs of the same training waiting until it is closed; None if there are none.
-        track: is given each point of the training curve, and its step.
+        track: is given each point of the training curve and the metrics of each epoch, with their step.
     """
 
     def __init__(
@@ -183,6 +183,7 @@ class Trainer:
             Stopped: SIGTERM or SIGINT was received; a checkpoint is saved.
             UserError: the gradient is not finite, the device is out of memory, or the disk is full.
         """
+        self._send_past()
         with self.stop.listening():
             try:
                 while not self.finished():
@@ -198,6 +199,14 @@ class Trainer:
                     self._save()
                 log.warning("stopped by a signal after step %d; run the same command to resume", self.progress.steps)
                 raise
+
+    def _send_past(self) -> None:
+        """Send what was measured before an interruption to the tracker, which starts anew."""
+        progress = self.progress
+        past = [(point.metrics(), point.step) for point in progress.curve.points]
+        past += [(metrics, epoch * len(self.loader)) for epoch, metrics in enumerate(progress.history, 1)]
+        for metrics, step in sorted(past, key=itemgetter(1)):
+            self.track(metrics, step)
 
     def _train(self) -> None:
         """Run the remaining steps of the epoch."""
@@ -333,6 +342,7 @@ class Trainer:
             progress.history, progress.loss = [*progress.history, metrics], 0.0
             progress.trained, progress.samples = progress.trained + progress.samples, 0
             self._save(calibrated, best=better)
+        self.track(metrics, len(progress.history) * len(self.loader))
         return metrics
 
     def _calibrate(self, scores: Stars) -> Stars:
@@ -419,17 +429,12 @@ def train(
         settings = {"source": params.source.kind} | dataclasses.asdict(params.train)
         track = held.enter_context(trackers.start(tracker if dist.rank == 0 else "none", settings))
         trainer = Trainer(params, shards, weights, dist, held, track)
-        progress, steps = trainer.progress, len(trainer.loader)
-        before = [(point.metrics(), point.step) for point in progress.curve.points]  # of before an interruption
-        before += [(metrics, epoch * steps) for epoch, metrics in enumerate(progress.history, 1)]
-        for metrics, step in sorted(before, key=itemgetter(1)):
-            track(metrics, step)
+        progress = trainer.progress
         if params.source.kind == "demo":
             log.warning("demo data: the products are synthetic, so these metrics say nothing about real ones")
         if progress.steps:
             log.info("resuming an interrupted training after step %d of %d", progress.steps, trainer.steps)
         for metrics in trainer.run():
-            track(metrics, len(progress.history) * steps)
             if dist.rank == 0:
                 log.info(
                     "epoch %d of %d: %s  padding %.1f %%  images damaged %d",

@@ -11,6 +11,8 @@ from pathlib import Path
 import msgspec
 import pandas as pd
 
+from prep.core import writers
+
 STEPS_FILE = "steps.csv"
 POINTS = 100  # of an epoch, at most
 
@@ -67,6 +69,4 @@ class TrainingCurve(msgspec.Struct):
 
 def write_points(points: Sequence[Point], path: Path) -> None:
     """Write points as CSV, a row each with the fields of `Point` as columns."""
-    pd.DataFrame(map(msgspec.structs.asdict, points), columns=Point.__struct_fields__).to_csv(
-        path, index=False, float_format="%.6g", lineterminator="\n"
-    )
+    writers.write_csv(path, pd.DataFrame(map(msgspec.structs.asdict, points), columns=Point.__struct_fields__))

@@ -7,13 +7,14 @@ rejected.
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from prep.core.errors import VERSION, UserError, check_format
+from prep.core.errors import UserError
 from prep.core.fields import LABELS
+from prep.core.formats import VERSION, check_format
 from prep.core.params import rename_keys
 from prep.core.parts import TEST, TRAIN, VALIDATION
 
@@ -134,8 +135,7 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         UserError: it is not a manifest, or has an unknown format.
     """
     try:
-        head = msgspec.json.decode(content, type=_Head)
-        check_format(head.format, head.needs, _READABLE, where, "make the shards again with `dvc repro shard`")
+        check_format(content, _READABLE, where, "make the shards again with `dvc repro shard`")
         manifest = msgspec.json.decode(content, type=Manifest)
         if manifest.format != FORMAT:
             rename_keys(manifest.parameters)
@@ -143,13 +143,6 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         return manifest
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{where} is not a manifest ({error}); run `dvc checkout` or `dvc repro shard`") from None
-
-
-class _Head(Struct):
-    """What every version reads of a manifest."""
-
-    format: Any = None
-    needs: Any = None
 
 
 def problems(about: Manifest, category: str) -> Iterator[str]:

@@ -6,11 +6,8 @@ and seed give the same page; only tars with members that are shown are read; tex
 labelled; without JavaScript only search and filters are missing.
 """
 
-import base64
-import hashlib
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib import resources
 from itertools import chain, groupby, islice, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +20,7 @@ from prep.core.errors import UserError, first_sentence
 from prep.core.fields import LABELS, assemble
 from prep.core.parts import TRAIN
 from prep.core.tables.shards import STARS, SampleMetadata
-from prep.core.templates import DEMO_NOTICE, data_url, render
+from prep.core.templates import DEMO_NOTICE, data_url, read_script, render
 from prep.weights import SampleWeights, check_weights, read_weights, sample_weights
 from shards.location import ShardLocation, index_file
 from shards.manifest import Manifest
@@ -79,14 +76,12 @@ def preview_page(
     shards.prefetch(np.unique([shard for shard, _ in chosen]))
     shown = list(_read_samples(shards, manifests, chosen, weighing))
     predicted, predicted_in = _predictions(location, predictions, split, shown)
-    script = resources.files("shards").joinpath("preview.js").read_text(encoding="utf-8")
     return render(
         "shards",
         "preview.html.jinja",
         {
             "by_category": [(c, list(group)) for c, group in groupby(shown, lambda s: s.category)],
             "demo": DEMO_NOTICE if any(manifest.source.kind == "demo" for manifest in manifests) else "",
-            "digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
             "fractions": sorted({about.fraction for about in manifests if about.fraction is not None}),
             "image_size": shards.image_size,
             "labels": LABELS,
@@ -95,7 +90,6 @@ def preview_page(
             "predictions": predicted,
             "predictions_file": predicted_in,
             "samples": len(shown),
-            "script": script,
             "seed": seed,
             "sources": sorted({(manifest.source.kind, manifest.source.revision) for manifest in manifests}),
             "split": split,
@@ -103,6 +97,7 @@ def preview_page(
             "tokens": manifests[0].tokens,
             "total": sum(shards.sizes),
             "weighing": weighing,
+            **read_script("shards", "preview.js"),
         },
     )
 

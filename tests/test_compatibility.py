@@ -13,7 +13,6 @@ import pytest
 
 import effimini
 from effimini import checkpoint, model
-from prep.core.errors import UserError, check_format
 from shards import manifest
 from tests.clone import ROOT
 from tests.two_versions import KINDS
@@ -36,24 +35,6 @@ CHANGES = {
         for name, module in (("model", model), ("checkpoint", checkpoint))
     },
 }
-
-
-@pytest.mark.parametrize(
-    ("found", "needs", "told"),
-    [
-        (3, "1.2", "x has format 3 and EffiMini {} reads 1, 2; install EffiMini 1.2 or newer, or do it again"),
-        (3, None, "x has format 3 and EffiMini {} reads 1, 2; install a newer version of EffiMini, or do it again"),
-        (3, "1;2", "x has format 3 and EffiMini {} reads 1, 2; install a newer version of EffiMini, or do it again"),
-        (0, "1.2", "x has format 0 and EffiMini {} reads 1, 2; do it again"),
-        (True, None, "x has format True and EffiMini {} reads 1, 2; do it again"),
-        ("2", None, "x has format '2' and EffiMini {} reads 1, 2; do it again"),
-    ],
-)  # fmt: skip
-def test_a_format_that_is_not_read_is_told_with_the_version_that_reads_it(
-    found: object, needs: object, told: str
-) -> None:
-    with pytest.raises(UserError, match=f"^{re.escape(told.format(effimini.__version__))}$"):
-        check_format(found, needs, (1, 2), "x", "do it again")
 
 
 def test_a_new_format_states_the_version_that_reads_it() -> None:

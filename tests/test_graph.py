@@ -52,6 +52,7 @@ READS = {
 NO_BYTE: dict[str, tuple[str, ...]] = {
     # errors, progress and time
     "prep/core/errors.py": (),
+    "prep/core/formats.py": (),
     "prep/core/progress.py": (),
     "effimini/clock.py": (),
     "effimini/time_profile.py": (),

@@ -93,8 +93,7 @@ def accept(data: Path = Path("data")) -> Path:
     found = profiles(data)
     if found.empty:
         raise UserError(f"{data / 'profiles'} contains no profile; run `dvc repro` to compute the profiles")
-    with files.atomic_write(data.parent / ACCEPTED) as out:
-        _write_csv(found, out)
+    writers.write_csv(data.parent / ACCEPTED, found)
     return data.parent / ACCEPTED
 
 
@@ -179,13 +178,8 @@ def _write_profile(table: str, params: Params, data: Path) -> dict[str, dict[str
         paths = list_files(data / table / category)
         counted[category] = profile.value_counts(table, paths)
         found.append(profile.profile_of(table, category, sum(map(columns.rows_of, paths)), counted[category]))
-    with files.atomic_write(data / "profiles" / f"{table}.csv") as out:
-        _write_csv(pd.concat(found), out)
+    writers.write_csv(data / "profiles" / f"{table}.csv", pd.concat(found))
     return counted
-
-
-def _write_csv(frame: pd.DataFrame, path: Path) -> None:
-    frame.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
 
 
 def _write_docs(

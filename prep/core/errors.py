@@ -1,17 +1,14 @@
 """Errors that a user can fix, text that is safe to print, and the budget of rejected rows.
 
-Input: an error of a library or of the system, text from elsewhere, the format of a file, or counts of rejected rows by
-reason. Output: an error message of one line, and text that is safe to print. Guarantees: a stage stops if it rejects
-more rows than its budget allows; a file of a format that this version does not read is refused.
+Input: an error of a library or of the system, text from elsewhere, or counts of rejected rows by reason. Output: an
+error message of one line, and text that is safe to print. Guarantees: a stage stops if it rejects more rows than its
+budget allows.
 """
 
 import errno
 import os
 import re
-from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed
-from typing import Any
+from collections.abc import Mapping
 
 _SHOWN = 60  # characters of a value in a message
 # Control characters (line ends too), marks that change the direction of text, line and paragraph separators, and
@@ -33,7 +30,6 @@ _REFUSALS = {
     errno.ENFILE: "raise the limit on open files of this machine",
 }
 
-VERSION = r"[0-9]{1,5}(\.[0-9]{1,5}){0,3}"  # of EffiMini, as a file states it
 _PASSWORD = re.compile(r"(?<=://)[^/@\s:]*:[^/@\s]*(?=@)")  # user and password of a URL
 
 
@@ -72,37 +68,6 @@ def of_system(error: BaseException) -> UserError | None:
         f"{name} cannot be read or written ({os.strerror(error.errno)}); {_REFUSALS[error.errno]}; then run the same "
         "command again, which goes on from what is kept"
     )
-
-
-def version() -> str:
-    """Return the version of EffiMini, or "from a checkout" if it is not installed."""
-    try:
-        return installed("effimini")
-    except PackageNotFoundError:
-        return "from a checkout"
-
-
-def check_format(found: Any, needs: Any, readable: Sequence[int], where: str, otherwise: str) -> None:
-    """Check that this version reads the format of a file.
-
-    Args:
-        found: what the file states as its format.
-        needs: what it states as the first version of EffiMini that reads it.
-        readable: the formats that this version reads, in order.
-        where: the file, for the message.
-        otherwise: what else the user can do than install another version.
-
-    Raises:
-        UserError: it does not; the message names the version that does, if the file is newer and states it.
-    """
-    if type(found) is int and found in readable:
-        return
-    if type(found) is int and found > readable[-1]:
-        states = isinstance(needs, str) and re.fullmatch(VERSION, needs)
-        what = f"install EffiMini {needs} or newer" if states else "install a newer version of EffiMini"
-        otherwise = f"{what}, or {otherwise}"
-    known = ", ".join(map(str, readable))
-    raise UserError(f"{where} has format {found!r:.20} and EffiMini {version()} reads {known}; {otherwise}")
 
 
 def check_budget(bad: Mapping[str, int], total: int, share: float, what: str, hint: str) -> None:

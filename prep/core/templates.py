@@ -6,7 +6,9 @@ Guarantees: a value that the template uses and that is missing is an error; HTML
 """
 
 import base64
+import hashlib
 from collections.abc import Callable, Mapping
+from importlib import resources
 from typing import Any
 
 import jinja2
@@ -37,6 +39,12 @@ def render(
     )
     environment.filters |= filters or {}
     return environment.get_template(name).render(values)
+
+
+def read_script(package: str, name: str) -> dict[str, str]:
+    """Return the script of a page and its SHA-256 for the page's policy, by their names in the template."""
+    script = resources.files(package).joinpath(name).read_text(encoding="utf-8")
+    return {"script": script, "digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}
 
 
 def data_url(jpeg: bytes) -> str:

@@ -8,13 +8,16 @@ Guarantees: the same content gives the same bytes with the pinned libraries.
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prep.core.files import atomic_write
+
+if TYPE_CHECKING:
+    import pandas as pd  # takes long to import, and most users of this module have no frame
 
 _ROW_GROUP = 10_000  # rows
 
@@ -24,6 +27,12 @@ def write_json(path: Path, content: Any) -> None:
     text = json.dumps(msgspec.to_builtins(content), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def write_csv(path: Path, frame: "pd.DataFrame") -> None:
+    """Write `frame` without its index as CSV, floats with six significant digits."""
+    with atomic_write(path) as partial:
+        frame.to_csv(partial, index=False, float_format="%.6g", lineterminator="\n")
 
 
 def write_table(path: Path, table: pa.Table) -> None:

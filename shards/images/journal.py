@@ -24,7 +24,8 @@ from typing import BinaryIO, Self
 import msgspec
 
 from prep.core import files, locks
-from prep.core.errors import VERSION, UserError, version
+from prep.core.errors import UserError
+from prep.core.formats import VERSION, version
 
 MAGIC = b"\xf1EMJ"
 _LATER = re.compile(rb"\xf1EM[K-Z](%s)\n" % VERSION.encode())

@@ -2,8 +2,7 @@
 
 import pytest
 
-from prep.core import errors
-from prep.core.errors import printable, version
+from prep.core.errors import printable
 
 
 @pytest.mark.parametrize(
@@ -25,14 +24,3 @@ def test_control_characters_are_escaped_and_other_text_is_as_it_was() -> None:
     plain = "Kölnisch Wasser 4711, \u65e5\u672c\u8a9e, \u05e2\u05d1\u05e8\u05d9\u05ea, 🙂\u200d \\x1b"
     assert printable(plain) == plain
     assert printable("a\x00\n\t\x7f\x85\u2066\ud800") == r"a\x00\n\t\x7f\x85\u2066\ud800"
-
-
-def test_a_checkout_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert version()[0].isdigit()
-    with monkeypatch.context() as patch:
-        patch.setattr(errors, "installed", _absent)
-        assert version() == "from a checkout"
-
-
-def _absent(name: str) -> str:
-    raise errors.PackageNotFoundError(name)
