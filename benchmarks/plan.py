@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from benchmarks.rehearsal.figures import CATEGORIES
+from benchmarks.rehearsal.report import LONG
 from benchmarks.tables import table
 from effimini.plan import costs as plan_costs
 from effimini.plan.costs import DRIVERS, TABLES, WITH_IMAGES, RunCosts, StageCost, TableCost, Workload, workload
@@ -26,7 +27,6 @@ from effimini.plan.plan import Plan, model_seconds, predict, with_cores
 from prep.core import files
 from prep.core.params import EncoderParams, Params, load_params
 
-LONG = 60.0  # seconds; shorter stages are not compared
 TRAINING = ("train", "evaluate")
 CORES, FRACTIONS = (2, 16, 64), (0.2, 0.4)
 

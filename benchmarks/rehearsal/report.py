@@ -27,7 +27,7 @@ ROWS = {
     "validate_predictions": ("train",), "dvc": (),
 }  # fmt: skip
 ITEMS = 1_520_000  # of the whole rehearsal; of these, 0.4 pass the paper's filter
-LONG = 60.0  # seconds; shorter stages have no growth
+LONG = 60.0  # seconds; of shorter stages no growth is printed, and no plan is checked
 
 
 def print_tables(build: Path, against: Sequence[Path]) -> None:
@@ -72,8 +72,7 @@ def _repro(result: Any) -> None:
                 f"{usage['together']:,.0f}", f"{usage['disk']:+,.0f}",
             )
         )  # fmt: skip
-    peak = max(usage["process"] for usage in watched["stages"].values())
-    cpu = sum(usage["cpu"] for usage in watched["stages"].values())
+    cpu, peak = _totals(watched)
     rows.append(("all", "", f"{watched['wall']:.1f}", f"{cpu:.1f}", "", "", f"{peak:,.0f}", "", ""))
     head = (
         "stage", "calls", "wall, s", "CPU, s", "rows", "rows/s", "largest process, MB", "its processes together, MB",
@@ -133,7 +132,9 @@ def _growth(results: Sequence[Any]) -> None:
     sizes, watched = [result["items"] for result in results], [result["watched"] for result in results]
     rows = []
     for stage in ROWS:
-        usages = [one["stages"][stage] for one in watched]
+        usages = [one["stages"].get(stage) for one in watched]
+        if not all(usages):
+            continue
         seconds, last = [usage["wall"] for usage in usages], usages[-1]
         growth = f"{_growth_of(seconds, sizes):.1f}" if len(sizes) > 2 and seconds[-1] > LONG else ""
         speed = _speed(_rows(stage, results[-1]["rows"]), last["wall"])
@@ -141,9 +142,8 @@ def _growth(results: Sequence[Any]) -> None:
         times = (f"{value:,.0f}" for value in seconds)
         rows.append((f"`{stage}`", *times, growth, f"{last['cpu']:,.0f}", speed, f"{last['disk']:+,.0f}", *memory))
     totals = (f"{one['wall']:,.0f}" for one in watched)
-    peaks = (f"{max(usage['process'] for usage in one['stages'].values()):,.0f}" for one in watched)
-    cpu = sum(usage["cpu"] for usage in watched[-1]["stages"].values())
-    rows.append(("all", *totals, "", f"{cpu:,.0f}", "", "", *peaks))
+    cpu, peaks = zip(*map(_totals, watched), strict=True)
+    rows.append(("all", *totals, "", f"{cpu[-1]:,.0f}", "", "", *(f"{peak:,.0f}" for peak in peaks)))
     names = [f"{size:,} items" for size in sizes]
     times = (f"wall s, {name}" for name in names)
     memory = (f"largest process, MB, {name}" for name in names)
@@ -155,6 +155,12 @@ def _growth_of(values: Sequence[float], sizes: Sequence[int]) -> float:
     """Return the slope of the last piece of a line through points, divided by the slope of the piece before."""
     before, last = (np.diff(values) / np.diff(sizes))[-2:]
     return float(last / before)
+
+
+def _totals(watched: Any) -> tuple[float, float]:
+    """Return the CPU seconds of all stages together, and the memory of the largest process in MB."""
+    stages = watched["stages"].values()
+    return sum(usage["cpu"] for usage in stages), max(usage["process"] for usage in stages)
 
 
 def _rows(stage: str, counts: dict[str, int]) -> int:
